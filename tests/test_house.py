@@ -1,0 +1,375 @@
+"""The rules of the house, read from the source with `ast`.
+
+README.md shows the file tree in its first ```text block whose first line starts with `ys_llm/`: one
+entry a line, two spaces of indentation a level, the name first, a folder's name ending in `/`, a
+description after it. A folder with entries below it lists all it holds; `__init__.py`,
+`__main__.py` and hidden files need no line.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TypeGuard
+
+import pytest
+import torch
+
+from ys_llm.config import ModelConfig, load_config
+from ys_llm.measure import parameter_count
+from ys_llm.model import Model
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ys_llm"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+MIXERS = sorted(path.stem for path in (PACKAGE / "mixers").glob("[!_]*.py"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
+# A room imports only from the lines above its own.
+LAYERS = (
+    {"errors"},
+    {"casing", "files", "settings", "yaml_text"},  # exception: beside errors, all that they know
+    {"config"},
+    {"corpus", "tokenizer", "gendata", "ops"},
+    {"data", "mixers"},
+    {"model"},
+    {"optim", "measure", "checkpoint", "progress"},
+    {"train", "evaluate", "generate"},
+    {"repl", "serve", "report"},
+    {"cli"},
+    {"__main__"},
+)
+NEIGHBOURS = {
+    ("train", "evaluate"): "validation happens inside the loop",
+    ("train", "generate"): "the loop prints a sample of text now and then",
+}
+ROOMS_OF_SEVERAL_FILES = {"gendata", "ops"}  # whose files know each other; mixers never do
+NEVER_TORCH = {"errors", *LAYERS[1], "config", "corpus", "tokenizer", "gendata"}
+LAZY_TORCH = {"cli", "__main__", "__init__"}
+READS_ENVIRONMENT = {"config", "cli"}
+
+LONGEST_FUNCTION = 60
+THE_LOOP = ("train", "_loop")
+MOST_PARAMETERS = 6
+LONGEST_FILE = 400
+HIGHEST_MEDIAN = 14  # lines; the house says "about 12"
+
+# In pieces, so that this file does not hold what it forbids.
+FORBIDDEN = {
+    "a path of the machine it was written on": re.compile(r"/wo" r"rk/|/tm" r"p/"),
+    "unfinished work": re.compile(r"\bTO" r"DO\b"),
+}
+
+MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter"}
+MUTATORS = {"append", "extend", "insert", "remove", "pop", "popitem", "clear", "update", "add"}
+MUTATORS |= {"setdefault", "discard"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=name_of(path))
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def functions_of(path: Path) -> Iterator[Function]:
+    return (node for node in ast.walk(tree_of(path)) if isinstance(node, Function))
+
+
+def modules_imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import hides the room"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top_level(path: Path) -> ast.Module:
+    """The module without the bodies of its functions: what `import` runs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, Function) or is_for_type_checkers(node):
+            node.body = [ast.Pass()]
+    return tree
+
+
+def is_for_type_checkers(node: ast.AST) -> TypeGuard[ast.If]:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def rank_of(room: str) -> int:
+    ranks = [rank for rank, rooms in enumerate(LAYERS) if room in rooms]
+    assert len(ranks) == 1, f"ys_llm.{room} is no room of the house: give it a place in LAYERS"
+    return ranks[0]
+
+
+def may_import(importer: Path, room: str) -> bool:
+    own = room_of(importer)
+    if room == own:
+        return own in ROOMS_OF_SEVERAL_FILES
+    return rank_of(room) < rank_of(own) or (own, room) in NEIGHBOURS
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_file_imports_only_from_the_rooms_to_its_left(path: Path) -> None:
+    inside = [module.split(".") for module in modules_imported(tree_of(path))]
+    rooms = {parts[1] for parts in inside if parts[0] == "ys_llm" and len(parts) > 1}
+    rooms.discard("__version__")
+    if room_of(path) == "__init__":
+        assert not rooms, "ys_llm/__init__.py imports rooms: every `import ys_llm` pays for them"
+        return
+    wrong = sorted(room for room in rooms if not may_import(path, room))
+    assert not wrong, f"{name_of(path)} may not import {', '.join(wrong)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_rooms_that_must_start_fast_never_import_torch(path: Path) -> None:
+    room = room_of(path)
+    tree = tree_of(path) if room in NEVER_TORCH else top_level(path)
+    if room in NEVER_TORCH | LAZY_TORCH:
+        roots = {module.split(".")[0] for module in modules_imported(tree)}
+        assert not roots & {"torch", "safetensors"}, f"{name_of(path)} imports torch"
+
+
+def test_torch_is_not_loaded_by_anything_the_fast_rooms_import() -> None:
+    rooms = {room_of(path) for path in SOURCES} & (NEVER_TORCH | {"cli"})
+    lines = [f"import ys_llm.{room}" for room in sorted(rooms)]
+    code = "\n".join(["import sys", *lines, "assert 'torch' not in sys.modules"])
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_trunk_names_no_mixer() -> None:
+    assert MIXERS, "there is no mixer"
+    text = (PACKAGE / "model.py").read_text(encoding="utf-8")
+    named = [mixer for mixer in MIXERS if mixer in text]
+    assert not named, f"model.py names {', '.join(named)}"
+
+
+def binds(node: ast.stmt) -> tuple[list[str], ast.expr | None]:
+    if isinstance(node, ast.Assign):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)], node.value
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+        return [node.target.id], node.value
+    return [], None
+
+
+def is_mutable(value: ast.expr | None) -> bool:
+    if isinstance(value, ast.Call):
+        function = value.func
+        called = function.attr if isinstance(function, ast.Attribute) else ast.unparse(function)
+        return called in MUTABLE_CALLS
+    literals = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+    return isinstance(value, literals)
+
+
+def is_item_written(node: ast.AST) -> TypeGuard[ast.Subscript]:
+    return isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store | ast.Del)
+
+
+def mutations(tree: ast.AST) -> Iterator[str]:
+    """Names whose items are set or deleted, or whose mutating methods are called."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield from node.names
+        elif is_item_written(node) or (isinstance(node, ast.Attribute) and node.attr in MUTATORS):
+            yield ast.unparse(node.value)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_module_keeps_mutable_state(path: Path) -> None:
+    bindings = [binds(node) for node in tree_of(path).body]
+    containers = {name for names, value in bindings if is_mutable(value) for name in names}
+    variables = sorted(name for name in containers if not name.isupper() and name != "__all__")
+    assert not variables, f"{name_of(path)} binds containers as variables: {variables}"
+    constants = {name for names, _ in bindings for name in names}
+    mutated = sorted(constants & set(mutations(tree_of(path))))
+    assert not mutated, f"{name_of(path)} changes module-level {mutated}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_the_environment_is_read_in_config_and_cli_alone(path: Path) -> None:
+    attributes = {ast.unparse(node) for node in ast.walk(tree_of(path)) if is_name(node)}
+    reads = attributes & {"os.environ", "os.getenv", "os.environb", "environ", "getenv"}
+    assert not reads or room_of(path) in READS_ENVIRONMENT, f"{name_of(path)} reads {reads}"
+
+
+def is_name(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute | ast.Name)
+
+
+def length_of(function: Function) -> int:
+    assert function.end_lineno is not None
+    return function.end_lineno - function.lineno + 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_functions_are_short(path: Path) -> None:
+    long = {f.name: length_of(f) for f in functions_of(path) if length_of(f) > LONGEST_FUNCTION}
+    if room_of(path) == THE_LOOP[0]:
+        long.pop(THE_LOOP[1], None)
+    assert not long, f"{name_of(path)}: over {LONGEST_FUNCTION} lines: {long}"
+
+
+def test_the_median_function_is_about_a_dozen_lines() -> None:
+    lengths = [length_of(function) for path in SOURCES for function in functions_of(path)]
+    assert statistics.median(lengths) <= HIGHEST_MEDIAN
+
+
+def parameters_of(function: Function) -> list[ast.arg]:
+    own = function.args
+    every = [*own.posonlyargs, *own.args, *own.kwonlyargs, own.vararg, own.kwarg]
+    return [argument for argument in every if argument and argument.arg not in ("self", "cls")]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_functions_take_at_most_six_parameters(path: Path) -> None:
+    counts = {function.name: len(parameters_of(function)) for function in functions_of(path)}
+    greedy = {name: count for name, count in counts.items() if count > MOST_PARAMETERS}
+    assert not greedy, f"{name_of(path)}: over {MOST_PARAMETERS} parameters: {greedy}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_everything_is_annotated(path: Path) -> None:
+    bare = [
+        f"{function.name}, line {function.lineno}"
+        for function in functions_of(path)
+        if function.returns is None or any(not a.annotation for a in parameters_of(function))
+    ]
+    assert not bare, f"{name_of(path)}: without annotation: {bare}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_files_are_one_room(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{name_of(path)} has {lines} lines: it is two rooms"
+
+
+def public_things(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            yield node
+            if isinstance(node, ast.ClassDef):
+                yield from public_things(node)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_public_things_have_docstrings(path: Path) -> None:
+    tree = tree_of(path)
+    silent = [node.name for node in public_things(tree) if not ast.get_docstring(node)]
+    assert not silent, f"{name_of(path)}: no docstring: {silent}"
+    assert ast.get_docstring(tree) or not tree.body, f"{name_of(path)} says not what it is"
+
+
+@cache
+def project_files() -> list[Path]:
+    """Every file of the project that git does not ignore; without git, all but made ones."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    if listed.returncode:
+        made = {"runs", "build", "dist", "__pycache__"}
+        paths = [path for path in ROOT.rglob("*") if not made & set(path.parts)]
+        hidden = [path for path in paths if any(part[0] == "." for part in path_parts(path))]
+        return sorted(path for path in set(paths) - set(hidden) if path.is_file())
+    return sorted(ROOT / name for name in listed.stdout.split("\0") if (ROOT / name).is_file())
+
+
+def path_parts(path: Path) -> tuple[str, ...]:
+    return path.relative_to(ROOT).parts
+
+
+def test_no_file_holds_forbidden_words() -> None:
+    found = []
+    for path in project_files():
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        for meaning, pattern in FORBIDDEN.items():
+            for match in pattern.finditer(text):
+                line = text.count("\n", 0, match.start()) + 1
+                found.append(f"{name_of(path)}:{line}: {meaning}: {match.group()}")
+    assert not found, "\n".join(found)
+
+
+def tree_shown(readme: str) -> dict[str, set[str]]:
+    """Folder -> names listed below it; "" is the root. Folders without entries are left out."""
+    blocks = re.findall(r"^```text\n(ys_llm/.*?)^```", readme, flags=re.M | re.S)
+    assert blocks, "README.md shows no file tree: a ```text block that starts with ys_llm/"
+    shown: dict[str, set[str]] = {}
+    folders: list[str] = []
+    for line in filter(str.strip, blocks[0].splitlines()):
+        depth = (len(line) - len(line.lstrip())) // 2
+        if depth > len(folders):
+            continue  # a description that goes on in the next line
+        entry = line.split()[0]
+        folders = folders[:depth]
+        shown.setdefault("".join(folders), set()).add(entry)
+        if entry.endswith("/"):
+            folders.append(entry)
+    return shown
+
+
+def tree_on_disk(folder: str) -> set[str]:
+    rests = [name_of(path).removeprefix(folder) for path in project_files() if below(path, folder)]
+    names = {rest.split("/")[0] + ("/" if "/" in rest else "") for rest in rests}
+    return {name for name in names if name[0] != "." and not name.startswith("__")}
+
+
+def below(path: Path, folder: str) -> bool:
+    return name_of(path).startswith(folder)
+
+
+def test_the_readme_shows_the_file_tree_as_it_is() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("README.md is not written yet")
+    for folder, names in tree_shown(readme.read_text(encoding="utf-8")).items():
+        assert names == tree_on_disk(folder), f"README.md misdescribes {folder or 'the root'}"
+
+
+def test_a_tree_in_a_readme_is_read_level_by_level() -> None:
+    readme = (
+        "```text\nys_llm/   the package\n  ops/   kernels\n    a.py  one\n  b.py\nLICENSE\n```\n"
+    )
+    shown = tree_shown(readme)
+    assert shown == {
+        "": {"ys_llm/", "LICENSE"},
+        "ys_llm/": {"ops/", "b.py"},
+        "ys_llm/ops/": {"a.py"},
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_every_config_file_builds_its_model(path: Path) -> None:
+    config = load_config(path).config
+    with torch.device("meta"):
+        model = Model(config.model, vocab_size=config.tokenizer.vocab_size)
+    assert model.vocab_size == config.tokenizer.vocab_size
+
+
+def test_there_are_config_files() -> None:
+    assert CONFIGS
+
+
+def test_the_baseline_is_as_large_as_the_default_stack() -> None:
+    baseline = load_config(ROOT / "configs" / "llama.yaml").config
+    with torch.device("meta"):
+        models = [
+            Model(config, vocab_size=baseline.tokenizer.vocab_size)
+            for config in (baseline.model, ModelConfig())
+        ]
+    ours, default = map(parameter_count, models)
+    assert ours == pytest.approx(default, rel=0.02)

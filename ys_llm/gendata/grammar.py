@@ -1,0 +1,126 @@
+"""A small text grammar: choices in brackets, slots in braces, and the spelling rules of English.
+
+`[one|two|]` takes one of its alternatives (the last one here is nothing), `{name}` takes the
+slot of that name, which may itself hold choices and slots. A blank line starts a paragraph.
+"""
+
+import random
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+TOKEN = re.compile(r"([\[\]|]|\{[^{}]+\})")
+LINE_BREAK = re.compile(r"(?<!\n)\n(?!\n)")
+ARTICLE = re.compile(r"\b([Aa])n? (?=(\"?[A-Za-z]+))")
+SENTENCE_START = re.compile(r"((?:^|\n|[.!?] |\.\" |[.!?]\" (?=\"))\"?)([a-z])")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[.!?]\")\s+(?=[A-Z\"])|\n+")
+SILENT_H = ("hour", "honest", "heir")
+SOUNDS_LIKE_YOU = ("uni", "use", "usu", "one", "once", "eu")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a template that is filled from the slots."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A place in a template where one of several sequences is taken."""
+
+    alternatives: tuple["Sequence", ...]
+
+
+Sequence = tuple[str | Slot | Choice, ...]
+
+
+def _sequences(tokens: list[str]) -> tuple[Sequence, ...]:
+    """Read alternatives up to the closing bracket; `tokens` is reversed, so that pop() reads on."""
+    alternatives: list[Sequence] = []
+    current: list[str | Slot | Choice] = []
+    while tokens:
+        token = tokens.pop()
+        if token == "[":
+            current.append(Choice(_sequences(tokens)))
+        elif token == "|":
+            alternatives.append(tuple(current))
+            current = []
+        elif token == "]":
+            break
+        elif token.startswith("{"):
+            current.append(Slot(token[1:-1]))
+        elif token:
+            current.append(token)
+    return (*alternatives, tuple(current))
+
+
+@cache
+def parse(template: str) -> Sequence:
+    """Read a template into its tree; a template is parsed once however often it is told."""
+    tokens = TOKEN.split(LINE_BREAK.sub(" ", template))
+    if tokens.count("[") != tokens.count("]"):
+        raise ValueError(f"brackets do not close in {template[:60]!r}")
+    sequences = _sequences(tokens[::-1])
+    if len(sequences) != 1:
+        raise ValueError(f"a | stands outside brackets in {template[:60]!r}")
+    return sequences[0]
+
+
+def expand(template: str, slots: Mapping[str, str], rng: random.Random) -> str:
+    """Fill a template: the same template, slots and state of `rng` give the same text."""
+    return _expand(parse(template), slots, rng)
+
+
+def _expand(sequence: Sequence, slots: Mapping[str, str], rng: random.Random) -> str:
+    parts: list[str] = []
+    for part in sequence:
+        if isinstance(part, str):
+            parts.append(part)
+        elif isinstance(part, Slot):
+            parts.append(_expand(parse(slots[part.name]), slots, rng))
+        else:
+            parts.append(_expand(rng.choice(part.alternatives), slots, rng))
+    return "".join(parts)
+
+
+def article(word: str) -> str:
+    """`a` or `an`, by the sound that the word begins with."""
+    lowered = word.lower().lstrip('"')
+    if lowered.startswith(SILENT_H):
+        return "an"
+    if lowered.startswith(SOUNDS_LIKE_YOU):
+        return "a"
+    return "an" if lowered[:1] in "aeiou" else "a"
+
+
+def tidy(text: str) -> str:
+    """Spacing, articles and capitals put right; single line breaks become spaces."""
+    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    text = "\n\n".join(part for part in paragraphs if part)
+    text = re.sub(r" ([,.!?])", r"\1", text)
+    text = ARTICLE.sub(lambda m: m[1] + article(m[2])[1:] + " ", text)
+    return SENTENCE_START.sub(lambda m: m[1] + m[2].upper(), text)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a tidy text; a quotation and its `said Mia` stay one sentence."""
+    return [part for part in SENTENCE_END.split(text) if part]
+
+
+def plural(noun: str) -> str:
+    """The plural of a regular English noun."""
+    if noun.endswith("y") and noun[-2] not in "aeiou":
+        return noun[:-1] + "ies"
+    return noun + ("es" if noun.endswith(("s", "x", "ch", "sh")) else "s")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 time`, `2 times`."""
+    return f"{number} {noun if number == 1 else plural(noun)}"
+
+
+def listed(items: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

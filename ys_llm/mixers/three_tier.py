@@ -1,0 +1,245 @@
+"""The three-tier state-space mixer: a main state at every token, two summaries held in between.
+
+Source: Erik Hyrkas, "Why Snakes" v0.3 (2024), github.com/erikhyrkas/snakes, README and the program
+at commit e00c8ae; the parameter names are the author's. Symbols, row vectors:
+
+    x  the input at t, D wide           h  main state           y  what is read from it
+    L  local summary, every 16 steps    G  global summary, every 64 steps    all S = d_state wide
+
+    u_t = x_t in_proj + b                                          D -> S        (factored)
+    h_t = LN(h_{t-1} state_controller + u_t input_influencer + entry * (G + L))
+    y_t = h_t output_shaper                                        S -> S        (factored)
+    o_t = y_t out_proj + b                                         S -> D
+    if t mod 64 == 63:  G <- LN(G G.state_controller + y_t G.input_influencer) G.output_shaper
+    if t mod 16 == 15:  L <- LN(L L.state_controller + y_t L.input_influencer) L.output_shaper
+
+`PRESET_V0_3` is the source to the letter (no entry, one LN for all tiers, factored). What differs
+from it by default, each for a measured reason told in LOG.md: the chains in_proj input_influencer
+and output_shaper out_proj are one matrix each (y = h), the tiers have a LayerNorm each, and the
+summaries enter softly: their output shapers start at 0 and `entry`, learned per channel, at 0.1.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ys_llm.errors import UserError
+from ys_llm.ops.gemm import Precision, choose
+from ys_llm.ops.recurrence import EPS, IMPLEMENTATIONS, State, Summary, Weights
+
+SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries from here; LOG.md
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a YAML file may say under `model.options` for `mixer: three_tier`."""
+
+    d_state: int = field(
+        default=256,
+        metadata={"help": "width S of the main state and of each summary", "minimum": 1},
+    )
+    n_heads: int = field(
+        default=1,
+        metadata={
+            "help": "blocks of the state controller, each with its own LN statistics; 1 = dense",
+            "minimum": 1,
+        },
+    )
+    factored: bool = field(
+        default=False,
+        metadata={"help": "keep the source's chains of two linear maps on the way in and out"},
+    )
+    shared_norm: bool = field(
+        default=False, metadata={"help": "one LayerNorm for all tiers, as in the source"}
+    )
+    gate: Literal["none", "silu"] = field(
+        default="none", metadata={"help": "silu: the output is multiplied by silu(x gate_proj)"}
+    )
+    entry: Literal["raw", "soft"] = field(
+        default="soft",
+        metadata={"help": "how G + L enter: raw as in the source, or by a learned scale from 0.1"},
+    )
+    local_every: int = field(
+        default=16,
+        metadata={"help": "steps between local summaries; 0 = no such tier", "minimum": 0},
+    )
+    global_every: int = field(
+        default=64,
+        metadata={"help": "steps between global summaries; 0 = no such tier", "minimum": 0},
+    )
+
+
+PRESET_V0_3 = Options(d_state=2048, factored=True, shared_norm=True, entry="raw")
+CONTRACT_OPTIONS = (
+    Options(d_state=32, factored=True, shared_norm=True, entry="raw"),
+    Options(d_state=32, n_heads=4, gate="silu"),
+    Options(d_state=24, local_every=0),
+    Options(d_state=24, local_every=5, global_every=0),
+)
+
+
+class SummaryTier(nn.Module):
+    """Parameters of one summary; the arithmetic is the recurrence's."""
+
+    def __init__(self, d_state: int, norm: nn.LayerNorm | None, *, soft: bool) -> None:
+        super().__init__()
+        self.state_controller = _matrix(d_state, d_state)
+        self.input_influencer = _matrix(d_state, d_state)
+        self.output_shaper = _matrix(d_state, d_state)
+        if soft:
+            nn.init.zeros_(self.output_shaper)
+        if norm is None:
+            self.norm = nn.LayerNorm(d_state, eps=EPS)
+
+    def weights(self, norm: nn.LayerNorm, every: int) -> Summary:
+        """As the recurrence takes them."""
+        matrices = (self.state_controller, self.input_influencer, self.output_shaper)
+        return Summary(*matrices, norm.weight, norm.bias, every)
+
+
+class Mixer(nn.Module):
+    """The three-tier mixer: x_BTD -> o_BTD with the state of `init_state` carried."""
+
+    def __init__(self, d_model: int, options: Options, *, implementation: str = "auto") -> None:
+        super().__init__()
+        _check(options, implementation)
+        self.options, self.implementation = options, implementation
+        d_state, heads = options.d_state, options.n_heads
+        self.in_proj = _linear(d_model, d_state, bias=True)
+        self.out_proj = _linear(d_state, d_model, bias=options.factored)
+        if options.factored:
+            self.input_influencer = _matrix(d_state, d_state)
+            self.output_shaper = _matrix(d_state, d_state)
+        shape = (d_state, d_state) if heads == 1 else (heads, d_state // heads, d_state // heads)
+        self.state_controller = _matrix(*shape)
+        self.norm = nn.LayerNorm(d_state, eps=EPS)
+        shared = self.norm if options.shared_norm else None
+        soft = options.entry == "soft"
+        if options.local_every:
+            self.local_summary = SummaryTier(d_state, shared, soft=soft)
+        if options.global_every:
+            self.global_summary = SummaryTier(d_state, shared, soft=soft)
+        if soft and (options.local_every or options.global_every):
+            self.entry = nn.Parameter(torch.full((d_state,), SOFT_ENTRY))
+        if options.gate == "silu":
+            self.gate_proj = _linear(d_model, d_model, bias=False)
+
+    def settle(self, *, batch_size: int, precision: Precision, taken: str = "") -> tuple[str, str]:
+        """Resolve `implementation: auto` for this machine, or take what was `taken` before.
+
+        Returns the choice and its reason.
+        """
+        if self.implementation != "auto":
+            return self.implementation, "as configured"
+        if taken in IMPLEMENTATIONS:
+            self.implementation = taken
+            return taken, "as when the run began"
+        self.implementation, why = choose(
+            batch_size=batch_size,
+            d_state=self.options.d_state,
+            precision=precision,
+            device=self.state_controller.device,
+        )
+        return self.implementation, why
+
+    def forward(
+        self, x_BTD: Tensor, state: dict[str, Any] | None = None, starts_BT: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
+        state = self.init_state(x_BTD.shape[0]) if state is None else state
+        drive_TBS = self.in_proj(x_BTD.transpose(0, 1))
+        if self.options.factored:
+            drive_TBS = drive_TBS @ self.input_influencer
+        recurrence = IMPLEMENTATIONS[
+            "windowed" if self.implementation == "auto" else self.implementation
+        ]
+        h_TBS, after = recurrence(
+            drive_TBS.to(self.state_controller.dtype),
+            self._weights(),
+            State(
+                state["main"], state["local_summary"], state["global_summary"], state["position"]
+            ),
+            starts_TB=None if starts_BT is None else starts_BT.t(),
+            precision=_precision(x_BTD.device.type),
+        )
+        y_TBS = h_TBS @ self.output_shaper if self.options.factored else h_TBS
+        o_BTD = self.out_proj(y_TBS).transpose(0, 1)
+        if self.options.gate == "silu":
+            o_BTD = o_BTD * nn.functional.silu(self.gate_proj(x_BTD))
+        return o_BTD, after._asdict()
+
+    def init_state(self, batch_size: int) -> dict[str, Any]:
+        """The state before the first token: zeros, and the clock at 0."""
+        zeros = self.state_controller.new_zeros(batch_size, self.options.d_state)
+        return State(zeros, zeros.clone(), zeros.clone(), 0)._asdict()
+
+    def state_bytes(self, batch_size: int, seq_len: int) -> int:
+        """Bytes of a streamed state after `seq_len` tokens: the same for every length."""
+        return 3 * batch_size * self.options.d_state * self.state_controller.element_size()
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Forward FLOPs of the products, multiply-add = 2; the same for every length."""
+        options = self.options
+        s, d = options.d_state, self.in_proj.in_features
+        every = [e for e in (options.local_every, options.global_every) if e]
+        flops = 4 * d * s + 2 * s * s // options.n_heads
+        flops += 4 * s * s if options.factored else 0
+        flops += 2 * d * d if options.gate == "silu" else 0
+        fold = 2 * s * s if options.factored and every else 0
+        return flops + sum(6 * s * s // e for e in every) + (fold // min(every) if every else 0)
+
+    def _weights(self) -> Weights:
+        options = self.options
+        tiers = {
+            name: getattr(self, name).weights(
+                getattr(getattr(self, name), "norm", self.norm), every
+            )
+            for name, every in (
+                ("local_summary", options.local_every),
+                ("global_summary", options.global_every),
+            )
+            if every
+        }
+        return Weights(
+            self.state_controller,
+            self.norm.weight,
+            self.norm.bias,
+            self.output_shaper if options.factored else None,
+            getattr(self, "entry", None),
+            **tiers,
+        )
+
+
+def _matrix(*shape: int) -> nn.Parameter:
+    """Xavier-uniform over the last two dimensions (each head's block for itself)."""
+    bound = (6.0 / (shape[-2] + shape[-1])) ** 0.5
+    return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+
+
+def _linear(d_in: int, d_out: int, *, bias: bool) -> nn.Linear:
+    linear = nn.Linear(d_in, d_out, bias=bias)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear
+
+
+def _precision(device_type: str) -> Precision:
+    """bf16 operands where the caller trains under bf16 autocast, else full precision."""
+    if not torch.is_autocast_enabled(device_type):
+        return "fp32"
+    return "bf16" if torch.get_autocast_dtype(device_type) == torch.bfloat16 else "fp32"
+
+
+def _check(options: Options, implementation: str) -> None:
+    if options.d_state % options.n_heads:
+        raise UserError(
+            f"model.options: d_state {options.d_state} is not a multiple of n_heads "
+            f"{options.n_heads}",
+            f"set n_heads to a divisor of {options.d_state}",
+        )
+    if implementation not in ("auto", *IMPLEMENTATIONS):
+        raise UserError(
+            f"train.implementation: {implementation!r} is none of the three-tier mixer's",
+            f"choose auto, {', '.join(IMPLEMENTATIONS)}",
+        )

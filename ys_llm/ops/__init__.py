@@ -1,0 +1,1 @@
+"""Recurrence and loss kernels: in each file `reference` first, then the fast ones."""

@@ -409,13 +409,12 @@ def test_clean_asks_at_a_terminal_and_no_means_no(
     assert Path("runs/tiny/model.safetensors").exists()
 
 
-def test_clean_without_a_terminal_lists_what_goes_and_trains_anew(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(trained)
-    send(monkeypatch, "")
-    before = Path("runs/tiny/model.safetensors").stat().st_mtime_ns
-    assert main(["train", "clean", "all", "--run", "tiny", "--set", "train.max_steps=3"]) == 0
-    assert "removing runs/tiny/tokenizer.json\n" in capsys.readouterr().err
-    assert Path("runs/tiny/model.safetensors").stat().st_mtime_ns > before
-    assert load_config(Path("runs/tiny/config.yaml")).config.train.max_steps == 3
+def test_clean_without_a_terminal_lists_what_goes_and_trains_anew(trained: Path) -> None:
+    run = trained / "runs/tiny"
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    words = ["--run", "tiny", "--set", "train.max_steps=3"]
+    result = ys("train", "clean", "all", *words, cwd=trained)
+    assert result.returncode == 0, result.stderr
+    assert "removing runs/tiny/tokenizer.json\n" in result.stderr
+    assert (run / "model.safetensors").stat().st_mtime_ns > before
+    assert load_config(run / "config.yaml").config.train.max_steps == 3

@@ -40,12 +40,14 @@ LAYERS = (
     {"data", "mixers"},
     {"model"},
     {"optim", "measure", "checkpoint", "progress"},
-    {"train", "evaluate", "generate"},
+    {"assemble", "train", "evaluate", "generate"},
     {"repl", "serve", "report"},
     {"cli"},
     {"__main__"},
 )
 NEIGHBOURS = {
+    ("train", "assemble"): "set-up, the loop's other half",
+    ("assemble", "evaluate"): "the header shows the baselines before the first step",
     ("train", "evaluate"): "validation happens inside the loop",
     ("train", "generate"): "the loop prints a sample of text now and then",
 }

@@ -1,5 +1,6 @@
 """Before the first step: corpus, tokenizer, shards, model and optimizer, as new or as they were."""
 
+import ctypes
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from ys_llm.progress import say
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
 
 BF16_GAIN = 1.5  # bf16 products must be this much faster than fp32 ones to be worth their rounding
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
 
 
@@ -76,6 +78,7 @@ def set_up(config: Config, run: Path) -> Training:
     """Everything the loop needs, going on from the run's last checkpoint where there is one."""
     _check_unchanged(run, config)
     torch.set_flush_denormal(True)  # vanishing states and moments would otherwise cost 100 times
+    _keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     split = split_documents(
@@ -86,6 +89,20 @@ def set_up(config: Config, run: Path) -> Training:
     _header(training)
     _settle(training)
     return training
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks instead of giving each back to the kernel.
+
+    Every step frees and takes the same large tensors; without this each of their pages is faulted
+    in anew, 22,000 faults a step in a small model, a sixth of its time. Elsewhere: nothing is done.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _assemble(config: Config, run: Path, split: Split, device: torch.device) -> Training:

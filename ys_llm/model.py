@@ -22,10 +22,24 @@ from torch import Tensor, nn
 from ys_llm import mixers
 from ys_llm.config import ModelConfig, parse_dataclass
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.ops import cross_entropy
+from ys_llm.ops import cross_entropy, rms_norm
+from ys_llm.ops.dropout import Dropout
 
 EMBEDDING_STD = 0.02  # pre_norm; GPT-2's, so that a tied head starts near uniform
+RMS_EPS = 1e-5
 State = dict[str, Any]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * gain over the last dimension."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """B x T x D to the same."""
+        return rms_norm.fused_backward(x_BTD, self.weight, RMS_EPS)
 
 
 class SwiGLU(nn.Module):
@@ -48,12 +62,12 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+        self.mixer_norm = RMSNorm(config.d_model)
         self.mixer = mixer
         if config.d_mlp:
-            self.mlp_norm = nn.RMSNorm(config.d_model, eps=1e-5)
+            self.mlp_norm = RMSNorm(config.d_model)
             self.mlp = SwiGLU(config.d_model, config.d_mlp)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x_BTD: Tensor, state: State | None, starts_BT: Tensor | None
@@ -72,7 +86,7 @@ class BareBlock(nn.Module):
     def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
         super().__init__()
         self.mixer = mixer
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(
         self, x_BTD: Tensor, state: State | None, starts_BT: Tensor | None
@@ -105,8 +119,8 @@ class Model(nn.Module):
             )
             for _ in range(config.n_layers)
         )
-        self.final_norm = nn.Identity() if bare else nn.RMSNorm(config.d_model, eps=1e-5)
-        self.final_dropout = nn.Dropout(config.dropout if bare else 0.0)
+        self.final_norm = nn.Identity() if bare else RMSNorm(config.d_model)
+        self.final_dropout = Dropout(config.dropout if bare else 0.0)
         self.output = nn.Linear(config.d_model, vocab_size, bias=bare)
         if not bare:
             self._initialise()

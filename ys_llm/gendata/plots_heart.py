@@ -54,7 +54,7 @@ FEAR = Plot(
 [There was only one problem: {a} was afraid of {fear}.|{a} liked almost everything, but not
   {fear}. |Nobody knew that {a} was afraid of {fear}.]
 [Just thinking of it made {a.his} knees shake. |"Maybe tomorrow," {a.he} always said, and tomorrow
-  never came.|{a.He} had never told anybody but {b}.]
+  never came.]
 
 [Then something happened.|But one {part}, things changed.] It was {b.new} who needed help. {need}.
 ["I cannot do it," [thought|said] {a}.|{a} swallowed hard.|{a} took one step, and stopped.]

@@ -59,16 +59,16 @@ LOST = Plot(
 [{a} was {sad}.|{a} sat down and sighed.|]
 
 {meets} {asks}
-["I have lost my {thing}," {said sadly}.|"My {noun} is gone, and I have looked everywhere," said
-  {a}.] {thinks}.
-["When did you see it last?"|"Where were you yesterday?"|"Have you looked {spot}?"]
-[{b.he} asked.|]
-[["No," said {a}, "not there."|{a} shook {a.his} head.] ["Then let us go and see|"Come, we will
-  look together|"Four eyes see more than two]," said {b}. |{a} tried to remember. Then [{a.his}
-  eyes grew wide|{a.he} jumped up]. "{spot}!"]
+["I have lost my {thing}," {said sadly}.
+|"My {noun} is gone, and I have looked everywhere," said {a}.] {thinks}.
+["Have you looked {spot}?" {b.he} asked. ["No," said {a}, "not there."|{a} shook {a.his} head.]
+  ["Then let us go and see|"Come, we will look together|"Four eyes see more than two]," said {b}.
+|["When did you see it last?"|"Where were you yesterday?"] {b.he} asked. {a} tried to remember.
+  [Then {a.his} eyes grew wide.|Then {a.he} jumped up.] "{spot}!"
+|"I saw something {spot} this morning," {b.he} said. "Perhaps that was it."
+  [They did not waste a minute.|"Then what are we waiting for?" said {a}.]]
 
-They
-[ran|{walked}] there {at once}. And there, {spot},
+They [ran|{walked}] there {at once}. And there, {spot},
 [lay|was] the {thing}! {cause} {thanks} {snack}
 [After that, {a} [sewed a big pocket|tied a string] to keep the {noun} safe. |{a} put the {noun}
   [carefully|deep] into {a.his} bag and closed it well. |"[Next time|From now on], I will always
@@ -209,9 +209,9 @@ They {walked} there together, and
   truth|It was brave to tell me]."
 [They {mended} the {noun} together, and it [looked almost like new|was even more special than
   before]. |It took them an hour, but they {mended} it, and {a} did most of the work.]
-[{a} felt as light as a feather.|The stone in {a}'s stomach was gone.|{a} felt much better.]
+[{a} felt as light as a feather.|The heavy feeling in {a}'s stomach was gone.|{a} felt much better.]
   {snack}
-[After that, {a} never hid a mistake again.|{so} {a} learned that the truth is lighter than a
+[After that, {a} never hid a mistake again.|So {a} learned that the truth is lighter than a
   secret. |] {closing}
 """,
     prepare_honest,

@@ -138,7 +138,7 @@ DELIVERY = Plot(
   nobody would come today," said {receiver}.]
 ["A promise is a promise," said {a}, and held out {parcel.the}.|{a} held out {parcel.the}. It was
   a little dusty, but whole.]
-[They were given {food} and two chairs by the fire.|They stayed for supper, and there was {food}.]
+[They were given {food} and two chairs by the fire.|They stayed for supper and ate {food}.]
 ["Was it a hard road?" asked {receiver}. "Only in the middle," said {b}.|{receiver} told them
   stories until their eyes closed.|They slept in front of the stove and walked home in the
   morning, and the way back was only half as long.]
@@ -240,7 +240,7 @@ SNOW = Plot(
 [It got two stones for eyes, {nose} for a nose and {crown} for a hat.|For the nose they took
   {nose}, and on its head they put {crown}.]
 ["He looks like my uncle," said {b}.|"He is a little crooked," said {a}. "So is my grandfather,"
-  said {b}, "and everybody loves him."|They gave him a name, and the name was Sir Cold.]
+  said {b}, "and everybody loves him."|They gave it a name, and the name was Sir Cold.]
 
 [But the next morning, the nose was gone!|When they came back after lunch, something was missing.
   It was the nose!]
@@ -260,7 +260,7 @@ SNOW = Plot(
 ["And what about the nose?" asked {b}.|"But he still has no nose," said {a}.]
 [{thief.short} ran off and came back with {new.nose}.|They looked for a new one and found
   {new.nose}.]
-[It suited him even better. |Now the snowman had the finest nose in the land.]
+[It was even better than the old one. |Now the snowman had the finest nose in the land.]
 [All winter long, something to eat lay at the snowman's feet.|From that day on, they came every
   {part} with something to eat, and nobody stole a nose again.|And when spring came and the
   snowman was gone, the three of them were still friends.]

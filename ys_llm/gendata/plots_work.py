@@ -6,7 +6,7 @@ from ys_llm.gendata.stage import Stage
 # What the present is, what is missing, who has it, what that one wants for it.
 PRESENTS = (
     ("necklace of shells", "a strong thread", "the spider", "a song to work by",
-     "{a} sang three songs, and the spider nodded her head in time"),
+     "{a} sang three songs, and the spider nodded its head in time"),
     ("honey cake", "a pot of honey", "the bees", "the way to a field of clover",
      "{a} showed the bees the clover on the other side of the hill"),
     ("wooden flute", "a sharp knife", "the old miller", "a sack carried up the stairs",
@@ -15,10 +15,10 @@ PRESENTS = (
      "{a} scratched the sheep until it closed its eyes"),
     ("painted picture", "a pot of blue paint", "the boat builder", "clean brushes",
      "{a} washed every brush until the water stayed clear"),
-    ("soft pillow", "a bag of feathers", "the goose", "a hole mended in her roof",
+    ("soft pillow", "a bag of feathers", "the goose", "a hole mended in the roof",
      "{a} mended the hole, and the goose did not even have to ask twice"),
     ("paper lantern", "a candle", "the night watchman", "somebody to talk to",
-     "{a} sat with the night watchman for an hour and listened to his stories"),
+     "{a} sat with the night watchman for an hour and listened to one story after another"),
     ("bunch of roses", "one red rose", "the gardener", "the weeds pulled out",
      "{a} pulled out every weed between the roses"),
 )  # fmt: skip
@@ -40,7 +40,8 @@ PRESENT = Plot(
     """
 {opening}
 
-[Tomorrow was {b}'s birthday.|The next day was the birthday of {b.plain}.|{a}'s best friend was
+[Tomorrow was the birthday of {b.new}.|The next day was the birthday of {b.plain}.|{a}'s best
+  friend was
   {b.plain}, and {b}'s birthday was coming.]
 ["What could I give {b.him}?" thought {a}.|{a} had no money, but {a.he} had two {a.hands} and an
   idea.|{a} wanted to give something that nobody else could give.]
@@ -183,7 +184,8 @@ SKILL = Plot(
     """
 {opening}
 
-[Everybody could {skill}, only {a} could not.|More than anything, {a} wanted to {skill}.|When {a}
+[Everybody could {skill}, and best of all {b.plain}. Only {a} could not.|More than anything, {a}
+  wanted to {skill}, like {b.new}.|When {a}
   saw {b.plain}, who could {skill} better than anybody, {a.he} made up {a.his} mind. "I want to
   {skill} too."]
 [On {days}, {a} tried for the first time, but {failure}.|{a} tried it {at once}. But {failure}.]
@@ -250,8 +252,8 @@ SEED = Plot(
     """
 {opening}
 
-[One spring day, {a} found {seed} in {a.his} pocket.|In spring, {b.plain} gave {a} {seed}.|{a} had
-  got {seed} from {b}, {a.his} neighbour.]
+[One spring day, {a} found {seed} in {a.his} pocket and showed
+  it to {b.new}.|In spring, {b.plain} gave {a} {seed}.|{a} had got {seed} from {b.plain}.]
 ["What will it be?" asked {a}. "Wait and see," said {b}.|"Put it into the earth," said {b}, "and
   then be patient."]
 [{a} dug a hole, put it in and covered it with earth.|{a} made a small bed for it in the earth.]

@@ -14,7 +14,7 @@ from ys_llm.gendata.scenes import scenes
 from ys_llm.gendata.spelling import spelling
 from ys_llm.gendata.stories import story
 
-MOST_TRIES_PER_RECORD = 20  # beyond this a kind is exhausted: spelling has about 10,000 records
+LONGEST_DROUGHT = 1000  # tries without a new record; after so many a kind is exhausted
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,13 @@ def _different(
     """The first `count` records that differ from all before them."""
     # Strings seed a generator through SHA-512, on every platform alike; hash() would not.
     found: dict[Record, None] = {}
-    for index in range(MOST_TRIES_PER_RECORD * count):
-        if len(found) == count:
-            break
-        found.setdefault(make(random.Random(f"{seed}:{kind}:{index}")))
+    index = last_new = 0
+    while len(found) < count and index - last_new < LONGEST_DROUGHT:
+        record = make(random.Random(f"{seed}:{kind}:{index}"))
+        if record not in found:
+            found[record] = None
+            last_new = index
+        index += 1
     if len(found) < count:
         raise UserError(
             f"kinds.{kind} is {count}, but only {len(found)} different records were found",

@@ -42,12 +42,15 @@ ASK_TO_COUNT = (
 )
 
 
-def words() -> tuple[str, ...]:
+def _words() -> tuple[str, ...]:
     """All words that may be asked for; proper names with their capital."""
     vocabulary = {word for thing in THINGS for word in thing.noun.split()}
     vocabulary |= {animal.kind for animal in ANIMALS} | set(TRAITS) | set(MORE_WORDS)
     names = {name for group in (CHILDREN, ANIMAL_NAMES) for part in group.values() for name in part}
     return tuple(sorted(vocabulary)) + tuple(sorted(names))
+
+
+WORDS = _words()
 
 
 def spelled(word: str) -> str:
@@ -57,7 +60,7 @@ def spelled(word: str) -> str:
 
 def spelling(rng: random.Random) -> Record:
     """A word spelled, a letter counted, its length, its first and last letter, or it reversed."""
-    word = rng.choice(words())
+    word = rng.choice(WORDS)
     task = rng.choice((_spell, _count, _count, _length, _ends, _reverse))
     return task(rng, word)
 

@@ -64,7 +64,7 @@ ANIMALS = (
     Animal("goat", "hooves", "barn", ("climb", "strong")),
     Animal("sparrow", "wings", "nest", ("fly", "small")),
     Animal("crow", "wings", "nest", ("fly",)),
-    Animal("deer", "hooves", "clearing", ("run",)),
+    Animal("deer", "hooves", "bed of moss", ("run",)),
 )
 
 TRAITS: dict[str, tuple[str, ...]] = {
@@ -244,7 +244,7 @@ THINGS = (
 )
 
 DECOYS = (
-    "a snail on a wet leaf", "a sleepy beetle", "an old boot", "a spider in her web",
+    "a snail on a wet leaf", "a sleepy beetle", "an old boot", "a spider in a web",
     "a puddle with the sky in it", "one brown sock", "a very surprised toad", "a heap of dust",
     "a broken pencil", "an ant with a crumb", "a piece of string", "a dry crust of bread",
     "a ladybird", "an empty nutshell", "a long, pink worm", "a bent nail",

@@ -178,6 +178,12 @@ class _Norm(NamedTuple):
         self, grad: Tensor, pre: Tensor, mean: Tensor, rstd: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Gradients of gain and bias, reduced once over all rows after the loop."""
+        if pre.shape[-1] == self.width:
+            wanted = [False, True, True]
+            backward = torch.ops.aten.native_layer_norm_backward
+            shape = [self.width]
+            _, *fused = backward(grad, pre, shape, mean, rstd, self.gain, self.bias, wanted)
+            return fused[0], fused[1]
         rows = pre.reshape(-1, self.width)
         x_hat = ((rows - mean.reshape(-1, 1)) * rstd.reshape(-1, 1)).view(-1, self.gain.shape[0])
         grad = grad.reshape(-1, self.gain.shape[0])
@@ -362,7 +368,8 @@ class _Pass:
         grad, controller = self.gemm.weight_grad, self.weights.state_controller
         d_controller = grad(self.h0, d_pre[0], controller)
         d_controller += grad(h[:-1].flatten(0, 1), d_pre[1:].flatten(0, 1), controller)
-        means, rstds = torch.cat(self.means), torch.cat(self.rstds)
+        rows = (*self.pre.shape[:2], -1) if self.norm.width == h.shape[-1] else (-1, 1)
+        means, rstds = (torch.cat(stats).view(rows) for stats in (self.means, self.rstds))
         d_gain, d_bias = self.norm.parameter_grads(self.d_h, self.pre, means, rstds)
         shaper = self.weights.output_shaper
         d_shaper = None if shaper is None else torch.zeros_like(shaper)

@@ -19,7 +19,6 @@ from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
     from ys_llm.config import GenerateConfig, Resolved
-    from ys_llm.evaluate import PathEvaluation
 
 Clean = Literal["", "model", "all"]
 
@@ -306,16 +305,27 @@ def _add_eval(verbs: Any) -> None:
     )
     parser.add_argument("name", metavar="RUN", help="name or folder of a run")
     parser.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="file or folder")
+    by_position = "loss at each distance from a fresh state, to 16 times the trained length"
+    parser.add_argument("--by-position", action="store_true", help=by_position)
     parser.add_argument("--json", action="store_true", help="print a list of objects")
     parser.set_defaults(run_verb=_eval)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
     from ys_llm.checkpoint import find_run, load_run
-    from ys_llm.evaluate import evaluate_paths
+    from ys_llm.evaluate import evaluate_paths, positions_of_paths
 
     loaded = load_run(find_run(RUNS_DIR, arguments.name))
-    rows = [_columns(row) for row in evaluate_paths(loaded, arguments.paths)]
+    if arguments.by_position:
+        positions = positions_of_paths(loaded, arguments.paths)
+        rows = [{"path": path, **asdict(row)} for path, row in positions]
+    else:
+        rows = [
+            {"path": row.path, "documents": row.documents, **asdict(row.result)}
+            for row in evaluate_paths(loaded, arguments.paths)
+        ]
     if arguments.json:
         import json
 
@@ -323,12 +333,6 @@ def _eval(arguments: argparse.Namespace) -> int:
     else:
         print(_table(rows))
     return 0
-
-
-def _columns(row: PathEvaluation) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {"path": row.path, "documents": row.documents, **asdict(row.result)}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

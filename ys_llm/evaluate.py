@@ -156,21 +156,41 @@ def baselines(training: Sequence[Document], validation: Sequence[Document]) -> d
 
 def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluation]:
     """Each file or folder as one evaluation with the run's own tokenizer; leaves no cache."""
-    rows = []
+    return [
+        PathEvaluation(
+            str(path),
+            len(data.document_offsets),
+            evaluate_tokens(
+                loaded.model,
+                data,
+                seq_len=loaded.config.train.plan[-1].seq_len,
+                reset_at_document=loaded.config.data.reset_at_document,
+            ),
+        )
+        for path, data in _shards(loaded, paths)
+    ]
+
+
+def positions_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[tuple[str, PositionLoss]]:
+    """Each file or folder as loss by position, up to 16 times the trained length."""
+    return [
+        (str(path), row)
+        for path, data in _shards(loaded, paths)
+        for row in loss_by_position(
+            loaded.model,
+            data,
+            seq_len=loaded.config.train.plan[-1].seq_len,
+            reset_at_document=loaded.config.data.reset_at_document,
+        )
+    ]
+
+
+def _shards(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenData]]:
     for path in paths:
         documents = read_documents(path)
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
-            data = prepare(
-                documents, loaded.tokenizer, cache_dir=Path(cache), label=path.name or str(path)
-            )
-            result = evaluate_tokens(
-                loaded.model,
-                data,
-                seq_len=max(stage.seq_len for stage in loaded.config.train.plan),
-                reset_at_document=loaded.config.data.reset_at_document,
-            )
-        rows.append(PathEvaluation(str(path), len(documents), result))
-    return rows
+            label = path.name or str(path)
+            yield path, prepare(documents, loaded.tokenizer, cache_dir=Path(cache), label=label)
 
 
 @contextmanager

@@ -1,0 +1,44 @@
+"""What the three-tier recurrence takes and keeps: weights, state and the clock of the summaries."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+EPS = 1e-5  # of every LayerNorm, torch's default and the source's
+
+
+class Summary(NamedTuple):
+    """Weights of one summary tier and its period in steps; matrices S x S, gain and bias S."""
+
+    state_controller: Tensor
+    input_influencer: Tensor
+    output_shaper: Tensor
+    gain: Tensor
+    bias: Tensor
+    every: int
+
+
+class Weights(NamedTuple):
+    """Weights of the recurrence. state_controller is S x S, or H x P x P for H heads of width P."""
+
+    state_controller: Tensor
+    gain: Tensor
+    bias: Tensor
+    output_shaper: Tensor | None = None
+    entry: Tensor | None = None
+    local_summary: Summary | None = None
+    global_summary: Summary | None = None
+
+
+class State(NamedTuple):
+    """What the recurrence remembers: each B x S, and the clock t of the next token."""
+
+    main: Tensor
+    local_summary: Tensor
+    global_summary: Tensor
+    position: int = 0
+
+
+def is_renewed(summary: Summary | None, t: int) -> bool:
+    """Whether this summary is renewed after the output of step t."""
+    return summary is not None and t % summary.every == summary.every - 1

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ys_llm.errors import UserError
+from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops.gemm import Precision, choose
 from ys_llm.ops.recurrence import EPS, IMPLEMENTATIONS, State, Summary, Weights
 
@@ -36,9 +36,10 @@ SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries f
 class Options:
     """What a YAML file may say under `model.options` for `mixer: three_tier`."""
 
-    d_state: int = field(
-        default=256,
-        metadata={"help": "width S of the main state and of each summary", "minimum": 1},
+    d_state: int = field(default=256, metadata={"help": "width S of the main state", "minimum": 1})
+    d_summary: int = field(
+        default=0,
+        metadata={"help": "width R in which a summary is renewed; 0 = d_state", "minimum": 0},
     )
     n_heads: int = field(
         default=1,
@@ -75,7 +76,8 @@ PRESET_V0_3 = Options(d_state=2048, factored=True, shared_norm=True, entry="raw"
 CONTRACT_OPTIONS = (
     Options(d_state=32, factored=True, shared_norm=True, entry="raw"),
     Options(d_state=32, n_heads=4, gate="silu"),
-    Options(d_state=24, local_every=0),
+    Options(d_state=24, d_summary=8, local_every=0),
+    Options(d_state=24, d_summary=6, n_heads=3, factored=True),
     Options(d_state=24, local_every=5, global_every=0),
 )
 
@@ -83,15 +85,16 @@ CONTRACT_OPTIONS = (
 class SummaryTier(nn.Module):
     """Parameters of one summary; the arithmetic is the recurrence's."""
 
-    def __init__(self, d_state: int, norm: nn.LayerNorm | None, *, soft: bool) -> None:
+    def __init__(self, options: Options) -> None:
         super().__init__()
-        self.state_controller = _matrix(d_state, d_state)
-        self.input_influencer = _matrix(d_state, d_state)
-        self.output_shaper = _matrix(d_state, d_state)
-        if soft:
+        d_state, width = options.d_state, options.d_summary or options.d_state
+        self.state_controller = _matrix(d_state, width)
+        self.input_influencer = _matrix(d_state, width)
+        self.output_shaper = _matrix(width, d_state)
+        if options.entry == "soft":
             nn.init.zeros_(self.output_shaper)
-        if norm is None:
-            self.norm = nn.LayerNorm(d_state, eps=EPS)
+        if not options.shared_norm:
+            self.norm = nn.LayerNorm(width, eps=EPS)
 
     def weights(self, norm: nn.LayerNorm, every: int) -> Summary:
         """As the recurrence takes them."""
@@ -115,13 +118,11 @@ class Mixer(nn.Module):
         shape = (d_state, d_state) if heads == 1 else (heads, d_state // heads, d_state // heads)
         self.state_controller = _matrix(*shape)
         self.norm = nn.LayerNorm(d_state, eps=EPS)
-        shared = self.norm if options.shared_norm else None
-        soft = options.entry == "soft"
         if options.local_every:
-            self.local_summary = SummaryTier(d_state, shared, soft=soft)
+            self.local_summary = SummaryTier(options)
         if options.global_every:
-            self.global_summary = SummaryTier(d_state, shared, soft=soft)
-        if soft and (options.local_every or options.global_every):
+            self.global_summary = SummaryTier(options)
+        if options.entry == "soft" and (options.local_every or options.global_every):
             self.entry = nn.Parameter(torch.full((d_state,), SOFT_ENTRY))
         if options.gate == "silu":
             self.gate_proj = _linear(d_model, d_model, bias=False)
@@ -188,7 +189,8 @@ class Mixer(nn.Module):
         flops += 4 * s * s if options.factored else 0
         flops += 2 * d * d if options.gate == "silu" else 0
         fold = 2 * s * s if options.factored and every else 0
-        return flops + sum(6 * s * s // e for e in every) + (fold // min(every) if every else 0)
+        width = options.d_summary or s
+        return flops + sum(6 * s * width // e for e in every) + (fold // min(every) if every else 0)
 
     def _weights(self) -> Weights:
         options = self.options
@@ -232,14 +234,24 @@ def _precision(device_type: str) -> Precision:
 
 
 def _check(options: Options, implementation: str) -> None:
-    if options.d_state % options.n_heads:
+    for name in ("d_state", "d_summary"):
+        width = getattr(options, name)
+        if width % options.n_heads:
+            raise UserError(
+                f"model.options: {name} {width} is not a multiple of n_heads {options.n_heads}",
+                f"Set n_heads to a divisor of {width}.",
+                exit_code=EXIT_USAGE,
+            )
+    if options.shared_norm and options.d_summary not in (0, options.d_state):
         raise UserError(
-            f"model.options: d_state {options.d_state} is not a multiple of n_heads "
-            f"{options.n_heads}",
-            f"set n_heads to a divisor of {options.d_state}",
+            f"model.options: shared_norm cannot serve two widths, d_state {options.d_state} and "
+            f"d_summary {options.d_summary}",
+            "Set shared_norm: false, or d_summary: 0.",
+            exit_code=EXIT_USAGE,
         )
     if implementation not in ("auto", *IMPLEMENTATIONS):
         raise UserError(
             f"train.implementation: {implementation!r} is none of the three-tier mixer's",
-            f"choose auto, {', '.join(IMPLEMENTATIONS)}",
+            f"Choose auto, {', '.join(IMPLEMENTATIONS)}.",
+            exit_code=EXIT_USAGE,
         )

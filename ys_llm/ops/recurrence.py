@@ -47,23 +47,23 @@ def reference(
             h, local, glob = h * keep_B1, local * keep_B1, glob * keep_B1
         held = local + glob if weights.entry is None else weights.entry * (local + glob)
         pre = _product(h, weights.state_controller, precision) + drive_BS + held
-        h = _layer_norm(pre, weights.gain, weights.bias, weights.state_controller)
+        h = _layer_norm(pre, weights.gain, weights.bias, weights.n_heads)
         y = h if weights.output_shaper is None else _product(h, weights.output_shaper, precision)
         if is_renewed(weights.global_summary, t):
-            glob = _updated(glob, y, weights.global_summary, weights.state_controller, precision)
+            glob = _updated(glob, y, weights.global_summary, weights.n_heads, precision)
         if is_renewed(weights.local_summary, t):
-            local = _updated(local, y, weights.local_summary, weights.state_controller, precision)
+            local = _updated(local, y, weights.local_summary, weights.n_heads, precision)
         states.append(h)
     return torch.stack(states), State(h, local, glob, position + len(states))
 
 
 def _updated(
-    held_BS: Tensor, y_BS: Tensor, summary: Summary | None, like: Tensor, precision: Precision
+    held_BS: Tensor, y_BS: Tensor, summary: Summary | None, n_heads: int, precision: Precision
 ) -> Tensor:
     assert summary is not None
     pre = _product(held_BS, summary.state_controller, precision)
     pre = pre + _product(y_BS, summary.input_influencer, precision)
-    normed = _layer_norm(pre, summary.gain, summary.bias, like)
+    normed = _layer_norm(pre, summary.gain, summary.bias, n_heads)
     return _product(normed, summary.output_shaper, precision)
 
 
@@ -77,10 +77,10 @@ def _product(x_BS: Tensor, matrix: Tensor, precision: Precision) -> Tensor:
     return cast(Tensor, (x_heads @ matrix).transpose(-3, -2).flatten(-2))
 
 
-def _layer_norm(x_BS: Tensor, gain_S: Tensor, bias_S: Tensor, like: Tensor) -> Tensor:
-    """LN with statistics over each head of the state controller `like`."""
-    width = like.shape[-1]
-    x_hat = torch.nn.functional.layer_norm(x_BS.unflatten(-1, (-1, width)), [width], eps=EPS)
+def _layer_norm(x_BS: Tensor, gain_S: Tensor, bias_S: Tensor, n_heads: int) -> Tensor:
+    """LN with statistics over each head's share of the width."""
+    width = x_BS.shape[-1] // n_heads
+    x_hat = torch.nn.functional.layer_norm(x_BS.unflatten(-1, (n_heads, width)), [width], eps=EPS)
     return x_hat.flatten(-2) * gain_S + bias_S
 
 

@@ -8,7 +8,11 @@ EPS = 1e-5  # of every LayerNorm, torch's default and the source's
 
 
 class Summary(NamedTuple):
-    """Weights of one summary tier and its period in steps; matrices S x S, gain and bias S."""
+    """Weights of one summary tier and its period in steps.
+
+    It is renewed R wide and held S wide: A and B (controller, influencer) are S x R, gain and bias
+    R, C (shaper) R x S; R = S in the source.
+    """
 
     state_controller: Tensor
     input_influencer: Tensor
@@ -28,6 +32,11 @@ class Weights(NamedTuple):
     entry: Tensor | None = None
     local_summary: Summary | None = None
     global_summary: Summary | None = None
+
+    @property
+    def n_heads(self) -> int:
+        """Blocks of the state controller."""
+        return 1 if self.state_controller.dim() == 2 else len(self.state_controller)
 
 
 class State(NamedTuple):

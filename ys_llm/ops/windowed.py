@@ -73,9 +73,9 @@ class _Update(NamedTuple):
 class _Tier:
     """One summary during a pass: its weights as operands, and the trail of its updates."""
 
-    def __init__(self, summary: Summary, gemm: Gemm, width: int) -> None:
+    def __init__(self, summary: Summary, gemm: Gemm, n_heads: int) -> None:
         self.gemm, self.summary = gemm, summary
-        self.norm = _Norm(summary.gain, summary.bias, width)
+        self.norm = _Norm(summary.gain, summary.bias, len(summary.gain) // n_heads)
         self.operands = [gemm.operand(matrix) for matrix in summary[:3]]
         self.updates: list[_Update] = []
         self.grads: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -127,7 +127,7 @@ class _Pass:
         self.norm = _Norm(weights.gain, weights.bias, controller.shape[-1])
         self.shaper = None if weights.output_shaper is None else gemm.operand(weights.output_shaper)
         summaries = (weights.local_summary, weights.global_summary)
-        self.tiers = [s and _Tier(s, gemm, controller.shape[-1]) for s in summaries]
+        self.tiers = [s and _Tier(s, gemm, weights.n_heads) for s in summaries]
         self.keep_TB1 = (
             None if starts_TB is None else (~starts_TB).unsqueeze(2).to(controller.dtype)
         )

@@ -25,6 +25,7 @@ from ys_llm.model import Model
 from ys_llm.ops import cross_entropy, recurrence
 from ys_llm.ops.gemm import Gemm
 
+EPS = 1e-5
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 130)  # around both periods, and two long ones
 VOCAB_SIZE = 11
 FILES = sorted(Path(ys_llm.ops.__file__).parent.glob("[!_]*.py"))
@@ -37,8 +38,11 @@ TOLERANCES = {
     "float64": 1e-10,
     # eps is 1.2e-7 and the worst setting measured 4e-6; a wrong term shows as 1e-2 or more.
     "float32": 3e-5,
-    # Operands keep 8 bits, 4e-3 each. A summary every 3 steps magnifies most: 7e-2 measured.
-    "bf16 operands": 1.5e-1,
+    # Operands keep 8 bits, 4e-3 each, in products after the loop: 8e-3 measured, of gradients.
+    "bf16 after the loop": 2e-2,
+    # At every step too, where oneDNN rounds. A summary every 3 steps magnifies most: 7e-2 measured,
+    # of `reference` with rounded operands; which of these small products oneDNN rounds is its own.
+    "bf16 in the loop": 1.5e-1,
 }
 
 
@@ -59,9 +63,10 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 class Setting(NamedTuple):
-    """A shape of the recurrence: 0 as a period leaves that tier out."""
+    """A shape of the recurrence: 0 as a period leaves that tier out; as d_summary, d_state."""
 
     d_state: int = 16
+    d_summary: int = 0
     n_heads: int = 1
     shaper: bool = False
     entry: bool = False
@@ -75,6 +80,7 @@ RECURRENCES = {
     "default": Setting(entry=True),
     "heads-local": Setting(n_heads=2, entry=True, local_every=5, global_every=0),
     "odd-periods": Setting(d_state=24, n_heads=3, shaper=True, local_every=3, global_every=7),
+    "narrow-summaries": Setting(d_state=24, d_summary=12, n_heads=2, shaper=True, local_every=5),
     "one-tier": Setting(shaper=True, local_every=0, global_every=64),
     "no-summaries": Setting(local_every=0, global_every=0),
 }
@@ -86,19 +92,20 @@ def leaf(*shape: int, dtype: torch.dtype, scale: float = 1.0, around: float = 0.
 
 def recurrence_weights(setting: Setting, dtype: torch.dtype) -> recurrence.Weights:
     s, p = setting.d_state, setting.d_state // setting.n_heads
+    r = setting.d_summary or s
 
     def matrix(*shape: int) -> Tensor:
         # Short of 1 / sqrt(width): there narrow heads are chaotic and magnify any rounding.
         return leaf(*shape, dtype=dtype, scale=0.6 * shape[-1] ** -0.5)
 
-    def norm() -> tuple[Tensor, Tensor]:
-        return leaf(s, dtype=dtype, scale=0.3, around=1.0), leaf(s, dtype=dtype, scale=0.3)
+    def norm(width: int) -> tuple[Tensor, Tensor]:
+        return leaf(width, dtype=dtype, scale=0.3, around=1.0), leaf(width, dtype=dtype, scale=0.3)
 
-    gain, bias = norm()
+    gain, bias = norm(s)
     tiers = [
         recurrence.Summary(
-            *(matrix(s, s) for _ in range(3)),
-            *((gain, bias) if setting.shared_norm else norm()),
+            *(matrix(s, r), matrix(s, r), matrix(r, s)),
+            *((gain, bias) if setting.shared_norm else norm(r)),
             every,
         )
         if every
@@ -152,7 +159,20 @@ def cross_entropy_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, 
         )
 
 
-CASES = {"cross_entropy": cross_entropy_cases, "recurrence": recurrence_cases}
+def rms_norm_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
+    for shape, scale in product([(length, 7), (3, length, 8)], (1e-2, 1.0, 1e3)):
+        torch.manual_seed(length)
+        x = (scale * torch.randn(shape, dtype=dtype)).index_fill_(-2, torch.tensor([0]), 0.0)
+        gain_D = leaf(shape[-1], dtype=dtype, scale=0.3, around=1.0)
+        leaves = [x.requires_grad_(), gain_D]
+        yield f"{shape=}, {scale=}, first rows 0", Case((*leaves, EPS), {}, leaves)
+
+
+CASES = {
+    "cross_entropy": cross_entropy_cases,
+    "recurrence": recurrence_cases,
+    "rms_norm": rms_norm_cases,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -214,7 +234,7 @@ def test_an_implementation_equals_the_reference(op: str, name: str, length: int)
 @pytest.mark.parametrize("length", [17, 130])
 def test_float32_errors_stay_in_the_table(op: str, name: str, length: int) -> None:
     module = MODULES[op]
-    kind = "bf16 operands" if name.endswith("onednn") and onednn_rounds() else "float32"
+    kind = "bf16 in the loop" if rounds_in_the_loop(name) else "float32"
     for label, case in CASES[op](length, torch.float32):
         expected = results(module.reference, case)
         error = largest_error(results(module.IMPLEMENTATIONS[name], case), expected)
@@ -225,10 +245,11 @@ def test_float32_errors_stay_in_the_table(op: str, name: str, length: int) -> No
 @pytest.mark.parametrize("length", [17, 130])
 def test_bf16_operands_err_as_much_as_the_table_says(op: str, name: str, length: int) -> None:
     module = MODULES[op]
+    kind = "bf16 in the loop" if rounds_in_the_loop(name) else "bf16 after the loop"
     for label, case in CASES[op](length, torch.float32):
         expected = results(module.reference, case)
         error = largest_error(in_bf16(module.IMPLEMENTATIONS[name], case), expected)
-        assert error <= TOLERANCES["bf16 operands"], f"{label}: error {error:.1e}"
+        assert error <= TOLERANCES[kind], f"{label}: error {error:.1e}"
 
 
 def in_bf16(function: Callable[..., Any], case: Case) -> list[Tensor]:
@@ -239,8 +260,10 @@ def in_bf16(function: Callable[..., Any], case: Case) -> list[Tensor]:
         return results(function, case)
 
 
-def onednn_rounds() -> bool:
+def rounds_in_the_loop(name: str) -> bool:
     """Whether oneDNN, asked for its fast float32 products, rounds their operands on this CPU."""
+    if not name.endswith("onednn"):
+        return False
     x, gemm = torch.randn(64, 64), Gemm("fp32", onednn=True)
     with gemm.context(x):
         error = (gemm.product(x, x) - (x.double() @ x.double()).float()).abs().max()

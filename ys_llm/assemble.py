@@ -2,13 +2,15 @@
 
 import ctypes
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ys_llm import checkpoint
-from ys_llm.config import Config, Stage, TrainConfig, load_config, to_yaml
+from ys_llm.config import Config, Stage, TrainConfig, load_config, to_mapping, to_yaml
 from ys_llm.corpus import Split, read_documents, split_documents
 from ys_llm.data import BatchPlan, TokenData, batches_per_epoch, prepare
 from ys_llm.errors import EXIT_USAGE, UserError
@@ -24,6 +26,7 @@ from ys_llm.measure import (
 from ys_llm.model import Model, State, unpack_state
 from ys_llm.optim import make_optimizer
 from ys_llm.progress import say
+from ys_llm.settings import flatten
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
 
 BF16_GAIN = 1.5  # bf16 products must be this much faster than fp32 ones to be worth their rounding
@@ -40,7 +43,6 @@ class Progression:
     seconds: float = 0.0
     best_bits_per_byte: float = math.inf
     evaluations_since_best: int = 0
-    stopped_early: bool = False
     dtype: str = ""
     implementation: str = ""
 
@@ -68,6 +70,11 @@ class Training:
         """Optimizer steps of the whole plan."""
         return self.config.train.total_steps
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the patience is at its end; a run goes on once it is given more."""
+        return 0 < self.config.train.patience <= self.at.evaluations_since_best
+
     def autocast(self) -> torch.autocast:
         """bf16 operands where the run's dtype says so; weights and state stay float32."""
         enabled = self.at.dtype == "bf16"
@@ -77,7 +84,6 @@ class Training:
 def set_up(config: Config, run: Path) -> Training:
     """Everything the loop needs, going on from the run's last checkpoint where there is one."""
     _check_unchanged(run, config)
-    torch.set_flush_denormal(True)  # vanishing states and moments would otherwise cost 100 times
     _keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -85,6 +91,10 @@ def set_up(config: Config, run: Path) -> Training:
         read_documents(Path(config.data.path)), validation_fraction=config.data.validation_fraction
     )
     training = _assemble(config, run, split, _device(config.train))
+    for number, stage in enumerate(config.train.plan):
+        batches_per_epoch(training.data, batch_plan(training, number, stage))
+    # Not before: the vocabulary of a text too short to train on must not outlive the complaint.
+    training.tokenizer.save(run / "tokenizer.json")
     write_atomically(run / "config.yaml", to_yaml(config))
     _header(training)
     _settle(training)
@@ -147,11 +157,9 @@ def _tokenizer(config: Config, run: Path, split: Split) -> Tokenizer:
         return Tokenizer.load(path)
     say(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     texts = [text for d in split.training for text in (d.prompt, d.text) if text]
-    tokenizer = train_tokenizer(
+    return train_tokenizer(
         texts, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size
     )
-    tokenizer.save(path)
-    return tokenizer
 
 
 def _settle(training: Training) -> None:
@@ -160,7 +168,7 @@ def _settle(training: Training) -> None:
     if found:
         _restore(training, found[-1])
     config = training.config.train
-    if not training.at.dtype:
+    if config.dtype != "auto" or not training.at.dtype:
         training.at.dtype = _dtype(config, training.device)
     training.at.implementation, why = training.model.settle(
         batch_size=max(stage.batch_size for stage in config.plan),
@@ -177,7 +185,7 @@ def _restore(training: Training, path: Path) -> None:
     checkpoint.check_tokenizer(
         training.run, training.tokenizer, progress.pop("tokenizer_fingerprint")
     )
-    training.at = Progression(**progress)
+    training.at = Progression(**{f.name: progress[f.name] for f in fields(Progression)})
     torch.set_rng_state(tensors["random.cpu"])
     if training.device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], training.device)
@@ -186,8 +194,17 @@ def _restore(training: Training, path: Path) -> None:
         for name, tensor in tensors.items()
         if name.startswith(CARRIED)
     }
-    training.carried = unpack_state(packed) if packed else None
+    if packed and _continues(training, packed):
+        training.carried = unpack_state(packed)
     say(f"going on     from step {training.at.step:,} of {training.total_steps:,}")
+
+
+def _continues(training: Training, packed: Mapping[str, Tensor]) -> bool:
+    """Whether the coming batch has as many rows as the state; not so where the plan was changed."""
+    if training.at.step >= training.total_steps:
+        return False
+    _, stage, _ = stage_at(training.config.train, training.at.step)
+    return all(len(tensor) == stage.batch_size for tensor in packed.values() if tensor.dim())
 
 
 def stage_at(config: TrainConfig, step: int) -> tuple[int, Stage, int]:
@@ -241,21 +258,20 @@ def _header(training: Training) -> None:
 
 def _check_unchanged(run: Path, config: Config) -> None:
     """A model goes on as what it is: refuse another architecture, tokenizer or split."""
-    if not checkpoint.checkpoints(run):
+    if not (run / "tokenizer.json").exists() or not (run / "config.yaml").exists():
         return
-    before = load_config(run / "config.yaml").config
-    fixed = {
-        "model": (before.model, config.model),
-        "tokenizer": (before.tokenizer, config.tokenizer),
-        "data.validation_fraction": (
-            before.data.validation_fraction,
-            config.data.validation_fraction,
-        ),
-    }
-    changed = [name for name, (old, new) in fixed.items() if old != new]
+    trained = bool(checkpoint.checkpoints(run))
+    fixed = ("tokenizer.", *(("model.", "data.validation_fraction") if trained else ()))
+    before = flatten(to_mapping(load_config(run / "config.yaml").config))
+    now = flatten(to_mapping(config))
+    changed = [
+        f"{name} was {before.get(name)} and is now {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if name.startswith(fixed) and before.get(name) != now.get(name)
+    ]
     if changed:
         raise UserError(
-            f"{run} was trained with another {' and another '.join(changed)}",
+            f"{run} cannot go on with another configuration: {'; '.join(changed)}",
             f"Take its own {run}/config.yaml, choose another --run, or train anew: "
             f"ys train clean all",
             exit_code=EXIT_USAGE,

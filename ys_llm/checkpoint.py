@@ -13,7 +13,7 @@ Nothing here is unpickled: tensors are safetensors, the rest is JSON and YAML.
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +62,7 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
         if found:
             return found[-1].parent
         raise UserError(
-            f"{runs_dir}/ holds no trained model", "type: ys train", exit_code=EXIT_NO_MODEL
+            f"{runs_dir}/ holds no trained model", "Type: ys train", exit_code=EXIT_NO_MODEL
         )
     for path in (runs_dir / name, Path(name)):
         if (path / "model.safetensors").is_file():
@@ -70,14 +70,15 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
     known = sorted(path.parent.name for path in runs_dir.glob("*/model.safetensors"))
     raise UserError(
         f"there is no trained model {name!r}",
-        f"choose one of: {', '.join(known)}" if known else "type: ys train",
+        f"Choose one of: {', '.join(known)}" if known else "Type: ys train",
         exit_code=EXIT_NO_MODEL,
     )
 
 
 def load_run(path: Path, *, device: str = "cpu") -> LoadedRun:
     """Read a run's best weights; refuses a tokenizer that is not the one they were trained with."""
-    described = read_json(path / "config.json")
+    needed = ("tokenizer_fingerprint", "step", "has_records")
+    described = read_json(path / "config.json", needed=needed)
     config = load_config(path / "config.yaml").config
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     check_tokenizer(path, tokenizer, str(described["tokenizer_fingerprint"]))
@@ -99,7 +100,7 @@ def check_tokenizer(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
         raise UserError(
             f"{run}/tokenizer.json is not the tokenizer this model was trained with "
             f"(found {tokenizer.fingerprint[:12]}, expected {fingerprint[:12]})",
-            "put the model's own tokenizer.json back, or train anew: ys train clean all",
+            "Put the model's own tokenizer.json back, or train anew: ys train clean all",
         )
 
 
@@ -121,9 +122,10 @@ def save_model(
     }
     write_atomically(run / "config.yaml", to_yaml(config))
     write_json(run / "generation_config.json", to_mapping(config)["generate"])
-    write_atomically(run / "model.safetensors", _tensor_bytes(weights(model)))
     write_json(run / "config.json", described)
     write_atomically(run / "README.md", _card(config, described))
+    # Last: by this file `find_run` knows a model, which is then complete.
+    write_atomically(run / "model.safetensors", _tensor_bytes(weights(model)))
 
 
 def _card(config: Config, described: Mapping[str, Any]) -> str:
@@ -151,8 +153,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
     )
     if odd:
         raise UserError(
-            f"{source} does not fit its config.yaml: {odd[0]} and {len(odd) - 1} more differ",
-            "put the config.yaml back that it was trained with, or train anew: ys train clean",
+            f"{source} does not fit its config.yaml: {len(odd)} tensors differ, first {odd[0]}",
+            "Put the config.yaml back that it was trained with, or train anew: ys train clean",
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
@@ -173,8 +175,9 @@ def save_checkpoint(
     """
     root = run / "checkpoints"
     final = root / f"step-{progress['step']:08d}"
-    aside = root / f".step-{progress['step']:08d}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = root / f".{final.name}.tmp"
+    for unfinished in root.glob(".step-*.tmp"):  # left by a run that was killed while it saved
+        shutil.rmtree(unfinished)
     aside.mkdir(parents=True)
     write_atomically(aside / "model.safetensors", _tensor_bytes(weights(model)))
     moments = _tensor_bytes(_optimizer_tensors(model, optimizer))
@@ -227,15 +230,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return dict(safetensors.torch.load(path.read_bytes()))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({error})", "train anew: ys train clean") from error
+        raise _unreadable(path, str(error)) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; a UserError names a file that is missing or damaged."""
+def read_json(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON object with at least the `needed` names; a UserError names a file that is none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})", "train anew: ys train clean") from error
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise _unreadable(path, f"found a {type(value).__name__}, expected an object")
+    missing = [name for name in needed if name not in value]
+    if missing:
+        raise _unreadable(path, f"{missing[0]} is missing")
+    return value
+
+
+def _unreadable(path: Path, problem: str) -> UserError:
+    folder, fix = path.parent, "Train anew: ys train clean"
+    if folder.parent.name == "checkpoints":
+        fix = f"remove {folder} to go on from the checkpoint before it, or {fix}"
+    return UserError(f"{path} cannot be read ({problem})", fix)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -246,7 +262,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def paths_to_clean(run: Path, clean: Literal["model", "all"]) -> list[Path]:
     """What `ys train clean` ("model") or `clean all` would remove: only files that a run makes."""
     if run.is_symlink():
-        raise UserError(f"{run} is a link", "remove the link itself, or name the real folder")
+        raise UserError(f"{run} is a link", "Remove the link itself, or name the real folder")
     names = _ALL_FILES if clean == "all" else _MODEL_FILES
     return [run / name for name in names if os.path.lexists(run / name)]
 

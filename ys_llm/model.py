@@ -246,7 +246,7 @@ def mixer_module(name: str) -> Any:
     if name not in mixer_names():
         raise UserError(
             f"model.mixer: there is no mixer {name!r}",
-            f"choose one of {', '.join(mixer_names())}, or write ys_llm/mixers/{name}.py",
+            f"Choose one of {', '.join(mixer_names())}, or write ys_llm/mixers/{name}.py",
             exit_code=EXIT_USAGE,
         )
     return importlib.import_module(f"ys_llm.mixers.{name}")

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -64,17 +64,28 @@ def train(
     run = runs_dir / resolved.config.run
     if clean:
         checkpoint.remove(checkpoint.paths_to_clean(run, clean))
-    training = set_up(resolved.config, run)
-    with _stop_signals() as stop:
-        _loop(training, stop)
-    return _finish(training)
+    with _denormals_as_zero():
+        training = set_up(resolved.config, run)
+        metrics = Metrics(run / "metrics.jsonl", keep_to_step=training.at.step)
+        show = Progress(begin=training.at.step, total=training.total_steps)
+        with closing(metrics), closing(show), _stop_signals() as stop:
+            _loop(training, metrics, show, stop)
+        return _finish(training)
 
 
-def _loop(training: Training, stop: "_Stop") -> None:
+@contextmanager
+def _denormals_as_zero() -> Iterator[None]:
+    """Count vanishing states and moments as 0; computing with them takes 100 times as long."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def _loop(training: Training, metrics: Metrics, show: Progress, stop: "_Stop") -> None:
     config, at = training.config.train, training.at
-    metrics = Metrics(training.run / "metrics.jsonl", keep_to_step=at.step)
-    show = Progress(begin=at.step, total=training.total_steps)
-    while at.step < training.total_steps and not at.stopped_early:
+    while at.step < training.total_steps and not training.stopped_early:
         began = time.perf_counter()
         rate = learning_rate(at.step, config, total_steps=training.total_steps)
         set_learning_rate(training.optimizer, rate)
@@ -92,12 +103,11 @@ def _loop(training: Training, stop: "_Stop") -> None:
         metrics.write(row)
         if config.sample_interval and at.step % config.sample_interval == 0 and not last:
             show.say(_sample(training))
-        if stop.signal or last or at.stopped_early or at.step % config.checkpoint_interval == 0:
+        asked = stop.signal  # read once: what is asked for after the save waits for the next step
+        if asked or last or training.stopped_early or at.step % config.checkpoint_interval == 0:
             _save(training)
-        if stop.signal:
+        if asked:
             raise stop.error(training)
-    show.close()
-    metrics.close()
 
 
 def _optimizer_step(training: Training) -> tuple[float, float, int]:
@@ -117,15 +127,20 @@ def _optimizer_step(training: Training) -> tuple[float, float, int]:
     limit = config.grad_clip or math.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), limit).item()
     if not math.isfinite(total + grad_norm):
-        raise UserError(
-            f"training diverged at step {training.at.step + 1}: loss {total}, gradient {grad_norm}",
-            f"The last checkpoint in {training.run}/checkpoints is good; try "
-            f"--set train.learning_rate={config.learning_rate / 2:g}.",
-            exit_code=EXIT_DIVERGED,
-        )
+        raise _diverged(training, f"loss {total}, gradient {grad_norm}")
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return total, grad_norm, tokens
+
+
+def _diverged(training: Training, figures: str) -> UserError:
+    config = training.config
+    return UserError(
+        f"training diverged after step {training.at.step:,}: {figures}",
+        f"To go on from the last checkpoint, more gently, type: ys train --run {config.run} "
+        f"--set train.learning_rate={config.train.learning_rate / 2:g}",
+        exit_code=EXIT_DIVERGED,
+    )
 
 
 def _batch(training: Training, micro: int) -> Batch:
@@ -152,12 +167,13 @@ def _evaluate(training: Training, show: Progress) -> dict[str, float]:
         f"step {at.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
     )
+    if not math.isfinite(result.loss):
+        raise _diverged(training, f"validation loss {result.loss}")
     if result.bits_per_byte < at.best_bits_per_byte:
         at.best_bits_per_byte, at.evaluations_since_best = result.bits_per_byte, 0
         _publish(training, result)
     else:
         at.evaluations_since_best += 1
-        at.stopped_early = 0 < config.patience <= at.evaluations_since_best
     return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
 
 
@@ -214,6 +230,8 @@ def _finish(training: Training) -> TrainSummary:
     """Evaluate the best weights on everything held out, and say how to use them."""
     at, result = training.at, None
     path = training.run / "model.safetensors"
+    if not path.exists():  # stopped before the first evaluation, and now told to do no more steps
+        _publish(training, None)
     checkpoint.load_weights(training.model, checkpoint.read_tensors(path), path)
     if training.validation is not None:
         result = _evaluation(training, training.validation, max_tokens=0)
@@ -227,7 +245,7 @@ def _finish(training: Training) -> TrainSummary:
         None if result is None else result.bits_per_byte,
         training.floor,
     )
-    reason = "stopped early" if at.stopped_early else "done"
+    reason = "stopped early" if training.stopped_early else "done"
     say(
         f"{reason:<12} {at.step:,} steps, {at.tokens:,} tokens in {at.seconds / 60:.1f} min, "
         f"{summary.tokens_per_second:,.0f} tokens/s"

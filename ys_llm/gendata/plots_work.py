@@ -19,7 +19,7 @@ PRESENTS = (
      "{a} mended the hole, and the goose did not even have to ask twice"),
     ("paper lantern", "a candle", "the night watchman", "somebody to talk to",
      "{a} sat with the night watchman for an hour and listened to one story after another"),
-    ("bunch of roses", "one red rose", "the gardener", "the weeds pulled out",
+    ("bouquet of roses", "one red rose", "the gardener", "the weeds pulled out",
      "{a} pulled out every weed between the roses"),
 )  # fmt: skip
 
@@ -30,7 +30,7 @@ def prepare_present(stage: Stage) -> None:
     stage.friend("b")
     stage.fill(missing_the="the " + missing.split(" ", 1)[1])
     stage.fill(present=present, missing=missing, owner=owner, price=price, deed=deed)
-    stage.fill(last=present.split()[-1] if "of" not in present else present.split()[0])
+    stage.fill(last=present.partition(" of ")[0].split()[-1])
 
 
 PRESENT = Plot(

@@ -31,7 +31,7 @@ PROMPTS = (
     "[Write|Tell me] a story about {theme}.",
     "[Write|Tell me] a story about {theme}, with {a.full} named {a}.",
     "Tell me a bedtime story about {a.full}[, please|].",
-    "Once upon a time, there was {a.full} who {gist}. What happened?",
+    "What happens to {a.full} who {gist}?",
 )
 CONTINUATION_SHARE = 0.12
 

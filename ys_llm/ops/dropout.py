@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 
 class Dropout(nn.Module):
-    """Dropout with probability `p`, rounded to 1/256; nothing in evaluation, as `nn.Dropout`."""
+    """Dropout with probability `p`, rounded to 1/256; nothing in evaluation, as `nn.Dropout`.
+
+    At most 255/256 are dropped: of all, nothing would be left to scale up.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.threshold = round(p * 256)
+        self.threshold = min(round(p * 256), 255)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any shape to the same."""

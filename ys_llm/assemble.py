@@ -83,6 +83,8 @@ class Training:
 
 def set_up(config: Config, run: Path) -> Training:
     """Everything the loop needs, going on from the run's last checkpoint where there is one."""
+    with torch.device("meta"):  # a model that cannot be built is told of before the text is read
+        Model(config.model, vocab_size=1, implementation=config.train.implementation)
     _check_unchanged(run, config)
     _keep_freed_memory()
     if config.train.threads:

@@ -193,7 +193,7 @@ def test_a_damaged_file_of_a_model_is_named_in_one_line(run: Path, name: str, da
     spoil(run / name, damage)
     with pytest.raises(UserError) as caught:
         load_run(run)
-    one_line(caught, str(run / name), "cannot be read", "ys train clean")
+    one_line(caught, str(run / name), "cannot be read", "rain anew: ys train clean")
 
 
 def spoil(path: Path, damage: str) -> None:
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_back_to_the_one_before(
     model = small_model(config_of())
     with pytest.raises(UserError) as caught:
         load_checkpoint(newest, model, make_optimizer(model, TrainConfig()))
-    one_line(caught, str(newest / name), f"remove {newest} to go on from the checkpoint before it")
+    one_line(caught, str(newest / name), f"Remove {newest} to go on from the checkpoint before it")
 
 
 def test_nothing_in_a_run_can_hold_code(run: Path) -> None:
@@ -308,10 +308,10 @@ def test_a_run_is_found_by_name_by_path_or_as_the_latest(run: Path) -> None:
 
 
 def test_without_a_model_the_exit_code_says_so(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="type: ys train") as caught:
+    with pytest.raises(UserError, match="ys train") as caught:
         find_run(tmp_path / "empty", None)
     assert caught.value.exit_code == EXIT_NO_MODEL
-    with pytest.raises(UserError, match="no trained model 'yours'.*choose one of: mine") as caught:
+    with pytest.raises(UserError, match=r"no trained model 'yours'.*hoose one of: mine") as caught:
         find_run(run.parent, "yours")
     assert caught.value.exit_code == EXIT_NO_MODEL
     (run / "model.safetensors").unlink()

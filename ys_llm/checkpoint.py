@@ -250,7 +250,7 @@ def read_json(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
 def _unreadable(path: Path, problem: str) -> UserError:
     folder, fix = path.parent, "Train anew: ys train clean"
     if folder.parent.name == "checkpoints":
-        fix = f"remove {folder} to go on from the checkpoint before it, or {fix}"
+        fix = f"Remove {folder} to go on from the checkpoint before it, or train anew."
     return UserError(f"{path} cannot be read ({problem})", fix)
 
 

@@ -38,7 +38,7 @@ class Options:
 
     d_state: int = field(default=256, metadata={"help": "width S of the main state", "minimum": 1})
     d_summary: int = field(
-        default=0,
+        default=64,
         metadata={"help": "width R in which a summary is renewed; 0 = d_state", "minimum": 0},
     )
     n_heads: int = field(
@@ -72,13 +72,13 @@ class Options:
     )
 
 
-PRESET_V0_3 = Options(d_state=2048, factored=True, shared_norm=True, entry="raw")
+PRESET_V0_3 = Options(d_state=2048, d_summary=0, factored=True, shared_norm=True, entry="raw")
 CONTRACT_OPTIONS = (
-    Options(d_state=32, factored=True, shared_norm=True, entry="raw"),
-    Options(d_state=32, n_heads=4, gate="silu"),
+    Options(d_state=32, d_summary=0, factored=True, shared_norm=True, entry="raw"),
+    Options(d_state=32, d_summary=0, n_heads=4, gate="silu"),
     Options(d_state=24, d_summary=8, local_every=0),
     Options(d_state=24, d_summary=6, n_heads=3, factored=True),
-    Options(d_state=24, local_every=5, global_every=0),
+    Options(d_state=24, d_summary=0, local_every=5, global_every=0),
 )
 
 

@@ -1,4 +1,4 @@
-"""The same code on CUDA: run by `scripts/check --gpu`, skipped with a reason where none is there."""
+"""The same code on CUDA: run by `scripts/check --gpu`; skipped with a reason elsewhere."""
 
 from pathlib import Path
 

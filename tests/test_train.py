@@ -577,3 +577,11 @@ def test_signals_are_handled_afterwards_as_they_were(train_run: TrainRun) -> Non
     train_run("train.max_steps=1")
     after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     assert after == before
+
+
+def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
+    train_run: TrainRun,
+) -> None:
+    literal = "train.implementation=reference"  # gives no gradient, where `windowed` gives zeros
+    train_run(literal, "train.max_steps=2")
+    assert train_run(literal, "train.max_steps=4").steps == 4

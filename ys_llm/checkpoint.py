@@ -205,16 +205,19 @@ def load_checkpoint(
     load_weights(model, read_tensors(path / "model.safetensors"), path)
     moments = read_tensors(path / "optimizer.safetensors")
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
-            key: moments[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS
-        }
+        if f"step.{name}" in moments:
+            optimizer.state[parameter] = {
+                key: moments[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS
+            }
     return read_json(path / "progress.json"), read_tensors(path / "tensors.safetensors")
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments by name; a parameter that has had no gradient yet has none."""
     return {
         f"{key}.{name}": optimizer.state[parameter][key]
         for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
         for key in _MOMENTS
     }
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -90,14 +89,17 @@ def test_help_loads_no_heavy_library() -> None:
     assert shown.stdout.splitlines()[-1] == "LOADED []"
 
 
-def test_help_answers_within_150_milliseconds() -> None:
-    """The best of ten, as other work on the machine only ever adds time."""
-    seconds = []
-    while len(seconds) < 10 and min(seconds, default=1.0) >= 0.15:
-        began = time.perf_counter()
-        assert ys("--help").returncode == 0
-        seconds.append(time.perf_counter() - began)
-    assert min(seconds) < 0.15
+def test_help_loads_few_modules() -> None:
+    """A clock would test the machine; what `ys --help` costs is what it imports: 24 modules."""
+    code = (
+        "import sys; before = len(sys.modules); from ys_llm.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(len(sys.modules) - before)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert int(shown.stdout.splitlines()[-1]) <= 40
 
 
 def test_version() -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from training_runs import TrainRun, sentences, settings, write_corpus
+
+from ys_llm.config import load_config
+from ys_llm.train import TrainSummary, train
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +31,27 @@ def memory_filled_with_nan() -> Iterator[None]:
 def seed() -> None:
     """Give every test the same random numbers, whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def threads_as_they_were() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_corpus(tmp_path / "corpus", sentences(40))
+    return tmp_path / "corpus"
+
+
+@pytest.fixture
+def train_run(tmp_path: Path, corpus: Path, threads_as_they_were: None) -> TrainRun:
+    """`train` with these settings on top of SMALL; `runs` names the folder of runs."""
+
+    def run(*changes: str, runs: str = "runs", clean: Any = "") -> TrainSummary:
+        resolved = load_config(None, overrides=settings(corpus, changes))
+        return train(resolved, runs_dir=tmp_path / runs, clean=clean)
+
+    return run

@@ -396,6 +396,10 @@ def test_eval_prints_the_same_figures_as_a_table_and_as_json(
     assert {len(line) for line in lines} == {len(header)}
     for row, line in zip(rows, lines, strict=True):
         assert f" {row['bits_per_byte']:.4f} " in line
+    assert main(["eval", "tiny", "corpus", "--by-position"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["path", "first", "last", "loss", "tokens"]
+    assert [line.split()[1] for line in lines][0] == "0"
 
 
 def test_clean_asks_at_a_terminal_and_no_means_no(

@@ -16,7 +16,13 @@ from ys_llm.config import Config, ModelConfig, TrainConfig
 from ys_llm.corpus import Document
 from ys_llm.data import TokenData, prepare
 from ys_llm.errors import UserError
-from ys_llm.evaluate import baselines, evaluate_paths, evaluate_tokens, loss_by_position
+from ys_llm.evaluate import (
+    baselines,
+    evaluate_paths,
+    evaluate_tokens,
+    loss_by_position,
+    positions_of_paths,
+)
 from ys_llm.model import Model
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
 
@@ -179,3 +185,14 @@ def test_paths_are_evaluated_one_by_one_and_leave_nothing_behind(
         expected = nats_of(model, np.array(ids), reset=True)
         assert row.result.bytes == len(text.encode())
         assert row.result.loss == pytest.approx(float(expected.mean()), abs=1e-5)
+
+
+def test_positions_of_a_path_go_on_beyond_the_trained_length(model, tokenizer, tmp_path):
+    text = " ".join(TEXTS)
+    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
+    config = Config(model=model.config, train=TrainConfig(seq_len=16))
+    loaded = LoadedRun(tmp_path, config, model, tokenizer, step=3, has_records=False)
+    rows = positions_of_paths(loaded, [tmp_path / "long.txt"])
+    assert {path for path, _ in rows} == {str(tmp_path / "long.txt")}
+    assert [row.first for _, row in rows] == [16 * k for k in range(len(rows))]
+    assert len(rows) == 16

@@ -399,7 +399,7 @@ def test_eval_prints_the_same_figures_as_a_table_and_as_json(
     assert main(["eval", "tiny", "corpus", "--by-position"]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split() == ["path", "first", "last", "loss", "tokens"]
-    assert [line.split()[1] for line in lines][0] == "0"
+    assert lines[0].split()[1] == "0"
 
 
 def test_clean_asks_at_a_terminal_and_no_means_no(

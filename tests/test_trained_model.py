@@ -1,0 +1,69 @@
+"""What only a trained model can show: minutes of work, run by `scripts/check --slow`."""
+
+import io
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from ys_llm.checkpoint import LoadedRun, load_run
+from ys_llm.config import GenerateConfig, load_config
+from ys_llm.generate import generate, prefill
+from ys_llm.repl import pieces_of, run_once
+from ys_llm.train import TrainSummary, train
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainSummary]:
+    changes = [
+        f"data.path={ROOT / 'training_data'}",
+        "train.max_steps=100",
+        "train.warmup_steps=10",
+    ]
+    resolved = load_config(ROOT / "configs/quickstart.yaml", overrides=changes)
+    threads = torch.get_num_threads()
+    yield train(resolved, runs_dir=tmp_path_factory.mktemp("runs"))
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def loaded(summary: TrainSummary) -> LoadedRun:
+    return load_run(summary.run)
+
+
+def test_a_sixth_of_the_quickstart_beats_every_baseline(summary: TrainSummary) -> None:
+    assert summary.val_bits_per_byte is not None
+    assert summary.val_bits_per_byte < min(summary.baselines.values()) / 2
+
+
+def test_ten_thousand_tokens_are_what_the_full_pass_says(loaded: LoadedRun) -> None:
+    prompt = [loaded.tokenizer.end_id, *loaded.tokenizer.encode("A fox"), loaded.tokenizer.start_id]
+    sampling = GenerateConfig(max_tokens=10_000, seed=1)
+    read = prefill(loaded.model, prompt)
+    made = list(generate(loaded.model, read, sampling=sampling, end_id=-1))
+    ids = torch.tensor([prompt + [step.id for step in made]])
+    with torch.inference_mode():
+        x_BTD, _ = loaded.model.hidden(ids[:, :-1])
+        logprobs_TV = loaded.model.head(x_BTD[:, len(prompt) - 1 :])[0].log_softmax(-1)
+    full = logprobs_TV.gather(1, ids[0, len(prompt) :, None])[:, 0]
+    stepwise = torch.tensor([step.logprob for step in made])
+    assert len(made) == 10_000
+    assert torch.allclose(stepwise, full, atol=1e-3)
+
+
+def test_a_prompt_of_a_megabyte_takes_no_memory_of_its_length(
+    loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sampling = GenerateConfig(max_tokens=5, seed=1)
+    run_once(loaded, pieces_of(io.StringIO("Once upon a time. " * 6_000)), sampling)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run_once(loaded, pieces_of(io.StringIO("Once upon a time. " * 60_000)), sampling)
+    kib = 1024 if sys.platform == "darwin" else 1  # macOS counts bytes, Linux KiB
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / kib < 16_384
+    assert capsys.readouterr().out

@@ -55,9 +55,6 @@ class Options:
     shared_norm: bool = field(
         default=False, metadata={"help": "one LayerNorm for all tiers, as in the source"}
     )
-    gate: Literal["none", "silu"] = field(
-        default="none", metadata={"help": "silu: the output is multiplied by silu(x gate_proj)"}
-    )
     entry: Literal["raw", "soft"] = field(
         default="soft",
         metadata={"help": "how G + L enter: raw as in the source, or by a learned scale from 0.1"},
@@ -75,7 +72,7 @@ class Options:
 PRESET_V0_3 = Options(d_state=2048, d_summary=0, factored=True, shared_norm=True, entry="raw")
 CONTRACT_OPTIONS = (
     Options(d_state=32, d_summary=0, factored=True, shared_norm=True, entry="raw"),
-    Options(d_state=32, d_summary=0, n_heads=4, gate="silu"),
+    Options(d_state=32, d_summary=0, n_heads=4),
     Options(d_state=24, d_summary=8, local_every=0),
     Options(d_state=24, d_summary=6, n_heads=3, factored=True),
     Options(d_state=24, d_summary=0, local_every=5, global_every=0),
@@ -124,8 +121,6 @@ class Mixer(nn.Module):
             self.global_summary = SummaryTier(options)
         if options.entry == "soft" and (options.local_every or options.global_every):
             self.entry = nn.Parameter(torch.full((d_state,), SOFT_ENTRY))
-        if options.gate == "silu":
-            self.gate_proj = _linear(d_model, d_model, bias=False)
 
     def settle(self, *, batch_size: int, precision: Precision, taken: str = "") -> tuple[str, str]:
         """Resolve `implementation: auto` for this machine, or take what was `taken` before.
@@ -166,10 +161,7 @@ class Mixer(nn.Module):
             precision=_precision(x_BTD.device.type),
         )
         y_TBS = h_TBS @ self.output_shaper if self.options.factored else h_TBS
-        o_BTD = self.out_proj(y_TBS).transpose(0, 1)
-        if self.options.gate == "silu":
-            o_BTD = o_BTD * nn.functional.silu(self.gate_proj(x_BTD))
-        return o_BTD, after._asdict()
+        return self.out_proj(y_TBS).transpose(0, 1), after._asdict()
 
     def init_state(self, batch_size: int) -> dict[str, Any]:
         """The state before the first token: zeros, and the clock at 0."""
@@ -187,7 +179,6 @@ class Mixer(nn.Module):
         every = [e for e in (options.local_every, options.global_every) if e]
         flops = 4 * d * s + 2 * s * s // options.n_heads
         flops += 4 * s * s if options.factored else 0
-        flops += 2 * d * d if options.gate == "silu" else 0
         fold = 2 * s * s if options.factored and every else 0
         width = options.d_summary or s
         return flops + sum(6 * s * width // e for e in every) + (fold // min(every) if every else 0)

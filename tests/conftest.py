@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from forked import ForkServer, fork_server
 from training_runs import TrainRun, sentences, settings, write_corpus
 
 from ys_llm.config import load_config
+from ys_llm.run_folder import plan_clean, remove
 from ys_llm.train import TrainSummary, train
 
 
@@ -50,8 +52,20 @@ def corpus(tmp_path: Path) -> Path:
 def train_run(tmp_path: Path, corpus: Path, threads_as_they_were: None) -> TrainRun:
     """`train` with these settings on top of SMALL; `runs` names the folder of runs."""
 
-    def run(*changes: str, runs: str = "runs", clean: Any = "") -> TrainSummary:
+    def run(
+        *changes: str, runs: str = "runs", clean: Any = "", from_step: int | None = None
+    ) -> TrainSummary:
         resolved = load_config(None, overrides=settings(corpus, changes))
-        return train(resolved, runs_dir=tmp_path / runs, clean=clean)
+        run = tmp_path / runs / resolved.config.run
+        if clean:
+            remove(plan_clean(run, clean, corpus=corpus))
+        return train(resolved, runs_dir=tmp_path / runs, from_step=from_step)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """`ys` commands in processes of their own, forked from one that has imported torch."""
+    with fork_server(tmp_path_factory.mktemp("said")) as server:
+        yield server

@@ -1,11 +1,12 @@
-"""A run's folder: what is written comes back, and what is damaged or foreign is named."""
+"""What is written comes back bit for bit, and what is damaged or foreign is named."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,20 @@ import pytest
 import torch
 
 from ys_llm.checkpoint import (
-    KEEP,
+    DamagedError,
     checkpoints,
-    find_run,
-    load_checkpoint,
     load_run,
-    paths_to_clean,
+    read_checkpoint,
     read_json,
     read_tensors,
-    remove,
+    remove_superseded,
+    restore,
     save_checkpoint,
     save_model,
     weights,
 )
 from ys_llm.config import Config, ModelConfig, TrainConfig
-from ys_llm.errors import EXIT_NO_MODEL, UserError
+from ys_llm.errors import UserError
 from ys_llm.model import Model
 from ys_llm.optim import make_optimizer
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
@@ -133,20 +133,32 @@ def test_a_checkpoint_restores_weights_moments_and_all_else_exactly(run: Path) -
     path = save_checkpoint(run, model, optimizer, progress={"step": 2, "x": 0.1}, tensors=odd)
     other = small_model(config_of(tie_embeddings=True))
     other_optimizer = make_optimizer(other, TrainConfig())
-    progress, tensors = load_checkpoint(path, other, other_optimizer)
-    assert progress == {"step": 2, "x": 0.1}
-    assert all(torch.equal(tensors[name], tensor) for name, tensor in odd.items())
+    saved = read_checkpoint(path)
+    restore(saved, other, other_optimizer)
+    assert saved.progress == {"format": 1, "step": 2, "x": 0.1}
+    assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in odd.items())
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
         for moment, value in optimizer.state[ours].items():
             assert torch.equal(value, other_optimizer.state[theirs][moment])
 
 
-def test_the_last_checkpoints_stay_and_older_ones_go(run: Path) -> None:
-    for step in (5, 10, 100, 15):
+def test_the_newest_the_best_and_every_so_many_stay_and_the_others_go(run: Path) -> None:
+    for step in (0, 10, 20, 25, 30, 40, 50):
         save(run, step)
-    assert KEEP == 2
-    assert [path.name for path in checkpoints(run)] == ["step-00000015", "step-00000100"]
+    remove_superseded(run, newest=2, every=20, best_step=25)
+    assert [int(path.name[-8:]) for path in checkpoints(run)] == [20, 25, 40, 50]
+    remove_superseded(run, newest=1, every=0, best_step=50)
+    assert [int(path.name[-8:]) for path in checkpoints(run)] == [50]
+
+
+def test_the_sums_are_those_that_the_command_sha256sum_makes(run: Path) -> None:
+    save(run, 5)
+    command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
+    if shutil.which(command[0]) is None:
+        pytest.skip("there is no command sha256sum here")
+    shown = subprocess.run(command, cwd=checkpoints(run)[0], capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout.count(": OK\n")) == (0, 4)
 
 
 def test_a_step_saved_twice_holds_what_came_last(run: Path) -> None:
@@ -156,17 +168,22 @@ def test_a_step_saved_twice_holds_what_came_last(run: Path) -> None:
     assert all(torch.equal(stored[name], tensor) for name, tensor in weights(model).items())
 
 
-def test_what_a_killed_save_left_is_no_checkpoint_and_goes_with_the_next(run: Path) -> None:
+def test_a_save_that_the_disk_refuses_leaves_nothing_and_takes_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(run, 5)
-    unfinished = run / "checkpoints" / ".step-00000006.tmp"
-    shutil.copytree(run / "checkpoints" / "step-00000005", unfinished)
-    (unfinished / "progress.json").unlink()
-    assert [path.name for path in checkpoints(run)] == ["step-00000005"]
-    save(run, 7)
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
-        "step-00000005",
-        "step-00000007",
-    ]
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError) as caught:
+        save(run, 6)
+    monkeypatch.undo()
+    one_line(caught, "cannot be written", "No space left on device", "Free some space")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert not list((run / "checkpoints").glob(".*"))
 
 
 def test_another_tokenizer_is_refused(run: Path) -> None:
@@ -193,12 +210,13 @@ def test_a_damaged_file_of_a_model_is_named_in_one_line(run: Path, name: str, da
     spoil(run / name, damage)
     with pytest.raises(UserError) as caught:
         load_run(run)
-    one_line(caught, str(run / name), "cannot be read", "rain anew: ys train clean")
+    one_line(caught, str(run / name), "cannot be read", "rain anew: ys train clean --run mine")
 
 
 def spoil(path: Path, damage: str) -> None:
     content = path.read_bytes()
     spoiled = {"cut off": content[: len(content) // 2], "empty": b"", "garbled": b"\xff\x00" * 50}
+    spoiled["one bit"] = content[:-1] + bytes([content[-1] ^ 1])
     path.unlink() if damage == "gone" else path.write_bytes(spoiled[damage])
 
 
@@ -210,111 +228,44 @@ def test_a_description_that_describes_nothing_is_named(run: Path, content: str) 
     one_line(caught, str(run / "config.json"), "expected an object" if "{" not in content else "")
 
 
+CHECKPOINT_FILES = ("model", "optimizer", "tensors")
+
+
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.safetensors", "tensors.safetensors", "progress.json"]
+    "name", [*(f"{stem}.safetensors" for stem in CHECKPOINT_FILES), "progress.json", "SHA256SUMS"]
 )
-def test_a_damaged_checkpoint_is_named_with_the_way_back_to_the_one_before(
-    run: Path, name: str
-) -> None:
+@pytest.mark.parametrize("damage", ["cut off", "empty", "garbled", "gone", "one bit"])
+def test_a_damaged_checkpoint_is_recognised_by_the_file(run: Path, name: str, damage: str) -> None:
+    save(run, 5)
+    spoil(checkpoints(run)[-1] / name, damage)
+    with pytest.raises(DamagedError, match=str(checkpoints(run)[-1])) as caught:
+        read_checkpoint(checkpoints(run)[-1])
+    if name != "SHA256SUMS":
+        assert name in str(caught.value)
+
+
+def test_files_of_two_checkpoints_are_not_mixed(run: Path) -> None:
     save(run, 5)
     save(run, 6)
-    newest = checkpoints(run)[-1]
-    spoil(newest / name, "cut off")
+    older, newer = checkpoints(run)
+    shutil.copy(older / "optimizer.safetensors", newer)
+    with pytest.raises(DamagedError, match=r"optimizer.safetensors does not match SHA256SUMS"):
+        read_checkpoint(newer)
+
+
+def test_a_checkpoint_of_another_format_is_refused_and_not_taken_for_damaged(run: Path) -> None:
     model = small_model(config_of())
+    progress = {"step": 5, "format": 99}
+    save_checkpoint(run, model, trained(model), progress=progress, tensors={})
     with pytest.raises(UserError) as caught:
-        load_checkpoint(newest, model, make_optimizer(model, TrainConfig()))
-    one_line(caught, str(newest / name), f"Remove {newest} to go on from the checkpoint before it")
+        read_checkpoint(checkpoints(run)[-1])
+    one_line(caught, "checkpoint format 99", "reads 1", "ys train clean")
 
 
 def test_nothing_in_a_run_can_hold_code(run: Path) -> None:
     save(run, 5)
     suffixes = {path.suffix for path in run.rglob("*") if path.is_file()}
-    assert suffixes == {".json", ".yaml", ".md", ".safetensors"}
+    assert suffixes == {".json", ".yaml", ".md", ".safetensors", ""}  # and SHA256SUMS
     for path in run.rglob("*.safetensors"):
         header = path.read_bytes()[8:]
         json.loads(header[: header.index(b"}}") + 2])
-
-
-def full_run(run: Path) -> None:
-    save(run, 5)
-    (run / "metrics.jsonl").write_text("{}\n")
-    (run / "cache" / "abc").mkdir(parents=True)
-    (run / "cache" / "abc" / "tokens.bin").write_bytes(b"x")
-
-
-def names(paths: list[Path]) -> list[str]:
-    return sorted(path.name for path in paths)
-
-
-def test_clean_takes_the_model_and_leaves_tokenizer_cache_and_configuration(run: Path) -> None:
-    full_run(run)
-    paths = paths_to_clean(run, "model")
-    assert names(paths) == [
-        "README.md",
-        "checkpoints",
-        "config.json",
-        "generation_config.json",
-        "metrics.jsonl",
-        "model.safetensors",
-    ]
-    remove(paths)
-    assert names(list(run.iterdir())) == ["cache", "config.yaml", "tokenizer.json"]
-
-
-def test_clean_all_takes_everything_that_a_run_makes_and_nothing_else(run: Path) -> None:
-    full_run(run)
-    (run / "notes.txt").write_text("mine")
-    (run / "plots").mkdir()
-    remove(paths_to_clean(run, "all"))
-    assert names(list(run.iterdir())) == ["notes.txt", "plots"]
-
-
-def test_there_is_nothing_to_clean_where_nothing_was_made(tmp_path: Path) -> None:
-    assert paths_to_clean(tmp_path / "runs" / "new", "all") == []
-
-
-def test_cleaning_removes_a_link_and_never_what_it_points_to(run: Path, tmp_path: Path) -> None:
-    full_run(run)
-    elsewhere = tmp_path / "elsewhere"
-    shutil.move(run / "checkpoints", elsewhere)
-    os.symlink(elsewhere, run / "checkpoints")
-    (run / "metrics.jsonl").unlink()
-    os.symlink(tmp_path / "nothing", run / "metrics.jsonl")
-    paths = paths_to_clean(run, "all")
-    assert {"checkpoints", "metrics.jsonl"} <= set(names(paths))
-    remove(paths)
-    assert list(run.iterdir()) == []
-    assert names(list(elsewhere.iterdir())) == ["step-00000005"]
-
-
-def test_a_run_that_is_a_link_is_not_cleaned(run: Path, tmp_path: Path) -> None:
-    link = tmp_path / "runs" / "alias"
-    os.symlink(run, link)
-    with pytest.raises(UserError, match=re.escape(f"{link} is a link")):
-        paths_to_clean(link, "all")
-
-
-def test_a_run_is_found_by_name_by_path_or_as_the_latest(run: Path) -> None:
-    runs = run.parent
-    older = runs / "older"
-    shutil.copytree(run, older)
-    os.utime(older / "model.safetensors", (1, 1))
-    assert find_run(runs, "mine") == run
-    assert find_run(runs, "older") == older
-    assert find_run(runs / "elsewhere", str(older)) == older
-    assert find_run(runs, None) == run
-    os.utime(run / "model.safetensors", (0, 0))
-    assert find_run(runs, None) == older
-
-
-def test_without_a_model_the_exit_code_says_so(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="ys train") as caught:
-        find_run(tmp_path / "empty", None)
-    assert caught.value.exit_code == EXIT_NO_MODEL
-    with pytest.raises(UserError, match=r"no trained model 'yours'.*hoose one of: mine") as caught:
-        find_run(run.parent, "yours")
-    assert caught.value.exit_code == EXIT_NO_MODEL
-    (run / "model.safetensors").unlink()
-    with pytest.raises(UserError) as caught:
-        find_run(run.parent, "mine")
-    assert caught.value.exit_code == EXIT_NO_MODEL

@@ -409,18 +409,75 @@ def test_clean_asks_at_a_terminal_and_no_means_no(
     monkeypatch.setattr(sys, "stdin", Terminal("\n"))
     assert main(["train", "clean", "--run", "tiny"]) == EXIT_FAILED
     error = capsys.readouterr().err
-    assert "removing runs/tiny/model.safetensors\n" in error
+    assert re.search(r"^removing runs/tiny/model.safetensors, [\d,.]+ [kM]B$", error, re.MULTILINE)
+    assert re.search(r"^in all [\d,.]+ [kM]B$", error, re.MULTILINE)
     assert "tokenizer.json" not in error
     assert error.endswith("Remove these and train anew? [y/N] nothing was removed\n")
     assert Path("runs/tiny/model.safetensors").exists()
 
 
-def test_clean_without_a_terminal_lists_what_goes_and_trains_anew(trained: Path) -> None:
+def test_clean_without_a_terminal_removes_nothing_unless_told_to(trained: Path) -> None:
     run = trained / "runs/tiny"
     before = (run / "model.safetensors").stat().st_mtime_ns
     words = ["--run", "tiny", "--set", "train.max_steps=3"]
-    result = ys("train", "clean", "all", *words, cwd=trained)
+    refused = ys("train", "clean", "all", *words, cwd=trained)
+    assert refused.returncode == EXIT_USAGE
+    assert "type: ys train clean all --yes" in refused.stderr
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+    result = ys("train", "clean", "all", *words, "--yes", cwd=trained)
     assert result.returncode == 0, result.stderr
-    assert "removing runs/tiny/tokenizer.json\n" in result.stderr
+    assert "removing runs/tiny/tokenizer.json, " in result.stderr
     assert (run / "model.safetensors").stat().st_mtime_ns > before
     assert load_config(run / "config.yaml").config.train.max_steps == 3
+
+
+def test_a_dry_clean_lists_what_would_go_and_removes_and_trains_nothing(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    before = {path: path.stat().st_mtime_ns for path in (trained / "runs").rglob("*")}
+    assert main(["train", "clean", "all", "--run", "tiny", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "would remove runs/tiny/checkpoints/, " in captured.out
+    assert {path: path.stat().st_mtime_ns for path in (trained / "runs").rglob("*")} == before
+
+
+def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    Path("sea poems").mkdir()
+    for number in range(30):
+        Path(f"sea poems/{number}.txt").write_text(f"The sea, the sea, wave {number} of the sea.")
+    before = (trained / "runs/tiny/model.safetensors").read_bytes()
+    words = ["train", "--run", "tiny", "--new-data", "sea poems", "--set", "train.max_steps=2"]
+    assert main(words) == 0
+    assert "begins with  the weights of runs/tiny, step " in capsys.readouterr().err
+    config = load_config(Path("runs/tiny-sea-poems/config.yaml")).config
+    assert (config.data.path, config.train.begin_from) == ("sea poems", "tiny")
+    assert (trained / "runs/tiny/model.safetensors").read_bytes() == before
+    tokenizers = [
+        Path(f"runs/{name}/tokenizer.json").read_bytes() for name in ("tiny", "tiny-sea-poems")
+    ]
+    assert tokenizers[0] == tokenizers[1]
+    assert main([*words[:-1], "train.max_steps=3"]) == 0  # the same words again go on
+    assert "going on     from step 2 of 3" in capsys.readouterr().err
+    assert main(["train", "--run", "tiny-sea-poems"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "-1"], "--from must be at least 0, found -1"),
+        (["clean", "--from", "0", "--yes"], "removes the checkpoints"),
+        (["--new-data", "x", "--data", "y"], "takes the configuration of the run"),
+    ],
+)
+def test_flags_of_train_that_cannot_be_meant_together(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *words])
+    assert caught.value.code == EXIT_USAGE
+    assert said in capsys.readouterr().err

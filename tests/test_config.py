@@ -63,16 +63,22 @@ json_values = st.recursive(
 )
 fractions = st.floats(0, 1, exclude_max=True)
 counts = st.integers(1, 10**12)
-stages = st.builds(Stage, counts, counts, counts)
+naturals = st.integers(0, 2**63 - 1)
+batches = st.integers(1, 1 << 20)
+stages = st.builds(Stage, counts, batches, counts)
 configs = st.builds(
     Config,
-    run=st.from_regex(r"\w[\w.-]*", fullmatch=True),
-    data=st.builds(DataConfig, path=texts, validation_fraction=fractions),
-    tokenizer=st.builds(TokenizerConfig, vocab_size=st.integers(2, 10**6)),
+    run=st.from_regex(r"\w[\w.-]{0,59}", fullmatch=True),
+    data=st.builds(
+        DataConfig,
+        path=texts.filter(lambda path: path and "\0" not in path),
+        validation_fraction=fractions,
+    ),
+    tokenizer=st.builds(TokenizerConfig, vocab_size=st.integers(258, 10**6)),
     model=st.builds(
         ModelConfig,
-        d_model=counts,
-        n_layers=counts,
+        d_model=st.integers(1, 10**6),
+        n_layers=st.integers(1, 1000),
         d_mlp=st.integers(0, 10**6),
         dropout=fractions,
         mixer=st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True),
@@ -80,13 +86,15 @@ configs = st.builds(
     ),
     train=st.builds(
         TrainConfig,
-        **{name: counts for name in ("max_steps", "seq_len", "batch_size", "grad_accum_steps")},
+        **{name: counts for name in ("max_steps", "seq_len", "grad_accum_steps")},
+        batch_size=batches,
         **{name: counts for name in ("eval_interval", "checkpoint_interval")},
-        **{name: st.integers(0) for name in ("warmup_steps", "eval_tokens", "sample_interval")},
-        **{name: st.integers(0) for name in ("patience", "seed", "threads")},
+        **{name: naturals for name in ("warmup_steps", "eval_tokens", "sample_interval")},
+        **{name: naturals for name in ("patience", "seed")},
+        threads=st.integers(0, 1024),
         **{name: fractions for name in ("beta1", "beta2", "cooldown_fraction", "weight_decay")},
         **{name: fractions for name in ("final_learning_rate", "grad_clip")},
-        learning_rate=st.floats(0, exclude_min=True, allow_infinity=False),
+        learning_rate=st.floats(1e-30, allow_infinity=False),
         stages=st.lists(stages, max_size=3).map(tuple),
         sample_prompt=texts,
         implementation=texts,
@@ -94,12 +102,12 @@ configs = st.builds(
     generate=st.builds(
         GenerateConfig,
         temperature=fractions,
-        top_k=st.integers(0),
+        top_k=naturals,
         top_p=st.floats(0, 1, exclude_min=True),
         min_p=fractions,
         repetition_penalty=st.floats(0, exclude_min=True, allow_infinity=False),
-        max_tokens=st.integers(0),
-        seed=st.none() | st.integers(0),
+        max_tokens=naturals,
+        seed=st.none() | naturals,
     ),
 )
 
@@ -257,7 +265,7 @@ MISTAKES = [
     ("train: {grad_clip: true}", "train.grad_clip must be a finite number, found true"),
     ("train: {grad_clip: .nan}", "train.grad_clip must be a finite number, found NaN"),
     ("train: {grad_clip: .inf}", "train.grad_clip must be a finite number, found Infinity"),
-    ("train: {learning_rate: 0}", "train.learning_rate must be above 0.0, found 0"),
+    ("train: {learning_rate: 0}", "train.learning_rate must be at least 1e-30, found 0"),
     ("train: {seq_len: 0}", "train.seq_len must be at least 1, found 0"),
     ("data: {validation_fraction: 1}", "data.validation_fraction must be below 1.0, found 1"),
     ("generate: {top_p: 1.5}", "generate.top_p must be at most 1.0, found 1.5"),
@@ -268,7 +276,8 @@ MISTAKES = [
     ("run: no", "run must be text, found false. Put it in quotes to make it text."),
     (
         "run: ../up",
-        "run must be a folder name of letters, digits, '_', '-' and '.', found \"../up\"",
+        "run must be a folder name of at most 60 letters, digits, '_', '-' and '.', "
+        'found "../up"',
     ),
     (
         "train: {device: cdua}",
@@ -292,14 +301,18 @@ MISTAKES = [
         "model.d_state is not a field. The fields here are wiring, d_model, n_layers, d_mlp, "
         "tie_embeddings, dropout, mixer, options. model.options takes names of its own.",
     ),
-    ("- 1", "expected NAME: VALUE lines"),
-    ("just text", "expected NAME: VALUE lines"),
+    ("- 1", "expected NAME: VALUE lines, as `ys config show` prints them"),
+    ("just text", "expected NAME: VALUE lines, as `ys config show` prints them"),
     ("run: !!python/name:os.system x", "run has the tag !!python/name:os.system, expected none"),
     ("run: !mine x", "run has the tag !mine, expected none"),
-    ("train: {seed: !!int x}", "train.seed is marked int, found 'x'"),
+    ("train: {seed: !!int x}", "train.seed must be of type int, found 'x'"),
     ("? [a, b]\n: 1", "the file has a name that is not plain text"),
     ("model: {options: &a {self: *a}}", "model.options.self contains itself"),
-    ("train: {seed: [}", "not valid YAML: expected the node content, but found '}'"),
+    (
+        "train: {seed: [}",
+        "not valid YAML: expected the node content, but found '}'. "
+        "See `ys config show` for one that is right.",
+    ),
     ("run: a\n\trun: b", None),
 ]
 
@@ -331,7 +344,8 @@ def test_all_problems_of_all_sources_come_at_once(tmp_path: Path) -> None:
         "x.yaml:6: run is given twice, first in line 5",
         "--set seed: expected NAME=VALUE, as in train.seed=7",
         "--set: train.dtype is a single value, train.dtype.a is not a field",
-        "--set run:1: not valid YAML: expected the node content, but found '<stream end>'",
+        "--set run:1: not valid YAML: expected the node content, but found '<stream end>'. "
+        "Put it in quotes to make it text.",
         "YS_TRAN__SEED: tran is not a field. Did you mean train?",
         "x.yaml:5: run must be text, found 1. Put it in quotes to make it text.",
         '--set: model.d_model must be an integer, found "x"',
@@ -349,8 +363,8 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         "missing": "missing does not exist. Give the path of a YAML file.",
         "latin": "latin is not UTF-8 text: byte 5 is 0xe9. Save it as UTF-8.",
         "control": "control: not valid YAML: unacceptable character #x0000: special characters are "
-        "not allowed",
-        "": f"{tmp_path} cannot be read: Is a directory",
+        "not allowed. See `ys config show` for one that is right.",
+        "": f"{tmp_path} cannot be read: Is a directory. Give the path of a YAML file.",
     }
     for name, message in expected.items():
         with pytest.raises(UserError) as caught:

@@ -12,21 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import ys_llm.data as data_module
+from ys_llm import shards as shards_module
 from ys_llm.corpus import Document
 from ys_llm.data import (
     IGNORED,
     Batch,
     BatchPlan,
-    TokenData,
     batch_at,
     batches_per_epoch,
     evaluation_batches,
     evaluation_span,
     permute,
-    prepare,
 )
 from ys_llm.errors import UserError
+from ys_llm.shards import TokenData, prepare
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
 
 END = 0
@@ -150,9 +149,9 @@ def test_several_processes_write_the_same_shard(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path / "one", label="training")
-    monkeypatch.setattr(data_module, "_PARALLEL_BYTES", 0)
-    monkeypatch.setattr(data_module, "_MOST_PROCESSES", 2)
-    monkeypatch.setattr(data_module, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(shards_module, "_PARALLEL_BYTES", 0)
+    monkeypatch.setattr(shards_module, "_MOST_PROCESSES", 2)
+    monkeypatch.setattr(shards_module, "_CHUNK_BYTES", 16)
     parallel = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path / "many", label="training")
     assert parallel.tokens.tolist() == whole.tokens.tolist()
     assert parallel.document_offsets.tolist() == whole.document_offsets.tolist()

@@ -14,7 +14,6 @@ import torch
 from ys_llm.checkpoint import LoadedRun
 from ys_llm.config import Config, ModelConfig, TrainConfig
 from ys_llm.corpus import Document
-from ys_llm.data import TokenData, prepare
 from ys_llm.errors import UserError
 from ys_llm.evaluate import (
     baselines,
@@ -24,6 +23,7 @@ from ys_llm.evaluate import (
     positions_of_paths,
 )
 from ys_llm.model import Model
+from ys_llm.shards import TokenData, prepare
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = [f"Story {i}: École, and the cat sat {'very ' * i}still." for i in range(12)]

@@ -1,9 +1,12 @@
 """The same code on CUDA: run by `scripts/check --gpu`; skipped with a reason elsewhere."""
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import pytest
 import torch
+from training_runs import TrainRun, assert_same_training, column
 
 from ys_llm.config import ModelConfig, Resolved, from_mapping
 from ys_llm.model import Model
@@ -16,7 +19,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("mixer", ["three_tier", "softmax_attention"])
-def test_a_model_says_the_same_on_both_devices(mixer):
+def test_a_model_says_the_same_on_both_devices(mixer: str) -> None:
     torch.manual_seed(0)
     model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64, mixer=mixer), vocab_size=50)
     model = model.double()
@@ -28,7 +31,7 @@ def test_a_model_says_the_same_on_both_devices(mixer):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_training_on_cuda_learns(tmp_path: Path, dtype):
+def test_training_on_cuda_learns(tmp_path: Path, dtype: str) -> None:
     text = "".join(f"the {n} cats sat on the {n} mats. " for n in range(500))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     config = from_mapping(
@@ -54,3 +57,25 @@ def test_training_on_cuda_learns(tmp_path: Path, dtype):
         for line in (summary.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert losses[-1] < losses[0] / 2
+
+
+CUDA = ("train.device=cuda", "train.deterministic=true", "model.dropout=0.2", "data.layout=streams")
+
+
+def test_a_resumed_run_is_bit_for_bit_the_same_with_deterministic_kernels(
+    train_run: TrainRun,
+) -> None:
+    whole = train_run(*CUDA, "train.max_steps=9", runs="whole").run
+    train_run(*CUDA, "train.max_steps=5")
+    assert_same_training(train_run(*CUDA, "train.max_steps=9").run, whole)
+
+
+def test_a_run_moves_between_devices_and_says_so(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_run("train.max_steps=3")
+    run = train_run(*CUDA[:1], "train.max_steps=6").run
+    assert "changed      device was cpu and is now " in capsys.readouterr().err
+    train_run("train.max_steps=9")
+    assert "and is now cpu" in capsys.readouterr().err
+    assert column(run, "step") == list(range(1, 10))

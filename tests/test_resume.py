@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from training_runs import (
     NEVER,
     ROOT,
@@ -26,9 +29,14 @@ from training_runs import (
 )
 
 from ys_llm.checkpoint import checkpoints, load_run, read_json
-from ys_llm.config import load_config, to_yaml
+from ys_llm.config import Config, load_config, to_mapping, to_yaml
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
+from ys_llm.files import sha256_of
 from ys_llm.model import mixer_names
+from ys_llm.progress import read_metrics
+from ys_llm.resume import FIXED, FREE_ALL_THE_SAME, ORDER, reason_fixed
+from ys_llm.settings import flatten
+from ys_llm.train import train
 
 
 def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun) -> None:
@@ -79,7 +87,11 @@ def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: in
 
 @pytest.mark.parametrize(
     ("layout", "sent", "exit_code"),
-    [("windows", signal.SIGINT, EXIT_INTERRUPTED), ("streams", signal.SIGTERM, EXIT_TERMINATED)],
+    [
+        ("windows", signal.SIGINT, EXIT_INTERRUPTED),
+        ("streams", signal.SIGTERM, EXIT_TERMINATED),
+        ("windows", signal.SIGHUP, 128 + signal.SIGHUP),
+    ],
 )
 def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
     tmp_path: Path, train_run: TrainRun, layout: str, sent: signal.Signals, exit_code: int
@@ -198,19 +210,29 @@ def test_changed_text_under_the_same_names_is_what_is_trained_on(
     assert_same_training(changed, train_run(runs="fresh").run)
 
 
-def test_a_damaged_last_checkpoint_can_be_removed_to_go_on_from_the_one_before(
-    train_run: TrainRun,
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train_run("train.max_steps=8", runs="whole").run
-    run = train_run("train.checkpoint_interval=3").run
+    run = train_run("train.checkpoint_interval=3", "train.keep_checkpoints=3").run
     newest = checkpoints(run)[-1]
     (newest / "optimizer.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match=f"Remove .*{newest.name} to go on"):
-        train_run("train.max_steps=8")
-    for path in newest.iterdir():
-        path.unlink()
-    newest.rmdir()
     assert_same_training(train_run("train.max_steps=8").run, whole)
+    said = capsys.readouterr().err
+    assert f"\ndamaged      {newest}/optimizer.safetensors does not match SHA256SUMS; moved" in said
+    assert "\ngoing on     from step 3 of 8" in said
+    assert (run / "left-behind" / newest.name / "progress.json").exists()
+
+
+def test_where_every_checkpoint_is_damaged_it_is_said_and_the_model_still_works(
+    train_run: TrainRun,
+) -> None:
+    run = train_run().run
+    for path in checkpoints(run):
+        (path / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match=r"all 2 are damaged.*ys run mine.*ys train clean"):
+        train_run("train.max_steps=8")
+    assert load_run(run).step == 6
 
 
 def test_a_run_told_to_do_fewer_steps_than_it_has_done_is_summed_up(train_run: TrainRun) -> None:
@@ -234,3 +256,153 @@ def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
     literal = "train.implementation=reference"  # gives no gradient, where `windowed` gives zeros
     train_run(literal, "train.max_steps=2")
     assert train_run(literal, "train.max_steps=4").steps == 4
+
+
+def test_going_back_repeats_what_was_and_keeps_what_it_went_back_from(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("train.checkpoint_interval=2", "train.keep_checkpoints=9", "train.eval_interval=4")
+    run = train_run(*common, "train.max_steps=8").run
+    before, metrics = last_tensors(run), rows_of(run)
+    assert train_run(*common, "train.max_steps=8", from_step=4).run == run
+    assert f"going back   to step 4; 2 newer in {run / 'left-behind'}" in capsys.readouterr().err
+    after = last_tensors(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert column(run, "loss") == [row["loss"] for row in metrics]
+    left = run / "left-behind"
+    assert {path.name for path in left.iterdir()} == {
+        "step-00000006",
+        "step-00000008",
+        "metrics-after-00000004.jsonl",
+    }
+    assert read_metrics(left / "metrics-after-00000004.jsonl") == metrics[4:]
+
+
+def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(train_run: TrainRun) -> None:
+    run = train_run("train.checkpoint_interval=2", "train.keep_checkpoints=2").run
+    before = snapshot(run)
+    with pytest.raises(
+        UserError, match=r"no checkpoint of step 3. Choose one of: 4, 6\."
+    ) as caught:
+        train_run(from_step=3)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert snapshot(run) == before
+
+
+def test_what_changed_is_said_and_harmless_changes_go_on(
+    train_run: TrainRun, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_run()
+    capsys.readouterr()
+    write_corpus(corpus, sentences(60, seed=3))
+    train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed")]
+    assert said[:4] == [
+        "changed      model.dropout was 0.0 and is now 0.1",
+        "changed      train.learning_rate was 0.003 and is now 0.001",
+        "changed      train.max_steps was 6 and is now 8",
+        "changed      train.seed was 1337 and is now 7",
+    ]
+    assert said[4].endswith("step N goes on with batch N of the new order")
+    assert "changed      training text was 31 documents, 1," in said[5]
+    assert said[-1].startswith("changed      each document is still on the side of the split")
+    capsys.readouterr()
+    train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
+    assert "\nchanged " not in capsys.readouterr().err
+
+
+def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_run().run
+    newest = checkpoints(run)[-1]
+    text = (newest / "progress.json").read_text()
+    text = text.replace(f'"torch": "{torch.__version__}"', '"torch": "2.11.0"')
+    rewrite(newest / "progress.json", text)
+    capsys.readouterr()
+    assert train_run("train.max_steps=8").steps == 8
+    said = capsys.readouterr().err
+    assert f"changed      torch was 2.11.0 and is now {torch.__version__}" in said
+    assert "changed      from here on the run is not bit for bit what it would have been" in said
+
+
+def test_another_processor_settles_dtype_and_kernels_anew(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = ("train.implementation=auto", "train.dtype=auto")
+    newest = checkpoints(train_run(*auto).run)[-1]
+    progress = read_json(newest / "progress.json")
+    progress["circumstances"]["processor"] = "an abacus"
+    progress |= {"implementation": "reference", "dtype": "fp32"}
+    rewrite(newest / "progress.json", json.dumps(progress))
+    capsys.readouterr()
+    train_run(*auto, "train.max_steps=8")
+    said = capsys.readouterr().err
+    assert "changed      processor was an abacus and is now " in said
+    assert "kernels      windowed" in said
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Change a file of a checkpoint as its owner might have written it, sum and all."""
+    old = sha256_of(path)
+    path.write_text(text)
+    sums = path.parent / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(old, sha256_of(path)))
+
+
+def test_every_setting_has_been_judged() -> None:
+    """A new setting must be thought about: may a run that has begun change it?"""
+    settings_now = set(flatten(to_mapping(Config())))
+    fixed = {name for name in settings_now if reason_fixed(name)}
+    assert fixed == {
+        "data.validation_fraction",
+        "model.d_mlp",
+        "model.d_model",
+        "model.mixer",
+        "model.n_layers",
+        "model.options",
+        "model.tie_embeddings",
+        "model.wiring",
+        "tokenizer.kind",
+        "tokenizer.vocab_size",
+    }
+    assert set(ORDER) <= settings_now
+
+
+def test_the_readme_says_what_may_not_change_and_why() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text[text.index("| setting | may not change because |") :].partition("\n\n")[0]
+    rows = re.findall(r"^\| `([\w.*]+)`(?: but `([\w.]+)`)? \| (.+) \|$", text, re.MULTILINE)
+    told = {name.removesuffix("*"): (exception, why) for name, exception, why in rows}
+    for prefix, why in FIXED.items():
+        free = [name for name in FREE_ALL_THE_SAME if name.startswith(prefix)]
+        assert told[prefix] == (free[0] if free else "", why)
+
+
+def test_the_kernels_that_were_settled_on_are_those_of_the_first_step_too(
+    train_run: TrainRun, tmp_path: Path
+) -> None:
+    run = train_run("train.implementation=auto", "train.max_steps=3").run
+    first = checkpoints(run)[0]
+    assert first.name == "step-00000000"
+    settled = read_json(first / "progress.json")
+    assert settled["implementation"] in ("windowed", "windowed_onednn")
+    assert settled["dtype"] == "fp32"
+
+
+def test_runs_that_lie_among_the_texts_are_no_text(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `ys train --data .`: metrics.jsonl is no corpus."""
+    monkeypatch.chdir(corpus)
+    for steps in (2, 4):
+        overrides = settings(Path("."), (f"train.max_steps={steps}",))
+        assert train(load_config(None, overrides=overrides)).steps == steps
+
+
+def test_rows_that_were_lost_or_cut_off_do_not_stop_a_run(train_run: TrainRun) -> None:
+    run = train_run().run
+    metrics = run / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    assert train_run("train.max_steps=8").steps == 8
+    assert column(run, "step")[-2:] == [7, 8]

@@ -293,3 +293,13 @@ def test_a_missing_damaged_or_foreign_file_is_refused(
     path.write_bytes(b"\xff" + saved.encode())
     with pytest.raises(UserError, match="is not a tokenizer of ys"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("piece", ["acgt", "x", "日", "  ", "\n", "-="])
+def test_a_piece_without_end_is_learned_from_and_encoded_in_parts(kind: Kind, piece: str) -> None:
+    text = piece * 200_000
+    tokenizer = train_tokenizer([text], kind=kind, vocab_size=SMALLEST_VOCAB + 4)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids == tokenizer.encode(text[:1000]) * (len(text) // 1000)

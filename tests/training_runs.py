@@ -18,6 +18,7 @@ from ys_llm.checkpoint import checkpoints, read_tensors
 from ys_llm.config import load_config
 from ys_llm.model import Model
 from ys_llm.progress import read_metrics
+from ys_llm.run_folder import LOCK
 from ys_llm.train import TrainSummary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ SMALL_STATE = "model.options.d_state=16"
 NEVER = 10**9  # steps between events that must not happen
 ROW = {"step", "tokens", "loss", "learning_rate", "grad_norm", "step_seconds", "seconds"}
 RUN_FOLDER = {
+    ".ys-lock",
     "README.md",
     "cache",
     "checkpoints",
@@ -103,7 +105,9 @@ def assert_same_training(run: Path, other: Path) -> None:
 
 
 def snapshot(run: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+    """All files but the lock, which tells who trained last."""
+    files = (path for path in sorted(run.rglob("*")) if path.is_file() and path.name != LOCK)
+    return {str(path): path.read_bytes() for path in files}
 
 
 def initial_model(*changes: str) -> Model:

@@ -1,19 +1,16 @@
 """Before the first step: corpus, tokenizer, shards, model and optimizer, as new or as they were."""
 
 import ctypes
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ys_llm import checkpoint
-from ys_llm.config import Config, Stage, TrainConfig, load_config, to_mapping, to_yaml
+from ys_llm.checkpoint import checkpoints, load_weights, read_json, read_tensors
+from ys_llm.config import Config, TrainConfig, load_config, to_yaml
 from ys_llm.corpus import Split, read_documents, split_documents
-from ys_llm.data import BatchPlan, TokenData, batches_per_epoch, prepare
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.data import batches_per_epoch
+from ys_llm.errors import UserError
 from ys_llm.evaluate import baselines
 from ys_llm.files import write_atomically
 from ys_llm.measure import (
@@ -23,87 +20,61 @@ from ys_llm.measure import (
     product_rate,
     state_bytes,
 )
-from ys_llm.model import Model, State, unpack_state
+from ys_llm.memory import check_fits, largest_batch_size
+from ys_llm.model import Model
 from ys_llm.optim import make_optimizer
 from ys_llm.progress import say
-from ys_llm.settings import flatten
+from ys_llm.resume import (
+    changed_circumstances,
+    check_config,
+    circumstances,
+    go_back,
+    machine_of,
+    newest_whole,
+    rollbacks,
+)
+from ys_llm.run_folder import find_run, sweep
+from ys_llm.shards import prepare
 from ys_llm.tokenizer import Tokenizer, train_tokenizer
+from ys_llm.training import Training, batch_plan, save, stage_at, take_up
 
 BF16_GAIN = 1.5  # bf16 products must be this much faster than fp32 ones to be worth their rounding
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
-CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
 
 
-@dataclass
-class Progression:
-    """Where a training stands: all that a checkpoint must remember besides weights and moments."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    best_bits_per_byte: float = math.inf
-    evaluations_since_best: int = 0
-    dtype: str = ""
-    implementation: str = ""
-
-
-@dataclass
-class Training:
-    """Everything the loop works on."""
-
-    config: Config
-    run: Path
-    model: Model
-    optimizer: torch.optim.AdamW
-    tokenizer: Tokenizer
-    data: TokenData
-    validation: TokenData | None
-    has_records: bool
-    sample_prompt: str
-    device: torch.device
-    at: Progression = field(default_factory=Progression)
-    carried: State | None = None
-    floor: dict[str, float] = field(default_factory=dict)  # bits per byte that a model has to beat
-
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole plan."""
-        return self.config.train.total_steps
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether the patience is at its end; a run goes on once it is given more."""
-        return 0 < self.config.train.patience <= self.at.evaluations_since_best
-
-    def autocast(self) -> torch.autocast:
-        """bf16 operands where the run's dtype says so; weights and state stay float32."""
-        enabled = self.at.dtype == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-
-def set_up(config: Config, run: Path) -> Training:
+def set_up(config: Config, run: Path, *, from_step: int | None = None) -> Training:
     """Everything the loop needs, going on from the run's last checkpoint where there is one."""
     with torch.device("meta"):  # a model that cannot be built is told of before the text is read
         Model(config.model, vocab_size=1, implementation=config.train.implementation)
-    _check_unchanged(run, config)
-    _keep_freed_memory()
+    config = with_batch_size_of(run, config)
+    changed = check_config(run, config)
+    if from_step is not None:
+        go_back(run, from_step)
+    sweep(run)
+    keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     split = split_documents(
         read_documents(Path(config.data.path)), validation_fraction=config.data.validation_fraction
     )
-    training = _assemble(config, run, split, _device(config.train))
-    for number, stage in enumerate(config.train.plan):
-        batches_per_epoch(training.data, batch_plan(training, number, stage))
+    training = build(config, run, split, cache=run / "cache")
     # Not before: the vocabulary of a text too short to train on must not outlive the complaint.
     training.tokenizer.save(run / "tokenizer.json")
-    write_atomically(run / "config.yaml", to_yaml(config))
+    write_atomically(run / "config.yaml", to_yaml(training.config))
     _header(training)
-    _settle(training)
+    _settle(training, split, changed)
     return training
 
 
-def _keep_freed_memory() -> None:
+def with_batch_size_of(run: Path, config: Config) -> Config:
+    """`batch_size: auto` is settled once a run: memory may be scarcer when it goes on."""
+    if config.train.batch_size != "auto" or not checkpoints(run):
+        return config
+    before = load_config(run / "config.yaml").config.train.batch_size
+    return replace(config, train=replace(config.train, batch_size=before))
+
+
+def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks instead of giving each back to the kernel.
 
     Every step frees and takes the same large tensors; without this each of their pages is faulted
@@ -117,15 +88,20 @@ def _keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _assemble(config: Config, run: Path, split: Split, device: torch.device) -> Training:
-    """Tokenizer and shards, as the run has them or as new; model and optimizer as new."""
+def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
+    """Tokenizer and shards, as the run has them or as new; model and optimizer as new.
+
+    Nothing is written but the shards, into `cache`.
+    """
     say(
         f"corpus       {config.data.path}: {len(split.training):,} training documents, "
         f"{len(split.validation):,} held out"
     )
     say(f"leak check   {split.leak_check}")
+    device = device_of(config.train)
     tokenizer = _tokenizer(config, run, split)
-    cache = run / "cache"
+    config = _with_batch_size(config, tokenizer, device)
+    check_fits(config, vocab_size=tokenizer.vocab_size, device=device)
     data = prepare(split.training, tokenizer, cache_dir=cache, label="training")
     validation = None
     if split.validation:
@@ -137,7 +113,7 @@ def _assemble(config: Config, run: Path, split: Split, device: torch.device) -> 
         implementation=config.train.implementation,
     ).to(device)
     prompts = [d.prompt for d in (split.validation or split.training) if d.prompt is not None]
-    return Training(
+    training = Training(
         config,
         run,
         model,
@@ -150,13 +126,21 @@ def _assemble(config: Config, run: Path, split: Split, device: torch.device) -> 
         device=device,
         floor=baselines(split.training, split.validation) if split.validation else {},
     )
+    for number, stage in enumerate(config.train.plan):
+        batches_per_epoch(data, batch_plan(training, number, stage))  # refuses too little text
+    return training
 
 
 def _tokenizer(config: Config, run: Path, split: Split) -> Tokenizer:
-    """The run's own tokenizer; where there is none, one trained on the training split alone."""
-    path = run / "tokenizer.json"
-    if path.exists():
-        return Tokenizer.load(path)
+    """The run's own tokenizer, or that of the run it begins from; else one trained here.
+
+    It is trained on the training split alone.
+    """
+    own = run / "tokenizer.json"
+    if own.exists():
+        return Tokenizer.load(own)
+    if config.train.begin_from:
+        return Tokenizer.load(_source(run, config) / "tokenizer.json")
     say(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     texts = [text for d in split.training for text in (d.prompt, d.text) if text]
     return train_tokenizer(
@@ -164,70 +148,63 @@ def _tokenizer(config: Config, run: Path, split: Split) -> Tokenizer:
     )
 
 
-def _settle(training: Training) -> None:
+def _source(run: Path, config: Config) -> Path:
+    return find_run(run.parent, config.train.begin_from)
+
+
+def _with_batch_size(config: Config, tokenizer: Tokenizer, device: torch.device) -> Config:
+    if config.train.batch_size != "auto":
+        return config
+    size = largest_batch_size(config, vocab_size=tokenizer.vocab_size, device=device)
+    say(f"batch size   {size}: the largest that fits into the memory it may use")
+    return replace(config, train=replace(config.train, batch_size=size))
+
+
+def _settle(training: Training, split: Split, changed: list[str]) -> None:
     """Go on from the last checkpoint, or begin; dtype and kernels are settled once for a run."""
-    found = checkpoint.checkpoints(training.run)
-    if found:
-        _restore(training, found[-1])
+    saved = newest_whole(training.run)
+    if saved is None:
+        training.undone = rollbacks(training.run)
+        if training.config.train.begin_from:
+            _begin_from(training)
+    else:
+        take_up(training, saved)
+        say(f"going on     from step {training.at.step:,} of {training.total_steps:,}")
+    before = {} if saved is None else saved.progress.get("circumstances", {})
+    if any(before.get(name, now) != now for name, now in machine_of(training.device).items()):
+        # Elsewhere another choice may be the best, and the bits are not the same in any case.
+        training.at.dtype = training.at.implementation = ""
+    settle_arithmetic(training)
+    training.circumstances = circumstances(split, training.at, training.device)
+    changed = [*changed, *changed_circumstances(before, training.circumstances)]
+    for line in changed:
+        say(f"changed      {line}")
+    training.model.train()
+    if saved is None:  # so that a run killed before its first checkpoint repeats its choices
+        save(training)
+
+
+def settle_arithmetic(training: Training) -> None:
+    """Settle the dtype of the products and whose kernels compute them, and say so."""
     config = training.config.train
     if config.dtype != "auto" or not training.at.dtype:
-        training.at.dtype = _dtype(config, training.device)
+        training.at.dtype, _ = settled_dtype(config, training.device)
     training.at.implementation, why = training.model.settle(
         batch_size=max(stage.batch_size for stage in config.plan),
         precision=training.at.dtype,
         taken=training.at.implementation,
     )
-    say(f"device       {_describe(training.device)}, {training.at.dtype}")
+    say(f"device       {describe(training.device)}, {training.at.dtype}")
     say(f"kernels      {training.at.implementation}: {why}")
-    training.model.train()
 
 
-def _restore(training: Training, path: Path) -> None:
-    progress, tensors = checkpoint.load_checkpoint(path, training.model, training.optimizer)
-    checkpoint.check_tokenizer(
-        training.run, training.tokenizer, progress.pop("tokenizer_fingerprint")
-    )
-    training.at = Progression(**{f.name: progress[f.name] for f in fields(Progression)})
-    torch.set_rng_state(tensors["random.cpu"])
-    if training.device.type == "cuda" and "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"], training.device)
-    packed = {
-        name.removeprefix(CARRIED): tensor.to(training.device)
-        for name, tensor in tensors.items()
-        if name.startswith(CARRIED)
-    }
-    if packed and _continues(training, packed):
-        training.carried = unpack_state(packed)
-    say(f"going on     from step {training.at.step:,} of {training.total_steps:,}")
-
-
-def _continues(training: Training, packed: Mapping[str, Tensor]) -> bool:
-    """Whether the coming batch has as many rows as the state; not so where the plan was changed."""
-    if training.at.step >= training.total_steps:
-        return False
-    _, stage, _ = stage_at(training.config.train, training.at.step)
-    return all(len(tensor) == stage.batch_size for tensor in packed.values() if tensor.dim())
-
-
-def stage_at(config: TrainConfig, step: int) -> tuple[int, Stage, int]:
-    """Number and stage that step belongs to, and the steps of the stage before it."""
-    for number, stage in enumerate(config.plan):
-        if step < stage.steps:
-            return number, stage, step
-        step -= stage.steps
-    raise AssertionError(f"step {step} beyond the plan")
-
-
-def batch_plan(training: Training, number: int, stage: Stage) -> BatchPlan:
-    """The order of batches of stage `number`."""
-    config = training.config
-    return BatchPlan(
-        config.data.layout,
-        stage.seq_len,
-        stage.batch_size,
-        config.train.seed + number,  # stages must not all begin with the same windows
-        training.tokenizer.end_id,
-    )
+def _begin_from(training: Training) -> None:
+    """The best weights of another run, in place of random ones."""
+    source = _source(training.run, training.config)
+    path = source / "model.safetensors"
+    load_weights(training.model, read_tensors(path), path)
+    step = read_json(source / "config.json", needed=["step"])["step"]
+    say(f"begins with  the weights of {source}, step {step:,}")
 
 
 def _header(training: Training) -> None:
@@ -258,29 +235,7 @@ def _header(training: Training) -> None:
     )
 
 
-def _check_unchanged(run: Path, config: Config) -> None:
-    """A model goes on as what it is: refuse another architecture, tokenizer or split."""
-    if not (run / "tokenizer.json").exists() or not (run / "config.yaml").exists():
-        return
-    trained = bool(checkpoint.checkpoints(run))
-    fixed = ("tokenizer.", *(("model.", "data.validation_fraction") if trained else ()))
-    before = flatten(to_mapping(load_config(run / "config.yaml").config))
-    now = flatten(to_mapping(config))
-    changed = [
-        f"{name} was {before.get(name)} and is now {now.get(name)}"
-        for name in sorted(before.keys() | now.keys())
-        if name.startswith(fixed) and before.get(name) != now.get(name)
-    ]
-    if changed:
-        raise UserError(
-            f"{run} cannot go on with another configuration: {'; '.join(changed)}",
-            f"Take its own {run}/config.yaml, choose another --run, or train anew: "
-            f"ys train clean all",
-            exit_code=EXIT_USAGE,
-        )
-
-
-def _device(config: TrainConfig) -> torch.device:
+def device_of(config: TrainConfig) -> torch.device:
     """The device asked for; `auto` is CUDA where there is one."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
@@ -292,15 +247,17 @@ def _device(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def _dtype(config: TrainConfig, device: torch.device) -> str:
-    """`auto`: bf16 operands where their products are measured to be worth it."""
+def settled_dtype(config: TrainConfig, device: torch.device) -> tuple[str, str]:
+    """The dtype of the products' operands, and why; `auto` takes bf16 where it is worth it."""
     if config.dtype != "auto":
-        return config.dtype
+        return config.dtype, "as configured"
     gain = product_rate(torch.bfloat16, device) / product_rate(torch.float32, device)
-    return "bf16" if gain >= BF16_GAIN else "fp32"
+    dtype = "bf16" if gain >= BF16_GAIN else "fp32"
+    return dtype, f"bf16 products have {gain:.1f} times the speed, {BF16_GAIN} is what they need"
 
 
-def _describe(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """The device for the header, and for telling one machine from another."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads"

@@ -1,22 +1,18 @@
-"""A run's folder: what is in it, how it is written so that nothing is lost, how it is read.
+"""A run's tensors on disk: the published model, and the checkpoints training goes on from.
 
-    runs/<name>/config.yaml             the resolved configuration
-                config.json             vocabulary, tokenizer's fingerprint, step: for the reader
-                model.safetensors       the weights of the best evaluation
-                tokenizer.json  generation_config.json  metrics.jsonl  README.md
-                cache/                  token shards
-                checkpoints/step-*/     model, optimizer and progress: where training goes on
+    checkpoints/step-XXXXXXXX/  model.safetensors  optimizer.safetensors  tensors.safetensors
+                                progress.json      SHA256SUMS (as the command sha256sum writes it)
 
 Nothing here is unpickled: tensors are safetensors, the rest is JSON and YAML.
 """
 
+import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -25,22 +21,24 @@ from torch import Tensor, nn
 
 from ys_llm import __version__
 from ys_llm.config import Config, load_config, to_mapping, to_yaml
-from ys_llm.errors import EXIT_NO_MODEL, UserError
-from ys_llm.files import sync_folder, write_atomically
+from ys_llm.errors import UserError
+from ys_llm.files import (
+    explained,
+    make_folder,
+    remove_folder,
+    replace_folder,
+    write_atomically,
+    write_synced,
+)
 from ys_llm.model import Model
+from ys_llm.run_folder import CHECKPOINTS
 from ys_llm.tokenizer import Tokenizer
 
-KEEP = 2  # checkpoints kept: the newest, and the one before should the newest be damaged
-_MODEL_FILES = (
-    "config.json",
-    "model.safetensors",
-    "generation_config.json",
-    "metrics.jsonl",
-    "README.md",
-    "checkpoints",
-)
+FORMAT = 1  # of a checkpoint: raise it when an older ys would misread a newer one
+_SUMS = "SHA256SUMS"
+_TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "tensors.safetensors")
+_CHECKPOINT_FILES = (*_TENSOR_FILES, "progress.json")
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
-_ALL_FILES = (*_MODEL_FILES, "config.yaml", "tokenizer.json", "cache")
 
 
 @dataclass(frozen=True)
@@ -55,30 +53,13 @@ class LoadedRun:
     has_records: bool
 
 
-def find_run(runs_dir: Path, name: str | None) -> Path:
-    """The folder of a run by name or path, or of the one trained last; exit code 3 if none."""
-    if name is None:
-        found = sorted(runs_dir.glob("*/model.safetensors"), key=lambda path: path.stat().st_mtime)
-        if found:
-            return found[-1].parent
-        raise UserError(
-            f"{runs_dir}/ holds no trained model", "Type: ys train", exit_code=EXIT_NO_MODEL
-        )
-    for path in (runs_dir / name, Path(name)):
-        if (path / "model.safetensors").is_file():
-            return path
-    known = sorted(path.parent.name for path in runs_dir.glob("*/model.safetensors"))
-    raise UserError(
-        f"there is no trained model {name!r}",
-        f"Choose one of: {', '.join(known)}" if known else "Type: ys train",
-        exit_code=EXIT_NO_MODEL,
-    )
-
-
 def load_run(path: Path, *, device: str = "cpu") -> LoadedRun:
     """Read a run's best weights; refuses a tokenizer that is not the one they were trained with."""
     needed = ("tokenizer_fingerprint", "step", "has_records")
     described = read_json(path / "config.json", needed=needed)
+    step = described["step"]
+    if not isinstance(step, int):
+        raise _unreadable(path / "config.json", f"step is {step!r}, expected a number")
     config = load_config(path / "config.yaml").config
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     check_tokenizer(path, tokenizer, str(described["tokenizer_fingerprint"]))
@@ -89,7 +70,7 @@ def load_run(path: Path, *, device: str = "cpu") -> LoadedRun:
         config,
         model.to(device).eval(),
         tokenizer,
-        int(described["step"]),
+        step,
         bool(described["has_records"]),
     )
 
@@ -149,7 +130,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
     """Copy tensors into the model; UserError where names or shapes are not the model's."""
     own = weights(model)
     odd = sorted(set(own) ^ set(tensors)) or sorted(
-        name for name, tensor in tensors.items() if tensor.shape != own[name].shape
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype
     )
     if odd:
         raise UserError(
@@ -160,6 +143,17 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
         own[name].copy_(tensor)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds, checked against its sums."""
+
+    path: Path
+    progress: dict[str, Any]
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+
+
 def save_checkpoint(
     run: Path,
     model: nn.Module,
@@ -168,48 +162,128 @@ def save_checkpoint(
     progress: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
 ) -> Path:
-    """Write `checkpoints/step-XXXXXXXX` aside, sync it, rename it; keep the last KEEP.
+    """Write `checkpoints/step-XXXXXXXX` aside, sync it, and give it its name.
 
     `progress` is JSON (`step` names the folder); `tensors` is whatever else must be exact: the
-    state of the random generators, a carried state.
+    state of the random generators, a carried state. Raises UserError where the disk refuses; what
+    was saved before is then still there.
     """
-    root = run / "checkpoints"
-    final = root / f"step-{progress['step']:08d}"
-    aside = root / f".{final.name}.tmp"
-    for unfinished in root.glob(".step-*.tmp"):  # left by a run that was killed while it saved
-        shutil.rmtree(unfinished)
-    aside.mkdir(parents=True)
-    write_atomically(aside / "model.safetensors", _tensor_bytes(weights(model)))
-    moments = _tensor_bytes(_optimizer_tensors(model, optimizer))
-    write_atomically(aside / "optimizer.safetensors", moments)
-    write_atomically(aside / "tensors.safetensors", _tensor_bytes(tensors))
-    write_json(aside / "progress.json", progress)
-    if final.exists():
-        shutil.rmtree(final)
-    aside.rename(final)
-    sync_folder(root)
-    for old in checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old)
+    final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
+    aside = final.with_name(f".{final.name}.tmp")
+    with explained(final):
+        make_folder(aside)
+    sums: dict[str, str] = {}
+    try:
+        for name, held in (
+            ("model", weights(model)),
+            ("optimizer", _optimizer_tensors(model, optimizer)),
+            ("tensors", tensors),
+        ):
+            _write_summed(aside / f"{name}.safetensors", _tensor_bytes(held), sums)
+        described = {"format": FORMAT, **progress}
+        _write_summed(aside / "progress.json", _json_text(described).encode(), sums)
+        write_synced(aside / _SUMS, "".join(f"{sums[name]}  {name}\n" for name in sums))
+        replace_folder(aside, final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # there only where something went wrong
     return final
 
 
+def _write_summed(path: Path, data: bytes, sums: dict[str, str]) -> None:
+    sums[path.name] = hashlib.sha256(data).hexdigest()
+    write_synced(path, data)
+
+
 def checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / "checkpoints").glob("step-*/progress.json"))
+    """The checkpoints of a run, oldest first, whole or damaged."""
+    return sorted((run / CHECKPOINTS).glob("step-*"))
 
 
-def load_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Restore model and optimizer; returns what `save_checkpoint` took as progress and tensors."""
-    load_weights(model, read_tensors(path / "model.safetensors"), path)
-    moments = read_tensors(path / "optimizer.safetensors")
+def remove_superseded(run: Path, *, newest: int, every: int, best_step: int) -> None:
+    """Keep the `newest` checkpoints, the one of the best step, and those of each `every` steps."""
+    for path in checkpoints(run)[:-newest]:
+        step = int(path.name.removeprefix("step-"))
+        if step != best_step and not (every and step and step % every == 0):
+            remove_folder(path)
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written; says in which file and how."""
+
+
+def read_checkpoint(path: Path) -> Saved:
+    """All of a checkpoint, each file held against its sum.
+
+    Raises DamagedError; UserError where a newer `ys` wrote it.
+    """
+    sums = _sums(path)
+    contents = {name: _checked(path / name, sums) for name in _CHECKPOINT_FILES}
+    try:
+        progress = json.loads(contents["progress.json"])
+        read = [safetensors.torch.load(contents[name]) for name in _TENSOR_FILES]
+    except (ValueError, RecursionError, SafetensorError) as error:
+        raise DamagedError(f"{path} does not hold a checkpoint ({error})") from error
+    if not isinstance(progress, dict):
+        raise DamagedError(f"{path}/progress.json is no object")
+    if progress.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has the checkpoint format {progress.get('format')}, and this ys "
+            f"{__version__} reads {FORMAT}",
+            "Use the ys that wrote it, or begin anew: ys train clean",
+        )
+    return Saved(path, progress, *read)
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Expected sum of each file; a DamagedError where there are none."""
+    try:
+        lines = (path / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path} has no readable {_SUMS}") from error
+    pairs = [line.partition("  ") for line in lines]
+    return {name: digest for digest, _, name in pairs}
+
+
+def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != sums.get(path.name):
+        raise DamagedError(f"{path} does not match {_SUMS}")
+    return content
+
+
+def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and moments into the model and its optimizer."""
+    load_weights(model, saved.weights, saved.path)
+    _check_moments(saved, model)
+    optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        if f"step.{name}" in moments:
+        if f"step.{name}" in saved.moments:
             optimizer.state[parameter] = {
-                key: moments[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS
+                key: saved.moments[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS
             }
-    return read_json(path / "progress.json"), read_tensors(path / "tensors.safetensors")
+
+
+def _check_moments(saved: Saved, model: nn.Module) -> None:
+    """AdamW would read beyond the end of a moment that is smaller than its parameter."""
+    shapes: dict[str, torch.Size] = {}
+    for name, parameter in model.named_parameters():
+        if f"step.{name}" in saved.moments:
+            shapes |= {f"{key}.{name}": parameter.shape for key in _MOMENTS}
+            shapes[f"step.{name}"] = torch.Size([])
+    odd = sorted(shapes.keys() ^ saved.moments.keys()) or [
+        name
+        for name, moment in saved.moments.items()
+        if moment.shape != shapes[name] or moment.dtype != torch.float32
+    ]
+    if odd:
+        raise UserError(
+            f"{saved.path}/optimizer.safetensors does not fit the model: {len(odd)} moments "
+            f"differ, first {odd[0]}",
+            f"Remove {saved.path} to go on from the one before, or begin anew: ys train clean",
+        )
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -240,7 +314,7 @@ def read_json(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
     """A JSON object with at least the `needed` names; a UserError names a file that is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, str(error)) from error
     if not isinstance(value, dict):
         raise _unreadable(path, f"found a {type(value).__name__}, expected an object")
@@ -251,29 +325,17 @@ def read_json(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, problem: str) -> UserError:
-    folder, fix = path.parent, "Train anew: ys train clean"
-    if folder.parent.name == "checkpoints":
-        fix = f"Remove {folder} to go on from the checkpoint before it, or train anew."
+    run = path.parent.name
+    fix = f"Train anew: ys train clean --run {run}"
+    if path.name == "model.safetensors" and checkpoints(path.parent):
+        fix = f"Remove it, and `ys train --run {run}` puts the last checkpoint's weights there."
     return UserError(f"{path} cannot be read ({problem})", fix)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """The mapping as indented JSON, atomically."""
-    write_atomically(path, json.dumps(dict(value), indent=2) + "\n")
+    write_atomically(path, _json_text(value))
 
 
-def paths_to_clean(run: Path, clean: Literal["model", "all"]) -> list[Path]:
-    """What `ys train clean` ("model") or `clean all` would remove: only files that a run makes."""
-    if run.is_symlink():
-        raise UserError(f"{run} is a link", "Remove the link itself, or name the real folder")
-    names = _ALL_FILES if clean == "all" else _MODEL_FILES
-    return [run / name for name in names if os.path.lexists(run / name)]
-
-
-def remove(paths: list[Path]) -> None:
-    """Remove files and folders; a link is removed, never followed."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _json_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), indent=2) + "\n"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ys_llm.contradictions import contradictions
 from ys_llm.errors import UserError
 from ys_llm.settings import (
     StrictReader,
@@ -45,6 +46,8 @@ Kind = Literal["bpe", "words", "chars", "bytes"]
 
 _ENVIRONMENT_PREFIX = "YS_"
 _NOT_FIELDS = ("YS_DEBUG",)  # read by cli.py
+_GREATEST_BATCH = 1 << 20
+_GREATEST_WIDTH = 1 << 20  # no machine trains a wider matrix, and sizes stay far below 64 bits
 _COMMENT_COLUMN = 40  # of `ys config show`; a longer value pushes its own comment to the right
 
 
@@ -52,7 +55,12 @@ _COMMENT_COLUMN = 40  # of `ys config show`; a longer value pushes its own comme
 class DataConfig:
     """Which text is read and how it is cut."""
 
-    path: str = setting("training_data", "file or folder of .txt, .md and .jsonl, read recursively")
+    path: str = setting(
+        "training_data",
+        "file or folder of .txt, .md and .jsonl, read recursively",
+        pattern=r"[^\0]+",
+        pattern_help="the path of a file or folder",
+    )
     validation_fraction: float = setting(
         0.05, "share of documents held out, chosen by hash", minimum=0.0, below=1.0
     )
@@ -71,7 +79,10 @@ class TokenizerConfig:
         metadata={"help": "bpe: byte-level pairs; words: whole words; chars; bytes"},
     )
     vocab_size: int = setting(
-        4096, "tokens at most, control tokens too; chars and bytes take what they need", minimum=2
+        4096,
+        "tokens at most, control tokens too; chars and bytes take what they need",
+        minimum=258,  # the control tokens and the bytes
+        maximum=_GREATEST_WIDTH,
     )
 
 
@@ -82,9 +93,11 @@ class ModelConfig:
     wiring: Literal["pre_norm", "bare"] = setting(
         "pre_norm", "pre_norm: residual blocks; bare: embedding, mixer, head and nothing else"
     )
-    d_model: int = setting(256, "width of the residual stream", minimum=1)
-    n_layers: int = setting(4, "number of blocks", minimum=1)
-    d_mlp: int = setting(688, "hidden width of the SwiGLU MLP; 0 = no MLP", minimum=0)
+    d_model: int = setting(256, "width of the residual stream", minimum=1, maximum=_GREATEST_WIDTH)
+    n_layers: int = setting(4, "number of blocks", minimum=1, maximum=1000)
+    d_mlp: int = setting(
+        688, "hidden width of the SwiGLU MLP; 0 = no MLP", minimum=0, maximum=_GREATEST_WIDTH
+    )
     tie_embeddings: bool = setting(False, "share one matrix between embedding and head")
     dropout: float = setting(0.0, "share of activations dropped", minimum=0.0, below=1.0)
     mixer: str = setting(
@@ -103,7 +116,9 @@ class Stage:
     """One part of a staged training."""
 
     seq_len: int = field(metadata={"help": "tokens per sequence", "minimum": 1})
-    batch_size: int = field(metadata={"help": "sequences per batch", "minimum": 1})
+    batch_size: int = field(
+        metadata={"help": "sequences per batch", "minimum": 1, "maximum": _GREATEST_BATCH}
+    )
     steps: int = field(metadata={"help": "optimizer steps", "minimum": 1})
 
 
@@ -113,12 +128,17 @@ class TrainConfig:
 
     max_steps: int = setting(2000, "optimizer steps in all", minimum=1)
     seq_len: int = setting(256, "tokens per sequence", minimum=1)
-    batch_size: int = setting(32, "sequences per batch", minimum=1)
+    batch_size: int | Literal["auto"] = setting(
+        32,
+        "sequences per batch; auto = as many as fit into memory, settled once a run",
+        minimum=1,
+        maximum=_GREATEST_BATCH,
+    )
     grad_accum_steps: int = setting(1, "batches summed into one optimizer step", minimum=1)
     stages: tuple[Stage, ...] = setting(
         (), "list of {seq_len, batch_size, steps}; replaces max_steps, seq_len and batch_size"
     )
-    learning_rate: float = setting(3e-3, "peak of the schedule", above=0.0)
+    learning_rate: float = setting(3e-3, "peak of the schedule", minimum=1e-30)
     schedule: Literal["linear", "cosine", "constant_sqrt_cooldown"] = setting(
         "linear", "how the learning rate goes from its peak to final_learning_rate"
     )
@@ -137,6 +157,21 @@ class TrainConfig:
     eval_interval: int = setting(200, "steps between evaluations", minimum=1)
     eval_tokens: int = setting(200_000, "validation tokens per evaluation; 0 = all", minimum=0)
     checkpoint_interval: int = setting(200, "steps between checkpoints", minimum=1)
+    keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best one", minimum=1)
+    keep_every: int = setting(0, "steps between checkpoints kept for good; 0 = none", minimum=0)
+    on_spike: Literal["log", "rollback"] = setting(
+        "log",
+        "a loss far above the last ones is written down, or undone like one that is no number",
+    )
+    max_rollbacks: int = setting(
+        3, "times a run goes back to a checkpoint before it gives up", minimum=0
+    )
+    rollback_rate: float = setting(
+        0.5, "share of the learning rate that is left each time", above=0.0, maximum=1.0
+    )
+    rollback_steps: int = setting(
+        50, "steps for which it is left the first time; then 4 and 16 times as many", minimum=0
+    )
     sample_interval: int = setting(500, "steps between samples of text; 0 = none", minimum=0)
     sample_prompt: str = setting("", "what the samples of text go on from")
     patience: int = setting(
@@ -146,17 +181,27 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto = cuda where there is one")
     dtype: Literal["auto", "fp32", "bf16"] = setting("auto", "auto = bf16 on cuda, fp32 on cpu")
     implementation: str = setting("auto", "of the mixer's op: auto, reference, or one of its own")
-    threads: int = setting(0, "CPU threads; 0 = as many as there are", minimum=0)
+    threads: int = setting(0, "CPU threads; 0 = as many as there are", minimum=0, maximum=1024)
+    deterministic: bool = setting(
+        False, "kernels that give the same bits each time on CUDA too; slower there"
+    )
+    memory_limit_gb: float = setting(
+        0.0, "memory that batch_size: auto may use; 0 = 80 % of what is free", minimum=0.0
+    )
+    begin_from: str = setting("", "run whose weights and tokenizer a new run begins with")
 
     @property
     def plan(self) -> tuple[Stage, ...]:
         """The stages, or the one stage that seq_len, batch_size and max_steps describe."""
-        return self.stages or (Stage(self.seq_len, self.batch_size, self.max_steps),)
+        if self.stages:
+            return self.stages
+        assert self.batch_size != "auto", "train.batch_size: auto is settled before the plan"
+        return (Stage(self.seq_len, self.batch_size, self.max_steps),)
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of all stages."""
-        return sum(stage.steps for stage in self.plan)
+        return sum(stage.steps for stage in self.stages) or self.max_steps
 
 
 @dataclass(frozen=True)
@@ -183,8 +228,8 @@ class Config:
     run: str = setting(
         "default",
         "name of the run: its folder under runs/",
-        pattern=r"\w[\w.-]*",
-        pattern_help="a folder name of letters, digits, '_', '-' and '.'",
+        pattern=r"\w[\w.-]{0,59}",  # at 4 bytes a letter still a name that file systems take
+        pattern_help="a folder name of at most 60 letters, digits, '_', '-' and '.'",
     )
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -220,7 +265,7 @@ def load_config(
             sources.put(dotted, text, origin=name)
     for override in overrides:
         dotted, equals, text = override.partition("=")
-        if equals:
+        if equals and dotted.strip():
             sources.put(dotted.strip(), text, origin="--set")
         else:
             sources.problems.append(f"--set {override}: expected NAME=VALUE, as in train.seed=7")
@@ -289,15 +334,16 @@ class _Sources:
         self._origins[""] = name
         if isinstance(text.values, dict):
             self._values = text.values
-        elif text.values is not None:
-            self.problems.append(f"{name}:{text.lines['']}: expected NAME: VALUE lines")
+        elif text.values is not None and not text.problems:
+            expected = "expected NAME: VALUE lines, as `ys config show` prints them"
+            self.problems.append(f"{name}:{text.lines['']}: {expected}")
 
     def put(self, dotted: str, text: str, *, origin: str) -> None:
         """Set one value, written as YAML."""
         try:
             parsed = parse_yaml(text, name=f"{origin} {dotted}")
         except UserError as error:
-            self.problems.append(error.problem)
+            self.problems.append(f"{error.problem}. Put it in quotes to make it text.")
             return
         self.problems += [f"{origin} {dotted}: {message}" for _, message in parsed.problems]
         *parents, name = dotted.split(".")
@@ -321,11 +367,10 @@ class _Sources:
 
     def resolve(self) -> Resolved:
         config = self.parse(Config)
-        given = flatten(self._values)
-        origins = {
-            path: self._origin(path) if path in given else "default"
-            for path in flatten(to_mapping(config))
-        }
+        given, values = flatten(self._values), flatten(to_mapping(config))
+        origins = {path: self._origin(path) if path in given else "default" for path in values}
+        defaults = {**dict.fromkeys(values), **flatten(to_mapping(Config()))}
+        raise_problems(contradictions(values, defaults=defaults, origins=origins))
         return Resolved(config, origins)
 
     def _origin(self, path: str) -> str:

@@ -6,17 +6,19 @@ in which `<end>` is text. A line of `.jsonl` holds `{"text": ...}` or
 `{"prompt": ..., "response": ...}`.
 """
 
-import hashlib
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ys_llm.document_key import document_key
 from ys_llm.errors import UserError
+from ys_llm.run_folder import is_run
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 LONG_DOCUMENT_CHARS = 200_000  # a novel: longer plain documents give their end to validation
@@ -26,6 +28,8 @@ _TAG = re.compile(f"{START}|{END}")
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\r?\n)+")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _MAKE_READABLE = "Make it readable, or take it away."
+_SHOWN_FIELDS = 5  # of an object with others than ours, inside a message
+_SPECIAL = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISDIR, "folder"))
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,7 @@ class Document:
     @cached_property
     def key(self) -> str:
         """Hash of prompt and text, never of the source."""
-        digest = hashlib.blake2b(digest_size=16)
-        if self.prompt is not None:
-            prompt = self.prompt.encode()
-            digest.update(b"prompt %d " % len(prompt) + prompt)
-        digest.update(b"text " + self.text.encode())
-        return digest.hexdigest()
+        return document_key(self.text, self.prompt)
 
     @cached_property
     def n_bytes(self) -> int:
@@ -61,27 +60,27 @@ class Split:
     leak_check: str
 
 
-def read_documents(path: Path) -> list[Document]:
+def read_documents(path: Path, *, retype: str = "ys train --data PATH") -> list[Document]:
     """Read a file, or a folder with all below it; sorted by content, so that names do not matter.
 
     In folders `README.md`, `manifest*` and names that begin with a dot are skipped; so are empty
-    texts. Raises UserError, with file and line, on anything that cannot be read as it should be.
+    texts, and the folders of runs. Raises UserError, with file and line, on anything that cannot be
+    read as it should be; `retype` is what it tells to type where the path itself is wrong.
     """
+    name = _shown(path)
     if not os.path.exists(path):
+        found = "is a link to nothing" if path.is_symlink() else "does not exist"
+        raise UserError(f"{name} {found}; expected a file or folder of text", f"Type: {retype}")
+    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"{path} does not exist; expected a file or folder of text",
-            "Type: ys train --data PATH",
-        )
-    if path.is_file() and path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"{path} is none of {', '.join(SUFFIXES)}",
-            "Rename it if it is text, then type: ys train --data PATH",
+            f"{name} is none of {', '.join(SUFFIXES)}",
+            f"Rename it if it is text, then type: {retype}",
         )
     documents = [document for file in _files(path) for document in _read_file(file)]
     if not documents:
         raise UserError(
-            f"{path} holds no text: no {', '.join(SUFFIXES)} file that is not empty",
-            "Put some there, or type: ys train --data PATH",
+            f"{name} holds no text: no {', '.join(SUFFIXES)} file that is not empty",
+            f"Put some there, or type: {retype}",
         )
     return sorted(documents, key=lambda document: (document.key, document.source))
 
@@ -103,8 +102,11 @@ def split_documents(documents: Iterable[Document], *, validation_fraction: float
             side = validation if _place(document) < validation_fraction else training
             side.append(document)
     if validation and not training:
+        whole = (
+            "the only document" if len(validation) == 1 else f"all {len(validation):,} documents"
+        )
         raise UserError(
-            f"all {len(validation)} documents fell to validation, none to training",
+            f"{whole} fell to validation, none to training",
             "Add text, or type: ys train --set data.validation_fraction=0",
         )
     return Split(training, validation, _leak_check(training, validation))
@@ -134,13 +136,13 @@ def _leak_check(training: Sequence[Document], validation: Sequence[Document]) ->
 
 def _files(root: Path) -> Iterator[Path]:
     """Walk in a fixed order; what links lead to is read once, so that a loop of links ends."""
-    if root.is_file():
+    if not root.is_dir():
         yield root
         return
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
-        if real in seen:
+        if real in seen or is_run(Path(folder)):  # with --data . the runs lie among the texts
             folders.clear()
             continue
         seen.add(real)
@@ -166,7 +168,9 @@ def _unreadable(error: OSError) -> None:
 
 
 def _shown(path: Path | str) -> str:
-    return str(path).encode("utf-8", "backslashreplace").decode()  # a name may be no UTF-8
+    """The name on one line; it may be no UTF-8, and hold line breaks."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _read_file(path: Path) -> Iterator[Document]:
@@ -181,24 +185,69 @@ def _read_file(path: Path) -> Iterator[Document]:
 
 def _read_text(path: Path) -> str:
     """Decode UTF-8 without its byte-order mark; line ends stay as they are."""
-    if not path.is_file():
-        raise UserError(f"{_shown(path)} is a link to nothing, or no file", "Take it away.")
+    data, name = _read_bytes(path), _shown(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{_shown(path)} cannot be read: {error.strerror}", _MAKE_READABLE
-        ) from error
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        encoding = "UTF-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "LATIN1"
+        raise _not_text(data, name, error.start, "is not UTF-8") from error
+    if "\0" in text:
+        raise _not_text(data, name, data.index(b"\0"), "is no character of a text")
+    return text.removeprefix("\ufeff")
+
+
+def _not_text(data: bytes, name: str, offset: int, problem: str) -> UserError:
+    line = data.count(b"\n", 0, offset) + 1
+    encoding = "LATIN1"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "UTF-16"
+    elif data[offset] == 0:  # UTF-16 writes every second byte of English as 0
+        encoding = "UTF-16LE" if offset % 2 else "UTF-16BE"
+    return UserError(
+        f"{name}:{line}: byte 0x{data[offset]:02x} at offset {offset} {problem}",
+        f"If the file is {encoding}, type: iconv -f {encoding} -t UTF-8 OLD > NEW; "
+        "if it is no text, take it away.",
+    )
+
+
+def _read_bytes(path: Path) -> bytes:
+    """All of a regular file. What is none is named before it is opened: a pipe would never end."""
+    name = _shown(path)
+    try:
+        _refuse_special(name, path.stat().st_mode)
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            data = file.read()
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise UserError(
-            f"{_shown(path)}:{line}: byte 0x{data[error.start]:02x} at offset {error.start} "
-            "is not UTF-8",
-            f"If the file is {encoding}, type: iconv -f {encoding} -t UTF-8 OLD > NEW",
-        ) from error
+            f"{name} changed while it was read",
+            "Wait until whatever writes it has done, then type the command again.",
+        )
+    return data
+
+
+def _refuse_special(name: str, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = next((kind for is_kind, kind in _SPECIAL if is_kind(mode)), "device")
+    raise UserError(
+        f"{name} is a {kind}; expected a file of text",
+        "Copy what it holds into a file, or take it away.",
+    )
+
+
+def _cannot_read(path: Path, error: OSError) -> UserError:
+    name = _shown(path)
+    if path.is_symlink() and not os.path.exists(path):
+        return UserError(f"{name} is a link to nothing", "Mend it, or take it away.")
+    if isinstance(error, FileNotFoundError):
+        return UserError(
+            f"{name} was there when the folder was listed and is gone now",
+            "Wait until whatever moves it has done, then type the command again.",
+        )
+    return UserError(f"{name} cannot be read: {error.strerror}", _MAKE_READABLE)
 
 
 def _records(text: str, name: str) -> Iterator[Document]:
@@ -243,14 +292,17 @@ def _json_lines(text: str, name: str) -> Iterator[Document]:
 
 def _json_document(line: str, source: str) -> Document:
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _bad_json(source, f"not JSON ({error})") from error
+        fields = json.loads(line, object_pairs_hook=_without_repeats)
+    except RecursionError as error:
+        raise _bad_json(source, "brackets within brackets, too deep to read") from error
+    except ValueError as error:
+        problem = str(error).partition(";")[0]  # behind it is advice on the settings of Python
+        raise _bad_json(source, f"not JSON ({problem})") from error
     if not isinstance(fields, dict):
         raise _bad_json(source, f"found {type(fields).__name__}, not an object")
     known = sorted(fields.keys() & {"text", "prompt", "response"})
     if known not in (["text"], ["prompt", "response"]):
-        raise _bad_json(source, f"found the fields {', '.join(map(repr, fields)) or 'none'}")
+        raise _bad_json(source, f"found the fields {_names(list(fields))}")
     for field in known:
         if not isinstance(fields[field], str):
             raise _bad_json(source, f"{field!r} is {type(fields[field]).__name__}, not a string")
@@ -259,6 +311,22 @@ def _json_document(line: str, source: str) -> Document:
     if known == ["text"]:
         return Document(fields["text"], source=source)
     return Document(fields["response"], fields["prompt"], source)
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object; of a field given twice, JSON's reader would silently drop the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        name = next(name for name, _ in pairs if counts[name] > 1)
+        raise ValueError(f"the field {name[:40]!r} is given twice")
+    return fields
+
+
+def _names(fields: Sequence[str]) -> str:
+    shown = ", ".join(repr(name[:40]) for name in fields[:_SHOWN_FIELDS])
+    more = len(fields) - _SHOWN_FIELDS
+    return (shown or "none") + (f" and {more:,} more" if more > 0 else "")
 
 
 def _bad_json(source: str, problem: str) -> UserError:

@@ -18,9 +18,10 @@ from torch.nn import functional
 
 from ys_llm.checkpoint import LoadedRun
 from ys_llm.corpus import Document, read_documents
-from ys_llm.data import IGNORED, TokenData, evaluation_batches, evaluation_span, prepare
+from ys_llm.data import IGNORED, evaluation_batches, evaluation_span
 from ys_llm.errors import UserError
 from ys_llm.model import Model
+from ys_llm.shards import TokenData, prepare
 
 _HEAD_TOKENS = 2048  # logits made at a time: 32 MB at a vocabulary of 4,096
 
@@ -187,7 +188,7 @@ def positions_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[tuple[s
 
 def _shards(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenData]]:
     for path in paths:
-        documents = read_documents(path)
+        documents = read_documents(path, retype="ys eval RUN PATH")
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
             label = path.name or str(path)
             yield path, prepare(documents, loaded.tokenizer, cache_dir=Path(cache), label=label)

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor
 
 from ys_llm.config import GenerateConfig
+from ys_llm.errors import UserError
 from ys_llm.model import Model
 from ys_llm.tokenizer import StreamDecoder, Tokenizer
 
 PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on
 _HEAD_TOKENS = 128  # logits made at a time when scoring: 32 MB at a vocabulary of 65,536
 _LONGEST_PIECE = 1 << 18  # characters without a space that are held back for a border
+_COLDEST = 1e-9  # a temperature below this is 0: float64 keeps nothing of the other tokens
+_GREATEST_LOGIT = 1e300  # what a penalty may make of one; two of them can still be subtracted
 
 
 @dataclass(frozen=True)
@@ -157,13 +160,19 @@ def distribution(logits_V: Tensor, sampling: GenerateConfig, recent: Iterable[in
     min_p: those stay that have at least min_p times the probability of the best.
     After each filter what stays is scaled to sum 1. Of equals the smaller id comes first.
     """
-    logits = _penalised(logits_V.detach().to("cpu", torch.float64), sampling, recent)
-    ordered, ids = torch.sort(logits, descending=True, stable=True)
-    if sampling.temperature == 0:
+    logits = logits_V.detach().to("cpu", torch.float64)
+    if not bool(torch.isfinite(logits).all()):
+        raise UserError(
+            "the model gives no numbers but NaN or infinity: its weights are damaged, or its "
+            "training went wrong",
+            "Train anew: ys train clean",
+        )
+    ordered, ids = torch.sort(_penalised(logits, sampling, recent), descending=True, stable=True)
+    if sampling.temperature < _COLDEST:
         kept = torch.zeros_like(ordered)
         kept[0] = 1
     else:
-        kept = torch.softmax(ordered / sampling.temperature, dim=0)
+        kept = torch.softmax((ordered - ordered[0]) / sampling.temperature, dim=0)
     if sampling.top_k:
         kept = _scaled(kept, torch.arange(len(kept)) < sampling.top_k)
     if sampling.top_p < 1:
@@ -245,7 +254,7 @@ def _penalised(logits_V: Tensor, sampling: GenerateConfig, recent: Iterable[int]
     penalised_V = logits_V.clone()
     seen, r = logits_V[ids], sampling.repetition_penalty
     penalised_V[ids] = torch.where(seen > 0, seen / r, seen * r)
-    return penalised_V
+    return penalised_V.clamp(-_GREATEST_LOGIT, _GREATEST_LOGIT)
 
 
 def _scaled(probabilities: Tensor, keep: Tensor) -> Tensor:

@@ -40,6 +40,9 @@ def run_interactive(loaded: LoadedRun, sampling: GenerateConfig, *, plain: bool)
             prompt = input("> " if sys.stdin.isatty() else "")
         except (EOFError, KeyboardInterrupt):
             return
+        except UnicodeDecodeError:
+            print("ys: this line is not UTF-8 text and was not read", file=sys.stderr)
+            continue
         if prompt.strip() in ("exit", "quit"):
             return
         if prompt.strip():

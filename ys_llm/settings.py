@@ -18,7 +18,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ys_llm.errors import EXIT_USAGE, UserError
 
 _SHOWN_CHARS = 60  # of a wrong value inside a message, which should stay one line
+_GREATEST = 2**63 - 1  # what torch, numpy and safetensors can hold
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _MISSING = dataclasses.MISSING
+UNREADABLE = object()  # stands for a value whose problem has been told already
 T = TypeVar("T")
 
 
@@ -42,7 +45,8 @@ def parse_dataclass(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> 
 def raise_problems(problems: list[str]) -> None:
     """Raise all `problems`, one a line, as one UserError; do nothing where there are none."""
     if problems:
-        raise UserError("\n".join(dict.fromkeys(problems)), exit_code=EXIT_USAGE)
+        lines = "\n".join(filter(None, dict.fromkeys(problems)))
+        raise UserError(lines, exit_code=EXIT_USAGE)
 
 
 def to_plain(value: Any) -> Any:
@@ -96,6 +100,9 @@ class StrictReader:
 
     def read(self, kind: Any, value: Any, path: str) -> Any:
         """Return `value` as a `kind`; after a problem the result has no meaning."""
+        if value is UNREADABLE:
+            self.problems.append("")  # no more to say; but what holds it must not be built
+            return None
         origin = get_origin(kind)
         if dataclasses.is_dataclass(kind):
             return self._read_dataclass(kind, value, path)
@@ -111,6 +118,11 @@ class StrictReader:
             return float(value)
         if not _is_plain(kind, value):
             self._wrong(kind, value, path)
+        elif kind is int and _beyond_64_bits(value):
+            words = f"at most {_GREATEST}" if value > 0 else f"at least {-_GREATEST}"
+            self._report(path, f"{path} must be {words}, found {_shown(value)}")
+        elif kind is str and _HALF_CHARACTER.search(value):
+            self._report(path, f"{path} must be text in UTF-8, found {_shown(value)}")
         return value
 
     def _read_dataclass(self, cls: Any, value: Any, path: str) -> Any:
@@ -127,7 +139,8 @@ class StrictReader:
             inner = join(path, field.name)
             if field.name in value:
                 arguments[field.name] = self.read(hints[field.name], value[field.name], inner)
-                self._check_limits(field.metadata, value[field.name], inner)
+                shown = _shown(value[field.name])
+                self._check_limits(field.metadata, arguments[field.name], inner, shown=shown)
             elif field.default is _MISSING and field.default_factory is _MISSING:
                 self._report(inner, f"{inner} is missing, expected {_expected(hints[field.name])}")
         if len(self.problems) > problems_before:
@@ -153,6 +166,9 @@ class StrictReader:
             result = attempt.read(member, value, path)
             if not attempt.problems:
                 return result
+            if _is_plain_kind(member) and _is_plain(member, value):  # right but for its size
+                self.problems += attempt.problems
+                return value
         return self._wrong(kind, value, path)
 
     def _read_choice(self, kind: Any, value: Any, path: str) -> Any:
@@ -185,15 +201,15 @@ class StrictReader:
         member = get_args(kind)[1]
         return {name: self.read(member, item, join(path, name)) for name, item in value.items()}
 
-    def _check_limits(self, limits: Mapping[str, Any], value: Any, path: str) -> None:
+    def _check_limits(
+        self, limits: Mapping[str, Any], value: Any, path: str, *, shown: str
+    ) -> None:
         if isinstance(value, str) and "pattern" in limits:
             if not re.fullmatch(limits["pattern"], value):
-                self._report(
-                    path, f"{path} must be {limits['pattern_help']}, found {_shown(value)}"
-                )
-        elif _is_number(value):
+                self._report(path, f"{path} must be {limits['pattern_help']}, found {shown}")
+        elif _is_number(value) and not _beyond_64_bits(value):
             for words in _broken_limits(limits, value):
-                self._report(path, f"{path} must be {words}, found {_shown(value)}")
+                self._report(path, f"{path} must be {words}, found {shown}")
 
     def _unknown(self, cls: Any, path: str, name: str) -> None:
         full = join(path, name)
@@ -216,6 +232,10 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # an integer beyond the range of a float
         return False
+
+
+def _beyond_64_bits(value: float) -> bool:
+    return isinstance(value, int) and abs(value) > _GREATEST
 
 
 def _is_plain_kind(kind: Any) -> bool:
@@ -260,7 +280,10 @@ def _expected(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:  # Python writes out no integer of more than 4,300 digits
+        return "a number of thousands of digits"
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 

@@ -5,28 +5,42 @@ of metrics; now and then an evaluation, a checkpoint, a sample of text.
 """
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ys_llm import checkpoint
-from ys_llm.assemble import CARRIED, Training, batch_plan, set_up, stage_at
+from ys_llm.assemble import set_up
+from ys_llm.bad_numbers import (
+    SPIKE_WINDOW,
+    BadNumbersError,
+    Tried,
+    check_step,
+    check_weights,
+    is_spike,
+    recover,
+)
 from ys_llm.config import Resolved
-from ys_llm.data import Batch, TokenData, batch_at
-from ys_llm.errors import EXIT_DIVERGED, UserError
+from ys_llm.diagnosis import observe
+from ys_llm.errors import EXIT_INTERRUPTED, UserError
 from ys_llm.evaluate import Evaluation, evaluate_tokens
 from ys_llm.generate import complete
 from ys_llm.measure import parameter_count
-from ys_llm.model import detached, pack_state
-from ys_llm.optim import learning_rate, set_learning_rate
+from ys_llm.memory import give_back_freed_memory
+from ys_llm.model import detached
+from ys_llm.optim import set_learning_rate
 from ys_llm.progress import Metrics, Progress, say
+from ys_llm.run_folder import locked
+from ys_llm.shards import TokenData
+from ys_llm.training import Training, next_batch, place, save, stage_at
 
 SAMPLE_TOKENS = 60
 
@@ -51,109 +65,141 @@ class TrainSummary:
 
 
 def train(
-    resolved: Resolved,
-    *,
-    runs_dir: Path = Path("runs"),
-    clean: Literal["", "model", "all"] = "",
+    resolved: Resolved, *, runs_dir: Path = Path("runs"), from_step: int | None = None
 ) -> TrainSummary:
     """Train as configured in `runs_dir/<run>`, from the last checkpoint there if there is one.
 
-    `clean` removes the run's model first ("model"), or all that the run has made ("all").
-    Raises UserError: unusable configuration or data (2), divergence (5), interruption (130, 143).
+    `from_step` goes back to the checkpoint of that step first. Raises UserError: unusable
+    configuration (2), unusable data or files (1), divergence (5), interruption (129, 130, 143).
     """
     run = runs_dir / resolved.config.run
-    if clean:
-        checkpoint.remove(checkpoint.paths_to_clean(run, clean))
-    with _denormals_as_zero():
-        training = set_up(resolved.config, run)
+    with locked(run), _arithmetic(deterministic=resolved.config.train.deterministic):
+        training = set_up(resolved.config, run, from_step=from_step)
         metrics = Metrics(run / "metrics.jsonl", keep_to_step=training.at.step)
         show = Progress(begin=training.at.step, total=training.total_steps)
-        with closing(metrics), closing(show), _stop_signals() as stop:
+        with (
+            closing(metrics),
+            closing(show),
+            _stop_signals(training) as stop,
+            _explained_shortage(training),
+        ):
             _loop(training, metrics, show, stop)
         return _finish(training)
 
 
 @contextmanager
-def _denormals_as_zero() -> Iterator[None]:
-    """Count vanishing states and moments as 0; computing with them takes 100 times as long."""
+def _explained_shortage(training: Training) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "allocate memory" not in str(error):
+            raise
+        raise UserError(
+            f"memory ran out after step {training.at.step:,}",
+            "Set train.batch_size or train.seq_len smaller, or train.batch_size=auto; what is "
+            "needed tells: ys train --dry-run",
+        ) from error
+
+
+@contextmanager
+def _arithmetic(*, deterministic: bool) -> Iterator[None]:
+    """Count vanishing states and moments as 0: computing with them takes 100 times as long."""
     torch.set_flush_denormal(True)
+    before = torch.are_deterministic_algorithms_enabled()
+    if deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.set_flush_denormal(False)
+        torch.use_deterministic_algorithms(before)
 
 
 def _loop(training: Training, metrics: Metrics, show: Progress, stop: "_Stop") -> None:
-    config, at = training.config.train, training.at
-    while at.step < training.total_steps and not training.stopped_early:
-        began = time.perf_counter()
-        rate = learning_rate(at.step, config, total_steps=training.total_steps)
-        set_learning_rate(training.optimizer, rate)
-        loss, grad_norm, tokens = _optimizer_step(training)
-        at.step, at.tokens = at.step + 1, at.tokens + tokens
-        step_seconds = time.perf_counter() - began
-        at.seconds += step_seconds
-        row = {"step": at.step, "tokens": at.tokens, "loss": loss, "learning_rate": rate}
-        row |= {"grad_norm": grad_norm, "step_seconds": step_seconds, "seconds": at.seconds}
-        left = (training.total_steps - at.step) * at.seconds / at.step
-        show.step(row, speed=tokens / step_seconds, seconds_left=left)
-        last = at.step == training.total_steps
-        if last or at.step % config.eval_interval == 0:
-            row |= _evaluate(training, show)
-        metrics.write(row)
+    config = training.config.train
+    while not training.finished:
+        tried = gradients(training)
+        try:
+            check_step(training, tried)
+            row = learn(training, tried)
+            at, last = training.at, training.at.step == training.total_steps
+            show.step(row, speed=tried.tokens / row["step_seconds"], seconds_left=_left(training))
+            asked = stop.signal  # read once: what is asked for later waits for the next step
+            saving = asked or last or at.step % config.checkpoint_interval == 0
+            evaluating = last or at.step % config.eval_interval == 0
+            if saving or evaluating:
+                check_weights(training)
+                give_back_freed_memory()
+            if evaluating:
+                row |= _evaluate(training, show)
+        except BadNumbersError as bad:
+            recover(training, tried, str(bad))
+            metrics.cut(training.at.step)
+            show.back_to(training.at.step)
+            continue
         if config.sample_interval and at.step % config.sample_interval == 0 and not last:
-            show.say(_sample(training))
-        asked = stop.signal  # read once: what is asked for after the save waits for the next step
-        if asked or last or training.stopped_early or at.step % config.checkpoint_interval == 0:
-            _save(training)
+            row["sample"] = _sample(training, show)
+        metrics.write(row)
+        if saving or at.best_step == at.step or training.stopped_early:
+            metrics.sync()
+            save(training)
         if asked:
             raise stop.error(training)
 
 
-def _optimizer_step(training: Training) -> tuple[float, float, int]:
-    """One step over `grad_accum_steps` batches: loss (nats per token), gradient norm, tokens."""
-    config, total, tokens = training.config.train, 0.0, 0
+def gradients(training: Training) -> Tried:
+    """Loss and gradients of `grad_accum_steps` batches; no weight is changed."""
+    began, config, total, scenes = time.perf_counter(), training.config.train, 0.0, []
+    step, here = training.at.step, place(training)
     for micro in range(config.grad_accum_steps):
-        batch = _batch(training, micro)
+        batch = next_batch(training, micro)
         state = training.carried if batch.carry else None
         starts_BT = batch.starts_BT if training.config.data.reset_at_document else None
+        scenes.append(observe(batch, state, starts_BT))
         with training.autocast():
             loss, state = training.model.loss(batch.inputs_BT, batch.targets_BT, state, starts_BT)
         if training.config.data.layout == "streams":
             training.carried = detached(state)
         torch.autograd.backward(loss / config.grad_accum_steps)
         total += loss.item() / config.grad_accum_steps
-        tokens += batch.inputs_BT.numel()
     limit = config.grad_clip or math.inf
     grad_norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), limit).item()
-    if not math.isfinite(total + grad_norm):
-        raise _diverged(training, f"loss {total}, gradient {grad_norm}")
+    tokens = sum(scene.batch.inputs_BT.numel() for scene in scenes)
+    return Tried(began, step, here, total, grad_norm, tokens, scenes)
+
+
+def learn(training: Training, tried: Tried) -> dict[str, Any]:
+    """Change the weights by the gradients; returns the step's row of metrics."""
+    at, rate = training.at, training.learning_rate()
+    set_learning_rate(training.optimizer, rate)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
-    return total, grad_norm, tokens
+    at.step, at.tokens = at.step + 1, at.tokens + tried.tokens
+    row = {"step": at.step, "tokens": at.tokens, "loss": tried.loss, "learning_rate": rate}
+    row["grad_norm"] = tried.grad_norm
+    # At least a nanosecond: two readings of a coarse clock may be the same.
+    row["step_seconds"] = max(time.perf_counter() - tried.began, 1e-9)
+    at.seconds += row["step_seconds"]
+    row["seconds"] = at.seconds
+    if is_spike(tried.loss, at.recent_losses):
+        row["spike"] = True
+        say(f"spike        step {at.step:,}: loss {tried.loss:.3f}, far above the last ones")
+    at.recent_losses = [*at.recent_losses, tried.loss][-SPIKE_WINDOW:]
+    if _stage_begins(training):  # another length, another loss
+        at.recent_losses = []
+    return row
 
 
-def _diverged(training: Training, figures: str) -> UserError:
-    config = training.config
-    return UserError(
-        f"training diverged after step {training.at.step:,}: {figures}",
-        f"To go on from the last checkpoint, more gently, type: ys train --run {config.run} "
-        f"--set train.learning_rate={config.train.learning_rate / 2:g}",
-        exit_code=EXIT_DIVERGED,
-    )
+def _stage_begins(training: Training) -> bool:
+    step = training.at.step
+    return step < training.total_steps and stage_at(training.config.train, step)[2] == 0
 
 
-def _batch(training: Training, micro: int) -> Batch:
-    """Batch `micro` of the coming step, on the device; a function of the step alone."""
-    number, stage, done = stage_at(training.config.train, training.at.step)
-    plan = batch_plan(training, number, stage)
-    batch = batch_at(training.data, plan, done * training.config.train.grad_accum_steps + micro)
-    return Batch(
-        batch.inputs_BT.to(training.device),
-        batch.targets_BT.to(training.device),
-        batch.starts_BT.to(training.device),
-        batch.carry,
-    )
+def _left(training: Training) -> float:
+    """Seconds that the remaining steps will take, at the mean rate so far."""
+    at = training.at
+    return (training.total_steps - at.step) * at.seconds / at.step
 
 
 def _evaluate(training: Training, show: Progress) -> dict[str, float]:
@@ -163,14 +209,15 @@ def _evaluate(training: Training, show: Progress) -> dict[str, float]:
         _publish(training, None)
         return {}
     result = _evaluation(training, training.validation, max_tokens=config.eval_tokens)
+    if not math.isfinite(result.loss):
+        raise BadNumbersError(f"validation loss {result.loss}")
     show.say(
         f"step {at.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
     )
-    if not math.isfinite(result.loss):
-        raise _diverged(training, f"validation loss {result.loss}")
     if result.bits_per_byte < at.best_bits_per_byte:
-        at.best_bits_per_byte, at.evaluations_since_best = result.bits_per_byte, 0
+        at.best_bits_per_byte, at.best_step = result.bits_per_byte, at.step
+        at.evaluations_since_best = 0
         _publish(training, result)
     else:
         at.evaluations_since_best += 1
@@ -199,20 +246,7 @@ def _publish(training: Training, result: Evaluation | None) -> None:
     checkpoint.save_model(training.run, training.config, training.model, training.tokenizer, facts)
 
 
-def _save(training: Training) -> None:
-    tensors = {"random.cpu": torch.get_rng_state()}
-    if training.device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(training.device)
-    if training.carried is not None:
-        packed = pack_state(training.carried)
-        tensors |= {f"{CARRIED}{name}": tensor for name, tensor in packed.items()}
-    at = vars(training.at) | {"tokenizer_fingerprint": training.tokenizer.fingerprint}
-    checkpoint.save_checkpoint(
-        training.run, training.model, training.optimizer, progress=at, tensors=tensors
-    )
-
-
-def _sample(training: Training) -> str:
+def _sample(training: Training, show: Progress) -> str:
     """What the model writes now; its own generator, so that training is not disturbed."""
     sampling = replace(training.config.generate, max_tokens=SAMPLE_TOKENS, seed=training.at.step)
     pieces = complete(
@@ -222,8 +256,9 @@ def _sample(training: Training) -> str:
         sampling=sampling,
         plain=not training.has_records,
     )
-    prompt = training.sample_prompt.strip()[:200]
-    return f"sample       {prompt!r} -> {''.join(pieces)!r}"
+    text = "".join(pieces)
+    show.say(f"sample       {training.sample_prompt.strip()[:200]!r} -> {text!r}")
+    return text
 
 
 def _finish(training: Training) -> TrainSummary:
@@ -248,7 +283,8 @@ def _finish(training: Training) -> TrainSummary:
     reason = "stopped early" if training.stopped_early else "done"
     say(
         f"{reason:<12} {at.step:,} steps, {at.tokens:,} tokens in {at.seconds / 60:.1f} min, "
-        f"{summary.tokens_per_second:,.0f} tokens/s"
+        f"{summary.tokens_per_second:,.0f} tokens/s; "
+        f"saving took {at.saving_seconds:.1f} s"
     )
     if result is not None:
         said = ", ".join(f"{name} {value:.3f}" for name, value in training.floor.items())
@@ -258,7 +294,7 @@ def _finish(training: Training) -> TrainSummary:
 
 
 class _Stop:
-    """Set by Ctrl-C or SIGTERM; the loop finishes its step, saves and leaves."""
+    """Set by Ctrl-C, SIGTERM or a terminal that closes; the loop finishes its step and saves."""
 
     signal: int = 0
 
@@ -273,24 +309,40 @@ class _Stop:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def _stop_signals(training: Training) -> Iterator[_Stop]:
     """The first signal asks the loop to stop; a second one acts at once."""
     stop = _Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before: dict[int, Any] = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+        number: handler
+        for number in (getattr(signal, name) for name in names)
+        if (handler := signal.getsignal(number)) != signal.SIG_IGN  # as nohup asks
     }
 
     def ask(number: int, frame: Any) -> None:
         stop.signal = number
         signal.signal(number, before[number])
+        with suppress(OSError):  # not print, which may be at work on the same stream just now
+            os.write(2, b"\nfinishing this step, then saving; once more stops at once\n")
 
     for number in before:
         signal.signal(number, ask)
     try:
         yield stop
+    except KeyboardInterrupt as error:
+        raise _stopped_at_once(training) from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _stopped_at_once(training: Training) -> UserError:
+    saved = [int(path.name.removeprefix("step-")) for path in checkpoint.checkpoints(training.run)]
+    return UserError(
+        f"stopped at once; the last checkpoint is that of step {max(saved, default=0):,}",
+        f"To go on from there, type: ys train --run {training.config.run}",
+        exit_code=EXIT_INTERRUPTED,
+    )

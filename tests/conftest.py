@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from forked import ForkServer, fork_server
@@ -14,6 +15,10 @@ from training_runs import TrainRun, sentences, settings, write_corpus
 from ys_llm.config import load_config
 from ys_llm.run_folder import plan_clean, remove
 from ys_llm.train import TrainSummary, train
+
+# A busy machine is slow, and no example is wrong for that.
+hypothesis.settings.register_profile("ys", deadline=None)
+hypothesis.settings.load_profile("ys")
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,12 @@
 """A second program for the generated corpus: it sees only the text and derives each answer again.
 
-It shares no code with `ys_llm.gendata`. `python tests/gendata_checker.py training_data` checks a
-folder and prints how many records of each kind hold.
+It shares no code with `ys_llm.gendata`. `corpus_checker.py` checks a whole folder.
 """
 
 import csv
 import io
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -300,21 +298,3 @@ CHECKS: dict[str, Callable[[str, str], None]] = {
     "scenes": check_scenes,
     "stories": check_stories,
 }
-
-
-def check_folder(folder: Path) -> Counter[str]:
-    """Check every record of a corpus folder; how many of each kind there are."""
-    counts: Counter[str] = Counter()
-    seen: set[tuple[str, str]] = set()
-    for path in sorted(folder.glob("*-*.md")):
-        kind = path.name.split("-")[0]
-        for record in read_records(path):
-            expect(record not in seen, f"twice: {record!r}")
-            seen.add(record)
-            CHECKS[kind](*record)
-            counts[kind] += 1
-    return counts
-
-
-if __name__ == "__main__":
-    print(dict(check_folder(Path(sys.argv[1]))))

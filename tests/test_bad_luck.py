@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -24,6 +25,7 @@ from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE
 FOX = "The fox saw the hen.\n" * 40
 ASK = ("run", "good", "--prompt", "The", "--max-tokens", "2")
 EVAL = ("eval", "good", "texts")
+KIND = "{description: words, backend: program, program: spelling, rules: [], count: 9}"
 
 
 def train(run: str, *changes: str) -> None:
@@ -223,26 +225,33 @@ WORDS = (
         ("seed must be at most",),
         code=EXIT_USAGE,
     ),
-    Case("no recipe", ("gen-data", "r.yaml"), ("r.yaml does not exist",), code=EXIT_USAGE),
+    Case("no kinds", ("gen-data",), ("configs/gen/kinds is not a folder",), code=EXIT_USAGE),
     Case(
-        "a recipe with a mistake",
-        ("gen-data", "r.yaml"),
-        ("r.yaml:1: kinds.storys is not a field. Did you mean stories?",),
-        file("r.yaml", "kinds: {storys: 3}"),
+        "an unknown kind",
+        ("gen-data", "--kind", "speling"),
+        ("configs/gen/kinds has no kind speling", "small"),
+        file("configs/gen/kinds/small.yaml", KIND),
         EXIT_USAGE,
     ),
     Case(
-        "a recipe without end",
-        ("gen-data", "r.yaml"),
-        ("r.yaml:1: kinds.stories must be at most",),
-        file("r.yaml", f"kinds: {{stories: {10**12}}}"),
+        "a kind with a mistake",
+        ("gen-data", "--kind", "small"),
+        ("small.yaml:1: progam is not a field. Did you mean program?",),
+        file("configs/gen/kinds/small.yaml", KIND.replace("program:", "progam:")),
+        EXIT_USAGE,
+    ),
+    Case(
+        "a kind without end",
+        ("gen-data", "--kind", "small"),
+        ("small.yaml:1: count must be at most",),
+        file("configs/gen/kinds/small.yaml", KIND.replace("9", str(10**12))),
         EXIT_USAGE,
     ),
     Case(
         "a corpus into a file",
-        ("gen-data", "r.yaml", "--out", "texts/0.txt/made"),
+        ("gen-data", "--out", "texts/0.txt/made"),
         ("texts/0.txt/made", "cannot be written: Not a directory", "choose a folder"),
-        file("r.yaml", "kinds: {stories: 1, arithmetic: 1, spelling: 1, formats: 1, scenes: 1}"),
+        file("configs/gen/kinds/small.yaml", KIND),
     ),
 )
 
@@ -331,6 +340,9 @@ def test_a_place_where_no_run_can_be_is_named(
 def test_missing_rights_are_named(
     words: Sequence[str], closed: str, code: int, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    put("configs/gen/kinds/small.yaml", KIND)
+    for name in ("sqlite3", "ys_llm.gendata.pipeline"):  # Python's own files may be out of reach
+        importlib.import_module(name)
     before = everything()
     path = Path(closed)
     path.chmod(0o555 if path.is_dir() else 0)

@@ -284,12 +284,11 @@ def test_a_run_that_exists_is_read_from_its_folder_unless_a_file_is_given(
 
 
 def test_a_corpus_is_made_where_torch_is_not_installed(folder: Path) -> None:
-    kinds = "{stories: 3, arithmetic: 3, spelling: 3, formats: 3, scenes: 3}"
-    Path("small.yaml").write_text(f"seed: 1\nkinds: {kinds}\n")
+    (folder / "configs").symlink_to(ROOT / "configs")
     code = (
         "import sys; sys.modules['torch'] = None\n"  # `import torch` now raises ImportError
         "from ys_llm.cli import main\n"
-        "sys.exit(main(['gen-data', 'small.yaml', '--out', 'made']))"
+        "sys.exit(main(['gen-data', '--count', '1', '--out', 'made']))"
     )
     for outcome in ("files written.", "Nothing to do."):
         result = subprocess.run(
@@ -301,8 +300,28 @@ def test_a_corpus_is_made_where_torch_is_not_installed(folder: Path) -> None:
         )
         assert result.returncode == 0, result.stderr
         assert result.stdout.startswith("made")
-        assert "15 records" in result.stdout
+        assert "14 records" in result.stdout
         assert result.stdout.rstrip().endswith(outcome)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("recipe.yaml",), "expected curate, explain or trace, found `recipe.yaml`"),
+        (("recipe.yaml",), "--kind"),
+        (("--kind", " , "), "--kind names no kind"),
+        (("--count", "0"), "at least 1"),
+        (("curate",), "curate PATH"),
+    ],
+)
+def test_wrong_words_for_a_corpus_are_named(
+    words: tuple[str, ...], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["gen-data", *words])
+    assert caught.value.code == EXIT_USAGE
+    assert said in capsys.readouterr().err
+    assert not list(folder.iterdir())
 
 
 # --- from text to a model that writes, with the real thing ---

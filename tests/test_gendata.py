@@ -1,50 +1,37 @@
 """The generators: same bytes everywhere, right answers, and stories that read like stories."""
 
 import itertools
-import json
 import os
 import random
 import re
 import subprocess
 import sys
 from collections import defaultdict
-from dataclasses import fields
 from pathlib import Path
 
+import corpus_checker
 import gendata_checker
 import pytest
-import yaml
 
-from ys_llm.errors import UserError
-from ys_llm.gendata import generate
-from ys_llm.gendata.grammar import article, counted, expand, sentences, tidy
-from ys_llm.gendata.recipe import Kinds, Recipe, load_recipe
-from ys_llm.gendata.stories import PLOTS, Story, make_story
-from ys_llm.gendata.write import MANIFEST, README, plan_files
+from ys_llm.corpus import read_documents
+from ys_llm.gendata.items import plan
+from ys_llm.gendata.journal import NAME as JOURNAL
+from ys_llm.gendata.kinds import DEFAULT_FOLDER, program_kinds
+from ys_llm.gendata.manifest import NAME as MANIFEST
+from ys_llm.gendata.manifest import read_manifest
+from ys_llm.gendata.programs.grammar import article, counted, expand, sentences, tidy
+from ys_llm.gendata.programs.stories import PLOTS, Story, make_story
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT / "training_data"
-RECIPE = ROOT / "configs/gen/starter.yaml"
-SMALL = "seed: 7\nkinds: {stories: 20, arithmetic: 20, spelling: 20, formats: 20, scenes: 20}\n"
+STORIES = ("tales", "retelling", "cloze")
 FEMALE = re.compile(r"\b(?:she|her|hers|herself)\b", re.IGNORECASE)
 MALE = re.compile(r"\b(?:he|him|his|himself)\b", re.IGNORECASE)
 
 
 @pytest.fixture(scope="module")
-def plan() -> dict[str, bytes]:
-    return plan_files(load_recipe(RECIPE))
-
-
-@pytest.fixture(scope="module")
 def stories() -> list[Story]:
     return [make_story(random.Random(f"test:{index}")) for index in range(1000)]
-
-
-@pytest.fixture
-def small_recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "small.yaml"
-    path.write_text(SMALL)
-    return path
 
 
 def without_quotations(text: str) -> str:
@@ -66,120 +53,81 @@ def content(folder: Path) -> dict[str, bytes]:
 # The corpus in the repository.
 
 
-def test_training_data_is_what_its_recipe_makes(plan: dict[str, bytes]) -> None:
-    assert content(CORPUS).keys() == plan.keys()
-    assert [name for name, data in content(CORPUS).items() if data != plan[name]] == []
+@pytest.fixture(scope="module")
+def made_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `ys gen-data` makes, in a process without torch and with another seed for hashes."""
+    out = tmp_path_factory.mktemp("made") / "again"
+    run_ys(out, hash_seed="1")
+    return out
 
 
-def test_the_built_in_recipe_is_the_starter_recipe() -> None:
-    assert load_recipe(None) == load_recipe(RECIPE) == Recipe()
+def run_ys(out: Path, *words: str, hash_seed: str = "0") -> str:
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['ollama'] = None\n"
+        "from ys_llm.cli import main; sys.exit(main(['gen-data', *sys.argv[1:]]))"
+    )
+    arguments = [sys.executable, "-c", script, "--out", str(out), *words]
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+    return subprocess.run(
+        arguments, check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def test_training_data_is_what_the_command_makes(made_again: Path) -> None:
+    assert content(CORPUS).keys() == content(made_again).keys()
+    assert [
+        name for name, data in content(CORPUS).items() if data != content(made_again)[name]
+    ] == []
 
 
 def test_a_second_program_derives_every_answer_of_training_data() -> None:
-    counts = gendata_checker.check_folder(CORPUS)
-    assert counts == yaml.safe_load(RECIPE.read_text())["kinds"]
+    counts = corpus_checker.check_folder(CORPUS)
+    assert counts == {kind.name: kind.spec.count for kind in program_kinds(ROOT / DEFAULT_FOLDER)}
 
 
-def test_training_data_has_the_promised_size(plan: dict[str, bytes]) -> None:
-    sizes = {name: len(data) for name, data in plan.items() if name not in (README, MANIFEST)}
-    stories = sum(size for name, size in sizes.items() if name.startswith("stories"))
-    assert 3e6 <= sum(sizes.values()) <= 6e6
+def test_training_data_has_the_promised_size() -> None:
+    sizes = {path.name: path.stat().st_size for path in CORPUS.glob("*-*.md")}
+    stories = sum(size for name, size in sizes.items() if name.split("-")[0] in STORIES)
+    assert 9e6 <= sum(sizes.values()) <= 11e6
     assert max(sizes.values()) <= 200_000
-    assert sum(getattr(Kinds(), field.name) for field in fields(Kinds)) >= 10_000
     assert 0.6 <= stories / sum(sizes.values()) <= 0.75
+    assert (CORPUS / MANIFEST).stat().st_size <= 2.5e6
 
 
-def test_the_manifest_tells_hash_size_and_number_of_records() -> None:
-    manifest = json.loads((CORPUS / MANIFEST).read_text())
-    assert manifest["recipe"] == yaml.safe_load(RECIPE.read_text())
-    for name, entry in manifest["files"].items():
-        data = (CORPUS / name).read_bytes()
-        assert len(entry["sha256"]) == 64
-        assert entry["bytes"] == len(data)
-        if name != README:
-            assert entry["records"] == data.count(b"<end>\n\n")
+def test_the_manifest_knows_every_document_that_is_trained_on() -> None:
+    lines = [line for file in read_manifest(CORPUS).values() for line in file.records]
+    documents = [document.key for document in read_documents(CORPUS)]
+    assert sorted(documents) == sorted(line["document"] for line in lines)
+    for kind in program_kinds(ROOT / DEFAULT_FOLDER):
+        own = [line for line in lines if line["kind"] == kind.name]
+        assert {line["digest"] for line in own} == {kind.digest}
+        assert [line["key"] for line in own] == [item.key for item in plan(kind, seed=1337)]
+
+
+def test_a_program_needs_no_journal() -> None:
+    assert not (CORPUS / JOURNAL).exists()
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert JOURNAL in ignored
 
 
 # Running the generator.
 
 
-def test_a_second_run_finds_nothing_to_do(small_recipe: Path, tmp_path: Path) -> None:
-    first = generate(small_recipe, tmp_path / "out")
-    before = content(tmp_path / "out")
-    second = generate(small_recipe, tmp_path / "out")
-    assert set(first.written) == set(before)
-    assert second.written == ()
-    assert "Nothing to do" in str(second)
-    assert content(tmp_path / "out") == before
+def test_a_second_run_finds_nothing_to_do(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "280 records of 280 items" in run_ys(out, "--count", "20")
+    before = content(out)
+    assert "Nothing to do" in run_ys(out, "--count", "20", hash_seed="1")
+    assert content(out) == before
+    assert "```\nys gen-data --count 20\n```" in (out / "README.md").read_text()
 
 
-def test_the_seed_decides_the_bytes(small_recipe: Path, tmp_path: Path) -> None:
-    generate(small_recipe, tmp_path / "a", seed=1)
-    generate(small_recipe, tmp_path / "b", seed=1)
-    generate(small_recipe, tmp_path / "c", seed=2)
+def test_the_seed_decides_the_bytes(tmp_path: Path) -> None:
+    words = ("--kind", "tales", "--count", "5", "--seed")
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        run_ys(tmp_path / name, *words, seed)
     assert content(tmp_path / "a") == content(tmp_path / "b")
-    assert content(tmp_path / "a")["stories-01.md"] != content(tmp_path / "c")["stories-01.md"]
-
-
-@pytest.mark.parametrize("hash_seed", ["0", "1"])
-def test_bytes_do_not_depend_on_hashing_and_need_no_torch(
-    small_recipe: Path, tmp_path: Path, hash_seed: str
-) -> None:
-    script = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from pathlib import Path; from ys_llm.gendata import generate\n"
-        "generate(Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
-    arguments = [sys.executable, "-c", script, str(small_recipe), str(tmp_path / "other")]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
-    subprocess.run(arguments, check=True, cwd=ROOT, env=environment)
-    generate(small_recipe, tmp_path / "here")
-    assert content(tmp_path / "other") == content(tmp_path / "here")
-
-
-def test_an_edited_file_is_written_over_only_by_force(small_recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    generate(small_recipe, out)
-    original = content(out)
-    (out / "scenes-01.md").write_text("my own text")
-    with pytest.raises(UserError, match=r"scenes-01\.md.*--force"):
-        generate(small_recipe, out)
-    assert (out / "scenes-01.md").read_text() == "my own text"
-    assert generate(small_recipe, out, force=True).written == ("scenes-01.md",)
-    assert content(out) == original
-
-
-def test_a_new_recipe_replaces_old_files_and_leaves_yours(
-    small_recipe: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    generate(small_recipe, out)
-    (out / "mine.txt").write_text("mine")
-    small_recipe.write_text(
-        "kinds: {stories: 5, arithmetic: 5, spelling: 5, formats: 0, scenes: 5}"
-    )
-    assert generate(small_recipe, out).removed == ("formats-01.md",)
-    assert (out / "mine.txt").read_text() == "mine"
-    assert not (out / "formats-01.md").exists()
-
-
-def test_a_recipe_is_read_strictly(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text("seed: 1\nkinds:\n  storys: 3\n  scenes: -1\n")
-    with pytest.raises(UserError) as caught:
-        load_recipe(path)
-    assert "stories" in str(caught.value) and "scenes" in str(caught.value)
-
-
-def test_a_recipe_that_asks_for_too_much_says_how_much_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ys_llm.gendata.recipe.LONGEST_DROUGHT", 3)  # the real one takes 10 s
-    path = tmp_path / "recipe.yaml"
-    path.write_text("kinds: {stories: 0, arithmetic: 0, spelling: 30000, formats: 0, scenes: 0}")
-    with pytest.raises(UserError, match="different records"):
-        generate(path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert content(tmp_path / "a")["tales-01.md"] != content(tmp_path / "c")["tales-01.md"]
 
 
 # The checker itself must be able to fail.

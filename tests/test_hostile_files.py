@@ -47,8 +47,9 @@ GO_ON = ("train", "--run", "mine", "--set", "train.max_steps=7")
 ASK = ("run", "mine", "--prompt", "The cat", "--max-tokens", "2", "--seed", "1")
 EVALUATE = ("eval", "mine", "texts")
 SHOW = ("config", "show", "--config", "hostile.yaml")
-GENERATE = ("gen-data", "hostile.yaml", "--out", "made")
-GENERATE_AGAIN = ("gen-data", "recipe.yaml", "--out", "made")
+GENERATE = ("gen-data", "--kind", "hostile", "--out", "made")
+GENERATE_AGAIN = ("gen-data", "--kind", "small", "--out", "made")
+KIND = "{description: words, backend: program, program: spelling, rules: [], count: 9}\n"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ JSON = (
 )
 YAML = (
     Load("hostile.yaml", SHOW),
-    Load("hostile.yaml", GENERATE),
+    Load("configs/gen/kinds/hostile.yaml", GENERATE),
     Load("runs/mine/config.yaml", ASK),
     Load("runs/mine/config.yaml", GO_ON),
 )
@@ -102,7 +103,8 @@ EITHER = (
     Load("runs/mine/metrics.jsonl", GO_ON),
     Load("runs/mine/rollbacks.json", GO_ON),
     Load("runs/mine/checkpoints/step-*/SHA256SUMS", GO_ON),
-    Load("made/manifest.json", GENERATE_AGAIN),
+    Load("made/MANIFEST.jsonl", GENERATE_AGAIN),
+    Load("made/manifest-journal.jsonl", GENERATE_AGAIN),
     Load("texts/text.txt", EVALUATE),
     Load("texts/text.md", EVALUATE),
 )
@@ -114,9 +116,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Path
     folder = tmp_path_factory.mktemp("trained")
     write_corpus(folder / "corpus", sentences(40))
     write_corpus(folder / "texts", sentences(3))
-    (folder / "recipe.yaml").write_text(
-        "kinds: {stories: 2, arithmetic: 2, spelling: 2, formats: 2, scenes: 2}\n"
-    )
+    (folder / "configs/gen/kinds").mkdir(parents=True)
+    (folder / "configs/gen/kinds/small.yaml").write_text(KIND)
     changes = settings(Path("corpus"), ("train.checkpoint_interval=3",))
     words = [word for change in changes for word in ("--set", change)]
     for command in (("train", *words), GENERATE_AGAIN):
@@ -468,10 +469,12 @@ def test_a_manifest_cannot_have_files_elsewhere_removed(scene: Scene) -> None:
     scene.anew()
     victims = [scene.folder / "corpus" / "00.txt", scene.folder / "victim.txt"]
     victims[1].write_text("mine")
-    names = ["../corpus/00.txt", str(victims[1])]
-    sums = [hashlib.sha256(victim.read_bytes()).hexdigest() for victim in victims]
-    entries = {n: {"sha256": s, "bytes": 1} for n, s in zip(names, sums, strict=True)}
-    manifest = scene.folder / "made" / "manifest.json"
-    rewritten(manifest, lambda held: held["files"].update(entries))
-    complaint(scene.load((*GENERATE_AGAIN, "--force")), scene.marker)
-    assert all(victim.exists() for victim in victims)
+    manifest = scene.folder / "made" / "MANIFEST.jsonl"
+    sound = manifest.read_text()
+    for name, victim in zip(("../corpus/00.txt", str(victims[1])), victims, strict=True):
+        known = hashlib.sha256(victim.read_bytes()).hexdigest()
+        line = {"file": name, "records": 0, "sha256": known, "was": []}
+        manifest.write_text(f"{sound}{json.dumps(line)}\n")
+        said = complaint(scene.load((*GENERATE_AGAIN, "--force")), scene.marker)
+        assert "MANIFEST.jsonl:12" in said and "a name without a folder" in said
+        assert all(victim.exists() for victim in victims)

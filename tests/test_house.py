@@ -39,6 +39,7 @@ LAYERS = (
         "contradictions",
         "document_key",
         "files",
+        "heap",
         "machine",
         "settings",
     },  # all that they know is errors

@@ -121,6 +121,7 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
     assert stopped > saved > 0
     assert f"going on     from step {saved:,} of" in said
     assert f"stopped by {sent.name} at step {stopped:,} and saved" in said
+    assert load_run(run).step <= stopped, "there is a model to try"
     assert said.splitlines()[-1].endswith("type: ys train --run mine")
     assert "Traceback" not in said
 

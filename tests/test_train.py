@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import threading
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from gendata_runs import fill, llm, order, write_kinds
 from training_runs import (
     ROW,
     RUN_FOLDER,
@@ -215,6 +217,64 @@ def test_a_run_knows_whether_it_was_shown_prompts_and_answers(
     sample = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sample")]
     assert len(sample) == 1
     assert ("+ 1 =' -> " in sample[0]) is records
+
+
+def test_the_card_tells_what_wrote_the_training_documents(
+    train_run: TrainRun, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = write_kinds(tmp_path / "kinds")
+    with llm() as server:
+        fill(order(kinds, count=12), corpus / "made", server)
+    run = train_run().run
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")]
+    training = split_documents(read_documents(corpus), validation_fraction=0.2).training
+    by_file = Counter(Path(document.source).name.split("-")[0] for document in training)
+    named = {name: count for name, count in by_file.items() if name in ("spell", "tale", "retold")}
+    unknown = len(training) - sum(named.values())
+    assert len(named) == 3 and unknown > 20
+
+    sources = read_json(run / "config.json")["sources"]
+    assert {source["kind"]: source["records"] for source in sources} == {**named, "": unknown}
+    assert {source["model"] for source in sources if source["kind"] == "spell"} == {""}
+    assert {source["model"] for source in sources if source["kind"] == "tale"} == {"tiny"}
+    asked = named["tale"] + named["retold"]
+    assert f"tiny {asked} records of 2 kinds" in said[0] and len(said) == 1
+    assert f"programs {named['spell']} records of 1 kind," in said[0]
+    assert said[0].endswith(f"unknown {unknown}")
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert f"| spell | {named['spell']} | a program | " in card
+    digest = next(source["model_digest"] for source in sources if source["kind"] == "tale")
+    assert f"| tale | {named['tale']} | tiny, digest {digest[:12]} | " in card
+    assert f"| unknown | {unknown} | in no manifest" in card
+
+
+def test_without_a_manifest_nothing_is_said_of_who_wrote_the_text(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_run().run
+    assert "written by" not in capsys.readouterr().err
+    assert read_json(run / "config.json")["sources"] == []
+    assert "written by" not in (run / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_manifest_of_another_program_keeps_nobody_from_training(
+    train_run: TrainRun, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (corpus / "MANIFEST.jsonl").write_text('{"name": "something else"}\n')
+    run = train_run().run
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")]
+    assert len(said) == 1 and "MANIFEST.jsonl:1" in said[0]
+    assert "written by" not in (run / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_run_that_began_with_another_says_whose_card_tells_the_rest(
+    train_run: TrainRun, corpus: Path, tmp_path: Path
+) -> None:
+    train_run("run=first")
+    fill(order(write_kinds(tmp_path / "kinds"), "spell"), corpus)
+    run = train_run("run=second", "train.begin_from=first").run
+    card = (run / "README.md").read_text(encoding="utf-8")
+    assert "`first` was trained on others" in card
 
 
 def test_divergence_has_its_exit_code_and_the_last_checkpoint_goes_on(train_run: TrainRun) -> None:

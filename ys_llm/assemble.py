@@ -1,8 +1,10 @@
 """Before the first step: corpus, tokenizer, shards, model and optimizer, as new or as they were."""
 
 import ctypes
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from ys_llm.data import batches_per_epoch
 from ys_llm.errors import UserError
 from ys_llm.evaluate import baselines
 from ys_llm.files import write_atomically
+from ys_llm.gendata.provenance import Seen, seen
 from ys_llm.measure import (
     flops_per_token,
     parameter_count,
@@ -58,6 +61,7 @@ def set_up(config: Config, run: Path, *, from_step: int | None = None) -> Traini
         read_documents(Path(config.data.path)), validation_fraction=config.data.validation_fraction
     )
     training = build(config, run, split, cache=run / "cache")
+    training.sources = _sources(config, split)
     # Not before: the vocabulary of a text too short to train on must not outlive the complaint.
     training.tokenizer.save(run / "tokenizer.json")
     write_atomically(run / "config.yaml", to_yaml(training.config))
@@ -72,6 +76,48 @@ def with_batch_size_of(run: Path, config: Config) -> Config:
         return config
     before = load_config(run / "config.yaml").config.train.batch_size
     return replace(config, train=replace(config.train, batch_size=before))
+
+
+def _sources(config: Config, split: Split) -> list[dict[str, Any]]:
+    """What wrote the training documents, for the model card; nothing where no manifest tells."""
+    try:
+        found = seen(Path(config.data.path), (document.key for document in split.training))
+    except (UserError, OSError) as error:  # it may be another program's: texts can be read without
+        say(f"written by   unknown: {error}")
+        return []
+    if not found.counts:
+        return []
+    say(f"written by   {_writers(found)}")
+    sources = [
+        {
+            "kind": source.kind,
+            "recipe": source.digest,
+            "model": source.model,
+            "model_digest": source.model_digest,
+            "records": records,
+        }
+        for source, records in sorted(
+            found.counts.items(), key=lambda pair: (pair[0].kind, -pair[1])
+        )
+    ]
+    unknown = {"kind": "", "recipe": "", "model": "", "model_digest": "", "records": found.unknown}
+    return [*sources, *([unknown] if found.unknown else [])]
+
+
+def _writers(found: Seen) -> str:
+    """Records and kinds of each writer, the busiest first."""
+    records: Counter[str] = Counter()
+    kinds: dict[str, set[str]] = {}
+    for source, count in found.counts.items():
+        writer = source.model or "programs"
+        records[writer] += count
+        kinds.setdefault(writer, set()).add(source.kind)
+    parts = [
+        f"{writer} {count:,} records of {len(kinds[writer]):,} "
+        f"kind{'s' if len(kinds[writer]) > 1 else ''}"
+        for writer, count in records.most_common()
+    ]
+    return ", ".join([*parts, *([f"unknown {found.unknown:,}"] if found.unknown else [])])
 
 
 def keep_freed_memory() -> None:

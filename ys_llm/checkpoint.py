@@ -38,6 +38,7 @@ FORMAT = 1  # of a checkpoint: raise it when an older ys would misread a newer o
 _SUMS = "SHA256SUMS"
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "tensors.safetensors")
 _CHECKPOINT_FILES = (*_TENSOR_FILES, "progress.json")
+_SHOWN_DIGITS = 12  # of a digest in the model card
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
 
 
@@ -90,7 +91,8 @@ def save_model(
 ) -> None:
     """Publish these weights as the run's model, with the files that other programs look for.
 
-    `facts` goes into config.json: step, has_records and whatever the card should tell.
+    `facts` goes into config.json: step, has_records and whatever the card should tell. Its
+    `sources`, where there are any: `kind`, `recipe` (a digest), `model`, `model_digest`, `records`.
     """
     described = {
         "model_type": "ys",
@@ -116,8 +118,36 @@ def _card(config: Config, described: Mapping[str, Any]) -> str:
         f"---\nlibrary_name: ys-llm\ntags: [text-generation, {config.model.mixer}]\n---\n\n"
         f"# {config.run}\n\nA small language model trained by ys {__version__} on "
         f"`{config.data.path}`. Use it with `ys run {config.run}`.\n\n"
-        f"| | |\n|---|---|\n{rows}\n\nHow it was made: `config.yaml` and `metrics.jsonl`.\n"
+        f"| | |\n|---|---|\n{rows}\n\n{_sources(config, described.get('sources', ()))}"
+        "How it was made: `config.yaml` and `metrics.jsonl`.\n"
     )
+
+
+def _sources(config: Config, sources: Sequence[Mapping[str, Any]]) -> str:
+    """The card's table of what was read; "" where no manifest tells."""
+    if not sources:
+        return ""
+    rows = "".join(
+        f"| {source['kind'] or 'unknown'} | {source['records']:,} | {_writer(source)} "
+        f"| {source['recipe'][:_SHOWN_DIGITS]} |\n"
+        for source in sources
+    )
+    before = config.train.begin_from
+    return (
+        "## What it has read\n\nThe documents it was trained on, by what wrote them, as "
+        "`MANIFEST.jsonl` of the corpus has it."
+        + (f" Before, `{before}` was trained on others: see its card." if before else "")
+        + f"\n\n| kind | records | written by | recipe |\n|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _writer(source: Mapping[str, Any]) -> str:
+    if not source["kind"]:
+        return "in no manifest, or changed since"
+    if not source["model"]:
+        return "a program"
+    digest = source["model_digest"][:_SHOWN_DIGITS]
+    return f"{source['model']}, digest {digest}" if digest else source["model"]
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

@@ -160,12 +160,26 @@ def _add_eval(parsers: Any) -> None:
 
 
 def _add_gen_data(parsers: Any) -> None:
-    parser = _add_verb(parsers, "gen-data", "write a corpus from a recipe", epilog=help_texts.DATA)
+    summary = "make, curate and trace training text"
+    parser = _add_verb(parsers, "gen-data", summary, epilog=help_texts.DATA)
     add = parser.add_argument
-    add("recipe", metavar="RECIPE", nargs="?", type=Path, help="YAML file (default: built in)")
+    words_help = "curate PATH, explain PATH RECORD, or trace TEXT; without it, records are made"
+    add("words", metavar="ACTION", nargs="*", help=words_help)
+    add("--list", action="store_true", help="show the kinds of records that can be made")
+    add("--kind", metavar="A,B", help="make these kinds (default: all that programs make)")
+    add("--count", metavar="N", type=int, help="items of each kind (default: as its file says)")
+    add("--seed", metavar="N", type=int, help="same seed, same plan (default: 1337)")
+    add("--model", metavar="NAME", default="", help="ask this model (default: the kind's own)")
+    host_help = "address of ollama (default: OLLAMA_HOST, else 127.0.0.1:11434)"
+    add("--host", metavar="HOST", help=host_help)
+    add("--workers", metavar="N", type=int, default=1, help="requests at once (default: 1)")
+    add("--dry-run", action="store_true", help="show ten prompts and ask nobody")
+    add("--check", action="store_true", help="look at server and model, and take a timed sample")
     add("--out", metavar="DIR", type=Path, help="folder to fill (default: training_data)")
+    add("--data", metavar="DIR", type=Path, help="trace: the corpus (default: training_data)")
+    add("--rules", metavar="A,B", default="standard", help="curate, explain: rules or sets of them")
     add("--force", action="store_true", help="write over files that somebody has edited")
-    parser.set_defaults(run_verb=verbs.gen_data)
+    parser.set_defaults(run_verb=verbs.gen_data, usage_error=parser.error)
 
 
 def _add_config(parsers: Any) -> None:

@@ -49,10 +49,9 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
         prepared_seconds = time.perf_counter() - began
         predictor = Predictor(
             training.config,
-            vocab_size=training.tokenizer.vocab_size,
-            device=training.device,
+            training.model,
             dtype=training.at.dtype,
-            validation_tokens=_evaluated_tokens(training),
+            validation_tokens=0 if training.validation is None else training.validation.n_inputs,
         )
         lines = [*_sizes(training), *_memory(training, predictor)]
         free = available_bytes(training.device)

@@ -44,8 +44,17 @@ examples:
 """
 DATA = """\
 examples:
-  ys gen-data --out my_data
-  ys gen-data configs/gen/starter.yaml --out my_data --force
+  ys gen-data --out my_data                     every kind that a program makes; no server needed
+  ys gen-data --list                            all kinds of records, and who writes them
+  ys gen-data --check --model llama3.1          is ollama there, has it the model, how fast is it
+  ys gen-data --kind bedtime,trivia --dry-run   ten prompts, and nobody is asked
+  ys gen-data --kind bedtime --count 200 --out my_data
+  ys gen-data curate my_data --out clean        rules, duplicates; a report and a diff of every edit
+  ys gen-data explain my_data "once upon a"     what the rules say of one record
+  ys gen-data trace "once upon a"               where a sentence came from
+
+A kind is one YAML file in configs/gen/kinds/. Each decided record is a line in the folder's journal
+at once: stopped at any point, the same command goes on, and a finished plan does nothing.
 """
 CONFIG = """\
 examples:

@@ -1,6 +1,6 @@
 """How much memory a training and its model will take, found without running them at full size.
 
-    peak = program + weights + moments + max(a step, an evaluation, a saving)
+    peak = program + weights + moments + max(a step, an evaluation and the saving after it)
 
 What a step and an evaluation keep alive is traced (`traces.py`). On a CPU the process grows by more
 than that: blocks are taken and freed in an order that leaves holes in the heap, and glibc asks for
@@ -19,13 +19,17 @@ from ys_llm.config import Config
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.measure import parameter_count
 from ys_llm.model import Model
-from ys_llm.traces import Step, Tracer, Unfilled
+from ys_llm.traces import SMALL, Step, Trace, Tracer
 
-# What a process grows by for each byte alive at once, in a step and in an evaluation; measured with
-# glibc 2.36 and torch 2.13 at 1.37 to 1.45 and 1.3 to 2.2.
-STEP_HOLES, EVALUATION_HOLES = 1.42, 1.8
+# What a process grows by for each byte that `heap.py` finds for a step and for an evaluation: what
+# is no tensor makes holes too, and oneDNN takes buffers for bf16 products. Measured with glibc 2.36
+# and torch 2.13 at 1.13 to 1.42 and 0.95 to 1.3; in bf16 at 1.3 to 1.5 and 1.1 to 1.8.
+STEP_HOLES = {"fp32": 1.25, "bf16": 1.4}
+EVALUATION_HOLES = {"fp32": 1.25, "bf16": 1.6}
 CUDA_HOLES = 1.1  # torch has an allocator of its own there
-LIBRARY_BYTES = 35_000_000  # code and buffers that the first step brings in
+# Code and buffers that a training has use for and a traced pass has not.
+LIBRARY_BYTES = {"fp32": 10_000_000, "bf16": 30_000_000}
+_FEW_TOKENS = 16
 SAVED_COPIES = 2  # of what is saved: the bytes of each tensor, and those of the file
 LOADED_COPIES = 2  # of a model's weights while it is loaded: the file, and its tensors
 EVALUATED_ROWS, SCORED_TOKENS, READ_TOKENS = 32, 2048, 1024  # as evaluate.py and generate.py do
@@ -43,32 +47,30 @@ class Memory:
 
 
 class Predictor:
-    """Predictions for the model of one configuration, at any length and batch size.
+    """Predictions for a configuration and its model, at any length and batch size.
 
     `dtype` is "fp32" or "bf16"; `validation_tokens` is how many there are, 0 where it is not known.
+    The model is used for the traces: what it says does not matter, and its gradients are dropped.
     """
 
     def __init__(
-        self,
-        config: Config,
-        *,
-        vocab_size: int,
-        device: torch.device,
-        dtype: str,
-        validation_tokens: int = 0,
+        self, config: Config, model: Model, *, dtype: str, validation_tokens: int = 0
     ) -> None:
         self.config = config
-        self._on_cpu = device.type == "cpu"
-        self._program = resident_bytes() + LIBRARY_BYTES if self._on_cpu else 0
+        self._on_cpu = next(model.parameters()).device.type == "cpu"
         self._evaluated = validation_tokens or config.train.eval_tokens
-        with torch.random.fork_rng(devices=[] if self._on_cpu else [device]):
-            model = Model(
-                config.model, vocab_size=vocab_size, implementation=config.train.implementation
-            ).to(device)
         self._tracer = Tracer(model, precision=dtype, resets=config.data.reset_at_document)
         self._weights = sum(parameter.nbytes for parameter in model.parameters())
+        self._program = self._measured_program() if self._on_cpu else 0
         self._steps: dict[int, Step] = {}
         self._evaluations: dict[int, int] = {}
+
+    def _measured_program(self) -> int:
+        """What this process holds beside the model, once a pass has brought in the libraries."""
+        self._tracer.training_pass(_FEW_TOKENS, SMALL, carried=False, accumulated=False)
+        self._tracer.loss_peak(_FEW_TOKENS, torch.float32)
+        give_back_freed_memory()
+        return resident_bytes() - self._weights + LIBRARY_BYTES[self._tracer.precision]
 
     def predict(self) -> Memory:
         """The greatest peak of all stages of the plan, and that of using the model."""
@@ -82,49 +84,45 @@ class Predictor:
             "program": self._program,
             "weights": self._weights,
             "moments": 2 * self._weights,
-            "step": self._with_holes(self._step(seq_len, batch_size), STEP_HOLES),
-            "evaluation": self._with_holes(self._evaluation(seq_len), EVALUATION_HOLES),
+            "step": self._taken(self._step(seq_len).trace(batch_size), STEP_HOLES),
+            "evaluation": self._evaluation(seq_len),
             "saving": SAVED_COPIES * 2 * self._weights if self._on_cpu else 0,
         }
 
     def inference(self) -> int:
         """The peak of loading the model and reading a long prompt with it."""
-        reading = self._tracer.reading_peak(READ_TOKENS)
+        reading = self._taken(self._tracer.reading(READ_TOKENS), EVALUATION_HOLES)
         loading = LOADED_COPIES * self._weights if self._on_cpu else 0
-        return (
-            self._program
-            + self._weights
-            + max(loading, self._with_holes(reading, EVALUATION_HOLES))
-        )
+        return self._program + self._weights + max(loading, reading)
 
-    def _step(self, seq_len: int, batch_size: int) -> int:
-        train = self.config.train
-        accumulated = train.grad_accum_steps > 1
+    def _step(self, seq_len: int) -> Step:
         if seq_len not in self._steps:
             carried = self.config.data.layout == "streams"
+            accumulated = self.config.train.grad_accum_steps > 1
             self._steps[seq_len] = Step(
                 self._tracer, seq_len, carried=carried, accumulated=accumulated
             )
-        return self._steps[seq_len].peak(batch_size) + accumulated * self._weights
+        return self._steps[seq_len]
 
     def _evaluation(self, seq_len: int) -> int:
         if seq_len not in self._evaluations:
             rows = max(1, min(EVALUATED_ROWS, self._evaluated // seq_len))
             a_row = self._evaluated // rows + seq_len  # each begins to read a length earlier
-            hidden = self._tracer.scoring_peak(seq_len, rows, a_row)
+            pieces, growth = self._tracer.scoring(seq_len, rows, a_row)
             head = self._tracer.head_peak(min(SCORED_TOKENS, rows * seq_len))
-            self._evaluations[seq_len] = hidden + head
+            self._evaluations[seq_len] = self._taken(pieces, EVALUATION_HOLES) + growth + head
         return self._evaluations[seq_len]
 
-    def _with_holes(self, alive: int, holes: float) -> int:
-        return int(alive * (holes if self._on_cpu else CUDA_HOLES))
+    def _taken(self, trace: Trace, holes: dict[str, float]) -> int:
+        if self._on_cpu:
+            return int(trace.heap_bytes() * holes[self._tracer.precision])
+        return int(trace.peak() * CUDA_HOLES)
 
 
 def peak_of(parts: dict[str, int]) -> int:
-    """What stays, and the greatest of what comes and goes."""
-    passing = ("step", "evaluation", "saving")
-    staying = sum(size for part, size in parts.items() if part not in passing)
-    return staying + max(parts[part] for part in passing)
+    """What stays, and the greater of what comes and goes."""
+    staying = parts["program"] + parts["weights"] + parts["moments"]
+    return staying + max(parts["step"], parts["evaluation"] + parts["saving"])
 
 
 def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device) -> int:
@@ -135,7 +133,11 @@ def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device)
     """
     limit, train = _limit(config, device), config.train
     dtype = "bf16" if train.dtype == "bf16" else "fp32"  # auto: the one that takes more
-    predictor = Predictor(config, vocab_size=vocab_size, device=device, dtype=dtype)
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
+        model = Model(
+            config.model, vocab_size=vocab_size, implementation=config.train.implementation
+        ).to(device)
+    predictor = Predictor(config, model, dtype=dtype)
 
     def fits(batch_size: int) -> bool:
         return peak_of(predictor.parts(train.seq_len, batch_size)) <= limit
@@ -151,10 +153,11 @@ def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device)
     fitting, beyond = 1, 2
     while fits(beyond):
         fitting, beyond = beyond, 2 * beyond
-    while beyond - fitting > 1:
-        middle = (fitting + beyond) // 2
+    unit = 1 if beyond <= _EVEN else _EVEN
+    while beyond - fitting > unit:
+        middle = (fitting + beyond) // 2 // unit * unit
         fitting, beyond = (middle, beyond) if fits(middle) else (fitting, middle)
-    return fitting if fitting < _EVEN else fitting // _EVEN * _EVEN
+    return fitting
 
 
 def _limit(config: Config, device: torch.device) -> int:
@@ -171,7 +174,7 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
     Counted are weights, gradients and moments, and of a batch two streams for each block: less than
     any mixer keeps. Raises UserError (2). Costs nothing: no number of the model is made.
     """
-    with torch.device("meta"), Unfilled():
+    with torch.device("meta"):
         model = Model(config.model, vocab_size=vocab_size)
     needed, there = 4 * 4 * parameter_count(model), available_bytes(device)
     for stage in config.train.plan if config.train.batch_size != "auto" else ():

@@ -1,12 +1,12 @@
-"""What a pass through a model keeps alive, traced at two small batch sizes and drawn on to any.
+"""What a pass through a model takes and frees, traced at two small batch sizes, drawn on to any.
 
-Every operator of a pass is followed: how many bytes are alive after each. At two batch sizes the
-operators are the same, in the same order, so that
+Every tensor that a pass makes is written down, and when it goes. At two batch sizes the tensors
+come and go in the same order, so that
 
-    live_i(B) = live_i(b0) + (live_i(b1) - live_i(b0)) (B - b0) / (b1 - b0)       after operator i
+    size_i(B) = size_i(b0) + (size_i(b1) - size_i(b0)) (B - b0) / (b1 - b0)        of tensor i
 
-holds at any batch size B, and the greatest of these is the peak. The loss is traced by itself: it
-goes through its logits in pieces, and their number depends on B. No mixer is named here.
+holds at any batch size B. The loss is traced by itself: it goes through its logits in pieces, and
+their number depends on B. No mixer is named here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ys_llm.heap import Heap
 from ys_llm.measure import state_bytes
 from ys_llm.model import Model, detached
 from ys_llm.ops import cross_entropy
@@ -32,32 +34,53 @@ SMALL, LARGE = 2, 3  # batch sizes traced; at 1 some copies are views
 _CARRIED_BATCHES = 3  # by then a carried state is held as it is ever after
 _PIECES = 4  # of a text, from which the growth of a state is read
 _FEW_ROWS = 64  # of logits
-Series = npt.NDArray[np.int64]
+_TIMES_PLAYED = 3  # the holes of one pass make the next one's heap larger
+_SMALLEST_BLOCK = 1024  # bytes; smaller ones find a hole anywhere
+Int64Array = npt.NDArray[np.int64]
 
 
-class Watch(TorchDispatchMode):
-    """A watch over operators that does not import torch's compiler, 75 MB and over a second."""
+@dataclass(frozen=True)
+class Trace:
+    """Tensors as they come and go: `names`, and `sizes` in bytes, 0 where the tensor goes."""
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    names: Int64Array
+    sizes: Int64Array
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False
+    def peak(self) -> int:
+        """The most bytes alive at once."""
+        coming = self.sizes > 0
+        size_of = np.zeros(int(self.names.max(initial=0)) + 1, dtype=np.int64)
+        size_of[self.names[coming]] = self.sizes[coming]
+        changes = np.where(coming, self.sizes, -size_of[self.names])
+        return int(changes.cumsum().max(initial=0))
+
+    def heap_bytes(self) -> int:
+        """What a heap takes for them, where they come and go in this order again and again."""
+        heap = Heap()
+        large = (self.sizes == 0) | (self.sizes >= _SMALLEST_BLOCK)
+        events = list(zip(self.names[large].tolist(), self.sizes[large].tolist(), strict=True))
+        for _ in range(_TIMES_PLAYED):
+            left = {name for name, size in events if size}
+            for name, size in events:
+                if size:
+                    heap.take(name, size)
+                else:
+                    heap.free(name)
+                    left.discard(name)
+            for name in left:
+                heap.free(name)
+        return heap.top
 
 
-class LiveBytes(Watch):
-    """Counts the bytes of tensors that were made on `device` in here and are still alive.
-
-    `now` is their sum; `take` gives what it was after each operator.
-    """
+class LiveTensors(TorchDispatchMode):
+    """Writes down the tensors that are made on `device` in here, and when they go."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.now = 0
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device_type = device.type
-        self._series: list[int] = []
+        self._events: list[tuple[int, int]] = []
         self._alive: dict[int, weakref.ref[Any]] = {}
+        self._made = 0
 
     def __torch_dispatch__(
         self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -66,50 +89,48 @@ class LiveBytes(Watch):
         for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor) and value.device.type == self._device_type:
                 self._see(value.untyped_storage())
-        self._series.append(self.now)
         return result
 
-    def take(self) -> Series:
-        """The series since it was last taken, and `now`."""
-        taken, self._series = np.array([*self._series, self.now], dtype=np.int64), []
-        return taken
+    def __len__(self) -> int:
+        """How much has been written down."""
+        return len(self._events)
+
+    def trace(self) -> Trace:
+        """All that has been written down."""
+        names, sizes = np.array(self._events, dtype=np.int64).reshape(-1, 2).T
+        return Trace(names, sizes)
 
     def _see(self, storage: Any) -> None:
-        key, size = id(storage), storage.nbytes()
-        if key in self._alive:
+        key, name, size = id(storage), self._made, storage.nbytes()
+        if key in self._alive or not size:
             return
 
         def gone(_: Any) -> None:
-            self.now -= size
+            self._events.append((name, 0))
             del self._alive[key]
 
         self._alive[key] = weakref.ref(storage, gone)
-        self.now += size
+        self._events.append((name, size))
+        self._made += 1
 
 
-class Unfilled(Watch):
-    """Leaves random initial values undrawn: a model on the meta device has shapes alone."""
+def drawn_on(small: Trace, large: Trace, batch_size: int) -> Trace:
+    """The trace at `batch_size` from those at SMALL and LARGE.
 
-    def __torch_dispatch__(
-        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if (
-            torch.Tag.inplace in operator.tags
-            and torch.Tag.nondeterministic_seeded in operator.tags
-        ):
-            return args[0]
-        return operator(*args, **(kwargs or {}))
-
-
-class Pass(NamedTuple):
-    """Bytes alive while a batch goes forward, once its hidden stream is there, and on the way back.
-
-    `dtype` is the stream's own.
+    Where a mixer makes other tensors for another batch size, all are taken to grow with it.
     """
+    if not np.array_equal(small.names, large.names):
+        return Trace(large.names, large.sizes * batch_size // LARGE)
+    more = (large.sizes - small.sizes) * (batch_size - SMALL) // (LARGE - SMALL)
+    return Trace(small.names, small.sizes + more)
 
-    forward: Series
-    held: int
-    backward: Series
+
+@dataclass(frozen=True)
+class _Pass:
+    """A trace, the places in it where a loss is computed, and the dtype of what it reads."""
+
+    trace: Trace
+    losses: list[int]
     dtype: torch.dtype
 
 
@@ -144,37 +165,30 @@ class Tracer:
 
     def training_pass(
         self, seq_len: int, batch_size: int, *, carried: bool, accumulated: bool
-    ) -> Pass:
+    ) -> _Pass:
         """One batch forward and back, the loss aside.
 
-        `carried`: it takes up the state of batches before it. `accumulated`: its gradients are
-        added to those of a batch before it, which are not counted.
+        `carried`: batches before it hand their state on. `accumulated`: its gradients are added to
+        those of a batch before it.
         """
-        live, state, older = LiveBytes(self.device), None, 0
+        live, losses, state = LiveTensors(self.device), [], None
         self.model.train()
         with live:
-            for left in reversed(range(_CARRIED_BATCHES if carried else 1 + accumulated)):
+            for _ in range(_CARRIED_BATCHES if carried else 1 + accumulated):
                 tokens_BT, starts_BT = self._batch(batch_size, seq_len)
-                live.take()
                 with self._autocast():
                     x_BTD, after = self.model.hidden(tokens_BT, state, starts_BT)
-                forward, held, dtype = live.take(), live.now, x_BTD.dtype
-                state = detached(after) if carried else None
+                state, dtype = detached(after) if carried else None, x_BTD.dtype
+                losses.append(len(live))
                 loss = _Loss.apply(x_BTD)  # type: ignore[no-untyped-call]
                 del x_BTD
                 torch.autograd.backward(loss)
-                backward = live.take()
                 del after
-                if accumulated:  # as in training, the loss of the batch before is held meanwhile
-                    older = self._gradient_bytes() if left else older
-                    continue
-                del loss
-                self.model.zero_grad(set_to_none=True)
+                if not accumulated:  # else, as in training, it is held until the next one is there
+                    del loss
+                    self.model.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
-        return Pass(forward - older, held - older, backward - older, dtype)
-
-    def _gradient_bytes(self) -> int:
-        return sum(p.grad.nbytes for p in self.model.parameters() if p.grad is not None)
+        return _Pass(live.trace(), losses, dtype)
 
     def loss_peak(self, n_tokens: int, dtype: torch.dtype) -> int:
         """Bytes that the loss of `n_tokens` takes at most, beside the hidden stream it reads."""
@@ -187,42 +201,47 @@ class Tracer:
         key = (n_tokens, dtype)
         if key not in self._losses:
             x_ND, targets_N = self._rows(n_tokens, dtype)
-            live, head = LiveBytes(self.device), self.model.output
+            live, head = LiveTensors(self.device), self.model.output
             with live:
                 with self._autocast():
                     loss = cross_entropy.chunked(
                         x_ND.requires_grad_(), head.weight, head.bias, targets_N
                     )
                 torch.autograd.backward(loss)
-            self._losses[key] = int(live.take().max())
+            self._losses[key] = live.trace().peak()
             self.model.zero_grad(set_to_none=True)
         return self._losses[key]
 
-    def scoring_peak(self, seq_len: int, batch_size: int, n_tokens: int) -> int:
-        """Bytes that scoring `n_tokens` in each row takes at most, `seq_len` at a time."""
-        state_sizes = [
+    def scoring(self, seq_len: int, batch_size: int, n_tokens: int) -> tuple[Trace, int]:
+        """The scoring of `n_tokens` in each row, `seq_len` at a time; and bytes to be added to it.
+
+        These are by how much a carried state grows after the pieces that were traced, read from
+        the last two of them.
+        """
+        first, before, last, final = (
             state_bytes(self.model, batch_size=1, seq_len=n)
             for n in (seq_len, (_PIECES - 1) * seq_len, _PIECES * seq_len, n_tokens)
-        ]
-        first, before, last, final = state_sizes
+        )
         pieces = min(-(-n_tokens // seq_len), 2 if first == final else _PIECES)
-        small, large = (self._scoring_peaks(seq_len, b, pieces) for b in (SMALL, LARGE))
-        peaks = drawn_on(small, large, batch_size)
+        trace = self._scoring(seq_len, batch_size, pieces)
         if final <= last or before == last:
-            return int(peaks.max())
-        return int(peaks[-1] + (peaks[-1] - peaks[-2]) * (final - last) // (last - before))
+            return trace, 0
+        growth = trace.peak() - self._scoring(seq_len, batch_size, pieces - 1).peak()
+        return trace, growth * (final - last) // (last - before)
 
-    def _scoring_peaks(self, seq_len: int, batch_size: int, pieces: int) -> Series:
-        """The peaks of the first pieces of a text, each taking up the state of the one before."""
-        live, state, peaks = LiveBytes(self.device), None, []
-        with self._evaluating(), live:
+    def _scoring(self, seq_len: int, batch_size: int, pieces: int) -> Trace:
+        """The first pieces of a text, each taking up the state of the one before."""
+        small, large = (self._scored(seq_len, b, pieces) for b in (SMALL, LARGE))
+        return drawn_on(small, large, batch_size)
+
+    def _scored(self, seq_len: int, batch_size: int, pieces: int) -> Trace:
+        live, state = LiveTensors(self.device), None
+        with self._evaluating(self.precision), live:
             for _ in range(pieces):
                 tokens_BT, starts_BT = self._batch(batch_size, seq_len)
                 x_BTD, state = self.model.hidden(tokens_BT, state, starts_BT)
-                scored_ND = x_BTD.flatten(0, 1).clone()
-                peaks.append(live.take().max())
-                del scored_ND
-        return np.array(peaks)
+                x_BTD.flatten(0, 1).clone()  # as those that are scored are picked
+        return live.trace()
 
     def head_peak(self, n_tokens: int) -> int:
         """Bytes that the logits of `n_tokens` and their scores take at most."""
@@ -231,20 +250,20 @@ class Tracer:
 
     def _head_peak(self, n_tokens: int) -> int:
         x_ND, targets_N = self._rows(n_tokens, torch.float32)
-        live = LiveBytes(self.device)
-        with self._evaluating(), live:
+        live = LiveTensors(self.device)
+        with self._evaluating(self.precision), live:
             functional.cross_entropy(self.model.head(x_ND).float(), targets_N, reduction="none")
-        return int(live.take().max())
+        return live.trace().peak()
 
-    def reading_peak(self, n_tokens: int) -> int:
-        """Bytes that reading a prompt takes at most, in one row, `n_tokens` at a time."""
-        live, state = LiveBytes(self.device), None
-        with self._evaluating(precision="fp32"), live:
+    def reading(self, n_tokens: int) -> Trace:
+        """A prompt read in one row, `n_tokens` at a time; always in float32."""
+        live, state = LiveTensors(self.device), None
+        with self._evaluating("fp32"), live:
             for _ in range(2):
                 tokens_BT, _ = self._batch(1, n_tokens)
                 x_BTD, state = self.model.hidden(tokens_BT, state)
                 self.model.head(x_BTD[:, -1:])
-        return int(live.take().max())
+        return live.trace()
 
     def _batch(self, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor | None]:
         tokens_BT = torch.zeros(batch_size, seq_len, dtype=torch.int64, device=self.device)
@@ -261,7 +280,7 @@ class Tracer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     @contextmanager
-    def _evaluating(self, precision: str = "") -> Iterator[None]:
+    def _evaluating(self, precision: str) -> Iterator[None]:
         self.model.eval()
         with torch.inference_mode(), self._autocast(precision):
             yield
@@ -277,22 +296,18 @@ class Step:
             for b in (SMALL, LARGE)
         )
 
-    def peak(self, batch_size: int) -> int:
-        """Bytes of gradients and activations that are alive at once, at most."""
-        small, large = self._small, self._large
-        held = small.held + (large.held - small.held) * (batch_size - SMALL) // (LARGE - SMALL)
-        loss = self._tracer.loss_peak(batch_size * self._seq_len, small.dtype)
-        head = sum(p.nbytes for p in self._tracer.model.output.parameters())  # its gradients
-        forward = drawn_on(small.forward, large.forward, batch_size).max()
-        backward = drawn_on(small.backward, large.backward, batch_size).max()
-        return int(max(forward, held + loss, head + backward))
-
-
-def drawn_on(small: Series, large: Series, batch_size: int) -> Series:
-    """The series at `batch_size` from those at SMALL and LARGE, operator by operator.
-
-    Where a mixer's operators depend on the batch size, the peaks alone are drawn on.
-    """
-    if small.shape != large.shape:
-        small, large = small.max(keepdims=True), large.max(keepdims=True)
-    return small + (large - small) * (batch_size - SMALL) // (LARGE - SMALL)
+    def trace(self, batch_size: int) -> Trace:
+        """All that it takes: activations, gradients, the loss. Not weights and moments."""
+        passes = drawn_on(self._small.trace, self._large.trace, batch_size)
+        at = self._large.losses
+        loss, head = int(passes.names.max()) + 1, int(passes.names.max()) + 2
+        loss_bytes = self._tracer.loss_peak(batch_size * self._seq_len, self._large.dtype)
+        head_bytes = sum(p.nbytes for p in self._tracer.model.output.parameters())  # its gradients
+        return Trace(
+            np.insert(passes.names, [*at, *at, at[0]], [loss] * 2 * len(at) + [head]),
+            np.insert(
+                passes.sizes,
+                [*at, *at, at[0]],
+                [loss_bytes] * len(at) + [0] * len(at) + [head_bytes],
+            ),
+        )

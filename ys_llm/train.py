@@ -145,6 +145,7 @@ def _loop(training: Training, metrics: Metrics, show: Progress, stop: "_Stop") -
             metrics.sync()
             save(training)
         if asked:
+            _publish_if_none(training)
             raise stop.error(training)
 
 
@@ -242,8 +243,15 @@ def _publish(training: Training, result: Evaluation | None) -> None:
         "parameters": parameter_count(training.model),
         "val_bits_per_byte": None if result is None else round(result.bits_per_byte, 4),
         "has_records": training.has_records,
+        "sources": training.sources,
     }
     checkpoint.save_model(training.run, training.config, training.model, training.tokenizer, facts)
+
+
+def _publish_if_none(training: Training) -> None:
+    """A run stopped before its first evaluation has a model to try, too."""
+    if not (training.run / "model.safetensors").exists():
+        _publish(training, None)
 
 
 def _sample(training: Training, show: Progress) -> str:
@@ -264,9 +272,8 @@ def _sample(training: Training, show: Progress) -> str:
 def _finish(training: Training) -> TrainSummary:
     """Evaluate the best weights on everything held out, and say how to use them."""
     at, result = training.at, None
+    _publish_if_none(training)
     path = training.run / "model.safetensors"
-    if not path.exists():  # stopped before the first evaluation, and now told to do no more steps
-        _publish(training, None)
     checkpoint.load_weights(training.model, checkpoint.read_tensors(path), path)
     if training.validation is not None:
         result = _evaluation(training, training.validation, max_tokens=0)

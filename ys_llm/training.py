@@ -47,6 +47,7 @@ class Training:
     undone: list[Rollback] = field(default_factory=list)
     floor: dict[str, float] = field(default_factory=dict)  # bits per byte that a model has to beat
     circumstances: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)  # of the documents, as in the card
 
     @property
     def total_steps(self) -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ys_llm.run_folder import What
 
 RUNS_DIR = Path("runs")
+_DATA_ACTIONS = {"curate": 1, "explain": 2, "trace": 1}  # words that follow
 _CLEAN: Mapping[str, What | None] = {"": None, "clean": "model", "clean all": "all"}
 
 
@@ -251,11 +252,71 @@ def _cell(value: Any) -> str:
 
 
 def gen_data(arguments: argparse.Namespace) -> int:
-    """`ys gen-data`."""
-    from ys_llm.gendata import generate
+    """`ys gen-data`: what its first word or its flags ask for."""
+    action, *rest = arguments.words or [""]
+    names = [name.strip() for name in (arguments.kind or "").split(",") if name.strip()]
+    if action in _DATA_ACTIONS:
+        return _on_corpus(arguments, action, rest)
+    if action:
+        arguments.usage_error(
+            f"expected curate, explain or trace, found `{action}`; what to make is said by --kind"
+        )
+    if arguments.kind is not None and not names:
+        arguments.usage_error("--kind names no kind; --list shows them")
+    if arguments.workers < 1 or (arguments.count is not None and arguments.count < 1):
+        arguments.usage_error("--workers and --count must be at least 1")
+    from ys_llm.gendata import command
 
-    print(generate(arguments.recipe, arguments.out, force=arguments.force))
+    host = os.environ.get("OLLAMA_HOST", "") if arguments.host is None else arguments.host
+    if arguments.list:
+        print(command.list_kinds())
+    elif arguments.check:
+        models = [arguments.model] if arguments.model else command.models_of(names)
+        said, code = command.check(host, models)
+        print(said)
+        return code
+    else:
+        return _make_kinds(arguments, names, host)
     return 0
+
+
+def _make_kinds(arguments: argparse.Namespace, names: list[str], host: str) -> int:
+    from ys_llm.gendata import command
+
+    seed = command.DEFAULT_SEED if arguments.seed is None else arguments.seed
+    if arguments.dry_run:
+        print(command.dry_run(names, seed=seed, model=arguments.model))
+        return 0
+    wanted = command.Wanted(
+        tuple(names),
+        arguments.out or command.DEFAULT_OUT,
+        count=arguments.count,
+        seed=seed,
+        model=arguments.model,
+        host=host,
+        workers=arguments.workers,
+        force=arguments.force,
+    )
+    return command.make(wanted)
+
+
+def _on_corpus(arguments: argparse.Namespace, action: str, rest: list[str]) -> int:
+    """`curate`, `explain` and `trace`: what is done to a corpus that is there."""
+    if len(rest) != _DATA_ACTIONS[action]:
+        arguments.usage_error("expected curate PATH, explain PATH RECORD or trace TEXT")
+    from ys_llm.gendata import command
+
+    rules, code = arguments.rules.split(","), 0
+    if action == "curate":
+        if arguments.out is None:
+            arguments.usage_error("curate needs --out DIR")
+        said = command.curate(Path(rest[0]), arguments.out, rules=rules, workers=arguments.workers)
+    elif action == "explain":
+        said = command.explain(Path(rest[0]), rest[1], rules=rules)
+    else:
+        said, code = command.trace(rest[0], arguments.data or command.DEFAULT_OUT)
+    print(said)
+    return code
 
 
 def config_show(arguments: argparse.Namespace) -> int:

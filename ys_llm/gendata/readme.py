@@ -1,41 +1,32 @@
-"""The README of a generated corpus."""
+"""The README of a corpus."""
 
 from collections.abc import Mapping, Sequence
 
-from ys_llm.gendata.record import Record
+from ys_llm.gendata.journal import Entry
+from ys_llm.gendata.making import Order
 
-KINDS = {
-    "stories": "Short stories. Each is played through first (who is there, what they want, where "
-    "things lie, what goes wrong and why) and then told in words drawn from a grammar.",
-    "arithmetic": "Sums, differences, products by parts, comparisons and two-step word problems, "
-    "with every step.",
-    "spelling": "Words spelled, reversed, measured, and their letters counted; capitals and small "
-    "letters count as the same letter.",
-    "formats": "One table in two of the formats json, csv, yaml and markdown. Numbers and truth "
-    "values keep their types.",
-    "scenes": "A small scene in which things are moved about, and a question about its end.",
-}
-TEMPLATE = """# training_data
+TEMPLATE = """# A corpus made by programs
 
-A small corpus to begin with: {total} records, {megabytes:.1f} MB of text, made entirely by the
-generators of this project, with no language model and no text from elsewhere. The licence is the
-project's own (MIT).
+{total} records, {megabytes:.1f} MB of text, made entirely by the programs of `ys`, with no language
+model and no text from elsewhere. The licence is that of `ys` (MIT).
 
-{table}
+| files | records | kB | what |
+| --- | ---: | ---: | --- |
+{rows}
 
 A record is `PROMPT<start>RESPONSE<end>` followed by a blank line. The answers are right by
-construction, and a second program in the tests, which sees only the text, derives them again.
-This file and `manifest.json` (recipe, seed, and the hash of every file) are not read as training
-text.
+construction, and a second program in the tests of `ys`, which sees only the text, derives them
+again. `MANIFEST.jsonl` says of each record where it came from (`ys gen-data trace TEXT`); neither
+it nor this file is read as training text.
 
-To make it again, byte for byte:
+To make it again, byte for byte (`--out DIR` names another folder than `training_data`):
 
 ```
-ys gen-data configs/gen/starter.yaml
+{command}
 ```
 
-It replaces only files that it wrote itself and that nobody has edited since; your own files in
-this folder are left alone.
+Only files that `ys gen-data` wrote itself and that nobody has edited since are replaced; your own
+files in this folder are left alone.
 
 ## One of each kind
 
@@ -43,18 +34,28 @@ this folder are left alone.
 """
 
 
-def readme(records: Mapping[str, Sequence[Record]], sizes: Mapping[str, int]) -> str:
-    """What is in the folder, with the first record of each kind."""
-    present = [kind for kind in KINDS if records[kind]]
-    rows = ["| files | records | kB | what |", "| --- | ---: | ---: | --- |"]
-    rows += [
-        f"| `{kind}-*.md` | {len(records[kind]):,} | {sizes[kind] // 1000:,} | {KINDS[kind]} |"
-        for kind in present
+def readme(order: Order, accepted: Mapping[str, Sequence[Entry]]) -> str:
+    """What is in a corpus and how it was made, with the first record of each kind."""
+    texts = {
+        kind.name: [entry.record.text() for entry in accepted[kind.name] if entry.record]
+        for kind in order.kinds
+    }
+    sizes = {name: sum(len(text.encode()) for text in made) for name, made in texts.items()}
+    rows = [
+        f"| `{kind.name}-*.md` | {len(texts[kind.name]):,} | {sizes[kind.name] // 1000:,} | "
+        f"{kind.spec.description} |"
+        for kind in order.kinds
     ]
-    samples = [f"### {kind}\n\n```\n{records[kind][0].text().strip()}\n```" for kind in present]
+    samples = [f"### {name}\n\n{_quoted(made[0])}" for name, made in texts.items() if made]
     return TEMPLATE.format(
-        total=f"{sum(map(len, records.values())):,}",
+        total=f"{sum(map(len, texts.values())):,}",
         megabytes=sum(sizes.values()) / 1e6,
-        table="\n".join(rows),
+        rows="\n".join(rows),
+        command=order.command,
         samples="\n\n".join(samples),
     )
+
+
+def _quoted(text: str) -> str:
+    """As a block of Markdown; the text may have blocks of its own."""
+    return f"````\n{text.strip()}\n````"

@@ -1,0 +1,163 @@
+"""What goes wrong between this program and ollama: by class, in one line, with what to type.
+
+The client raises a dozen kinds of exception, from four libraries; `failure_of` knows them all.
+"""
+
+import socket
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import ollama
+
+from ys_llm.errors import EXIT_BACKEND_DOWN, UserError
+
+PORT = 11434
+_SHOWN_CHARS = 160  # of what the server said, inside a message of one line
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_BUSY = (429, 503)
+# What reading a line that is no answer raises inside the client: JSON's own error and pydantic's
+# are ValueErrors; a line or an error text that is JSON but no object ends in an AttributeError.
+_UNREADABLE = (ValueError, AttributeError, TypeError)
+
+
+class BackendDownError(UserError):
+    """Nobody answers at the address, or nobody that speaks ollama's protocol."""
+
+    def __init__(self, problem: str, fix: str) -> None:
+        super().__init__(problem, fix, exit_code=EXIT_BACKEND_DOWN)
+
+
+class ModelMissingError(UserError):
+    """The server does not have the model."""
+
+
+class RefusedError(UserError):
+    """The server will never answer this request: it is wrong, or not allowed."""
+
+
+class EmptyAnswerError(UserError):
+    """The model ended without a word; the same seed would give the same."""
+
+
+class TransientError(UserError):
+    """A failure that may pass; `reason` is one word, `tries` how often it was tried."""
+
+    def __init__(self, address: str, reason: str, *, happened: str, tries: int = 1) -> None:
+        times = "" if tries == 1 else f" {tries} times, the last time"
+        super().__init__(
+            f"ollama at {address} failed{times}: {happened}",
+            "See what `ollama serve` printed, then give the same command again.",
+            exit_code=EXIT_BACKEND_DOWN,
+        )
+        self.address, self.reason, self.happened, self.tries = address, reason, happened, tries
+
+    def after(self, tries: int) -> "TransientError":
+        """The same, after so many tries."""
+        return TransientError(self.address, self.reason, happened=self.happened, tries=tries)
+
+
+class StoppedError(Exception):
+    """The caller's `should_stop` said so; the request is closed."""
+
+
+def failure_of(error: Exception, address: str, model: str) -> UserError | None:
+    """The failure that an exception out of the client stands for; None for one it never raises."""
+    if isinstance(error, ollama.ResponseError):
+        return _of_status(error.status_code, error.error, address=address, model=model)
+    if _is_down(error):
+        return backend_down(address, _why_unreachable(error))
+    if isinstance(error, httpx.TimeoutException):
+        return TransientError(address, "stall", happened="it stopped answering")
+    if isinstance(error, httpx.TransportError | OSError):
+        return TransientError(address, "reset", happened="the connection broke off")
+    if isinstance(error, _UNREADABLE):
+        happened = f"it sent a line that is no part of an answer ({shorten(str(error))})"
+        return TransientError(address, "bad-line", happened=happened)
+    return None
+
+
+def backend_down(address: str, why: str) -> BackendDownError:
+    """Nobody is there; the fix depends on the address that was tried."""
+    return BackendDownError(f"ollama does not answer at {address}: {why}", _how_to_reach(address))
+
+
+def model_missing(address: str, model: str, models: tuple[str, ...] = ()) -> ModelMissingError:
+    """The server has other models, if any; say how to get this one."""
+    where = "" if _is_here(address) else f"OLLAMA_HOST={address} "
+    fix = f"Get it: `{where}ollama pull {model}`"
+    if models:
+        fix += f"; or take one that is there: --model {' or '.join(models[:8])}"
+    return ModelMissingError(f"ollama at {address} has no model {model!r}", f"{fix}.")
+
+
+def shorten(text: str) -> str:
+    """The text in one line of bounded length."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
+
+
+def _of_status(status: int, said: object, *, address: str, model: str) -> UserError:
+    """The failure behind an HTTP status; -1 is the client's word for an error line in an answer."""
+    text = shorten(str(said))
+    if status == -1:
+        return TransientError(address, "error-line", happened=f"in its answer it said: {text}")
+    if status in _BUSY:
+        return TransientError(address, "busy", happened=f"it is busy ({text})")
+    if status >= 500:
+        return TransientError(address, "failed", happened=f"status {status}: {text}")
+    if status == 404 and "model" in text:
+        return model_missing(address, model)
+    if status == 404 or status < 400:
+        return backend_down(address, f"what answers there is not ollama (status {status})")
+    if status in (401, 403):
+        fix = "Set OLLAMA_API_KEY if the server wants a key, or choose another --model or --host."
+        return RefusedError(f"ollama at {address} does not allow it: {text}", fix)
+    return RefusedError(
+        f"ollama at {address} refuses the request (status {status}): {text}",
+        "Change the kind's options, format or model; `ollama show MODEL` says what a model takes.",
+    )
+
+
+def _is_down(error: Exception) -> bool:
+    """Whether no connection came about; the plain calls of the client wrap it, streams do not."""
+    never = (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, httpx.UnsupportedProtocol)
+    return isinstance(error, never) or type(error) is ConnectionError
+
+
+def _why_unreachable(error: BaseException) -> str:
+    causes = list(_causes(error))
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return "no machine has that name"
+    if any(isinstance(cause, httpx.ConnectTimeout) for cause in causes):
+        return "no connection came about in time"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return "the connection was refused"
+    return shorten(str(causes[-1])) or type(causes[-1]).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and all that led to it."""
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            yield from error.exceptions
+        error = error.__cause__ or error.__context__
+
+
+def _how_to_reach(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.port in (80, 443):
+        listens = f"ollama listens on port {PORT}: --host {parts.scheme}://{parts.hostname}:{PORT}"
+        return f"An address with {parts.scheme}:// and no port means {parts.port}; {listens}."
+    if parts.hostname in _LOOPBACK:
+        return f"Start it: `ollama serve`; or say where it runs: --host NAME:{PORT}."
+    return (
+        "Start it there with `OLLAMA_HOST=0.0.0.0 ollama serve` (without, it hears its own machine "
+        f"alone); or say where it runs: --host NAME:{PORT}."
+    )
+
+
+def _is_here(address: str) -> bool:
+    parts = urlsplit(address)
+    return parts.hostname in _LOOPBACK and parts.port == PORT

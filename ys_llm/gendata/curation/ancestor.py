@@ -1,0 +1,63 @@
+"""The hand list that this project's ancestor searched its corpora with, for comparison.
+
+Each phrase is one rule, and drops what holds the phrase anywhere, in capitals or not. `AIMS` says
+which defect each phrase was after.
+"""
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict
+from ys_llm.gendata.record import Record
+
+AIMS: dict[str, str] = {
+    "note:": "note",
+    "**note**": "note",
+    "**note:**": "note",
+    "cannot": "refusal",
+    "can't write": "refusal",
+    "can't generate": "refusal",
+    "can't help": "refusal",
+    "i'm an ai": "self_reference",
+    "references:": "link",
+    "**references**": "link",
+    "sources": "link",
+    "**sources**": "link",
+    "links": "link",
+    "citation": "link",
+    "real": "self_reference",
+    "http://": "link",
+    "https://": "link",
+    "www.": "link",
+}
+_BRACKETS = re.compile(r"\[.*\]")
+
+
+def _phrase(record: Record, *, phrase: str) -> Outcome:
+    at = record.response.lower().find(phrase)
+    if at < 0:
+        return None
+    return Verdict(f"ancestor/{phrase}", f"holds {phrase!r}", (at, at + len(phrase)))
+
+
+def _brackets(record: Record) -> Outcome:
+    match = _BRACKETS.search(record.response)
+    return match and Verdict("ancestor/[...]", "holds brackets", match.span())
+
+
+def _rule(phrase: str, apply: Callable[[Record], Outcome]) -> Rule:
+    return Rule(
+        f"ancestor/{phrase}",
+        "drop",
+        f"a response that holds {phrase}",
+        apply,
+        fires=(Record("Go on.", f"A river. {phrase} A sea."),),
+        spares=(Record("Go on.", "A river. A sea."),),
+    )
+
+
+ANCESTOR: tuple[Rule, ...] = (
+    *(_rule(phrase, partial(_phrase, phrase=phrase)) for phrase in AIMS),
+    _rule("[...]", _brackets),
+)

@@ -1,0 +1,111 @@
+"""What one process does: rules, hashes and shingles of a batch of records."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ys_llm.gendata.curation.near_duplicates import (
+    Shingles,
+    Signature,
+    shingles_of,
+    signature_of,
+)
+from ys_llm.gendata.curation.reading import Item
+from ys_llm.gendata.curation.rule import Curated, Rule, Verdict, apply_rules
+from ys_llm.gendata.record import Record
+
+BATCH_CHARS = 400_000  # a few milliseconds to send, a tenth of a second to work on
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a response may be, in characters, and how often one prompt may be answered."""
+
+    min_chars: int = 1
+    max_chars: int = 1_000_000
+    per_prompt: int = 25
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done to every record, the same in all processes; `near` 0: no shingles."""
+
+    rules: tuple[Rule, ...]
+    limits: Limits
+    near: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records of one file, by the file's place in the list."""
+
+    file: int
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class Done:
+    """One record with all that can be said of it alone."""
+
+    item: Item
+    curated: Curated
+    key: bytes = b""
+    shingles: Shingles | None = None
+    signature: Signature | None = None
+
+
+def batches(file: int, items: Iterable[Item]) -> Iterator[Batch]:
+    """The records of a file in batches; the last one, perhaps empty, ends the file."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        batch.append(item)
+        record = item.record
+        size += len(record.prompt) + len(record.response) if record else len(item.text)
+        if size > BATCH_CHARS:
+            yield Batch(file, tuple(batch))
+            batch, size = [], 0
+    yield Batch(file, tuple(batch))
+
+
+def work(job: Job, batch: Batch) -> tuple[int, list[Done]]:
+    """All that needs no other record; runs in a process of its own."""
+    return batch.file, [_done(job, item) for item in batch.items]
+
+
+def _done(job: Job, item: Item) -> Done:
+    if item.record is None:
+        verdict = Verdict("unreadable", item.problem) if item.problem else None
+        return Done(item, Curated(None, (), verdict), key_of(item.text, ""))
+    curated = curate_record(item.record, job.rules, job.limits)
+    if curated.record is None:
+        return Done(item, curated)
+    record = curated.record
+    key = key_of(record.prompt, record.response)
+    if not job.near:
+        return Done(item, curated, key)
+    shingles = shingles_of(f"{record.prompt}\n{record.response}")
+    return Done(item, curated, key, shingles, signature_of(shingles))
+
+
+def curate_record(record: Record, rules: Sequence[Rule], limits: Limits) -> Curated:
+    """The rules, and the lengths before and after them: a fix may leave too little."""
+    if len(record.response) > limits.max_chars:
+        return Curated(None, (), _length(record, f"over {limits.max_chars:,}"))
+    curated = apply_rules(record, rules)
+    if curated.record is not None and len(curated.record.response.strip()) < limits.min_chars:
+        verdict = _length(curated.record, f"under {limits.min_chars:,}")
+        return Curated(None, curated.edits, verdict)
+    return curated
+
+
+def _length(record: Record, limit: str) -> Verdict:
+    return Verdict("length", f"{len(record.response):,} characters: {limit}")
+
+
+def key_of(prompt: str, response: str) -> bytes:
+    """The same for equal records alone."""
+    data = prompt.encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(b"%d " % len(data) + data, digest_size=16)
+    digest.update(response.encode("utf-8", "surrogatepass"))
+    return digest.digest()

@@ -1,0 +1,267 @@
+"""From a folder of records to a folder of records that can be trained on, and a report."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.files import Journal, make_folder, replace_folder, sha256_of, write_synced
+from ys_llm.gendata.curation.batch import Batch, Done, Job, Limits, batches, work
+from ys_llm.gendata.curation.near_duplicates import NearDuplicates
+from ys_llm.gendata.curation.reading import (
+    Item,
+    corpus_files,
+    is_record_file,
+    kind_of,
+    read_items,
+)
+from ys_llm.gendata.curation.report import MADE_BY, Report, descriptions, difference
+from ys_llm.gendata.curation.rule import Curated, Rule, Verdict
+from ys_llm.gendata.curation.rules import STANDARD
+from ys_llm.gendata.record import Record
+
+NOTES = ".curation"  # a name that training does not read
+IN_FLIGHT = 3  # batches per process that wait or are worked on
+
+
+def curate_folder(
+    path: Path,
+    out_dir: Path,
+    *,
+    rules: Sequence[Rule] = STANDARD,
+    near: float = 0.8,
+    limits: Limits | None = None,
+    processes: int = 1,
+) -> Report:
+    """Write what is good of the corpus at `path` into `out_dir`, under the same names.
+
+    Rules first; then exact duplicates, near ones (Jaccard of 5-word shingles >= `near`; 0: none
+    are looked for) and prompts answered too often go, the first record of each staying. The report,
+    the difference of every edit and every dropped record are in `out_dir/.curation`. The folder
+    appears in one step; the result does not depend on `processes`. Raises UserError for what cannot
+    be read, and for an `out_dir` that holds anything but an earlier result.
+    """
+    files = corpus_files(path)
+    _check_out_dir(path, out_dir)
+    final = out_dir.absolute()
+    aside = final.with_name(f".{final.name}.curating")
+    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    make_folder(aside / NOTES)
+    limits = limits or Limits()
+    settings = {"rules": [rule.name for rule in rules], "near": near, "limits": asdict(limits)}
+    report = Report(settings, descriptions(tuple(rules)))
+    job = Job(tuple(rules), limits, near)
+    try:
+        with closing(_Sieve(aside, job, report)) as sieve:
+            for number, done in _work_through(files, job, processes):
+                sieve.take(_name(files[number], path), files[number], done)
+            sieve.finish()
+        write_synced(aside / NOTES / "report.json", report.json())
+        write_synced(aside / NOTES / "report.md", report.markdown())
+        replace_folder(aside, final)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return report
+
+
+def _name(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix() if file != root else file.name
+
+
+def _check_out_dir(path: Path, out_dir: Path) -> None:
+    source, target = path.resolve(), out_dir.resolve()
+    if target == source or target in source.parents or source in target.parents:
+        raise UserError(
+            f"{out_dir} and {path} lie in one another",
+            "Name a folder beside it with --out.",
+            exit_code=EXIT_USAGE,
+        )
+    if not os.path.lexists(out_dir):
+        return
+    if not out_dir.is_dir():
+        raise UserError(f"{out_dir} is a file", "Name a folder with --out.", exit_code=EXIT_USAGE)
+    strangers = sorted(_strangers(out_dir))
+    if strangers:
+        raise UserError(
+            f"{out_dir} holds what curation has not written: {', '.join(strangers[:5])}",
+            "Name another folder with --out.",
+            exit_code=EXIT_USAGE,
+        )
+
+
+def _strangers(folder: Path) -> set[str]:
+    """Files that no earlier report knows, or that have been changed since."""
+    found = {
+        file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()
+    }
+    own = {
+        f"{NOTES}/{name}" for name in ("report.json", "report.md", "edits.jsonl", "dropped.jsonl")
+    }
+    try:
+        report = json.loads((folder / NOTES / "report.json").read_text("utf-8"))
+        known = dict(report["files"]) if report["made_by"] == MADE_BY else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        known, own = {}, set()
+    return {
+        name
+        for name, file in found.items()
+        if name not in own and known.get(name) != sha256_of(file)
+    }
+
+
+def _work_through(files: list[Path], job: Job, processes: int) -> Iterator[tuple[int, list[Done]]]:
+    """The batches of all files, worked on in `processes`, given back in order."""
+    every = (batch for number, file in enumerate(files) for batch in _batches(number, file))
+    if processes == 1:
+        yield from map(partial(work, job), every)
+        return
+    # spawn: a fork would copy threads of whoever called, and locks that they hold.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        waiting: deque[Future[tuple[int, list[Done]]]] = deque()
+        for batch in every:
+            waiting.append(pool.submit(work, job, batch))
+            if len(waiting) >= IN_FLIGHT * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _batches(number: int, file: Path) -> Iterator[Batch]:
+    if is_record_file(file):
+        return batches(number, read_items(file))
+    return iter([Batch(number, (_plain_item(file),))])
+
+
+def _plain_item(file: Path) -> Item:
+    """A plain text goes through as it is, if it is text."""
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Item(1, None, f"byte {error.start} is not UTF-8")
+    problem = "holds NUL" if "\0" in text else "" if text.strip() else "holds nothing"
+    return Item(1, None, problem, text)
+
+
+class _Sieve:
+    """Takes worked-on records in order, keeps what is new, writes file by file."""
+
+    def __init__(self, folder: Path, job: Job, report: Report) -> None:
+        self.report = report
+        self._folder = folder
+        self._limits = job.limits
+        self._seen: dict[bytes, str] = {}
+        self._near = NearDuplicates(job.near) if job.near else None
+        self._places: list[str] = []
+        self._prompts: Counter[bytes] = Counter()
+        self._edits = Journal(folder / NOTES / "edits.jsonl")
+        self._dropped = Journal(folder / NOTES / "dropped.jsonl")
+        self._name = ""
+        self._kept: list[str] = []
+
+    def take(self, name: str, file: Path, done: list[Done]) -> None:
+        """The next records of a file; files come one after the other."""
+        if name != self._name:
+            self._write()
+            self._name = name
+            self.report.bytes_read += file.stat().st_size
+        for one in done:
+            self._take(one, f"{name}:{one.item.number}")
+
+    def _take(self, done: Done, where: str) -> None:
+        kind = self.report.kind(kind_of(self._name))
+        kind.read += 1
+        verdict, earlier = done.curated.verdict, ""
+        if verdict is None:
+            verdict, earlier = self._repeated(done, where)
+        self._note_edits(done.curated, where, dropped=verdict is not None)
+        if verdict is not None:
+            kind.dropped += 1
+            self._note_drop(done, verdict, where, earlier)
+            return
+        kind.kept += 1
+        kind.edited += bool(done.curated.edits)
+        self._kept.append(_line(self._name, done))
+
+    def _repeated(self, done: Done, where: str) -> tuple[Verdict | None, str]:
+        """Whether an earlier record makes this one needless, and which."""
+        if earlier := self._seen.get(done.key):
+            return Verdict("duplicate", f"the same as {earlier}"), earlier
+        record = done.curated.record
+        prompt = record.prompt.encode("utf-8", "surrogatepass") if record else b""
+        if record and prompt and self._prompts[prompt] >= self._limits.per_prompt:
+            reason = f"over {self._limits.per_prompt} answers to this prompt"
+            return Verdict("per_prompt", reason), ""
+        if self._near and done.shingles is not None and done.signature is not None:
+            match = self._near.add(len(self._places), done.shingles, done.signature)
+            if match:
+                earlier = self._places[match.number]
+                reason = f"{match.jaccard:.2f} the same as {earlier}"
+                return Verdict("near_duplicate", reason), earlier
+            self._places.append(where)
+        self._seen[done.key] = where
+        self._prompts[prompt] += 1
+        return None, ""
+
+    def _note_edits(self, curated: Curated, where: str, *, dropped: bool) -> None:
+        kind, counted = kind_of(self._name), set()
+        for edit in curated.edits:
+            diff = difference(edit)
+            row = {"where": where, "rule": edit.rule, "diff": diff, "then_dropped": dropped}
+            self._edits.write(json.dumps(row, ensure_ascii=False))
+            if edit.rule not in counted and not dropped:
+                self.report.count(edit.rule, kind, {"where": where, "diff": diff})
+            counted.add(edit.rule)
+
+    def _note_drop(self, done: Done, verdict: Verdict, where: str, earlier: str) -> None:
+        text = done.item.record or Record("", done.item.text)
+        row = {"where": where, "rule": verdict.rule, "reason": verdict.reason, "earlier": earlier}
+        row |= {"prompt": text.prompt, "response": text.response}
+        self._dropped.write(json.dumps(row))  # ASCII: what was dropped may be no text at all
+        example = {"where": where, "reason": verdict.reason}
+        self.report.count(verdict.rule, kind_of(self._name), example)
+
+    def _write(self) -> None:
+        if not self._kept:
+            return
+        path = self._folder / self._name
+        make_folder(path.parent)
+        data = "".join(self._kept).encode("utf-8")
+        write_synced(path, data)
+        self.report.files[self._name] = sha256_of(path)
+        self.report.bytes_kept += len(data)
+        self._kept = []
+
+    def finish(self) -> None:
+        """Write the last file; all journals reach the disk."""
+        self._write()
+        self._edits.sync()
+        self._dropped.sync()
+
+    def close(self) -> None:
+        """Let go of the journals."""
+        self._edits.close()
+        self._dropped.close()
+
+
+def _line(name: str, done: Done) -> str:
+    """A kept record as it stands in a file of this name."""
+    record = done.curated.record
+    jsonl = name.lower().endswith(".jsonl")
+    if record is None:  # plain text, or {"text": ...} as it was
+        return done.item.text + "\n" if jsonl else done.item.text
+    if not jsonl:
+        return record.text()
+    return (
+        json.dumps({"prompt": record.prompt, "response": record.response}, ensure_ascii=False)
+        + "\n"
+    )

@@ -1,0 +1,246 @@
+"""Text that is broken as text: read in the wrong encoding, wrong language, caught in a loop."""
+
+import re
+import zlib
+from collections import Counter
+
+import numpy as np
+
+from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
+from ys_llm.gendata.curation.text import is_verse
+from ys_llm.gendata.record import Record
+
+_LEADS = {2: "ÂÃ", 3: "â", 4: "ð"}  # of UTF-8 sequences, read as cp1252; the usual ones alone
+_TAIL_BYTES = bytes(range(0x80, 0xC0))
+_TAIL = "".join(
+    re.escape(
+        bytes([byte]).decode("cp1252") if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else chr(byte)
+    )
+    for byte in _TAIL_BYTES
+)
+_MOJIBAKE = re.compile(
+    "|".join(f"[{lead}][{_TAIL}]{{{size - 1}}}" for size, lead in sorted(_LEADS.items()))
+)
+_MARKS = ("Â", "Ã", "â", "ð")
+
+_MIN_FOREIGN_WORDS = 6
+_FOREIGN_SHARE = 0.1  # of all words; in English text these lists match under 1 %
+_OTHER_LETTER = re.compile("[\u0370-\u1fff\u2e80-\ud7ff]")  # Greek and all after it; CJK
+_OTHER_LETTERS = 0.2  # of all characters
+_COMMON = (" the ", " and ", " to ", " of ")
+_CHARS_PER_COMMON = 120
+_LANGUAGE_CHARS = 6000
+_ENGLISH = frozenset(
+    [
+        "the",
+        "of",
+        "and",
+        "to",
+        "a",
+        "in",
+        "is",
+        "it",
+        "that",
+        "for",
+        "was",
+        "on",
+        "with",
+        "as",
+        "he",
+        "she",
+        "they",
+        "you",
+        "are",
+    ]
+)
+_FOREIGN = {
+    "Spanish": "el la los las de que y en un una por con para es del se no su como más",
+    "French": "le la les des et est un une du que dans qui pour sur pas avec ce il elle au",
+    "German": "der die das und ist nicht ein eine zu den mit von auf für im dem sich auch es ich",
+    "Italian": "il la che di e un una per non con del della sono gli le nel si anche come più",
+    "Portuguese": "o a os as de que e em um uma por com para não do da se no na como mais",
+    "Dutch": "de het een en van ik niet is dat op te zijn voor met die aan er maar om ook",
+}
+_WORDS = {
+    name: frozenset(word for word in words.split() if len(word) > 1)
+    - _ENGLISH
+    - {"no", "die", "me", "do", "per", "come", "para", "dans", "den", "van", "an"}
+    for name, words in _FOREIGN.items()
+}
+_ANY_FOREIGN = frozenset().union(*_WORDS.values())
+_ASKED_FOR = re.compile(
+    r"\btranslat|\bin (?:spanish|french|german|italian|portuguese|dutch|latin|chinese|japanese|"
+    r"russian|arabic|hindi|korean|greek|hebrew)\b",
+    re.I,
+)
+
+_SHORTEST_LOOP = 120  # characters
+_SQUEEZED = 0.4  # of its size: prose is at 0.45 to 0.6 where it is long enough to have loops
+_LONGEST_UNIT = 60  # words
+_TIMES = 4  # in a row; a chorus comes twice
+_LOOP_WORDS = 24
+_SENTENCE_TIMES = 8
+_SENTENCE_WORDS = 5
+_SENTENCE = re.compile(r"[^.!?\n]+")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_NUMBER = re.compile(r"\d+")
+_RUN_WORDS = 8
+_RETELLING_WORDS = 300
+_RETOLD_SHARE = 0.1  # of all runs of eight words; in a good story it is under 0.01
+
+
+def _mojibake(record: Record) -> Outcome:
+    prompt, response = _repaired(record.prompt), _repaired(record.response)
+    if "\ufffd" in response or "\ufffd" in prompt:
+        at = max(0, response.find("\ufffd"))
+        return Verdict("mojibake", "a character was lost (U+FFFD)", (at, at + 1))
+    if (prompt, response) == (record.prompt, record.response):
+        return None
+    return Record(prompt, response)
+
+
+def _repaired(text: str) -> str:
+    if text.isascii() or not any(mark in text for mark in _MARKS):
+        return text
+    return _MOJIBAKE.sub(_decoded, text)
+
+
+def _decoded(match: re.Match[str]) -> str:
+    data = b"".join(
+        character.encode("cp1252") if ord(character) > 0xFF else character.encode("latin-1")
+        for character in match[0]
+    )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return match[0]
+
+
+def _language(record: Record) -> Outcome:
+    response = record.response
+    found = _foreign(response)
+    if not found or _ASKED_FOR.search(record.prompt) or found == _foreign(record.prompt):
+        return None
+    return Verdict("language", f"looks like {found}, not English", (0, len(response)))
+
+
+def _foreign(text: str) -> str:
+    """The language that has more of its function words here than English has; "" for none."""
+    text = text[:_LANGUAGE_CHARS]
+    if not text.isascii() and len(_OTHER_LETTER.findall(text)) > _OTHER_LETTERS * len(text):
+        return "another script"
+    if _is_english(text):
+        return ""
+    words = text.lower().split()
+    if sum(map(_ANY_FOREIGN.__contains__, words)) < max(_MIN_FOREIGN_WORDS, len(words) / 10):
+        return ""
+    counts = {name: sum(map(own.__contains__, words)) for name, own in _WORDS.items()}
+    name = max(counts, key=counts.__getitem__)
+    enough = counts[name] >= max(_MIN_FOREIGN_WORDS, _FOREIGN_SHARE * len(words))
+    return name if enough and counts[name] > sum(map(_ENGLISH.__contains__, words)) else ""
+
+
+def _is_english(text: str) -> bool:
+    """A quick yes; a no means nothing."""
+    return sum(map(text.count, _COMMON)) * _CHARS_PER_COMMON > len(text)
+
+
+def _repetition(record: Record) -> Outcome:
+    response = record.response
+    if len(response) < _SHORTEST_LOOP:
+        return None
+    data = response.encode("utf-8", "replace")
+    if len(zlib.compress(data, 1)) > _SQUEEZED * len(data):
+        return None
+    words = response.split()
+    reason = _loop(words) or _refrain(response) or _retelling(response, words)
+    return Verdict("repetition", reason, (0, len(response))) if reason else None
+
+
+def _loop(words: list[str]) -> str:
+    """A unit of up to 60 words, four times and more without a break."""
+    numbers: dict[str, int] = {}
+    tokens = np.array([numbers.setdefault(word, len(numbers)) for word in words])
+    for unit in range(1, min(_LONGEST_UNIT, len(words) // 2) + 1):
+        same = np.flatnonzero(tokens[unit:] != tokens[:-unit])
+        edges = np.concatenate(([-1], same, [len(tokens) - unit]))
+        run = int(np.diff(edges).max()) - 1 + unit
+        if run >= max(_LOOP_WORDS, _TIMES * unit) and _has_words(words, edges, unit):
+            return f"{unit} words over and over, {run} words long"
+    return ""
+
+
+def _has_words(
+    words: list[str], edges: "np.ndarray[tuple[int], np.dtype[np.int64]]", unit: int
+) -> bool:
+    """Whether what repeats is text; a row of numbers, dashes or cells may repeat."""
+    at = int(edges[int(np.diff(edges).argmax())]) + 1
+    return any(_WORD.search(word) for word in words[at : at + unit])
+
+
+def _refrain(response: str) -> str:
+    """One sentence again and again, whatever stands between."""
+    masked = _NUMBER.sub("0", response)
+    sentences = Counter(
+        sentence
+        for sentence in map(str.strip, _SENTENCE.findall(masked))
+        if "|" not in sentence and len(_WORD.findall(sentence)) >= _SENTENCE_WORDS
+    )
+    if not sentences:
+        return ""
+    sentence, times = sentences.most_common(1)[0]
+    return f"{sentence[:60]!r} {times} times" if times >= _SENTENCE_TIMES else ""
+
+
+def _retelling(response: str, words: list[str]) -> str:
+    """Prose that tells the same again in the same words; verse and code may."""
+    if len(words) < _RETELLING_WORDS or "```" in response or is_verse(response):
+        return ""
+    runs = list(zip(*(words[offset:] for offset in range(_RUN_WORDS)), strict=False))
+    share = 1 - len(set(runs)) / len(runs)
+    return f"{share:.0%} of it is said again word for word" if share >= _RETOLD_SHARE else ""
+
+
+MOJIBAKE = Rule(
+    "mojibake",
+    "fix",
+    "UTF-8 that was read as cp1252 is read again; a record with lost characters is dropped",
+    _mojibake,
+    fires=answers(
+        "It’s a rivâ€¦ no, a lake.",
+        "The cafÃ© by the river â€“ closed.",
+        "A lost \ufffd character.",
+    ),
+    spares=answers("The café by the river – open…", "Pâtisserie, crème brûlée, naïve Ångström."),
+)
+LANGUAGE = Rule(
+    "language",
+    "drop",
+    "a response in another language than its English prompt, told by function words and letters",
+    _language,
+    fires=answers(
+        "El río es largo y el agua de la montaña llega en una hora a los campos de la ciudad.",
+        "Der Fluss ist lang, und das Wasser ist nicht kalt, aber die Kinder sind auf dem Eis.",
+        "Река течёт к морю, и на её берегах стоят города и деревни.",
+    ),
+    spares=(
+        *answers("La Seine, the river of Paris, is called la reine de France by the old people."),
+        Record("Translate into German: the river.", "Der Fluss ist das, und der ist nicht die."),
+    ),
+)
+REPETITION = Rule(
+    "repetition",
+    "drop",
+    "a loop: the same words four times and more in a row, or one sentence eight times and more",
+    _repetition,
+    fires=answers(
+        "The river. " + "It flows and it flows to the sea. " * 12,
+        "and " * 60,
+        "".join(f"Number {n}. The river goes down to the sea.\n" for n in range(30)),
+    ),
+    spares=answers(
+        "Row, row, row your boat,\nGently down the stream.\n\n" * 2,
+        "| 1 | 2 | 3 |\n" * 20,
+        "The river flows. " * 3,
+    ),
+)

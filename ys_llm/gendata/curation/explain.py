@@ -1,0 +1,65 @@
+"""What the rules say of one record, and where."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.gendata.curation.reading import Item, corpus_files, is_record_file, read_items
+from ys_llm.gendata.curation.report import difference
+from ys_llm.gendata.curation.rule import Edit, Rule, Verdict, all_verdicts, apply_rules
+from ys_llm.gendata.curation.rules import STANDARD
+from ys_llm.gendata.record import Record
+
+_SHOWN = 60  # characters on both sides of what a rule found
+
+
+def explain(path: Path, which: int | str, *, rules: Sequence[Rule] = STANDARD) -> str:
+    """Every rule that fires on a record, where, and what becomes of the record.
+
+    `which` is its number in the file, or a piece of its text, found in any file of a folder.
+    Raises UserError where there is no such record.
+    """
+    name, item = _find(path, which)
+    head = f"{name}:{item.number}"
+    if item.record is None:
+        return f"{head}: {item.problem or 'plain text, which has no rules'}"
+    found = all_verdicts(item.record, rules)
+    lines = [line for rule, said in found.items() for line in _said(rule, said, item.record)]
+    curated = apply_rules(item.record, rules)
+    if curated.verdict:
+        end = f"dropped: {curated.verdict.rule}"
+    else:
+        end = "kept, mended" if curated.edits else "kept as it is"
+    return "\n".join([f"{head}: {end}", *lines])
+
+
+def _find(path: Path, which: int | str) -> tuple[str, Item]:
+    for file in corpus_files(path):
+        for item in read_items(file) if is_record_file(file) else ():
+            if _is_it(item, which):
+                return str(file), item
+    raise UserError(
+        f"{path} holds no record {which if isinstance(which, int) else repr(which[:60])}",
+        "Name a file and a number in it, counted from 1, or a piece of the record's text.",
+        exit_code=EXIT_USAGE,
+    )
+
+
+def _is_it(item: Item, which: int | str) -> bool:
+    if isinstance(which, int):
+        return item.number == which
+    record = item.record
+    return which in (f"{record.prompt}\n{record.response}" if record else item.text)
+
+
+def _said(rule: str, said: Verdict | Edit, record: Record) -> Iterator[str]:
+    if isinstance(said, Edit):
+        yield f"  {rule} mends:"
+        yield from (f"    {line}" for line in difference(said).splitlines())
+        return
+    yield f"  {rule} drops: {said.reason}"
+    begin, end = said.span
+    if end > begin:
+        line = record.response.count("\n", 0, begin) + 1
+        around = record.response[max(0, begin - _SHOWN) : min(end, begin + 200) + _SHOWN]
+        yield f"    line {line}: {around!r}"

@@ -1,0 +1,206 @@
+"""How a chat model begins: a preamble, a refusal, the question over again."""
+
+import re
+
+from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
+from ys_llm.gendata.record import Record
+
+_HEAD = 700  # characters; an opening longer than that is no opening
+_COPIED_WORDS = 8  # in a row: two texts on one subject do not share so many by chance
+_COPIED_SHARE = 0.8  # of the response: no answer of its own
+_ECHOED_SHARE = 0.4  # of the response, where its first words are the prompt's as well
+_ECHOED_WORDS = 18
+_FIRST_LINE = 120  # characters of the prompt that an echo may leave out at its beginning
+_LONG_ENOUGH = 40  # words: a shorter prompt or response is copied by right
+
+_HERE = r"(?:here(?:['’]s|\ is|\ are)|below\ (?:is|are)|the\ following\ (?:is|are))\b"
+_MADE = (
+    r"\b(?:scene|list|quer(?:y|ies)|SQL|script|explanation|summary|overview|answer|response|"
+    r"version|paraphrase|rewrite|guide|breakdown|solution|outline|how\ (?:you|to))\b"
+)
+_EAGER = r"(?:sure(?:\ thing)?|certainly|of\ course|absolutely|definitely|no\ problem|you\ got\ it)"
+_RIDDLE = r"(?:riddle|joke|limerick|pun|doozy|brain[- ]?(?:twister|teaser)|puzzle|tune|one)\b"
+_FINE = (
+    r"(?:very\ |truly\ |really\ )?(?:great|good|excellent|fantastic|wonderful|thought-?ful|nuanced|"
+    r"interesting|thorough|comprehensive|detailed|insightful|helpful|practical|informative|"
+    r"well-(?:written|structured|rounded|thought-out|organized))"
+)
+_PRAISED = (
+    r"(?:question|summary|response|answer|list|set|example|overview|explanation|guide|reminder|"
+    r"topic|request|prompt|idea|analysis|advice|exploration|breakdown|approach|resource|"
+    r"thought\ experiment)"
+)
+_LINE_END = r"[ \t*_]*(?:\n|\Z)"
+
+_PREAMBLE = re.compile(
+    rf"""[\s*_#-]*(?:
+      (?:{_EAGER}[!,.]\s+)?{_HERE}[^\n]{{0,400}}:{_LINE_END}
+    | (?:{_EAGER}[!,.]\s+)?{_HERE}[^\n]{{0,200}}?{_MADE}[^\n]{{0,300}}[.!"”?]{_LINE_END}
+    | {_EAGER}(?:!|[,.]\ (?=i\b|here\b|let\b|below\b))(?:[^\n]{{0,300}}[:!]{_LINE_END})?
+    | (?:{_EAGER}[!,.]\s+)?i(?:['’]d|\ would)\ be\ (?:more\ than\ )?(?:happy|glad|delighted)\ to\b
+      [^\n]{{0,300}}[:!.]{_LINE_END}
+    | i['’]ve\ got\ [^\n]{{0,40}}?{_RIDDLE}[^\n]{{0,120}}[:!?."]{_LINE_END}
+    | [^\n:]{{1,80}}[!?]\ +(?:{_HERE}|here\ (?:it\ )?goes\b)[^\n]{{0,120}}:{_LINE_END}
+    | (?:what|that(?:['’]s|\ is)|this\ is)\ an?\ {_FINE}(?:,?\ (?:and\ )?[\w-]+){{0,3}}?
+      \ {_PRAISED}\b[^\n.!?:"]{{0,200}}[!.]\s
+    | (?:an?\ )?{_FINE}(?:,?\ (?:and\ )?[\w-]+){{0,2}}?\ {_PRAISED}\b[^\n.!?:"]{{0,100}}!\s
+    | you(?:['’]ve|\ have)\ (?:provided|outlined|highlighted|summari[sz]ed|covered)\b
+      [^\n.!?:"]{{0,200}}[!.]\s
+    | it\ (?:looks|seems)\ (?:like|as\ if|that)\ you(?:['’]ve|\ have)\ [^\n.!?:"]{{0,200}}[!.]\s
+    | (?:however,\ )?i\ (?:must\ (?:inform|note|point)|couldn['’]t\ find)\b[^\n]{{0,400}}:
+      {_LINE_END}
+    )\s*(?:(?:-{{3,}}|\*{{3,}}|_{{3,}})\s*\n\s*)?""",
+    re.I | re.X,
+)
+_IN_A_STORY = re.compile(
+    r"[\s*_#-]*here(?:['’]s| is) (?:what happened|the thing|the deal|where)", re.I
+)
+
+_RULE_LINE = re.compile(r"\n[ \t]*(?:-{3,}|\*{3,})[ \t]*\n\s*")
+_NOT_ABLE = (
+    r"(?:can['’]?t|can\ ?not|could(?:n['’]t|\ not)|won['’]t|will\ not|am\ (?:not\ able|unable)\ to|"
+    r"['’]m\ (?:not\ able|unable)\ to)"
+)
+_ASKED = (
+    r"(?:fulfil|write|creat|generat|help|assist|provid|answer|respond|do\ that|engage|discuss|"
+    r"continue|compl|verify|produc|fabricat|support|share|tell\ (?:you\ )?(?:a|that|this)\b|"
+    r"make\ (?:a|that|up)\b|accommodate|participate|promote|perform|process|access)"
+)
+_REFUSAL = re.compile(
+    rf"""[\s*_]*(?:(?:sorry|unfortunately|i['’]m\ (?:really\ |very\ |so\ )?sorry|i\ am\ sorry|
+    i\ apologi[sz]e|i['’]m\ afraid)\b[^\n.!?]{{0,60}}?[,.]?\ ?(?:but\ |that\ )?)?
+    i\ ?{_NOT_ABLE}\ (?:\w+ly\ )?{_ASKED}[^\n]*
+    | [\s*_]*to\ (?:answer|provide|give)\b[^\n.!?]{{0,80}},\ i\ (?:would|['’]d)\ need\b[^\n]*""",
+    re.I | re.X,
+)
+
+
+def _preamble(record: Record) -> Outcome:
+    response, at = record.response, _refused_first(record.response)
+    while match := _PREAMBLE.match(response[at : at + _HEAD]):
+        if _IN_A_STORY.match(match[0]) or not match[0].strip():
+            break
+        at += match.end()
+    return mended(record, response[at:].lstrip("\n") if at else response, "preamble")
+
+
+def _refused_first(response: str) -> int:
+    """Where the answer begins that a model gives after all, below a line; 0 where it gives none."""
+    rule = _RULE_LINE.search(response, 0, _HEAD) if _REFUSAL.match(response[:_HEAD]) else None
+    return rule.end() if rule and len(response) - rule.end() > _HEAD else 0
+
+
+def _refusal(record: Record) -> Outcome:
+    match = _REFUSAL.match(record.response[:_HEAD])
+    if not match or _refused_first(record.response):
+        return None
+    return Verdict("refusal", "the response begins by refusing", match.span())
+
+
+def _echo(record: Record) -> Outcome:
+    """The question as the first lines of the answer goes; an answer that goes on copying, whole."""
+    prompt, response = record.prompt.strip(), record.response.lstrip()
+    if len(prompt) >= 12 and response.startswith(prompt):
+        rest = response[len(prompt) :]
+        if not rest.strip() or rest.lstrip(" \t*_").startswith("\n"):
+            return mended(record, rest.lstrip(" \t*_").lstrip("\n"), "echo")
+    head = " ".join(response[:_HEAD].split()[:_ECHOED_WORDS])
+    begins_alike = head in " ".join(prompt[:_HEAD].split())[: len(head) + _FIRST_LINE]
+    share = _copied_share(prompt, response) if begins_alike else 0.0
+    if share < _ECHOED_SHARE:
+        return None
+    reason = f"begins as the prompt does, and {share:.0%} of it is copied"
+    return Verdict("echo", reason, (0, len(record.response)))
+
+
+def _copy(record: Record) -> Outcome:
+    share = _copied_share(record.prompt, record.response)
+    if share < _COPIED_SHARE:
+        return None
+    reason = f"{share:.0%} of the response is copied from the prompt"
+    return Verdict("copy", reason, (0, len(record.response)))
+
+
+def _copied_share(prompt: str, response: str) -> float:
+    if len(prompt) < 4 * _LONG_ENOUGH or len(response) < 4 * _LONG_ENOUGH:
+        return 0.0
+    head = response[:_HEAD].split()[2:]  # a copy is one in its first lines already
+    if not any(" ".join(head[i : i + 4]) in prompt for i in range(0, len(head) - 4, 4)):
+        return 0.0
+    asked, answered = prompt.split(), response.split()
+    if min(len(asked), len(answered)) < _LONG_ENOUGH:
+        return 0.0
+    own = _runs(answered)
+    return len(own & _runs(asked)) / len(own)
+
+
+def _runs(words: list[str]) -> set[tuple[str, ...]]:
+    return set(zip(*(words[offset:] for offset in range(_COPIED_WORDS)), strict=False))
+
+
+PREAMBLE = Rule(
+    "preamble",
+    "fix",
+    "a chat opening before the answer (Here is ...:, Sure!, I'd be happy to ...) is cut off",
+    _preamble,
+    fires=answers(
+        "Here are five facts about rivers:\n\n1. They flow downhill.",
+        "Sure! Here's a short poem about rivers:\n\nA river runs\nbeneath the suns.",
+        "What a great question! Rivers begin in the hills.",
+        'Here is a scene where two students debate the topic "Are rivers old?"\n\nEmma: Yes.',
+    ),
+    spares=answers(
+        "Here is where the river ends, and here we stayed.\n\nIt was cold.",
+        "Certainly the river was wide, but the boat was good.",
+        "Here lies the king of rivers.\nHe slept.",
+        "What a great day it was! The river shone.",
+    ),
+)
+REFUSAL = Rule(
+    "refusal",
+    "drop",
+    "a response that begins by refusing (I can't write ..., I'm sorry, but I cannot ...)",
+    _refusal,
+    fires=answers(
+        "I can't fulfill that request.",
+        "I'm sorry, but I cannot create content that involves rivers.",
+        "I couldn't create content that includes revenge. Is there something else?",
+        "I can’t answer that. It would be unfair.",
+    ),
+    spares=answers(
+        "I can't believe it has been a year since I saw the river.",
+        "I cannot say when the river froze, but it did.",
+        "I'm sorry I was late, said the river, and flowed on.",
+        "Unfortunately, the river was too deep to cross.",
+    ),
+)
+_ESSAY = "When you walk by a river in the morning, the mist is still there, and the birds " * 4
+ECHO = Rule(
+    "echo",
+    "fix",
+    "the prompt repeated before the answer is cut off; one that goes on copying is dropped",
+    _echo,
+    fires=(
+        Record("How long is the Rhine?", "How long is the Rhine?\n\nAbout 1,230 km."),
+        Record(f"Think.\n{_ESSAY}", f"{_ESSAY}\n\nThat is all that there is to say of it."),
+    ),
+    spares=(
+        Record("How long is the Rhine?", "How long is the Rhine? Longer than the Thames."),
+        Record(_ESSAY, "The essay tells of a walk by a river in the morning. " * 3),
+    ),
+)
+
+COPY = Rule(
+    "copy",
+    "drop",
+    "a response of which four fifths are copied from the prompt, in runs of eight words",
+    _copy,
+    fires=(
+        Record(f"Think.\n{_ESSAY}", f"So we think. {_ESSAY}"),
+        Record(_ESSAY, f"It is said: {_ESSAY}"),
+    ),
+    spares=(
+        Record(_ESSAY, "The essay tells of a walk by a river in the morning. " * 3),
+        Record("Spell river.", "R-I-V-E-R"),
+    ),
+)

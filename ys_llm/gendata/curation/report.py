@@ -1,0 +1,145 @@
+"""What curation did: counts by rule and by kind, examples, and the difference of every edit."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from ys_llm.gendata.curation.rule import Edit, Rule
+
+MADE_BY = "ys gen-data curate"
+EXAMPLES = 10
+_EXAMPLE_CHARS = 400
+_LONGEST_DIFF = 2000  # lines; comparing takes the square of it
+OTHER_REASONS = {
+    "unreadable": "no record, or no text",
+    "length": "a response shorter or longer than the limits",
+    "duplicate": "the same record again",
+    "near_duplicate": "nearly the same 5-word shingles as an earlier record",
+    "per_prompt": "more answers to one prompt than the limit",
+}
+
+
+@dataclass
+class KindCount:
+    """How the records of one kind fared."""
+
+    read: int = 0
+    kept: int = 0
+    edited: int = 0
+    dropped: int = 0
+
+
+@dataclass
+class RuleCount:
+    """What one rule did."""
+
+    records: int = 0
+    kinds: dict[str, int] = field(default_factory=dict)
+    examples: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """All counts of one curation; `str()` says it in a few lines, `markdown()` in full."""
+
+    settings: Mapping[str, object]
+    descriptions: Mapping[str, str]
+    kinds: dict[str, KindCount] = field(default_factory=dict)
+    rules: dict[str, RuleCount] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    bytes_read: int = 0
+    bytes_kept: int = 0
+
+    def kind(self, name: str) -> KindCount:
+        """The counts of a kind, which begin at nothing."""
+        return self.kinds.setdefault(name, KindCount())
+
+    def count(self, rule: str, kind: str, example: dict[str, str]) -> None:
+        """One record that a rule said something about."""
+        count = self.rules.setdefault(rule, RuleCount())
+        count.records += 1
+        count.kinds[kind] = count.kinds.get(kind, 0) + 1
+        if len(count.examples) < EXAMPLES:
+            count.examples.append({name: value[:_EXAMPLE_CHARS] for name, value in example.items()})
+
+    @property
+    def totals(self) -> KindCount:
+        """Over all kinds."""
+        counts = [asdict(count) for count in self.kinds.values()]
+        return KindCount(**{name: sum(c[name] for c in counts) for name in asdict(KindCount())})
+
+    def __str__(self) -> str:
+        total = self.totals
+        lines = [
+            f"{total.read:,} records read, {total.kept:,} kept ({total.edited:,} of them mended), "
+            f"{total.dropped:,} dropped; {self.bytes_read / 1e6:.1f} MB became "
+            f"{self.bytes_kept / 1e6:.1f} MB"
+        ]
+        lines += [f"  {name:16} {count.records:7,}" for name, count in self._by_size()]
+        return "\n".join(lines)
+
+    def _by_size(self) -> list[tuple[str, RuleCount]]:
+        return sorted(self.rules.items(), key=lambda pair: (-pair[1].records, pair[0]))
+
+    def json(self) -> str:
+        """The report for programs; holds no time, so that the same input gives the same bytes."""
+        content = {
+            "made_by": MADE_BY,
+            "settings": dict(self.settings),
+            "bytes": {"read": self.bytes_read, "kept": self.bytes_kept},
+            "totals": asdict(self.totals),
+            "kinds": {name: asdict(self.kinds[name]) for name in sorted(self.kinds)},
+            "rules": {
+                name: {"description": self.descriptions.get(name, ""), **asdict(count)}
+                for name, count in self._by_size()
+            },
+            "silent": sorted(set(self.descriptions) - set(self.rules)),
+            "files": self.files,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    def markdown(self) -> str:
+        """The report for people."""
+        parts = ["# Curation", "", "```text", str(self), "```", "", *self._kind_table(), ""]
+        for name, count in self._by_size():
+            parts += [f"## {name}: {count.records:,}", "", self.descriptions.get(name, ""), ""]
+            kinds = ", ".join(f"{kind} {n:,}" for kind, n in sorted(count.kinds.items()))
+            parts += [f"By kind: {kinds}.", ""]
+            for example in count.examples:
+                where, text = example["where"], example.get("diff") or example.get("reason", "")
+                parts += [f"- {where}", "", *(f"      {line}" for line in text.splitlines()), ""]
+        return "\n".join(parts) + "\n"
+
+    def _kind_table(self) -> list[str]:
+        rows = [
+            f"| {name} | {count.read:,} | {count.kept:,} | {count.edited:,} | {count.dropped:,} |"
+            for name, count in sorted(self.kinds.items())
+        ]
+        return ["| kind | read | kept | mended | dropped |", "|---|---|---|---|---|", *rows]
+
+
+def descriptions(rules: tuple[Rule, ...]) -> dict[str, str]:
+    """One line on every rule, and on every other reason to drop a record."""
+    return {rule.name: rule.description for rule in rules} | OTHER_REASONS
+
+
+def difference(edit: Edit) -> str:
+    """What an edit changed, line by line: `-` before, `+` after, one line around it."""
+    parts = [
+        _line_diff(before, after)
+        for before, after in (
+            (edit.before.prompt, edit.after.prompt),
+            (edit.before.response, edit.after.response),
+        )
+        if before != after
+    ]
+    return "\n".join(parts)
+
+
+def _line_diff(before: str, after: str) -> str:
+    one, other = before.splitlines(), after.splitlines()
+    if len(one) + len(other) > _LONGEST_DIFF:
+        return f"{len(one):,} lines became {len(other):,}"
+    lines = difflib.unified_diff(one, other, n=1, lineterm="")
+    return "\n".join(line for line in lines if not line.startswith(("---", "+++")))

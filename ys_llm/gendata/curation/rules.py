@@ -1,0 +1,64 @@
+"""The rule sets: which rules there are, in which order, and by which names they are chosen."""
+
+from collections.abc import Iterable
+
+from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.gendata.curation.ancestor import ANCESTOR
+from ys_llm.gendata.curation.asides import CONTROL_TAG, LINK, NOTE, PLACEHOLDER, SELF_REFERENCE
+from ys_llm.gendata.curation.damage import LANGUAGE, MOJIBAKE, REPETITION
+from ys_llm.gendata.curation.endings import OFFER, TRUNCATED
+from ys_llm.gendata.curation.openings import COPY, ECHO, PREAMBLE, REFUSAL
+from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
+from ys_llm.gendata.record import Record
+
+
+def _empty(record: Record) -> Outcome:
+    if any(map(str.isalnum, record.response)):
+        return None
+    return Verdict("empty", "no letter and no digit in the response", (0, len(record.response)))
+
+
+EMPTY = Rule(
+    "empty",
+    "drop",
+    "a response without a letter or a digit",
+    _empty,
+    fires=answers("", " \n---\n"),
+    spares=answers("4", "joy"),
+)
+
+STANDARD: tuple[Rule, ...] = (
+    MOJIBAKE,
+    ECHO,
+    PREAMBLE,
+    NOTE,
+    OFFER,
+    LINK,
+    EMPTY,
+    CONTROL_TAG,
+    REFUSAL,
+    COPY,
+    SELF_REFERENCE,
+    PLACEHOLDER,
+    LANGUAGE,
+    REPETITION,
+    TRUNCATED,
+)
+RULE_SETS: dict[str, tuple[Rule, ...]] = {"standard": STANDARD, "ancestor": ANCESTOR}
+
+
+def rules_named(names: Iterable[str]) -> tuple[Rule, ...]:
+    """The rules of these sets and names, each once, in their order; UserError for a wrong name."""
+    single = {rule.name: rule for rules in RULE_SETS.values() for rule in rules}
+    chosen: dict[str, Rule] = {}
+    for name in names:
+        rules = RULE_SETS.get(name) or (single.get(name),)
+        for rule in rules:
+            if rule is None:
+                raise UserError(
+                    f"there is no curation rule {name!r}",
+                    f"Sets are {', '.join(RULE_SETS)}; rules are {', '.join(single)}.",
+                    exit_code=EXIT_USAGE,
+                )
+            chosen.setdefault(rule.name, rule)
+    return tuple(chosen.values())

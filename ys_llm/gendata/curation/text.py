@@ -1,0 +1,47 @@
+"""What the rules share: code that is none of their business, words, sentences, tables."""
+
+import re
+
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.S)
+_NOT_A_LINE_END = re.compile(r"[^\n]")
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’')*_]*\s+")
+_TABLE_LINE = re.compile(r"^[ \t]*(?:\||[{\[\]}]|[-*+] |\d+[.)] |#|>)")
+FENCE = "```"
+VERSE_CHARS = 85  # of a line
+CLOSING = ".!?…\"”’'`)]}|*_~>"
+_LEADING_ON = (
+    "a an the and or but nor of to from with into onto than which who whose as if because while "
+    "when where is are was were been being has have had will would could should may might must "
+    "shall their his its our your my these those very such each every between"
+)
+WORDS_THAT_LEAD_ON = frozenset(_LEADING_ON.split())
+
+
+def without_code(text: str) -> str:
+    """The text with code blanked out, every character where it was."""
+    if "`" not in text:
+        return text
+    return _CODE.sub(lambda match: _NOT_A_LINE_END.sub(" ", match[0]), text)
+
+
+def sentence_starts(paragraph: str) -> list[int]:
+    """Where the sentences of a paragraph begin."""
+    return [0, *(match.end() for match in _SENTENCE_END.finditer(paragraph))]
+
+
+def is_quoted(text: str, at: int) -> bool:
+    """Whether a character says that somebody else is speaking: inside quotation marks."""
+    paragraph = text[text.rfind("\n", 0, at) + 1 : at]
+    curly = paragraph.count("“") - paragraph.count("”")
+    return paragraph.count('"') % 2 == 1 or curly > 0
+
+
+def is_table_line(line: str) -> bool:
+    """A line of a table, a list, a heading or of JSON, which needs no full stop."""
+    return _TABLE_LINE.match(line) is not None
+
+
+def is_verse(response: str) -> bool:
+    """Verse ends its lines, and itself, as it likes."""
+    lines = [line for line in response.splitlines() if line.strip()]
+    return len(lines) > 2 and sum(len(line) < VERSE_CHARS for line in lines) > 0.8 * len(lines)

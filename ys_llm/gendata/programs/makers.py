@@ -1,0 +1,43 @@
+"""The programs that kind files name: makers of whole records, and inventors of facts."""
+
+import random
+from collections.abc import Callable, Mapping
+
+from ys_llm.gendata.programs.arithmetic import arithmetic
+from ys_llm.gendata.programs.dates import dates
+from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
+from ys_llm.gendata.programs.formats import formats
+from ys_llm.gendata.programs.maths import maths
+from ys_llm.gendata.programs.obedience import obedience
+from ys_llm.gendata.programs.ordering import ordering
+from ys_llm.gendata.programs.patterns import patterns
+from ys_llm.gendata.programs.queries import queries
+from ys_llm.gendata.programs.retelling import cloze, retelling
+from ys_llm.gendata.programs.scenes import scenes
+from ys_llm.gendata.programs.spelling import spelling
+from ys_llm.gendata.programs.stories import story
+from ys_llm.gendata.programs.units import units
+from ys_llm.gendata.record import Record
+
+MAKERS: Mapping[str, Callable[[random.Random], Record]] = {
+    "arithmetic": arithmetic,
+    "calendar": dates,
+    "cloze": cloze,
+    "formats": formats,
+    "maths": maths,
+    "obedience": obedience,
+    "ordering": ordering,
+    "patterns": patterns,
+    "queries": queries,
+    "retelling": retelling,
+    "scenes": scenes,
+    "spelling": spelling,
+    "stories": story,
+    "units": units,
+}
+FACTS: Mapping[str, Callable[[random.Random], dict[str, str]]] = {
+    "constraints": constraint_facts,
+    "sql_table": sql_facts,
+    "story": story_facts,
+    "table": table_facts,
+}

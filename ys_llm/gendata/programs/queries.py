@@ -1,0 +1,21 @@
+"""A question about a printed table, the query that answers it, and what sqlite then gives."""
+
+import random
+
+from ys_llm.gendata.programs.sql_tables import ASKING, markdown, random_table
+from ys_llm.gendata.record import Record
+from ys_llm.gendata.verify_code import answered_with_names
+
+ENDINGS = ("Answer in SQL.", "Write the SQL query and its result.", "Use SQL.")
+
+
+def queries(rng: random.Random) -> Record:
+    """One table and one question; the result is what the query really gives."""
+    table = random_table(rng)
+    asked, query = rng.choice(ASKING)(rng, table)
+    names, rows = answered_with_names(table.schema(), query)
+    shown = markdown(names, rows) if rows else "No rows."
+    prompt = (
+        f"The table {table.design.name}:\n\n{table.markdown()}\n\n{asked} {rng.choice(ENDINGS)}"
+    )
+    return Record(prompt, f"```sql\n{query}\n```\n\n{shown}")

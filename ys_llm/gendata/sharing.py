@@ -1,0 +1,50 @@
+"""What several values have in common, written once: mappings and lists of them are looked into."""
+
+from collections.abc import Mapping
+from functools import reduce
+from typing import Any, TypeGuard
+
+NOTHING = object()
+
+
+def shared(values: list[Any]) -> Any:
+    """What all values have in common, or NOTHING."""
+    return reduce(_shared, values) if values else NOTHING
+
+
+def _shared(a: Any, b: Any) -> Any:
+    if a is NOTHING or b is NOTHING:
+        return NOTHING
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        found = {name: _shared(a[name], b[name]) for name in a if name in b}
+        return {name: value for name, value in found.items() if value is not NOTHING}
+    if _are_records(a) and _are_records(b) and len(a) == len(b):
+        return [_shared(one, other) for one, other in zip(a, b, strict=True)]
+    return a if a == b else NOTHING
+
+
+def _are_records(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
+
+
+def without(value: Any, common: Any) -> Any:
+    """What a value has beside what is common; NOTHING if that is all."""
+    if common is NOTHING:
+        return value
+    if value == common:
+        return NOTHING
+    if isinstance(value, Mapping):
+        rest = {name: without(own, common.get(name, NOTHING)) for name, own in value.items()}
+        return {name: own for name, own in rest.items() if own is not NOTHING}
+    rests = [without(own, part) for own, part in zip(value, common, strict=True)]
+    return [{} if rest is NOTHING else rest for rest in rests]
+
+
+def merged(common: Any, rest: Any) -> Any:
+    """The value again, of what is common and what it has beside that."""
+    if isinstance(common, Mapping) and isinstance(rest, Mapping):
+        both = {name: merged(common[name], rest[name]) for name in common if name in rest}
+        return {**common, **rest, **both}
+    if _are_records(common) and _are_records(rest) and len(common) == len(rest):
+        return [merged(part, own) for part, own in zip(common, rest, strict=True)]
+    return rest

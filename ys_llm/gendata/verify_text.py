@@ -1,0 +1,127 @@
+"""Verifiers of prose: length, who speaks, what is named, what must not be named."""
+
+import re
+from collections.abc import Mapping
+
+from ys_llm.gendata.record import Record
+
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_OPTION = re.compile(r"^\s*([A-D])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
+_GAP = re.compile(r"_{3,}")
+_ANSWER = re.compile(r"\banswer is:?\s*\**\(?([A-D])\b(?:[).:]?\s*([^\n*]+?))?\W*$", re.IGNORECASE)
+
+
+def words(record: Record, slots: Mapping[str, str], least: int = 1, most: int = 0) -> str:
+    """The response has at least and at most so many words; `most: 0` is no limit."""
+    number = len(_WORD.findall(record.response))
+    if number < least:
+        return f"{number} words, at least {least} are wanted"
+    return f"{number} words, at most {most} are wanted" if most and number > most else ""
+
+
+def lines(record: Record, slots: Mapping[str, str], least: int = 1, most: int = 0) -> str:
+    """The response has at least and at most so many lines that are not empty."""
+    number = sum(bool(line.strip()) for line in record.response.splitlines())
+    if number < least:
+        return f"{number} lines, at least {least} are wanted"
+    return f"{number} lines, at most {most} are wanted" if most and number > most else ""
+
+
+def question(record: Record, slots: Mapping[str, str], words: int = 60) -> str:
+    """The prompt is one question: it ends with a question mark, within so many words."""
+    prompt = record.prompt.strip()
+    if not prompt.endswith("?"):
+        return f"the prompt does not end with a question mark: {prompt[-30:]!r}"
+    number = len(_WORD.findall(prompt))
+    return f"a question of {number} words, at most {words} are wanted" if number > words else ""
+
+
+def speakers(
+    record: Record,
+    slots: Mapping[str, str],
+    names: tuple[str, ...] = (),
+    turns: int = 2,
+) -> str:
+    """Each of the slots `names` opens at least `turns` lines of the response: `Mia: ...`."""
+    for name in (slots[name] for name in names):
+        pattern = rf"^[ \t*_\[]*{re.escape(name)}[ \t*_\]]*:[ \t*_]*\S"
+        number = len(re.findall(pattern, record.response, re.MULTILINE | re.IGNORECASE))
+        if number < turns:
+            return f"{name} speaks {number} times, at least {turns} are wanted"
+    return ""
+
+
+def mentions(
+    record: Record, slots: Mapping[str, str], names: tuple[str, ...] = (), lines: int = 0
+) -> str:
+    """The values of the slots are in the response, and in at least so many of its lines."""
+    for value in (slots[name] for name in names):
+        pattern = _with_endings(value)
+        number = sum(bool(pattern.search(line)) for line in record.response.splitlines())
+        if number < max(1, lines):
+            return f"{value!r} is in {number} lines, at least {max(1, lines)} are wanted"
+    return ""
+
+
+def absent(
+    record: Record,
+    slots: Mapping[str, str],
+    names: tuple[str, ...] = (),
+    where: str = "response",
+) -> str:
+    """The values of the slots are not in the prompt or not in the response, by `where`."""
+    text = record.prompt if where == "prompt" else record.response
+    for value in (slots[name] for name in names):
+        if _with_endings(value).search(text):
+            return f"{value!r} is in the {where}"
+    return ""
+
+
+def _with_endings(value: str) -> re.Pattern[str]:
+    """The value as words of its own, also as a plural or a form of a verb."""
+    stem = re.escape(value[:-1] if value.endswith(("e", "y")) and len(value) > 3 else value)
+    return re.compile(rf"(?<!\w){stem}\w{{0,4}}(?!\w)", re.IGNORECASE)
+
+
+def one_of(record: Record, slots: Mapping[str, str], values: tuple[str, ...] = ()) -> str:
+    """The response is one of the values, and nothing else."""
+    if record.response in values:
+        return ""
+    return f"{record.response[:40]!r} is none of the {len(values)} known answers"
+
+
+def unlike(record: Record, slots: Mapping[str, str], share: int = 80) -> str:
+    """The response is no copy: at most `share` percent of its three-word runs are the prompt's."""
+    own, other = _runs(record.response), _runs(record.prompt)
+    copied = 100 * len(own & other) // len(own) if own else 0
+    return f"{copied} % of the response is copied from the prompt" if copied > share else ""
+
+
+def _runs(text: str) -> set[tuple[str, ...]]:
+    told = _WORD.findall(text.lower())
+    return set(zip(told, told[1:], told[2:], strict=False))
+
+
+def blank(record: Record, slots: Mapping[str, str]) -> str:
+    """One gap `_____`, options A) to D) that differ, and an answer that is one of them."""
+    if len(_GAP.findall(record.prompt)) != 1:
+        return f"{len(_GAP.findall(record.prompt))} gaps in the prompt, one is wanted"
+    options = dict(_OPTION.findall(record.prompt))
+    if list(options) != list("ABCD"):
+        return f"the options are {', '.join(options) or 'none'}, A, B, C and D are wanted"
+    if len({option.lower() for option in options.values()}) < len(options):
+        return "two options are the same"
+    answer = _ANSWER.search(record.response.strip())
+    if not answer:
+        return "the response does not end with `The answer is ...`"
+    right = options[answer[1].upper()]
+    said = (answer[2] or "").strip(" .*:") or right
+    return "" if said.lower() == right.lower() else f"{answer[1]} is {right!r}, not {said!r}"
+
+
+def agree(record: Record, slots: Mapping[str, str], names: tuple[str, ...] = ()) -> str:
+    """The last `The answer is X` is the same in all of the slots, asked for independently."""
+    found = [_ANSWER.search(slots[name].strip()) for name in names]
+    letters = [match[1].upper() if match else "none" for match in found]
+    agreed = len(set(letters)) == 1 and "none" not in letters
+    return "" if agreed else f"the answers are {', '.join(letters)}"

@@ -172,7 +172,8 @@ def _add_gen_data(parsers: Any) -> None:
     add("--model", metavar="NAME", default="", help="ask this model (default: the kind's own)")
     host_help = "address of ollama (default: OLLAMA_HOST, else 127.0.0.1:11434)"
     add("--host", metavar="HOST", help=host_help)
-    add("--workers", metavar="N", type=int, default=1, help="requests at once (default: 1)")
+    workers_help = "requests at once (default: 1); curate: processes (default: one a core)"
+    add("--workers", metavar="N", type=int, help=workers_help)
     add("--dry-run", action="store_true", help="show ten prompts and ask nobody")
     add("--check", action="store_true", help="look at server and model, and take a timed sample")
     add("--out", metavar="DIR", type=Path, help="folder to fill (default: training_data)")

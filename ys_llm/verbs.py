@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ys_llm.run_folder import What
 
 RUNS_DIR = Path("runs")
+_MOST_PROCESSES = 8  # for curation
 _DATA_ACTIONS = {"curate": 1, "explain": 2, "trace": 1}  # words that follow
 _CLEAN: Mapping[str, What | None] = {"": None, "clean": "model", "clean all": "all"}
 
@@ -263,7 +264,7 @@ def gen_data(arguments: argparse.Namespace) -> int:
         )
     if arguments.kind is not None and not names:
         arguments.usage_error("--kind names no kind; --list shows them")
-    if arguments.workers < 1 or (arguments.count is not None and arguments.count < 1):
+    if any(number is not None and number < 1 for number in (arguments.workers, arguments.count)):
         arguments.usage_error("--workers and --count must be at least 1")
     from ys_llm.gendata import command
 
@@ -294,7 +295,7 @@ def _make_kinds(arguments: argparse.Namespace, names: list[str], host: str) -> i
         seed=seed,
         model=arguments.model,
         host=host,
-        workers=arguments.workers,
+        workers=arguments.workers or 1,
         force=arguments.force,
     )
     return command.make(wanted)
@@ -310,7 +311,8 @@ def _on_corpus(arguments: argparse.Namespace, action: str, rest: list[str]) -> i
     if action == "curate":
         if arguments.out is None:
             arguments.usage_error("curate needs --out DIR")
-        said = command.curate(Path(rest[0]), arguments.out, rules=rules, workers=arguments.workers)
+        workers = arguments.workers or min(os.cpu_count() or 1, _MOST_PROCESSES)
+        said = command.curate(Path(rest[0]), arguments.out, rules=rules, workers=workers)
     elif action == "explain":
         said = command.explain(Path(rest[0]), rest[1], rules=rules)
     else:

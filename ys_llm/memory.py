@@ -25,10 +25,11 @@ from ys_llm.traces import SMALL, Step, Trace, Tracer
 # is no tensor makes holes too, and oneDNN takes buffers for bf16 products. Measured with glibc 2.36
 # and torch 2.13 at 1.13 to 1.42 and 0.95 to 1.3; in bf16 at 1.3 to 1.5 and 1.1 to 1.8.
 STEP_HOLES = {"fp32": 1.25, "bf16": 1.4}
-EVALUATION_HOLES = {"fp32": 1.25, "bf16": 1.6}
+EVALUATION_HOLES = {"fp32": 1.25, "bf16": 1.8}
 CUDA_HOLES = 1.1  # torch has an allocator of its own there
 # Code and buffers that a training has use for and a traced pass has not.
 LIBRARY_BYTES = {"fp32": 10_000_000, "bf16": 30_000_000}
+COMPILER_BYTES = 75_000_000  # torch's optimizers import its compiler; using a model does not
 _FEW_TOKENS = 16
 SAVED_COPIES = 2  # of what is saved: the bytes of each tensor, and those of the file
 LOADED_COPIES = 2  # of a model's weights while it is loaded: the file, and its tensors
@@ -74,26 +75,35 @@ class Predictor:
 
     def predict(self) -> Memory:
         """The greatest peak of all stages of the plan, and that of using the model."""
-        stages = [self.parts(stage.seq_len, stage.batch_size) for stage in self.config.train.plan]
+        plan = self.config.train.plan
+        stages = [
+            self.parts(stage.seq_len, stage.batch_size, evaluated=plan[-1].seq_len)
+            for stage in plan
+        ]
         parts = max(stages, key=peak_of)
         return Memory(peak_of(parts), self.inference(), parts)
 
-    def parts(self, seq_len: int, batch_size: int) -> dict[str, int]:
-        """What training takes with batches of this shape; `peak_of` it is the prediction."""
+    def parts(self, seq_len: int, batch_size: int, *, evaluated: int = 0) -> dict[str, int]:
+        """What training takes with batches of this shape; `peak_of` it is the prediction.
+
+        `evaluated` is the length that evaluations go on with, 0 where it is the same.
+        """
         return {
             "program": self._program,
             "weights": self._weights,
             "moments": 2 * self._weights,
             "step": self._taken(self._step(seq_len).trace(batch_size), STEP_HOLES),
-            "evaluation": self._evaluation(seq_len),
+            "evaluation": self._evaluation(evaluated or seq_len),
             "saving": SAVED_COPIES * 2 * self._weights if self._on_cpu else 0,
         }
 
     def inference(self) -> int:
-        """The peak of loading the model and reading a long prompt with it."""
+        """The peak of loading the model and reading a prompt of 2,048 tokens with it."""
         reading = self._taken(self._tracer.reading(READ_TOKENS), EVALUATION_HOLES)
-        loading = LOADED_COPIES * self._weights if self._on_cpu else 0
-        return self._program + self._weights + max(loading, reading)
+        if not self._on_cpu:
+            return self._weights + reading
+        program = self._program - COMPILER_BYTES - LIBRARY_BYTES[self._tracer.precision]
+        return program + self._weights + max(LOADED_COPIES * self._weights, reading)
 
     def _step(self, seq_len: int) -> Step:
         if seq_len not in self._steps:
@@ -177,6 +187,13 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
     with torch.device("meta"):
         model = Model(config.model, vocab_size=vocab_size)
     needed, there = 4 * 4 * parameter_count(model), available_bytes(device)
+    if needed > there:
+        raise UserError(
+            f"the model has {parameter_count(model):,} parameters; to train it takes at least "
+            f"{_gigabytes(needed)} of memory, and {_gigabytes(there)} are free",
+            "Set model.d_model, model.n_layers, model.d_mlp or tokenizer.vocab_size smaller.",
+            exit_code=EXIT_USAGE,
+        )
     for stage in config.train.plan if config.train.batch_size != "auto" else ():
         stream = 4 * stage.seq_len * stage.batch_size * config.model.d_model
         if needed + 2 * config.model.n_layers * stream > there:
@@ -187,13 +204,6 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
                 "Set train.batch_size or train.seq_len smaller; see: ys train --dry-run",
                 exit_code=EXIT_USAGE,
             )
-    if needed > there:
-        raise UserError(
-            f"the model has {parameter_count(model):,} parameters; to train it takes at least "
-            f"{_gigabytes(needed)} of memory, and {_gigabytes(there)} are free",
-            "Set model.d_model, model.n_layers, model.d_mlp or tokenizer.vocab_size smaller.",
-            exit_code=EXIT_USAGE,
-        )
 
 
 def available_bytes(device: torch.device) -> int:

@@ -173,6 +173,7 @@ class Tracer:
         """
         live, losses, state = LiveTensors(self.device), [], None
         self.model.train()
+        self.model.zero_grad(set_to_none=True)
         with live:
             for _ in range(_CARRIED_BATCHES if carried else 1 + accumulated):
                 tokens_BT, starts_BT = self._batch(batch_size, seq_len)

@@ -34,7 +34,9 @@ from ys_llm.model import Model
 NOT_COPIED = (".git", ".venv", "runs", "build", "dist", ".*cache", ".hypothesis", "__pycache__")
 MARK = re.compile(r"<!--\s*(check|check-slow):\s*(.*?)\s*-->")
 SECTIONS = "|".join(field.name for field in dataclasses.fields(Config) if field.name != "run")
-OPTION_ROW = re.compile(rf"^\|\s*`((?:{SECTIONS})\.[\w.]+)`\s*\|\s*([^|]*?)\s*\|", re.MULTILINE)
+OPTION_ROW = re.compile(
+    rf"^\|\s*`((?:{SECTIONS})\.[\w.]+)`\s*\|\s*([^|\n]*?)\s*\|[^\n]+\|$", re.MULTILINE
+)
 COUNT = re.compile(r"<!-- count: (\S+) vocab=(\d+) -->([\d,]+)<!-- /count -->")
 
 

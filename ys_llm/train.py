@@ -146,6 +146,7 @@ def _loop(training: Training, metrics: Metrics, show: Progress, stop: "_Stop") -
             save(training)
         if asked:
             _publish_if_none(training)
+            stop.leave()
             raise stop.error(training)
 
 
@@ -304,6 +305,12 @@ class _Stop:
     """Set by Ctrl-C, SIGTERM or a terminal that closes; the loop finishes its step and saves."""
 
     signal: int = 0
+    leaving: bool = False
+
+    def leave(self) -> None:
+        """All is saved: one more Ctrl-C would only tear the last words apart."""
+        self.leaving = True
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def error(self, training: Training) -> UserError:
         """What to say on leaving; the exit code is 128 + the signal's number."""
@@ -343,7 +350,8 @@ def _stop_signals(training: Training) -> Iterator[_Stop]:
         raise _stopped_at_once(training) from error
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not (stop.leaving and number == signal.SIGINT):  # ignored until the process ends
+                signal.signal(number, handler)
 
 
 def _stopped_at_once(training: Training) -> UserError:

@@ -43,7 +43,7 @@ LAYERS = (
         "machine",
         "settings",
     },  # all that they know is errors
-    {"yaml_text"},
+    {"yaml_text", "compiled"},
     {"config", "run_folder"},
     {"corpus", "tokenizer", "gendata", "ops"},
     {"shards", "mixers"},

@@ -70,6 +70,7 @@ class Setting(NamedTuple):
     n_heads: int = 1
     shaper: bool = False
     entry: bool = False
+    drive_bias: bool = False
     shared_norm: bool = False
     local_every: int = 16
     global_every: int = 64
@@ -77,10 +78,12 @@ class Setting(NamedTuple):
 
 RECURRENCES = {
     "preset": Setting(shaper=True, shared_norm=True),
-    "default": Setting(entry=True),
+    "default": Setting(entry=True, drive_bias=True),
     "heads-local": Setting(n_heads=2, entry=True, local_every=5, global_every=0),
     "odd-periods": Setting(d_state=24, n_heads=3, shaper=True, local_every=3, global_every=7),
-    "narrow-summaries": Setting(d_state=24, d_summary=12, n_heads=2, shaper=True, local_every=5),
+    "narrow-summaries": Setting(
+        drive_bias=True, d_state=24, d_summary=12, n_heads=2, shaper=True, local_every=5
+    ),
     "one-tier": Setting(shaper=True, local_every=0, global_every=64),
     "no-summaries": Setting(local_every=0, global_every=0),
 }
@@ -118,6 +121,7 @@ def recurrence_weights(setting: Setting, dtype: torch.dtype) -> recurrence.Weigh
         bias,
         matrix(s, s) if setting.shaper else None,
         leaf(s, dtype=dtype, scale=0.3) if setting.entry else None,
+        leaf(s, dtype=dtype, scale=0.3) if setting.drive_bias else None,
         *tiers,
     )
 
@@ -160,18 +164,33 @@ def cross_entropy_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, 
 
 
 def rms_norm_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
-    for shape, scale in product([(length, 7), (3, length, 8)], (1e-2, 1.0, 1e3)):
+    shapes = [(length, 7), (3, length, 8), (2, length, 33)]
+    for shape, scale, adds in product(shapes, (1e-2, 1.0, 1e3), (False, True)):
         torch.manual_seed(length)
         x = (scale * torch.randn(shape, dtype=dtype)).index_fill_(-2, torch.tensor([0]), 0.0)
+        added = (scale * torch.randn(shape, dtype=dtype)).index_fill_(-2, torch.tensor([0]), 0.0)
         gain_D = leaf(shape[-1], dtype=dtype, scale=0.3, around=1.0)
-        leaves = [x.requires_grad_(), gain_D]
-        yield f"{shape=}, {scale=}, first rows 0", Case((*leaves, EPS), {}, leaves)
+        leaves = [x.requires_grad_(), *([added.requires_grad_()] if adds else []), gain_D]
+        arguments = (x, added if adds else None, gain_D, EPS)
+        yield f"{shape=}, {scale=}, {adds=}, first rows 0", Case(arguments, {}, leaves)
+
+
+def swiglu_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
+    for (d_model, width), time_major in product([(7, 1), (8, 17), (5, 33)], (False, True)):
+        torch.manual_seed(length)
+        shapes = ((width, d_model), (width, d_model), (d_model, width))
+        weights = [leaf(*shape, dtype=dtype, scale=shape[1] ** -0.5) for shape in shapes]
+        x_BTD = leaf(3, length, d_model, dtype=dtype)
+        if time_major:
+            x_BTD = leaf(length, 3, d_model, dtype=dtype).detach().transpose(0, 1).requires_grad_()
+        yield f"{d_model=}, {width=}, {time_major=}", Case((x_BTD, *weights), {}, [x_BTD, *weights])
 
 
 CASES = {
     "cross_entropy": cross_entropy_cases,
     "recurrence": recurrence_cases,
     "rms_norm": rms_norm_cases,
+    "swiglu": swiglu_cases,
 }
 
 
@@ -192,7 +211,7 @@ def results(function: Callable[..., Any], case: Case) -> list[Tensor]:
     """Outputs, final state and every gradient; the cotangents are the same for all."""
     outputs = list(tensors_in(function(*case.arguments, **case.options)))
     generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(o.shape, generator=generator, dtype=o.dtype) for o in outputs]
+    cotangents = [torch.randn(o.shape, generator=generator).to(o.dtype) for o in outputs]
     loss = torch.stack([(o * c).sum() for o, c in zip(outputs, cotangents, strict=True)]).sum()
     gradients = torch.autograd.grad(loss, case.leaves, allow_unused=True)
     pairs = zip(gradients, case.leaves, strict=True)
@@ -245,7 +264,8 @@ def test_float32_errors_stay_in_the_table(op: str, name: str, length: int) -> No
 @pytest.mark.parametrize("length", [17, 130])
 def test_bf16_operands_err_as_much_as_the_table_says(op: str, name: str, length: int) -> None:
     module = MODULES[op]
-    kind = "bf16 in the loop" if rounds_in_the_loop(name) else "bf16 after the loop"
+    loop_rounds = rounds_in_the_loop(name) or (op, name) == ("recurrence", "compiled")
+    kind = "bf16 in the loop" if loop_rounds else "bf16 after the loop"
     for label, case in CASES[op](length, torch.float32):
         expected = results(module.reference, case)
         error = largest_error(in_bf16(module.IMPLEMENTATIONS[name], case), expected)

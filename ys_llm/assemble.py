@@ -1,6 +1,7 @@
 """Before the first step: corpus, tokenizer, shards, model and optimizer, as new or as they were."""
 
 import ctypes
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ys_llm import compiled
 from ys_llm.checkpoint import checkpoints, load_weights, read_json, read_tensors
 from ys_llm.config import Config, TrainConfig, load_config, to_yaml
 from ys_llm.corpus import Split, read_documents, split_documents
@@ -233,6 +235,8 @@ def _settle(training: Training, split: Split, changed: list[str]) -> None:
 def settle_arithmetic(training: Training) -> None:
     """Settle the dtype of the products and whose kernels compute them, and say so."""
     config = training.config.train
+    if training.device.type == "cpu":
+        say(f"compiler     {compile_kernels()}")
     if config.dtype != "auto" or not training.at.dtype:
         training.at.dtype, _ = settled_dtype(config, training.device)
     training.at.implementation, why = training.model.settle(
@@ -242,6 +246,17 @@ def settle_arithmetic(training: Training) -> None:
     )
     say(f"device       {describe(training.device)}, {training.at.dtype}")
     say(f"kernels      {training.at.implementation}: {why}")
+
+
+def compile_kernels() -> str:
+    """Compile what is not compiled yet, and tell what came of it."""
+    began = time.perf_counter()
+    missing = [name for name in compiled.names() if compiled.build(name) is None]
+    if missing:
+        return f"torch alone, slower: {compiled.why_not(missing[0])}"
+    seconds = time.perf_counter() - began
+    how = f"compiled in {seconds:.0f} s" if seconds >= 1 else "there already"
+    return f"{compiled.made_by() or 'none'}: kernels {how}"
 
 
 def _begin_from(training: Training) -> None:

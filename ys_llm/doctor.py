@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from ys_llm.assemble import settled_dtype
+from ys_llm import compiled
+from ys_llm.assemble import compile_kernels, settled_dtype
 from ys_llm.config import load_config
 from ys_llm.errors import UserError
 from ys_llm.files import write_atomically
@@ -57,6 +58,7 @@ class Checkup:
     writing: Writing
     dtype: tuple[str, str]
     kernels: tuple[str, str]
+    not_compiled: str
 
 
 def doctor(environment: Mapping[str, str], *, runs_dir: Path = Path("runs")) -> str:
@@ -77,6 +79,7 @@ def examine(
     machine = look_at(root)  # first: the load must not be this program's own
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    compile_kernels()
     dtype, kernels = _choices(device)
     return Checkup(
         machine=machine,
@@ -92,6 +95,7 @@ def examine(
         writing=try_writing(runs_dir),
         dtype=dtype,
         kernels=kernels,
+        not_compiled=next(filter(None, map(compiled.why_not, compiled.names())), ""),
     )
 
 
@@ -188,6 +192,7 @@ def _about_torch(checkup: Checkup) -> list[tuple[str, str]]:
         ("copying", f"{checkup.copy_rate / 1e9:,.1f} GB/s"),
         ("disk", f"{_gb(writing.free_bytes)} free in {writing.folder}"),
         ("writing", written),
+        ("compiler", checkup.not_compiled or compiled.made_by() or "none, and none is needed"),
         ("dtype", ": ".join(checkup.dtype)),
         ("kernels", ": ".join(checkup.kernels)),
     ]
@@ -310,6 +315,13 @@ def instructions(checkup: Checkup) -> str:
     return ""
 
 
+def no_compiled_code(checkup: Checkup) -> str:
+    """A CPU that trains through torch's own operators alone."""
+    if checkup.gpu or not checkup.not_compiled:
+        return ""
+    return f"{checkup.not_compiled}: install g++ or clang++, and training takes a fraction"
+
+
 def slow_disk(checkup: Checkup) -> str:
     """A checkpoint syncs some ten times."""
     writing = checkup.writing
@@ -334,5 +346,6 @@ RULES: tuple[Callable[[Checkup], str], ...] = (
     pinned,
     busy,
     instructions,
+    no_compiled_code,
     slow_disk,
 )

@@ -26,9 +26,19 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.ops.gemm import Precision, choose
-from ys_llm.ops.recurrence import EPS, IMPLEMENTATIONS, State, Summary, Weights
+from ys_llm.ops.gemm import Precision
+from ys_llm.ops.recurrence import (
+    EPS,
+    IMPLEMENTATIONS,
+    State,
+    Summary,
+    Weights,
+    choose,
+    not_compiled,
+    usable,
+)
 
+FEWEST_STEPS = 16  # of a pass for which packing the weights pays
 SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries from here; LOG.md
 
 
@@ -134,32 +144,38 @@ class Mixer(nn.Module):
 
         Returns the choice and its reason.
         """
+        if self.implementation == "compiled" and not usable("compiled"):
+            raise UserError(
+                f"train.implementation: compiled: {not_compiled()}",
+                "Install a C++ compiler (g++ or clang++), or set train.implementation: auto",
+            )
         if self.implementation != "auto":
             return self.implementation, "as configured"
-        if taken in IMPLEMENTATIONS:
-            self.implementation = taken
-            return taken, "as when the run began"
         self.implementation, why = choose(
-            batch_size=batch_size,
-            d_state=self.options.d_state,
-            precision=precision,
-            device=self.state_controller.device,
+            batch_size=batch_size, weights=self._weights(), precision=precision, taken=taken
         )
         return self.implementation, why
+
+    def _recurrence(self, steps: int, device_type: str) -> Any:
+        """What was settled; else compiled code where it is there and pays, and torch elsewhere."""
+        if self.implementation not in ("auto", "compiled"):
+            return IMPLEMENTATIONS[self.implementation]
+        compiles = steps >= FEWEST_STEPS and device_type == "cpu" and usable("compiled")
+        return IMPLEMENTATIONS["compiled" if compiles else "windowed"]
 
     def forward(
         self, x_BTD: Tensor, state: dict[str, Any] | None = None, starts_BT: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
         state = self.init_state(x_BTD.shape[0]) if state is None else state
-        drive_TBS = self.in_proj(x_BTD.transpose(0, 1))
+        x_TBD = x_BTD.transpose(0, 1)
         if self.options.factored:
-            drive_TBS = drive_TBS @ self.input_influencer
-        recurrence = IMPLEMENTATIONS[
-            "windowed" if self.implementation == "auto" else self.implementation
-        ]
+            drive_TBS = self.in_proj(x_TBD) @ self.input_influencer
+        else:  # the bias is added where the drive is read
+            drive_TBS = nn.functional.linear(x_TBD, self.in_proj.weight)
+        recurrence = self._recurrence(len(drive_TBS), x_BTD.device.type)
         h_TBS, after = recurrence(
-            drive_TBS.to(self.state_controller.dtype),
+            drive_TBS,
             self._weights(),
             State(
                 state["main"], state["local_summary"], state["global_summary"], state["position"]
@@ -208,6 +224,7 @@ class Mixer(nn.Module):
             self.norm.bias,
             self.output_shaper if options.factored else None,
             getattr(self, "entry", None),
+            None if options.factored else self.in_proj.bias,
             **tiers,
         )
 

@@ -82,7 +82,7 @@ def transposed(operand: Tensor) -> Tensor:
 def choose(
     *, batch_size: int, d_state: int, precision: Precision, device: torch.device
 ) -> tuple[str, str]:
-    """The implementation to take on this machine, and why, by a timed and accuracy-checked probe.
+    """Whose products the windowed pass takes on this machine, and why, by a timed probe.
 
     oneDNN is taken where it is faster and errs, against float64, no more than the precision allows:
     three times as much as torch's default product in fp32. Its switch's name tells neither.

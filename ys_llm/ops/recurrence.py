@@ -1,6 +1,6 @@
 """The three-tier recurrence over the states, for a drive that was formed beforehand.
 
-    h_t = LN(h_{t-1} state_controller + drive_t + entry * (L + G))
+    h_t = LN(h_{t-1} state_controller + drive_t + drive_bias + entry * (L + G))
     y_t = h_t output_shaper                                         (y_t = h_t where there is none)
     if t mod E_G == E_G - 1:  G <- LN(G A_G + y_t B_G) C_G          A, B, C of the global summary
     if t mod E_L == E_L - 1:  L <- LN(L A_L + y_t B_L) C_L          A, B, C of the local summary
@@ -14,17 +14,35 @@ out of the loop. L and G only change at the end of a window, hence the name `win
 Source: Hyrkas, "Why Snakes" v0.3 (2024); here the products around the loop are the mixer's.
 """
 
+import time
 from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
 
+from ys_llm.ops import gemm
+from ys_llm.ops.compiled_recurrence import compiled_pass, library, not_compiled, units
 from ys_llm.ops.gemm import Gemm, Precision
-from ys_llm.ops.tiers import EPS, State, Summary, Weights, is_renewed
+from ys_llm.ops.tiers import EPS, State, Summary, Weights, flat, is_renewed
 from ys_llm.ops.windowed import windowed_pass
 
-__all__ = ["EPS", "IMPLEMENTATIONS", "State", "Summary", "Weights", "reference"]
+__all__ = [
+    "EPS",
+    "IMPLEMENTATIONS",
+    "State",
+    "Summary",
+    "Weights",
+    "choose",
+    "not_compiled",
+    "reference",
+    "usable",
+]
+
+PROBE_STEPS = 32  # two windows
+# How far apart two implementations may be after them: operands of bfloat16 keep 8 bits, and one of
+# the two may round them where the other does not.
+PROBE_ERROR = {"fp32": 1e-4, "bf16": 5e-2}
 
 
 def reference(
@@ -47,6 +65,7 @@ def reference(
             h, local, glob = h * keep_B1, local * keep_B1, glob * keep_B1
         held = local + glob if weights.entry is None else weights.entry * (local + glob)
         pre = _product(h, weights.state_controller, precision) + drive_BS + held
+        pre = pre if weights.drive_bias is None else pre + weights.drive_bias
         h = _layer_norm(pre, weights.gain, weights.bias, weights.n_heads)
         y = h if weights.output_shaper is None else _product(h, weights.output_shaper, precision)
         if is_renewed(weights.global_summary, t):
@@ -116,8 +135,75 @@ def windowed_onednn(
     return windowed_pass(drive_TBS, weights, state, starts_TB, Gemm(precision, onednn=True))
 
 
+def compiled(
+    drive_TBS: Tensor,
+    weights: Weights,
+    state: State,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, State]:
+    """As `reference`, in C++ compiled on this machine: one call forward, one back.
+
+    On CPU only, and only where `compiled_recurrence.library` finds it. With bfloat16 operands every
+    h is given in bfloat16, as the next product takes it; the state stays in float32.
+    """
+    return compiled_pass(drive_TBS, weights, state, starts_TB, precision)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference,
     "windowed": windowed,
     "windowed_onednn": windowed_onednn,
+    "compiled": compiled,
 }
+
+
+def usable(name: str) -> bool:
+    """Whether this implementation can run here; only compiled code may be missing."""
+    return name in IMPLEMENTATIONS and (name != "compiled" or library() is not None)
+
+
+def choose(
+    *, batch_size: int, weights: Weights, precision: Precision, taken: str = ""
+) -> tuple[str, str]:
+    """The implementation to take on this machine, and why, by a timed and accuracy-checked probe.
+
+    `taken` is what a run took before: it stays, so that the run goes on with the same rounding.
+    """
+    if usable(taken):
+        return taken, "as when the run began"
+    device, width = weights.gain.device, len(weights.gain)
+    by_torch, why = gemm.choose(
+        batch_size=batch_size, d_state=width, precision=precision, device=device
+    )
+    if device.type != "cpu":
+        return by_torch, why
+    if not usable("compiled"):
+        return by_torch, f"{why}; no compiled code: {not_compiled()}"
+    generator = torch.Generator().manual_seed(0)
+    drive_TBS = torch.randn(PROBE_STEPS, batch_size, width, generator=generator)
+    torchs, expected = _probe(IMPLEMENTATIONS[by_torch], drive_TBS, weights, precision)
+    seconds, values = _probe(compiled, drive_TBS, weights, precision)
+    error, gain = ((values - expected).norm() / expected.norm()).item(), torchs / seconds
+    if error > PROBE_ERROR[precision] or gain < 1:
+        return by_torch, f"compiled code has {gain:.1f} times its speed and differs by {error:.0e}"
+    return "compiled", f"{units()}, {gain:.1f} times the speed of {by_torch}"
+
+
+def _probe(
+    run: Callable[..., tuple[Tensor, State]],
+    drive_TBS: Tensor,
+    weights: Weights,
+    precision: Precision,
+) -> tuple[float, Tensor]:
+    """Best seconds of three passes forward and back, and every h; no gradient is kept."""
+    leaves = [drive_TBS.requires_grad_(), *(w for w in flat(weights) if w is not None)]
+    zeros = drive_TBS.new_zeros(drive_TBS.shape[1:])
+    rounds = []
+    for _ in range(4):  # the first round makes ready what stays ready, and is dropped
+        began = time.perf_counter()
+        h_TBS, _ = run(drive_TBS, weights, State(zeros, zeros, zeros), precision=precision)
+        torch.autograd.grad(h_TBS.float().sum(), leaves, allow_unused=True)
+        rounds.append(time.perf_counter() - began)
+    return min(rounds[1:]), h_TBS.detach().float()

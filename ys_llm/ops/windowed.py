@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ys_llm.ops.gemm import Gemm, transposed
-from ys_llm.ops.tiers import EPS, State, Summary, Weights, is_renewed
+from ys_llm.ops.tiers import EPS, State, Summary, Weights, flat, is_renewed, unflat
 
 
 class _Norm(NamedTuple):
@@ -162,7 +162,10 @@ class _Pass:
         return torch.stack(states), held
 
     def _add_held(self, drive: Tensor, begin: int, end: int, held: list[Tensor]) -> None:
-        """pre = drive + entry * (L + G) for a window, L + G being 0 from a document's start on."""
+        """pre = drive + drive_bias + entry * (L + G) for a window.
+
+        L + G is 0 from a document's start on.
+        """
         held_sum, entry = held[0] + held[1], self.weights.entry
         alive = None
         if self.keep_TB1 is not None and any(self.cut[begin:end]):
@@ -172,6 +175,8 @@ class _Pass:
         addend = held_sum if entry is None else entry * held_sum
         if alive is not None:
             addend = alive * addend
+        if self.weights.drive_bias is not None:
+            addend = addend + self.weights.drive_bias
         torch.add(drive[begin:end], addend, out=self.pre[begin:end])
 
     def _updated(self, held: list[Tensor], h: Tensor, fires: list[int]) -> list[Tensor]:
@@ -184,7 +189,7 @@ class _Pass:
         return held
 
     def backward(self, h: Tensor, grad_h: Tensor, grad_held: list[Tensor]) -> list[Tensor | None]:
-        """Gradients of drive, h0, L0, G0 and every weight, in the order of `_flat`."""
+        """Gradients of drive, h0, L0, G0 and every weight, in the order of `flat`."""
         self.d_h, self.d_pre = grad_h.clone(), torch.empty_like(grad_h)
         self.y_grads: list[tuple[int, Tensor]] = []
         for tier in filter(None, self.tiers):
@@ -200,7 +205,9 @@ class _Pass:
                 self.d_pre[t] = self.norm.backward(d_h, self.pre[t], self.means[t], self.rstds[t])
             grad_held = self._held_backward(index, self.d_pre[begin:end], grad_held, d_entry)
         d_h0 = self.gemm.product(self._kept(0), back)
-        return [self.d_pre, d_h0, *grad_held, *self._main_grads(h), d_entry, *self._tier_grads()]
+        d_drive_bias = None if self.weights.drive_bias is None else self.d_pre.sum((0, 1))
+        main = [*self._main_grads(h), d_entry, d_drive_bias]
+        return [self.d_pre, d_h0, *grad_held, *main, *self._tier_grads()]
 
     def _kept(self, t: int) -> Tensor:
         """The gradient that passes from step t to the state before it: none over a start."""
@@ -254,22 +261,6 @@ class _Pass:
         return grads
 
 
-def _flat(weights: Weights) -> list[Tensor | None]:
-    flat: list[Tensor | None] = list(weights[:5])
-    for summary in (weights.local_summary, weights.global_summary):
-        flat += [None] * 5 if summary is None else summary[:5]
-    return flat
-
-
-def _unflat(flat: list[Any], like: Weights) -> Weights:
-    """The inverse of `_flat`; the periods, which are no tensors, come from `like`."""
-    tiers = [
-        tier and Summary._make([*flat[begin : begin + 5], tier.every])
-        for begin, tier in ((5, like.local_summary), (10, like.global_summary))
-    ]
-    return Weights._make([*flat[:5], *tiers])
-
-
 class _Recurrence(torch.autograd.Function):
     """The bridge to autograd: tensors in, tensors out, and the pass kept between."""
 
@@ -277,7 +268,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, settings: Any, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
         like, gemm, position, starts_TB = settings
         drive, h0, local, glob, *flat = tensors
-        ctx.run = _Pass(_unflat(flat, like), gemm, position, starts_TB)
+        ctx.run = _Pass(unflat(flat, like), gemm, position, starts_TB)
         with gemm.context(drive):
             h_TBS, held = ctx.run.forward(drive, h0, [local, glob])
         ctx.save_for_backward(h_TBS)  # an output: kept through autograd, or it would own itself
@@ -302,6 +293,6 @@ def windowed_pass(
     settings = (weights, gemm, state.position, starts_TB)
     with torch.autocast(drive_TBS.device.type, enabled=False):
         h_TBS, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            settings, drive_TBS, *state[:3], *_flat(weights)
+            settings, drive_TBS.to(weights.gain.dtype), *state[:3], *flat(weights)
         )
     return h_TBS, State(h_TBS[-1], local, glob, state.position + len(drive_TBS))

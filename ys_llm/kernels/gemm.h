@@ -1,0 +1,263 @@
+// Products of a few rows with a matrix that is packed once and used again and again.
+//
+// out (rows x N) = x (rows x K) @ W (K x N). W lies in panels of NR columns, each contiguous and
+// padded with zeros to NR. In bfloat16 two rows k, k + 1 lie interleaved, as AVX512-BF16 and AMX
+// read them:
+//     panel[k / 2][column][k % 2]   in bf16         panel[k][column]   else
+// Sums are kept in float (double for double) whatever the operands are.
+
+#pragma once
+
+#include "common.h"
+
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace ys {
+
+template <class Op> struct Sum { using Real = Op; };
+template <> struct Sum<bf16> { using Real = float; };
+template <class Op> using RealOf = typename Sum<Op>::Real;
+
+template <class Op> constexpr int NR = 2 * Lanes<RealOf<Op>>::n;
+
+template <class Op> inline int64_t panel_size(int64_t k) {
+  return (std::is_same<Op, bf16>::value ? (k + 1) / 2 * 2 : k) * NR<Op>;
+}
+template <class Op> inline int64_t packed_size(int64_t k, int64_t n) {
+  return (n + NR<Op> - 1) / NR<Op> * panel_size<Op>(k);
+}
+
+// `n` numbers that lie `step` apart, side by side.
+template <class Op, class Source>
+inline void gather(const Source* from, int64_t step, int64_t n, Op* to) {
+  using Real = RealOf<Op>;
+  int64_t i = 0;
+  if constexpr (std::is_same<Source, Real>::value)
+    for (; step == 1 && i + Lanes<Real>::n <= n; i += Lanes<Real>::n) store(to + i, load(from + i));
+  for (; i < n; i++) store_one(to + i, from[i * step]);
+}
+
+// One panel of W with W[k][n] = source[k * step_k + n * step_n], `columns` of it. It is read in
+// blocks along the direction in which it lies in memory.
+template <class Op, class Source>
+void pack_panel(const Source* source, int64_t step_k, int64_t step_n, int64_t k, int64_t columns,
+                Op* panel) {
+  constexpr int64_t pair = std::is_same<Op, bf16>::value ? 2 : 1, side = 32;
+  struct Pair { Op of[pair]; };
+  Pair* pairs = reinterpret_cast<Pair*>(panel);
+  alignas(64) Op block[side][side];  // a row of it is a row of W, or with step_k 1 a column
+  const bool along = step_k == 1;
+  if (columns < NR<Op> || k % pair) std::memset(panel, 0, panel_size<Op>(k) * sizeof(Op));
+  for (int64_t i = 0; i < k; i += side) {
+    const int64_t rows = std::min(side, k - i);
+    if (rows % pair) std::memset(block, 0, sizeof(block));
+    for (int64_t a = 0; a < (along ? columns : rows); a++) {
+      const Source* from = source + (along ? i * step_k + a * step_n : (i + a) * step_k);
+      gather(from, along ? step_k : step_n, along ? rows : columns, block[a]);
+    }
+    for (int64_t r = 0; r < rows; r += pair)
+      for (int64_t c = 0; c < columns; c++) {
+        Pair& to = pairs[(i + r) / pair * NR<Op> + c];
+        for (int64_t one = 0; one < pair; one++) to.of[one] = along ? block[c][r + one] : block[r + one][c];
+      }
+  }
+}
+
+#if defined(__AMX_BF16__)
+// The kernel hands out the tile registers to a process that asks for them.
+inline bool amx_is_allowed() {
+  static const bool allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+  return allowed;
+}
+
+// Tiles 0-3 hold the sums of 32 x 32, 4 and 5 rows of x, 6 and 7 columns of W.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+  TileShapes(int upper, int lower) {
+    const int counts[8] = {upper, upper, lower, lower, upper, lower, 16, 16};
+    for (int i = 0; i < 8; i++) {
+      row_bytes[i] = counts[i] ? 64 : 0;
+      rows[i] = uint8_t(counts[i]);
+    }
+  }
+};
+
+template <bool two> inline void amx_block(const bf16* x, int64_t ldx, const bf16* panel, int64_t k,
+                                          float* out, int64_t ldo, bool accumulate) {
+  const int64_t out_step = ldo * 4, x_step = ldx * 2;
+  if (accumulate) {
+    _tile_loadd(0, out, out_step);
+    _tile_loadd(1, out + 16, out_step);
+    if (two) _tile_loadd(2, out + 16 * ldo, out_step);
+    if (two) _tile_loadd(3, out + 16 * ldo + 16, out_step);
+  } else {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (two) _tile_zero(2);
+    if (two) _tile_zero(3);
+  }
+  for (int64_t i = 0; i < k; i += 32) {
+    _tile_loadd(6, panel + i * 32, 128);
+    _tile_loadd(4, x + i, x_step);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, panel + i * 32 + 32, 128);
+    _tile_dpbf16ps(1, 4, 7);
+    if (two) {
+      _tile_loadd(5, x + i + 16 * ldx, x_step);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_stored(0, out, out_step);
+  _tile_stored(1, out + 16, out_step);
+  if (two) _tile_stored(2, out + 16 * ldo, out_step);
+  if (two) _tile_stored(3, out + 16 * ldo + 16, out_step);
+}
+
+// As amx_block where fewer than 32 columns are left: a tile is 16 wide, so the sums go aside first.
+template <bool two> inline void amx_edge(const bf16* x, int64_t ldx, const bf16* panel, int64_t k,
+                                         float* out, int64_t ldo, int64_t width, int64_t rows,
+                                         bool accumulate) {
+  alignas(64) float aside[32 * 32];
+  amx_block<two>(x, ldx, panel, k, aside, 32, false);
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t c = 0; c < width; c++)
+      out[r * ldo + c] = (accumulate ? out[r * ldo + c] : 0) + aside[r * 32 + c];
+}
+
+// The products of `each` rows at a time. K is gone through in pieces, so that these rows of x stay in
+// the first cache while all panels pass by: 16 KB of its 48.
+template <bool two>
+void amx_rows(const bf16* x, int64_t ldx, Range rows, int64_t each, const bf16* panels, int64_t k,
+              int64_t columns, float* out, int64_t ldo, bool accumulate) {
+  TileShapes shapes(int(std::min<int64_t>(16, each)), two ? int(each - 16) : 0);
+  _tile_loadconfig(&shapes);
+  constexpr int64_t piece = two ? 256 : 512;
+  for (int64_t from = 0; from < k; from += piece)
+    for (int64_t column = 0; column < columns; column += 32) {
+      const bf16* panel = panels + column / 32 * panel_size<bf16>(k) + from * 32;
+      const int64_t width = std::min<int64_t>(32, columns - column), some = std::min(piece, k - from);
+      for (int64_t row = rows.begin; row < rows.end; row += each) {
+        const bf16* x_piece = x + row * ldx + from;
+        float* to = out + row * ldo + column;
+        const bool adds = accumulate || from;
+        if (width == 32) amx_block<two>(x_piece, ldx, panel, some, to, ldo, adds);
+        else amx_edge<two>(x_piece, ldx, panel, some, to, ldo, width, each, adds);
+      }
+    }
+}
+
+inline void amx_product(const bf16* x, int64_t ldx, int64_t rows, const bf16* panels, int64_t k,
+                        int64_t columns, float* out, int64_t ldo, bool accumulate) {
+  const int64_t whole = rows / 32 * 32, left = rows - whole;
+  if (whole) amx_rows<true>(x, ldx, {0, whole}, 32, panels, k, columns, out, ldo, accumulate);
+  if (left > 16) amx_rows<true>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
+  else if (left) amx_rows<false>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
+  _tile_release();
+}
+#endif
+
+// MR rows x NR columns of the product, in registers.
+template <class Op, int MR>
+inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<Op>* out, int64_t ldo,
+                  int64_t width, bool accumulate) {
+  using Real = RealOf<Op>;
+  constexpr int n = Lanes<Real>::n;
+  Vec<Real> acc[MR][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; r++) acc[r][0] = acc[r][1] = Vec<Real>{};
+  if constexpr (!std::is_same<Op, bf16>::value) {
+    for (int64_t i = 0; i < k; i++) {
+      Vec<Real> left = load(panel + i * 2 * n), right = load(panel + i * 2 * n + n);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; r++) {
+        Vec<Real> a = fill(x[r * ldx + i]);
+        acc[r][0] += a * left;
+        acc[r][1] += a * right;
+      }
+    }
+  } else {
+    for (int64_t i = 0; i < k; i += 2) {
+      const bf16* row = panel + i * 32;
+      const bool odd = i + 1 == k;
+#if defined(__AVX512BF16__)
+      __m512bh left = (__m512bh)_mm512_loadu_si512(row), right = (__m512bh)_mm512_loadu_si512(row + 32);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; r++) {
+        int32_t pair = x[r * ldx + i];
+        if (!odd) std::memcpy(&pair, x + r * ldx + i, 4);
+        __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+        acc[r][0] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][0], a, left);
+        acc[r][1] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][1], a, right);
+      }
+#else
+      U32 bits[2];
+      std::memcpy(bits, row, 128);
+      Vec<float> even[2], uneven[2];
+      for (int v = 0; v < 2; v++) {
+        even[v] = (Vec<float>)(bits[v] << 16);
+        uneven[v] = (Vec<float>)(bits[v] & 0xffff0000u);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; r++) {
+        Vec<float> a = fill(widen(x[r * ldx + i])), b = fill(odd ? 0.0f : widen(x[r * ldx + i + 1]));
+        acc[r][0] += a * even[0] + b * uneven[0];
+        acc[r][1] += a * even[1] + b * uneven[1];
+      }
+#endif
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < MR; r++)
+    for (int v = 0; v < 2; v++) {
+      Real* to = out + r * ldo + v * n;
+      if (width >= (v + 1) * n) {
+        store(to, accumulate ? load(to) + acc[r][v] : acc[r][v]);
+      } else {
+        for (int64_t c = 0; c < width - v * n; c++) to[c] = (accumulate ? to[c] : 0) + acc[r][v][c];
+      }
+    }
+}
+
+template <class Op, int MR>
+inline void last_rows(int64_t rows, const Op* x, int64_t ldx, const Op* panel, int64_t k,
+                      RealOf<Op>* out, int64_t ldo, int64_t width, bool accumulate) {
+  if constexpr (MR > 0) {
+    if (rows == MR) block<Op, MR>(x, ldx, panel, k, out, ldo, width, accumulate);
+    else last_rows<Op, MR - 1>(rows, x, ldx, panel, k, out, ldo, width, accumulate);
+  }
+}
+
+#if defined(__AVX512F__)
+constexpr int MR = 12;  // 24 of 32 registers hold sums
+#elif defined(__aarch64__)
+constexpr int MR = 3;  // a vector is four of its registers
+#else
+constexpr int MR = 3;  // a vector is two of its 16
+#endif
+
+// out[:, 0:columns] = x @ W[:, from the first panel on]; `accumulate` adds to what is there.
+template <class Op>
+void product(const Op* x, int64_t ldx, int64_t rows, const Op* panels, int64_t k, int64_t columns,
+             RealOf<Op>* out, int64_t ldo, bool accumulate) {
+#if defined(__AMX_BF16__)
+  if constexpr (std::is_same<Op, bf16>::value)
+    if (k % 32 == 0 && amx_is_allowed())
+      return amx_product(x, ldx, rows, panels, k, columns, out, ldo, accumulate);
+#endif
+  for (int64_t column = 0; column < columns; column += NR<Op>) {
+    const Op* panel = panels + column / NR<Op> * panel_size<Op>(k);
+    int64_t width = std::min<int64_t>(NR<Op>, columns - column), row = 0;
+    for (; row + MR <= rows; row += MR)
+      block<Op, MR>(x + row * ldx, ldx, panel, k, out + row * ldo + column, ldo, width, accumulate);
+    last_rows<Op, MR - 1>(rows - row, x + row * ldx, ldx, panel, k, out + row * ldo + column, ldo,
+                          width, accumulate);
+  }
+}
+
+}  // namespace ys

@@ -162,6 +162,8 @@ WRONG_WORDS = [
     (["run", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
     (["run", "--prompt", "x", "--logprobs", "2"], "--logprobs needs --json"),
     (["run", "--json", "--logprobs", "-1"], "--logprobs must be at least 0, found -1"),
+    (["run", "--prompts", "x", "--prompt", "y"], "--prompts prints JSON of its own"),
+    (["run", "--weights", "int4"], "argument --weights: invalid choice: 'int4'"),
     (["eval", "default"], "the following arguments are required: PATH"),
     (["config"], "the following arguments are required: action"),
 ]
@@ -357,6 +359,40 @@ def test_a_trained_run_answers_a_prompt_and_the_same_seed_the_same(
         assert main(["run", "tiny", "--prompt", "The", "--seed", seed]) == 0
         answers.append(capsys.readouterr().out)
     assert answers[0] == answers[1] != answers[2]
+
+
+def test_prompts_in_a_file_are_answered_line_by_line_each_as_if_alone(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"The\n\nA hen\r\nThe fox")
+    assert main(["run", "tiny", "--prompts", str(file), "--seed", "1"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["The", "A hen", "The fox"]
+    for answer in answers:
+        assert main(["run", "tiny", "--prompt", answer["prompt"], "--seed", "1"]) == 0
+        assert capsys.readouterr().out == answer["text"] + "\n"
+    file.write_bytes(b"caf\xe9")
+    assert main(["run", "tiny", "--prompts", str(file)]) == EXIT_FAILED
+    assert f"{file} is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_what_rounded_weights_lose_is_told_by_eval(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    bits = {}
+    for weights in ("fp32", "bf16", "int8"):
+        assert main(["eval", "tiny", "corpus", "--json", "--weights", weights]) == 0
+        bits[weights] = json.loads(capsys.readouterr().out)[0]["bits_per_byte"]
+        assert main(["run", "tiny", "--prompt", "The", "--weights", weights]) == 0
+        capsys.readouterr()
+    assert len(set(bits.values())) == 3
+    assert bits["int8"] == pytest.approx(bits["fp32"], rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -146,18 +146,21 @@ def test_an_overflow_outside_the_mixer_is_found_at_its_token(
     with torch.no_grad():
         model.blocks[1].mlp.up.weight[:, 0] = HUGE
     finding = found(model, scene)
-    assert (finding.kind, finding.where, finding.layer) == ("forward", "blocks.1.mlp.up", 1)
+    assert (finding.kind, finding.where, finding.layer) == ("forward", "blocks.1.mlp", 1)
     assert (finding.step, finding.rows, finding.tiers) == (step, (row,), ())
 
 
 @pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])
 @pytest.mark.parametrize("wiring", ["pre_norm", "bare"])
 @pytest.mark.parametrize(
-    ("mixer", "projection", "entry"),
-    [("three_tier", "in_proj", "main"), ("softmax_attention", "k_proj", "keys")],
+    ("mixer", "projection", "where", "entry"),
+    [
+        ("three_tier", "in_proj", "mixer", "main"),  # its products are one with what is around them
+        ("softmax_attention", "k_proj", "mixer.k_proj", "keys"),
+    ],
 )
 def test_an_overflow_inside_a_mixer_is_found_at_its_token(
-    mixer: str, projection: str, entry: str, wiring: str, row: int, step: int
+    mixer: str, projection: str, where: str, entry: str, wiring: str, row: int, step: int
 ) -> None:
     model, scene = small_model(mixer, wiring=wiring), scene_of()
     layer = 1 if wiring == "pre_norm" else 0
@@ -167,7 +170,7 @@ def test_an_overflow_inside_a_mixer_is_found_at_its_token(
         getattr(model.blocks[layer].mixer, projection).weight[:, 0] = HUGE
     finding = found(model, scene)
     assert finding.kind == "forward"
-    assert finding.where == f"blocks.{layer}.mixer.{projection}"
+    assert finding.where == f"blocks.{layer}.{where}"
     assert finding.layer == layer
     assert (finding.step, finding.rows) == (step, (row,))
     assert finding.tiers[0] == entry

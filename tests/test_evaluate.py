@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from ys_llm import evaluate as evaluate_module
 from ys_llm.checkpoint import LoadedRun
 from ys_llm.config import Config, ModelConfig, TrainConfig
 from ys_llm.corpus import Document
@@ -19,6 +20,7 @@ from ys_llm.evaluate import (
     baselines,
     evaluate_paths,
     evaluate_tokens,
+    kept_baselines,
     loss_by_position,
     positions_of_paths,
 )
@@ -163,6 +165,30 @@ def test_gzip_and_xz_are_the_sizes_of_the_compressed_validation_text() -> None:
 def test_an_empty_validation_split_is_the_users_error() -> None:
     with pytest.raises(UserError, match="holds no text"):
         baselines([Document(text="abc")], [])
+
+
+def test_baselines_are_kept_for_what_the_documents_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training, validation = [Document(text="aab"), Document(text="b")], [Document(text="abc")]
+    found = kept_baselines(training, validation, cache_dir=tmp_path)
+    assert found == baselines(training, validation)
+    monkeypatch.setattr(evaluate_module, "baselines", lambda *_: {"made anew": 1.0})
+    assert kept_baselines(training[::-1], validation, cache_dir=tmp_path) == found
+    for other in ((training[:1], validation), (training, training), (validation, training)):
+        assert kept_baselines(*other, cache_dir=tmp_path) == {"made anew": 1.0}
+
+
+@pytest.mark.parametrize(
+    "damage", ["", "[]", "{}", '{"unigram": 1.0}', '{"unigram": 1.0, "gzip": NaN, "xz": 2.0}']
+)
+def test_damaged_baselines_are_made_again(tmp_path: Path, damage: str) -> None:
+    documents = [Document(text="aab")]
+    found = kept_baselines(documents, documents, cache_dir=tmp_path)
+    (kept,) = tmp_path.glob("*/baselines.json")
+    kept.write_text(damage, encoding="utf-8")
+    assert kept_baselines(documents, documents, cache_dir=tmp_path) == found
+    assert kept.read_text(encoding="utf-8") != damage
 
 
 # Files and folders

@@ -298,6 +298,57 @@ def test_the_filters_do_what_their_description_says(
     assert probabilities.dtype == torch.float64
 
 
+def by_sorting_all(logits: Tensor, sampling: GenerateConfig) -> Tensor:
+    """The filters as they are described, each over the whole vocabulary in order."""
+
+    def scaled(p: Tensor, keep: Tensor) -> Tensor:
+        return p * keep / (p * keep).sum()
+
+    ordered, ids = torch.sort(logits.double(), descending=True, stable=True)
+    p = torch.softmax((ordered - ordered[0]) / sampling.temperature, dim=0)
+    if sampling.top_k:
+        p = scaled(p, torch.arange(len(p)) < sampling.top_k)
+    if sampling.top_p < 1:
+        p = scaled(p, p.cumsum(0) - p < sampling.top_p)
+    p = scaled(p, p >= sampling.min_p * p[0])
+    return torch.zeros_like(p).scatter_(0, ids, p)
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 300.0]),
+    grid=st.sampled_from([0.0, 0.5]),  # 0.5: many tokens are equals
+    temperature=st.sampled_from([1e-8, 0.1, 0.8, 3.0, 1e6]),
+    top_k=st.sampled_from([0, 1, 2, 63, 64, 65, 1999, 2000, 5000]),
+    top_p=st.sampled_from([1e-9, 0.1234567, 0.95123456, 0.9999912345, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-7, 0.0512345, 1.0]),
+)
+@settings(deadline=None, max_examples=300)
+def test_the_few_that_are_sorted_are_those_that_matter(
+    seed: int, spread: float, grid: float, **options: float
+) -> None:
+    sampling = GenerateConfig(**options)  # type: ignore[arg-type]
+    logits = spread * torch.randn(2000, generator=torch.Generator().manual_seed(seed)).double()
+    if grid:
+        logits = (logits / grid).round() * grid
+    expected = by_sorting_all(logits, sampling)
+    found = distribution(logits, sampling)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
+    assert torch.equal(found > 0, expected > 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-8, 1.0, 1e300])
+@pytest.mark.parametrize("repetition_penalty", [1e-300, 1.0, 1e300])
+def test_no_number_is_too_large_for_the_distribution(
+    temperature: float, repetition_penalty: float
+) -> None:
+    sampling = GenerateConfig(temperature=temperature, repetition_penalty=repetition_penalty)
+    logits = torch.tensor([-3e38, 3e38, 1.0, 0.0, 3e38])
+    probabilities = distribution(logits, sampling, [0, 1, 3])
+    assert float(probabilities.sum()) == pytest.approx(1)
+    assert bool((probabilities >= 0).all())
+
+
 def test_draws_follow_the_distribution(model: Model) -> None:
     sampling = GenerateConfig(temperature=1.5, top_k=4, top_p=1.0, max_tokens=1)
     prefilled = prefill(model, [0, 20])

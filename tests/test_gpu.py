@@ -2,20 +2,240 @@
 
 from __future__ import annotations
 
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from test_ops import (
+    RECURRENCES,
+    TOLERANCES,
+    Case,
+    Setting,
+    largest_error,
+    leaf,
+    recurrence_case,
+    recurrence_weights,
+    tensors_in,
+)
+from torch import Tensor
 from training_runs import TrainRun, assert_same_training, column
 
-from ys_llm.config import ModelConfig, Resolved, from_mapping
+from ys_llm.config import GenerateConfig, ModelConfig, Resolved, from_mapping
+from ys_llm.generate import generate, prefill
 from ys_llm.model import Model
+from ys_llm.ops import recurrence
+from ys_llm.ops.cuda_recurrence import graphed_pass, run_pass
+from ys_llm.ops.gemm import Gemm
+from ys_llm.ops.triton_recurrence import DenseKernels, HeadKernels, KernelPass
+from ys_llm.token_graph import TokenGraph
 from ys_llm.train import train
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is visible"),
 ]
+
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+BY = {
+    "cuda_graph": pytest.param(False, id="cuda_graph"),
+    "triton": pytest.param(True, id="triton", marks=needs_triton),
+}
+by_each = pytest.mark.parametrize("by_triton", BY.values())
+
+
+def on_cuda(case: Case) -> Case:
+    """The same case with every tensor on the device, leaves being leaves there."""
+    moved: dict[int, Tensor] = {}
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in moved:
+                moved[id(value)] = value.detach().cuda().requires_grad_(value.requires_grad)
+            return moved[id(value)]
+        if isinstance(value, tuple):
+            items = [move(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return value
+
+    arguments = move(case.arguments)
+    options = {name: move(value) for name, value in case.options.items()}
+    return Case(arguments, options, [moved[id(v)] for v in case.leaves])
+
+
+def results(function: Callable[..., Any], case: Case) -> list[Tensor]:
+    """As `test_ops.results`, wherever the case lies, brought to the CPU."""
+    outputs = list(tensors_in(function(*case.arguments, **case.options)))
+    generator = torch.Generator().manual_seed(1)
+    grads = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outputs]
+    gradients = torch.autograd.grad(outputs, case.leaves, grads, allow_unused=True)
+    pairs = zip(gradients, case.leaves, strict=True)
+    filled = [torch.zeros_like(v) if g is None else g for g, v in pairs]
+    return [*(o.detach().cpu() for o in outputs), *(g.cpu() for g in filled)]
+
+
+def graphed(by_triton: bool) -> Callable[..., Any]:
+    def run(drive: Tensor, weights: Any, state: Any, **options: Any) -> Any:
+        starts_TB, precision = options.get("starts_TB"), options.get("precision", "fp32")
+        return graphed_pass(drive, weights, state, starts_TB, precision, by_triton=by_triton)
+
+    return run
+
+
+def ragged(setting: Setting, length: int, batch_size: int) -> Case:
+    torch.manual_seed(length)
+    weights = recurrence_weights(setting, torch.float32)
+    states = [leaf(batch_size, setting.d_state, dtype=torch.float32) for _ in range(3)]
+    drive_TBS = leaf(length, batch_size, setting.d_state, dtype=torch.float32)
+    leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBS, weights, states])}
+    starts_TB = torch.rand(length, batch_size) < 0.05
+    arguments = (drive_TBS, weights, recurrence.State(*states, 0))
+    return Case(arguments, {"starts_TB": starts_TB}, list(leaves.values()))
+
+
+@by_each
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 65])
+def test_the_recurrence_equals_the_reference_on_cuda(by_triton: bool, length: int) -> None:
+    for name, setting in RECURRENCES.items():
+        for position, busy in ((0, False), (5, True)):
+            case = recurrence_case(
+                setting, length, position=position, held=busy, starts=busy, dtype=torch.float64
+            )
+            expected = results(recurrence.reference, case)
+            for call in range(3):  # as it is, captured, replayed
+                error = largest_error(results(graphed(by_triton), on_cuda(case)), expected)
+                assert error <= TOLERANCES["float64"], f"{name}, {busy=}, {call=}: {error:.1e}"
+
+
+WIDE = {
+    "heads of 128": Setting(d_state=512, n_heads=4, entry=True),
+    "dense 512": Setting(d_state=512, entry=True),
+    "dense 2048": Setting(d_state=2048, d_summary=64, entry=True),
+    "heads of 200": Setting(d_state=600, n_heads=3, shaper=True, local_every=5),
+}
+
+
+@by_each
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_states_stay_in_the_table_of_tolerances(
+    by_triton: bool, precision: str, name: str
+) -> None:
+    bound = TOLERANCES["float32" if precision == "fp32" else "bf16 in the loop"]
+    for batch_size in (5, 64):
+        case = ragged(WIDE[name], 40, batch_size)
+        expected = results(recurrence.reference, case)
+        moved = on_cuda(case)
+        moved = moved._replace(options={**moved.options, "precision": precision})
+        for call in range(3):
+            error = largest_error(results(graphed(by_triton), moved), expected)
+            assert error <= bound, f"{batch_size=}, {call=}: error {error:.1e}"
+
+
+@by_each
+def test_passes_that_are_pending_do_not_disturb_each_other(by_triton: bool) -> None:
+    cases = [on_cuda(ragged(WIDE["dense 512"], 33, rows)) for rows in (4, 4, 4, 4)]
+    for number, case in enumerate(cases):
+        with torch.no_grad():
+            case.leaves[0].add_(number)
+    expected = [results(recurrence.reference, case) for case in cases]
+    run = graphed(by_triton)
+    for _ in range(3):
+        pending = [list(tensors_in(run(*c.arguments, **c.options))) for c in cases]
+        for case, outputs, theirs in reversed(list(zip(cases, pending, expected, strict=True))):
+            generator = torch.Generator().manual_seed(1)
+            grads = [torch.randn(o.shape, generator=generator).cuda() for o in outputs]
+            gradients = torch.autograd.grad(outputs, case.leaves, grads, allow_unused=True)
+            filled = [
+                torch.zeros_like(v) if g is None else g
+                for g, v in zip(gradients, case.leaves, strict=True)
+            ]
+            ours = [*(o.detach().cpu() for o in outputs), *(g.cpu() for g in filled)]
+            assert largest_error(ours, theirs) <= TOLERANCES["float32"]
+
+
+BARRIER = """
+import sys
+sys.path.insert(0, {tests!r})
+import test_gpu
+test_gpu.compare_one_launch_with_many()
+"""
+
+
+@needs_triton
+def test_the_barrier_between_programs_opens_and_orders_their_steps() -> None:
+    """In a process of its own: a barrier that never opens holds the device until that ends."""
+    code = BARRIER.format(tests=str(Path(__file__).parent))
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=180)
+
+
+def compare_one_launch_with_many() -> None:
+    """All steps in one launch give the very bits of a launch for each step, 50 times over."""
+    torch.manual_seed(0)
+    setting = Setting(d_state=2048, local_every=0, global_every=0)
+    weights = on_cuda(Case((recurrence_weights(setting, torch.float32),), {}, [])).arguments[0]
+    h_BS = torch.randn(64, 2048, device="cuda")
+    processors = torch.cuda.get_device_properties(0).multi_processor_count
+    for _ in range(50):
+        drive_WBS, grad_WBS = torch.randn(2, 64, 64, 2048, device="cuda")
+        found = []
+        for together in (True, False):
+            kernels = DenseKernels(weights, "bf16", n_processors=processors, together=together)
+            pre_WBS, d_h_WBS = drive_WBS.clone(), grad_WBS.clone()
+            h_WBS, trail = kernels.forward(pre_WBS, h_BS, None)
+            d_pre_WBS = kernels.backward(d_h_WBS, torch.zeros_like(h_BS), trail, None)
+            found.append((h_WBS, d_h_WBS, d_pre_WBS))
+        assert all(map(torch.equal, *found))
+
+
+@needs_triton
+@pytest.mark.parametrize("kernels", [HeadKernels, DenseKernels])
+def test_either_kind_of_kernels_serves_heads_that_both_can_hold(kernels: Any) -> None:
+    case = ragged(Setting(d_state=192, n_heads=3, entry=True), 40, 20)
+    options = {"n_processors": 132} if kernels is DenseKernels else {}
+
+    def run(drive_TBS: Tensor, weights: Any, state: Any, *, starts_TB: Tensor) -> Any:
+        def begin(weights: Any, starts_TB: Tensor | None) -> KernelPass:
+            gemm, made = Gemm("fp32", onednn=False), kernels(weights, "fp32", **options)
+            return KernelPass(weights, gemm, state.position, starts_TB, made)
+
+        return run_pass(begin, drive_TBS, weights, state, starts_TB)
+
+    error = largest_error(results(run, on_cuda(case)), results(recurrence.reference, case))
+    assert error <= TOLERANCES["float32"]
+
+
+@pytest.mark.parametrize("local_every", [16, 3])
+def test_generation_as_a_graph_gives_the_tokens_that_launches_give(local_every: int) -> None:
+    torch.manual_seed(0)
+    options = {"d_state": 64, "local_every": local_every}
+    model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64, options=options), vocab_size=50)
+    model = model.cuda().double().eval()
+    ids = torch.randint(50, (1, 150), device="cuda")
+    with torch.inference_mode():
+        expected_BTV, _ = model(ids)
+        _, state = model(ids[:, :7])
+        advance = TokenGraph(model, state)
+        for position in range(7, 150):
+            logits_V = advance(int(ids[0, position]))
+            assert torch.allclose(logits_V, expected_BTV[0, position], atol=1e-9), position
+
+
+def test_generate_on_cuda_writes_what_it_writes_on_the_cpu() -> None:
+    torch.manual_seed(0)
+    model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64), vocab_size=50).double().eval()
+    sampling = GenerateConfig(max_tokens=70, temperature=0.0)
+    written = [
+        [step.id for step in generate(at, prefill(at, range(9)), sampling=sampling, end_id=49)]
+        for at in (model, copy.deepcopy(model).cuda())
+    ]
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("mixer", ["three_tier", "softmax_attention"])
@@ -30,8 +250,30 @@ def test_a_model_says_the_same_on_both_devices(mixer: str) -> None:
     assert torch.allclose(on_gpu_BTV.cpu(), logits_BTV, atol=1e-10)
 
 
+YS_V0_3 = {
+    "wiring": "bare",
+    "d_model": 48,
+    "n_layers": 1,
+    "d_mlp": 0,
+    "options": {
+        "d_state": 192,
+        "d_summary": 0,
+        "factored": True,
+        "shared_norm": True,
+        "entry": "raw",
+    },
+}
+STACK = {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"d_state": 32}}
+
+
+@pytest.mark.parametrize("implementation", ["auto", "windowed", *BY])
+@pytest.mark.parametrize("model", [STACK, YS_V0_3], ids=["stack", "ys_v0_3"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_training_on_cuda_learns(tmp_path: Path, dtype: str) -> None:
+def test_training_on_cuda_learns(
+    tmp_path: Path, dtype: str, model: dict[str, Any], implementation: str
+) -> None:
+    if lack := recurrence.lack(implementation):
+        pytest.skip(lack[0])
     text = "".join(f"the {n} cats sat on the {n} mats. " for n in range(500))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     config = from_mapping(
@@ -39,13 +281,14 @@ def test_training_on_cuda_learns(tmp_path: Path, dtype: str) -> None:
             "run": "gpu",
             "data": {"path": str(tmp_path / "text.txt"), "validation_fraction": 0.0},
             "tokenizer": {"kind": "bytes"},
-            "model": {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"d_state": 32}},
+            "model": model,
             "train": {
                 "max_steps": 60,
                 "seq_len": 64,
                 "batch_size": 8,
                 "device": "cuda",
                 "dtype": dtype,
+                "implementation": implementation,
                 "eval_interval": 60,
                 "sample_interval": 0,
             },

@@ -49,8 +49,8 @@ LAYERS = (
     {"shards", "mixers"},
     {"data"},
     {"model"},
-    {"optim", "measure", "checkpoint", "progress"},
-    {"traces"},
+    {"optim", "measure", "checkpoint", "progress", "decode"},
+    {"traces", "token_graph"},
     {"memory", "resume", "diagnosis"},
     {"post_mortem", "training"},
     {"assemble", "bad_numbers", "train", "evaluate", "generate"},
@@ -114,7 +114,18 @@ def room_of(path: Path) -> str:
 
 
 def functions_of(path: Path) -> Iterator[Function]:
-    return (node for node in ast.walk(tree_of(path)) if isinstance(node, Function))
+    """All but Triton's kernels.
+
+    Those are a language of their own: tensors come in as bare pointers, one parameter each, with
+    sizes and constants; what its compiler takes has no Python types; and to share a body between
+    kernels is to pass all of that on.
+    """
+    functions = (node for node in ast.walk(tree_of(path)) if isinstance(node, Function))
+    return (function for function in functions if not is_triton_kernel(function))
+
+
+def is_triton_kernel(function: Function) -> bool:
+    return any(ast.unparse(d).startswith("triton.jit") for d in function.decorator_list)
 
 
 def modules_imported(tree: ast.AST) -> Iterator[str]:

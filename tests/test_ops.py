@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import ys_llm.ops
+from ys_llm import compiled
 from ys_llm.config import ModelConfig
 from ys_llm.mixers import three_tier
 from ys_llm.model import Model
@@ -28,6 +29,7 @@ from ys_llm.ops.gemm import Gemm
 EPS = 1e-5
 LENGTHS = (1, 2, 15, 16, 17, 63, 64, 65, 130)  # around both periods, and two long ones
 VOCAB_SIZE = 11
+ON_CUDA = ("cuda_graph", "triton")  # elsewhere they are `windowed`: test_cuda_graph.py
 FILES = sorted(Path(ys_llm.ops.__file__).parent.glob("[!_]*.py"))
 MODULES = {path.stem: importlib.import_module(f"ys_llm.ops.{path.stem}") for path in FILES}
 OPS = sorted(name for name, module in MODULES.items() if hasattr(module, "IMPLEMENTATIONS"))
@@ -186,11 +188,27 @@ def swiglu_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
         yield f"{d_model=}, {width=}, {time_major=}", Case((x_BTD, *weights), {}, [x_BTD, *weights])
 
 
+def weight_grad_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
+    for k, m in ((5, 7), (32, 64)):
+        torch.manual_seed(length)
+        leaves = [leaf(length, k, dtype=dtype), leaf(length, m, dtype=dtype)]
+        yield f"{k} x {m}", Case(tuple(leaves), {}, leaves)
+
+
+def linear_cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
+    for shape in ((length, 5), (3, length, 8)):
+        torch.manual_seed(length)
+        leaves = [leaf(*shape, dtype=dtype), leaf(6, shape[-1], dtype=dtype)]
+        yield f"{shape=}", Case(tuple(leaves), {}, leaves)
+
+
 CASES = {
     "cross_entropy": cross_entropy_cases,
+    "linear": linear_cases,
     "recurrence": recurrence_cases,
     "rms_norm": rms_norm_cases,
     "swiglu": swiglu_cases,
+    "weight_grad": weight_grad_cases,
 }
 
 
@@ -229,11 +247,20 @@ def largest_error(values: list[Tensor], expected: list[Tensor]) -> float:
     return max(errors)
 
 
+def needs_its_machine(name: str) -> list[pytest.MarkDecorator]:
+    """Not without a compiler what is compiled on first use, nor without a GPU what runs there."""
+    if name == "compiled" and compiled.compiler() is None:
+        return [pytest.mark.skip(reason=compiled.why_not("rows"))]
+    if name in ON_CUDA:
+        return [pytest.mark.skip(reason="test_gpu.py has it, on a CUDA device")]
+    return []
+
+
 def fast_implementations() -> Iterator[Any]:
     for op in OPS:
         for name in MODULES[op].IMPLEMENTATIONS:
             if name != "reference":
-                yield pytest.param(op, name, id=f"{op}-{name}")
+                yield pytest.param(op, name, id=f"{op}-{name}", marks=needs_its_machine(name))
 
 
 every_implementation = pytest.mark.parametrize(("op", "name"), [*fast_implementations()])
@@ -346,7 +373,9 @@ def preset(implementation: str) -> three_tier.Mixer:
     return mixer
 
 
-@pytest.mark.parametrize("implementation", list(recurrence.IMPLEMENTATIONS))
+@pytest.mark.parametrize(
+    "implementation", [name for name in recurrence.IMPLEMENTATIONS if name not in ON_CUDA]
+)
 def test_the_preset_equals_the_literal_loop_at_every_length(implementation: str) -> None:
     mixer = preset(implementation)
     names, parameters = zip(*mixer.named_parameters(), strict=True)

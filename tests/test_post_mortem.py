@@ -148,7 +148,7 @@ def test_the_json_tells_a_reader_what_happened(run: Path) -> None:
     assert path == run / "post-mortem" / "step-00000012.json"
     told = strict(path.read_text())
     assert told["sentence"] == finding.sentence
-    assert told["finding"]["where"] == asdict(finding)["where"] == "blocks.1.mlp.down"
+    assert told["finding"]["where"] == asdict(finding)["where"] == "blocks.1.mlp"
     assert (told["loss"], told["grad_norm"]) == ("nan", "inf")
     assert (told["step"], told["stage"], told["batch"]) == (12, 0, 11)
     assert told["learning_rate"] == 0.003

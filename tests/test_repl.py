@@ -16,7 +16,7 @@ from ys_llm.checkpoint import LoadedRun
 from ys_llm.config import Config, GenerateConfig, ModelConfig
 from ys_llm.generate import complete
 from ys_llm.model import Model
-from ys_llm.repl import pieces_of, run_interactive, run_once
+from ys_llm.repl import pieces_of, run_interactive, run_many, run_once
 from ys_llm.tokenizer import train_tokenizer
 
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
@@ -199,6 +199,41 @@ def test_an_answer_to_a_record_is_not_the_continuation_of_a_text(
     assert record["prompt"]["ids"] == [*plain["prompt"]["ids"], loaded.tokenizer.start_id]
     without = replace(loaded, has_records=False)
     assert as_json(without, capsys, SAMPLING, plain=False) == plain
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_many_prompts_are_each_answered_as_if_alone(
+    loaded: LoadedRun, capsys: pytest.CaptureFixture[str], plain: bool
+) -> None:
+    prompts = ["the cat", "", "a mat, a mat", "the cat", "sat"]
+    run_many(loaded, iter(prompts), SAMPLING, plain=plain)
+    out, err = capsys.readouterr()
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [one["prompt"] for one in answers] == prompts
+    assert [one["text"] for one in answers] == [answer(loaded, p, plain=plain) for p in prompts]
+    assert all(one["seed"] == SAMPLING.seed and one["tokens"] <= 12 for one in answers)
+    assert {one["finish_reason"] for one in answers} <= {"stop", "length"}
+    total = sum(one["tokens"] for one in answers)
+    assert f"answers {total} tokens in" in err
+
+
+def test_many_prompts_name_the_seed_that_answers_one_alike(
+    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_many(loaded, ["the mat", "the cat"], replace(SAMPLING, seed=None))
+    second = json.loads(capsys.readouterr().out.splitlines()[1])
+    alone = as_json(loaded, capsys, replace(SAMPLING, seed=second["seed"]))
+    assert alone["answer"]["text"] == second["text"]
+    assert alone["answer"]["finish_reason"] == second["finish_reason"]
+
+
+def test_an_answer_of_no_tokens_is_an_answer(
+    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_many(loaded, ["the mat"], replace(SAMPLING, max_tokens=0))
+    (line,) = capsys.readouterr().out.splitlines()
+    described = {"prompt": "the mat", "text": "", "finish_reason": "length", "tokens": 0, "seed": 4}
+    assert json.loads(line) == described
 
 
 def test_a_file_is_read_in_bounded_pieces() -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import tokenizers
 from hypothesis import given, settings
@@ -230,7 +231,7 @@ def test_what_is_saved_is_loaded_whole(
     assert (loaded.kind, loaded.vocab_size) == (kind, trained[kind].vocab_size)
     assert loaded.fingerprint == hashlib.sha256(path.read_bytes()).hexdigest()
     assert loaded.fingerprint == trained[kind].fingerprint
-    assert loaded.encode_batch(HARD_INPUTS) == [trained[kind].encode(t) for t in HARD_INPUTS]
+    assert [loaded.encode(t) for t in HARD_INPUTS] == [trained[kind].encode(t) for t in HARD_INPUTS]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -267,6 +268,22 @@ def test_a_text_cut_before_a_space_or_line_break_keeps_its_tokens(
     assert len(borders) > 30
     encode = trained[kind].encode
     assert all(encode(text[:i]) + encode(text[i:]) == encode(text) for i in borders)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=100, deadline=None)
+@given(text=tricky_text | any_text)
+def test_packed_ids_are_the_ids(trained: dict[str, Tokenizer], kind: Kind, text: str) -> None:
+    packed = np.frombuffer(trained[kind].encode_packed(text), "<u2")
+    assert packed.tolist() == trained[kind].encode(text)
+
+
+def test_ids_above_65535_are_packed_in_four_bytes() -> None:
+    characters = "".join(map(chr, range(0xE000, 0xE000 + 66_000)))
+    large = train_tokenizer([characters], kind="chars", vocab_size=SMALLEST_VOCAB + 66_000)
+    ids = large.encode(characters)
+    assert ids == list(range(SMALLEST_VOCAB, SMALLEST_VOCAB + 66_000))
+    assert np.frombuffer(large.encode_packed(characters), "<u4").tolist() == ids
 
 
 def test_half_a_character_is_refused(trained: dict[str, Tokenizer]) -> None:

@@ -15,7 +15,7 @@ from ys_llm.config import Config, TrainConfig, load_config, to_yaml
 from ys_llm.corpus import Split, read_documents, split_documents
 from ys_llm.data import batches_per_epoch
 from ys_llm.errors import UserError
-from ys_llm.evaluate import baselines
+from ys_llm.evaluate import kept_baselines
 from ys_llm.files import write_atomically
 from ys_llm.gendata.provenance import Seen, seen
 from ys_llm.measure import (
@@ -139,7 +139,7 @@ def keep_freed_memory() -> None:
 def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
     """Tokenizer and shards, as the run has them or as new; model and optimizer as new.
 
-    Nothing is written but the shards, into `cache`.
+    Nothing is written but the shards and the baselines, into `cache`.
     """
     say(
         f"corpus       {config.data.path}: {len(split.training):,} training documents, "
@@ -172,7 +172,9 @@ def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
         has_records=any(d.prompt is not None for d in split.training),
         sample_prompt=config.train.sample_prompt or (prompts[0] if prompts else ""),
         device=device,
-        floor=baselines(split.training, split.validation) if split.validation else {},
+        floor=kept_baselines(split.training, split.validation, cache_dir=cache)
+        if split.validation
+        else {},
     )
     for number, stage in enumerate(config.train.plan):
         batches_per_epoch(data, batch_plan(training, number, stage))  # refuses too little text

@@ -131,6 +131,7 @@ def _add_run(parsers: Any) -> None:
     add = parser.add_argument
     add("name", metavar="RUN", nargs="?", help="name or folder of a run (default: the latest)")
     add("--prompt", metavar="TEXT", help="complete this and stop")
+    add("--prompts", metavar="FILE", type=Path, help="complete each line; a line of JSON for each")
     add("--plain", action="store_true", help="go on with the text instead of answering it")
     add("--json", action="store_true", help="print an object: ids, texts, log-probabilities")
     add("--logprobs", metavar="K", type=int, default=0, help="with --json: the K best alternatives")
@@ -141,6 +142,7 @@ def _add_run(parsers: Any) -> None:
     add("--min-p", metavar="P", type=float, help="drop tokens below P times the likeliest one")
     add("--repetition-penalty", metavar="F", type=float, help="above 1: fewer tokens seen before")
     add("--seed", metavar="N", type=int, help="same seed, same text")
+    _add_weights(parser)
     parser.set_defaults(run_verb=verbs.run, usage_error=parser.error)
 
 
@@ -156,7 +158,14 @@ def _add_eval(parsers: Any) -> None:
     by_position = "loss at each distance from a fresh state, to 16 times the trained length"
     parser.add_argument("--by-position", action="store_true", help=by_position)
     parser.add_argument("--json", action="store_true", help="print a list of objects")
+    _add_weights(parser)
     parser.set_defaults(run_verb=verbs.evaluate)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    help_of_weights = "round the layers' weights: fewer bytes to read for a token"
+    kinds = ("fp32", "bf16", "int8")
+    parser.add_argument("--weights", choices=kinds, default="fp32", help=help_of_weights)
 
 
 def _add_gen_data(parsers: Any) -> None:

@@ -48,7 +48,11 @@ class Document:
     @cached_property
     def n_bytes(self) -> int:
         """Bytes of prompt and text as UTF-8."""
-        return len((self.prompt or "").encode()) + len(self.text.encode())
+        return _utf8_bytes(self.prompt or "") + _utf8_bytes(self.text)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 @dataclass(frozen=True)

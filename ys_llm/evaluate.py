@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import json
 import lzma
 import math
 import tempfile
@@ -20,6 +22,7 @@ from ys_llm.checkpoint import LoadedRun
 from ys_llm.corpus import Document, read_documents
 from ys_llm.data import IGNORED, evaluation_batches, evaluation_span
 from ys_llm.errors import UserError
+from ys_llm.files import write_atomically
 from ys_llm.model import Model
 from ys_llm.shards import TokenData, prepare
 
@@ -153,6 +156,36 @@ def baselines(training: Sequence[Document], validation: Sequence[Document]) -> d
         "gzip": 8 * len(gzip.compress(text, 9, mtime=0)) / len(text),
         "xz": 8 * len(lzma.compress(text, preset=6)) / len(text),
     }
+
+
+def kept_baselines(
+    training: Sequence[Document], validation: Sequence[Document], *, cache_dir: Path
+) -> dict[str, float]:
+    """As `baselines`, kept in `cache_dir/<key>/`: xz takes seconds over what never changes.
+
+    The key is a hash of what the documents say. What is kept is taken as it is where it is three
+    finite numbers with these names, and made again where it is not.
+    """
+    digest = hashlib.blake2b(b"baselines 1", digest_size=16)
+    for side in (training, validation):
+        digest.update("\n".join(["", "", *sorted(document.key for document in side)]).encode())
+    path = cache_dir / digest.hexdigest() / "baselines.json"
+    kept = _read_baselines(path)
+    if kept is None:
+        kept = baselines(training, validation)
+        write_atomically(path, json.dumps(kept) + "\n")
+    return kept
+
+
+def _read_baselines(path: Path) -> dict[str, float] | None:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(read, dict) or list(read) != ["unigram", "gzip", "xz"]:
+        return None
+    right = all(isinstance(value, float) and math.isfinite(value) for value in read.values())
+    return read if right else None
 
 
 def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluation]:

@@ -33,14 +33,17 @@ examples:
   ys run mine --prompt "Once upon a time" --max-tokens 100 --seed 1
   ys run < letter.txt                           complete a text; its last line break is dropped
   ys run --json --logprobs 5 --max-tokens 0 --prompt "score this"
+  ys run --prompts questions.txt --seed 1 > answers.jsonl
 
 Text goes to stdout, timings to stderr. What is not given here is as in `generate` of the run's
-configuration.
+configuration. The lines of --prompts are answered side by side, several times as fast as one by
+one; with a seed, each as it is alone. What --weights loses, `ys eval --weights` tells.
 """
 EVAL = """\
 examples:
   ys eval default training_data
   ys eval runs/mine novel.txt letters --json
+  ys eval default training_data --weights int8   what rounded weights lose
 """
 DATA = """\
 examples:

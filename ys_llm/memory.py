@@ -69,7 +69,7 @@ class Predictor:
     def _measured_program(self) -> int:
         """What this process holds beside the model, once a pass has brought in the libraries."""
         self._tracer.training_pass(_FEW_TOKENS, SMALL, carried=False, accumulated=False)
-        self._tracer.loss_peak(_FEW_TOKENS, torch.float32)
+        self._tracer.loss_peaks(_FEW_TOKENS, torch.float32)
         give_back_freed_memory()
         return resident_bytes() - self._weights + LIBRARY_BYTES[self._tracer.precision]
 

@@ -14,7 +14,7 @@ nothing else of it.
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ys_llm import mixers
 from ys_llm.config import ModelConfig, parse_dataclass
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.ops import cross_entropy, rms_norm
+from ys_llm.ops import cross_entropy, rms_norm, swiglu
 from ys_llm.ops.dropout import Dropout
 
 EMBEDDING_STD = 0.02  # pre_norm; GPT-2's, so that a tied head starts near uniform
@@ -31,15 +31,15 @@ State = dict[str, Any]
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * gain over the last dimension."""
+    """The stream x + added, and stream / rms(stream) * gain over the last dimension."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(d_model))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """B x T x D to the same."""
-        return rms_norm.fused_backward(x_BTD, self.weight, RMS_EPS)
+    def forward(self, x_BTD: Tensor, added_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The stream, and what is read from it."""
+        return rms_norm.fastest(x_BTD, added_BTD, self.weight, RMS_EPS)
 
 
 class SwiGLU(nn.Module):
@@ -53,8 +53,22 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """B x T x D to the same."""
-        out: Tensor = self.down(nn.functional.silu(self.gate(x_BTD)) * self.up(x_BTD))
-        return out
+        return swiglu.fastest(x_BTD, self.gate.weight, self.up.weight, self.down.weight)
+
+
+class Untouched(nn.Module):
+    """In the place of a norm where there is none."""
+
+    def forward(self, x_BTD: Tensor, added_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The stream, and what is read from it: the same."""
+        return x_BTD, x_BTD
+
+
+class Stream(NamedTuple):
+    """The residual stream between layers: x + added, which the next norm sums on its way."""
+
+    x_BTD: Tensor
+    added_BTD: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -70,14 +84,16 @@ class Block(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, state: State | None, starts_BT: Tensor | None
-    ) -> tuple[Tensor, State]:
+        self, stream: Stream, state: State | None, starts_BT: Tensor | None
+    ) -> tuple[Stream, State]:
         """The residual stream after this layer, and the mixer's state."""
-        mixed, state = self.mixer(self.mixer_norm(x_BTD), state, starts_BT)
-        x_BTD = x_BTD + self.dropout(mixed)
+        x_BTD, normed_BTD = self.mixer_norm(*stream)
+        mixed_BTD, state = self.mixer(normed_BTD, state, starts_BT)
+        stream = Stream(x_BTD, self.dropout(mixed_BTD))
         if hasattr(self, "mlp"):
-            x_BTD = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
-        return x_BTD, state
+            x_BTD, normed_BTD = self.mlp_norm(*stream)
+            stream = Stream(x_BTD, self.dropout(self.mlp(normed_BTD)))
+        return stream, state
 
 
 class BareBlock(nn.Module):
@@ -89,11 +105,11 @@ class BareBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, x_BTD: Tensor, state: State | None, starts_BT: Tensor | None
-    ) -> tuple[Tensor, State]:
+        self, stream: Stream, state: State | None, starts_BT: Tensor | None
+    ) -> tuple[Stream, State]:
         """The mixer's output and its state."""
-        mixed, state = self.mixer(self.dropout(x_BTD), state, starts_BT)
-        return mixed, state
+        mixed_BTD, state = self.mixer(self.dropout(stream.x_BTD), state, starts_BT)
+        return Stream(mixed_BTD), state
 
 
 class Model(nn.Module):
@@ -111,6 +127,7 @@ class Model(nn.Module):
         self.config, self.vocab_size = config, vocab_size
         room = mixer_module(config.mixer)
         options = parse_dataclass(room.Options, config.options, where="model.options")
+        self.time_major = getattr(room.Mixer, "time_major", False)
         bare = config.wiring == "bare"
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.blocks = nn.ModuleList(
@@ -119,7 +136,7 @@ class Model(nn.Module):
             )
             for _ in range(config.n_layers)
         )
-        self.final_norm = nn.Identity() if bare else RMSNorm(config.d_model)
+        self.final_norm = Untouched() if bare else RMSNorm(config.d_model)
         self.final_dropout = Dropout(config.dropout if bare else 0.0)
         self.output = nn.Linear(config.d_model, vocab_size, bias=bare)
         if not bare:
@@ -150,13 +167,19 @@ class Model(nn.Module):
     ) -> tuple[Tensor, State]:
         """What the head reads: the normed stream, B x T x D, and the state."""
         state = self.init_state(tokens_BT.shape[0]) if state is None else state
-        x_BTD = self.embedding(tokens_BT)
-        layers = []
+        stream, layers = Stream(self._embedded(tokens_BT)), []
         for block, layer_state in zip(self._blocks(), state["layers"], strict=True):
-            x_BTD, layer_state = block(x_BTD, layer_state, starts_BT)
+            stream, layer_state = block(stream, layer_state, starts_BT)
             layers.append(layer_state)
         after = {"position": state["position"] + tokens_BT.shape[1], "layers": layers}
-        return self.final_dropout(self.final_norm(x_BTD)), after
+        _, normed_BTD = self.final_norm(*stream)
+        return self.final_dropout(normed_BTD), after
+
+    def _embedded(self, tokens_BT: Tensor) -> Tensor:
+        """B x T x D, in memory T x B x D where the mixer goes through it in that order."""
+        order = tokens_BT.t() if self.time_major else tokens_BT
+        embedded: Tensor = self.embedding(order)
+        return embedded.transpose(0, 1) if self.time_major else embedded
 
     def head(self, x_BTD: Tensor) -> Tensor:
         """Logits in float32 or wider."""
@@ -172,7 +195,9 @@ class Model(nn.Module):
     ) -> tuple[Tensor, State]:
         """Mean nats per target token, without holding all logits; and the state."""
         x_BTD, state = self.hidden(tokens_BT, state, starts_BT)
-        loss = cross_entropy.chunked(
+        if self.time_major:
+            x_BTD, targets_BT = x_BTD.transpose(0, 1), targets_BT.t()
+        loss = cross_entropy.fastest(
             x_BTD.flatten(0, 1), self.output.weight, self.output.bias, targets_BT.flatten()
         )
         return loss, state
@@ -199,8 +224,14 @@ class Model(nn.Module):
 
 def detached(state: State) -> State:
     """The state cut off from the graph that made it, to be carried into the next batch."""
-    cut: State = _map_tensors(state, Tensor.detach)
+    cut: State = _map_tensors(state, _cut)
     return cut
+
+
+def _cut(tensor: Tensor) -> Tensor:
+    """Without the graph, and without the memory around it: that of all steps before the last."""
+    held, tensor = tensor.untyped_storage().nbytes(), tensor.detach()
+    return tensor.clone() if held > tensor.nbytes else tensor
 
 
 def _map_tensors(value: Any, change: Any) -> Any:

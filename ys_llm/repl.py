@@ -7,13 +7,14 @@ import json
 import secrets
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
 from ys_llm.checkpoint import LoadedRun
 from ys_llm.config import GenerateConfig
-from ys_llm.generate import Prefilled, Step, generate, prefill, prompt_ids
+from ys_llm.generate import Prefilled, Step, generate, generate_many, prefill, prompt_ids
 from ys_llm.tokenizer import StreamDecoder
 
 _PIECE_CHARS = 1 << 16  # read from stdin at a time
@@ -74,6 +75,47 @@ def run_once(
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     else:
         _stream_answer(loaded, pieces, sampling, plain=plain)
+
+
+def run_many(
+    loaded: LoadedRun, prompts: Iterable[str], sampling: GenerateConfig, *, plain: bool = False
+) -> None:
+    """Complete prompts side by side: one JSON object a line on stdout, in the prompts' order.
+
+    Each holds `prompt`, `text`, `finish_reason`, `tokens` (how many), and the `seed` (drawn here
+    where none is given) with which `run_once` gives this prompt the same answer.
+    """
+    tokenizer, plain = loaded.tokenizer, plain or not loaded.has_records
+    seed = secrets.randbelow(1 << 31) if sampling.seed is None else sampling.seed
+    sampling = dataclasses.replace(sampling, seed=seed)
+    asked: deque[str] = deque()
+
+    def read() -> Iterator[Prefilled]:
+        for prompt in prompts:
+            asked.append(prompt)
+            yield prefill(loaded.model, prompt_ids(tokenizer, [prompt], plain=plain))
+
+    began, n_tokens, next_out = time.perf_counter(), 0, 0
+    done: dict[int, list[Step]] = {}
+    end_id = tokenizer.end_id
+    for number, steps in generate_many(loaded.model, read(), sampling=sampling, end_id=end_id):
+        done[number], n_tokens = steps, n_tokens + len(steps)
+        while next_out in done:
+            answer = _plain_answer(loaded, done.pop(next_out))
+            answer = {"prompt": asked.popleft(), **answer, "seed": seed}
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+            next_out += 1
+    seconds = time.perf_counter() - began
+    print(f"[prompts read, answers {_speed(n_tokens, seconds)}]", file=sys.stderr, flush=True)
+
+
+def _plain_answer(loaded: LoadedRun, steps: list[Step]) -> dict[str, Any]:
+    stopped = bool(steps) and steps[-1].id == loaded.tokenizer.end_id
+    return {
+        "text": loaded.tokenizer.decode(step.id for step in steps),
+        "finish_reason": "stop" if stopped else "length",
+        "tokens": len(steps),
+    }
 
 
 def _stream_answer(

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import signal
+import struct
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,13 +29,13 @@ from tqdm import tqdm
 from ys_llm.corpus import Document
 from ys_llm.errors import UserError
 from ys_llm.files import explained, make_folder, write_atomically
-from ys_llm.tokenizer import Tokenizer
+from ys_llm.tokenizer import Tokenizer, packed_as
 
 _FORMAT_VERSION = 1  # part of the cache key: raise it when the layout of a shard changes
-_CHUNK_BYTES = 4_000_000  # text encoded at a time, half a second's work for one process
-# A process encodes 5 to 10 MB/s and takes some 2 s to start: below this, one is as fast as many.
-_PARALLEL_BYTES = 32_000_000
-_MOST_PROCESSES = 16  # each holds 0.3 GB, most of it torch
+_CHUNK_BYTES = 2_000_000  # text encoded at a time, a tenth of a second's work for one process
+# A process encodes 20 MB/s and takes 0.4 s to start: below this, one is as fast as many.
+_PARALLEL_BYTES = 16_000_000
+_MOST_PROCESSES = 16  # each holds 0.15 GB; more of them would wait for the one that writes
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -137,7 +138,7 @@ def _write_tokens(
     sizes: list[int] = []
     checksum = 0
     total = sum(document.n_bytes for document in documents)
-    encoded_chunks = _encode_all(documents, tokenizer, dtype, parallel=total >= _PARALLEL_BYTES)
+    encoded_chunks = _encode_all(documents, tokenizer, parallel=total >= _PARALLEL_BYTES)
     with tqdm(
         total=total, desc=f"encoding {label}", unit="B", unit_scale=True, disable=None
     ) as bar:
@@ -166,11 +167,11 @@ def _chunks(documents: Sequence[Document]) -> Iterator[list[Document]]:
 
 
 def _encode_all(
-    documents: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype[Any], *, parallel: bool
+    documents: Sequence[Document], tokenizer: Tokenizer, *, parallel: bool
 ) -> Iterator[list[bytes]]:
     """Chunk after chunk, in order, the bytes of each of its documents."""
     if not parallel:
-        yield from (_encode(chunk, tokenizer, dtype) for chunk in _chunks(documents))
+        yield from (_encode(chunk, tokenizer) for chunk in _chunks(documents))
         return
     with tempfile.TemporaryDirectory(prefix="ys-encode-") as folder:
         path = Path(folder) / "tokenizer.json"
@@ -183,37 +184,34 @@ def _encode_all(
             initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
         )
         try:
-            yield from pool.map(
-                partial(_encode_with, tokenizer_path=path, dtype=dtype), _chunks(documents)
-            )
+            yield from pool.map(partial(_encode_with, tokenizer_path=path), _chunks(documents))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _encode_with(
-    documents: Sequence[Document], *, tokenizer_path: Path, dtype: np.dtype[Any]
-) -> list[bytes]:
-    return _encode(documents, _load_once(tokenizer_path), dtype)
+def _encode_with(documents: Sequence[Document], *, tokenizer_path: Path) -> list[bytes]:
+    return _encode(documents, _load_once(tokenizer_path))
 
 
 _load_once = cache(Tokenizer.load)
 
 
-def _encode(
-    documents: Sequence[Document], tokenizer: Tokenizer, dtype: np.dtype[Any]
-) -> list[bytes]:
-    texts = [text for d in documents for text in (d.prompt, d.text) if text is not None]
-    encoded = iter(tokenizer.encode_batch(texts))
-    result = []
-    for document in documents:
-        prompt = [] if document.prompt is None else [*next(encoded), tokenizer.start_id]
-        ids = [tokenizer.end_id, *prompt, *next(encoded)]
-        result.append(np.array(ids, dtype=dtype).tobytes())
-    return result
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[bytes]:
+    """Each document's ids after its leading `<end>`, as the shard holds them."""
+    end, start = (
+        struct.pack(tokenizer.packed_as, id) for id in (tokenizer.end_id, tokenizer.start_id)
+    )
+    packed = tokenizer.encode_packed
+    return [
+        end + packed(document.text)
+        if document.prompt is None
+        else end + packed(document.prompt) + start + packed(document.text)
+        for document in documents
+    ]
 
 
 def _dtype_of(vocab_size: int) -> np.dtype[Any]:
-    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+    return np.dtype(packed_as(vocab_size))
 
 
 def _read_shard(folder: Path) -> TokenData | None:

@@ -48,11 +48,15 @@ class Trace:
 
     def peak(self) -> int:
         """The most bytes alive at once."""
+        return int(self.alive().max(initial=0))
+
+    def alive(self) -> Int64Array:
+        """Bytes alive after each event."""
         coming = self.sizes > 0
         size_of = np.zeros(int(self.names.max(initial=0)) + 1, dtype=np.int64)
         size_of[self.names[coming]] = self.sizes[coming]
         changes = np.where(coming, self.sizes, -size_of[self.names])
-        return int(changes.cumsum().max(initial=0))
+        return changes.cumsum()
 
     def heap_bytes(self) -> int:
         """What a heap takes for them, where they come and go in this order again and again."""
@@ -127,10 +131,13 @@ def drawn_on(small: Trace, large: Trace, batch_size: int) -> Trace:
 
 @dataclass(frozen=True)
 class _Pass:
-    """A trace, the places in it where a loss is computed, and the dtype of what it reads."""
+    """A trace, where in it each loss is computed and gone back through, and what dtype it reads.
+
+    What the loss reads is there for its way forward; by its way back it may be gone.
+    """
 
     trace: Trace
-    losses: list[int]
+    losses: list[tuple[int, int]]
     dtype: torch.dtype
 
 
@@ -161,7 +168,7 @@ class Tracer:
     def __init__(self, model: Model, *, precision: str, resets: bool) -> None:
         self.model, self.precision, self.resets = model, precision, resets
         self.device = next(model.parameters()).device
-        self._losses: dict[tuple[int, torch.dtype], int] = {}
+        self._losses: dict[tuple[int, torch.dtype], tuple[int, int]] = {}
 
     def training_pass(
         self, seq_len: int, batch_size: int, *, carried: bool, accumulated: bool
@@ -171,7 +178,7 @@ class Tracer:
         `carried`: batches before it hand their state on. `accumulated`: its gradients are added to
         those of a batch before it.
         """
-        live, losses, state = LiveTensors(self.device), [], None
+        live, losses, state = LiveTensors(self.device), list[tuple[int, int]](), None
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         with live:
@@ -180,36 +187,45 @@ class Tracer:
                 with self._autocast():
                     x_BTD, after = self.model.hidden(tokens_BT, state, starts_BT)
                 state, dtype = detached(after) if carried else None, x_BTD.dtype
-                losses.append(len(live))
+                forward = len(live)
                 loss = _Loss.apply(x_BTD)  # type: ignore[no-untyped-call]
                 del x_BTD
+                losses.append((forward, len(live)))
                 torch.autograd.backward(loss)
-                del after
-                if not accumulated:  # else, as in training, it is held until the next one is there
-                    del loss
+                del after, loss
+                if not accumulated:
                     self.model.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)
         return _Pass(live.trace(), losses, dtype)
 
-    def loss_peak(self, n_tokens: int, dtype: torch.dtype) -> int:
-        """Bytes that the loss of `n_tokens` takes at most, beside the hidden stream it reads."""
+    def loss_peaks(self, n_tokens: int, dtype: torch.dtype) -> list[int]:
+        """Bytes that the loss of `n_tokens` takes at most, forward and back.
+
+        Beside the hidden stream it reads.
+        """
         rows = max(1, cross_entropy.CHUNK_ELEMENTS // self.model.vocab_size)
         first, second = (rows, 2 * rows) if n_tokens > rows else (_FEW_ROWS, 2 * _FEW_ROWS)
-        small, large = (self._loss_peak(n, dtype) for n in (first, second))
-        return small + (large - small) * (n_tokens - first) // (second - first)
+        peaks = zip(*(self._loss_peaks(n, dtype) for n in (first, second)), strict=True)
+        return [
+            small + (large - small) * (n_tokens - first) // (second - first)
+            for small, large in peaks
+        ]
 
-    def _loss_peak(self, n_tokens: int, dtype: torch.dtype) -> int:
+    def _loss_peaks(self, n_tokens: int, dtype: torch.dtype) -> tuple[int, int]:
         key = (n_tokens, dtype)
         if key not in self._losses:
             x_ND, targets_N = self._rows(n_tokens, dtype)
             live, head = LiveTensors(self.device), self.model.output
             with live:
+                x_ND.view_as(x_ND)  # seen now, or at its first piece: not the loss's either way
                 with self._autocast():
-                    loss = cross_entropy.chunked(
+                    loss = cross_entropy.fastest(
                         x_ND.requires_grad_(), head.weight, head.bias, targets_N
                     )
+                turn = len(live)
                 torch.autograd.backward(loss)
-            self._losses[key] = live.trace().peak()
+            alive = live.trace().alive() - x_ND.nbytes
+            self._losses[key] = int(alive[:turn].max()), int(alive[turn:].max())
             self.model.zero_grad(set_to_none=True)
         return self._losses[key]
 
@@ -300,15 +316,11 @@ class Step:
     def trace(self, batch_size: int) -> Trace:
         """All that it takes: activations, gradients, the loss. Not weights and moments."""
         passes = drawn_on(self._small.trace, self._large.trace, batch_size)
-        at = self._large.losses
-        loss, head = int(passes.names.max()) + 1, int(passes.names.max()) + 2
-        loss_bytes = self._tracer.loss_peak(batch_size * self._seq_len, self._large.dtype)
+        forward, back = map(list, zip(*self._large.losses, strict=True))
+        peaks = self._tracer.loss_peaks(batch_size * self._seq_len, self._large.dtype)
         head_bytes = sum(p.nbytes for p in self._tracer.model.output.parameters())  # its gradients
-        return Trace(
-            np.insert(passes.names, [*at, *at, at[0]], [loss] * 2 * len(at) + [head]),
-            np.insert(
-                passes.sizes,
-                [*at, *at, at[0]],
-                [loss_bytes] * len(at) + [0] * len(at) + [head_bytes],
-            ),
-        )
+        name, n = int(passes.names.max()) + 1, len(forward)
+        at = [*forward, *forward, *back, *back, back[0]]
+        names = [name] * 2 * n + [name + 1] * 2 * n + [name + 2]
+        sizes = [peaks[0]] * n + [0] * n + [peaks[1]] * n + [0] * n + [head_bytes]
+        return Trace(np.insert(passes.names, at, names), np.insert(passes.sizes, at, sizes))

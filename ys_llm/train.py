@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ys_llm import checkpoint
 from ys_llm.assemble import set_up
@@ -165,10 +166,20 @@ def gradients(training: Training) -> Tried:
             training.carried = detached(state)
         torch.autograd.backward(loss / config.grad_accum_steps)
         total += loss.item() / config.grad_accum_steps
-    limit = config.grad_clip or math.inf
-    grad_norm = torch.nn.utils.clip_grad_norm_(training.model.parameters(), limit).item()
+        del loss, state  # else what they hold is held beside the next batch's
+    grad_norm = _clipped(training)
     tokens = sum(scene.batch.inputs_BT.numel() for scene in scenes)
     return Tried(began, step, here, total, grad_norm, tokens, scenes)
+
+
+def _clipped(training: Training) -> float:
+    """The norm of all gradients, which are made shorter only where it is beyond the limit."""
+    learning = [p for p in training.model.parameters() if p.grad is not None]
+    norm = get_total_norm([p.grad for p in learning if p.grad is not None])
+    grad_norm, limit = norm.item(), training.config.train.grad_clip
+    if limit and grad_norm > limit:
+        clip_grads_with_norm_(learning, limit, norm)
+    return grad_norm
 
 
 def learn(training: Training, tried: Tried) -> dict[str, Any]:

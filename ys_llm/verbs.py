@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ys_llm.errors import EXIT_FAILED, EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
+    from ys_llm.checkpoint import LoadedRun
     from ys_llm.config import GenerateConfig, Resolved
     from ys_llm.run_folder import What
 
@@ -142,14 +143,16 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.usage_error(f"--logprobs must be at least 0, found {arguments.logprobs}")
     if arguments.logprobs and not arguments.json:
         arguments.usage_error("--logprobs needs --json")
-    prompt = _prompt(arguments)
-    from ys_llm.checkpoint import load_run
-    from ys_llm.repl import run_interactive, run_once
-    from ys_llm.run_folder import find_run
+    if arguments.prompts is not None and (arguments.prompt is not None or arguments.json):
+        arguments.usage_error("--prompts prints JSON of its own; leave out --prompt and --json")
+    prompt = None if arguments.prompts else _prompt(arguments)
+    from ys_llm.repl import run_interactive, run_many, run_once
 
-    loaded = load_run(find_run(RUNS_DIR, arguments.name))
+    loaded = _loaded(arguments)
     sampling = _sampling(arguments, loaded.config.generate)
-    if prompt is None:
+    if arguments.prompts:
+        run_many(loaded, _lines_of(arguments.prompts), sampling, plain=arguments.plain)
+    elif prompt is None:
         run_interactive(loaded, sampling, plain=arguments.plain)
     else:
         run_once(
@@ -161,6 +164,26 @@ def run(arguments: argparse.Namespace) -> int:
             plain=arguments.plain,
         )
     return 0
+
+
+def _loaded(arguments: argparse.Namespace) -> LoadedRun:
+    """The run that is named, its weights rounded as --weights says."""
+    from ys_llm.checkpoint import load_run
+    from ys_llm.ops.narrow import narrow_linears
+    from ys_llm.run_folder import find_run
+
+    loaded = load_run(find_run(RUNS_DIR, arguments.name))
+    narrow_linears(loaded.model, arguments.weights)
+    return loaded
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    """The lines of a file that hold something, without their line breaks."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from (line.rstrip("\r\n") for line in file if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text", "Convert it, as with iconv.") from error
 
 
 def _sampling(arguments: argparse.Namespace, saved: GenerateConfig) -> GenerateConfig:
@@ -214,11 +237,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """`ys eval`: a table, or JSON."""
     from dataclasses import asdict
 
-    from ys_llm.checkpoint import load_run
     from ys_llm.evaluate import evaluate_paths, positions_of_paths
-    from ys_llm.run_folder import find_run
 
-    loaded = load_run(find_run(RUNS_DIR, arguments.name))
+    loaded = _loaded(arguments)
     if arguments.by_position:
         positions = positions_of_paths(loaded, arguments.paths)
         rows = [{"path": path, **asdict(row)} for path, row in positions]

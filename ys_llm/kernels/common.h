@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <omp.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -12,8 +14,6 @@
 #include <numeric>
 #include <thread>
 #include <vector>
-
-#include <omp.h>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -22,16 +22,20 @@ namespace ys {
 
 using bf16 = uint16_t;  // the upper half of a float
 
-template <class Real> struct Lanes;
-template <> struct Lanes<float> {
+template <class Real>
+struct Lanes;
+template <>
+struct Lanes<float> {
   typedef float V __attribute__((vector_size(64)));
   static constexpr int n = 16;
 };
-template <> struct Lanes<double> {
+template <>
+struct Lanes<double> {
   typedef double V __attribute__((vector_size(64)));
   static constexpr int n = 8;
 };
-template <class Real> using Vec = typename Lanes<Real>::V;
+template <class Real>
+using Vec = typename Lanes<Real>::V;
 typedef uint32_t U32 __attribute__((vector_size(64)));
 typedef uint16_t U16 __attribute__((vector_size(32)));
 
@@ -51,12 +55,14 @@ inline bf16 narrow(float x) {
 }
 
 // load<Real>(p): one vector of Real from Real or bf16 memory; store: the other way.
-template <class Real> inline Vec<Real> load(const Real* p) {
+template <class Real>
+inline Vec<Real> load(const Real* p) {
   Vec<Real> v;
   std::memcpy(&v, p, 64);
   return v;
 }
-template <class Real> inline Vec<float> load(const bf16* p) {
+template <class Real>
+inline Vec<float> load(const bf16* p) {
   U16 half;
   std::memcpy(&half, p, 32);
   U32 bits = __builtin_convertvector(half, U32) << 16;
@@ -64,7 +70,10 @@ template <class Real> inline Vec<float> load(const bf16* p) {
   std::memcpy(&v, &bits, 64);
   return v;
 }
-template <class Real> inline void store(Real* p, Vec<Real> v) { std::memcpy(p, &v, 64); }
+template <class Real>
+inline void store(Real* p, Vec<Real> v) {
+  std::memcpy(p, &v, 64);
+}
 inline void store(bf16* p, Vec<float> v) {
 #if defined(__AVX512BF16__)
   __m256bh half = _mm512_cvtneps_pbh((__m512)v);
@@ -80,7 +89,8 @@ inline void store(bf16* p, Vec<float> v) {
 #endif
 }
 // Store past the caches what is not read again before they have forgotten it. `p` must be aligned.
-template <class T, class Real> inline void stream(T* p, Vec<Real> v) {
+template <class T, class Real>
+inline void stream(T* p, Vec<Real> v) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same<T, bf16>::value) {
     alignas(32) bf16 half[16];
@@ -93,7 +103,10 @@ template <class T, class Real> inline void stream(T* p, Vec<Real> v) {
   store(p, v);
 #endif
 }
-template <class T> inline bool streams_to(const T* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+template <class T>
+inline bool streams_to(const T* p) {
+  return reinterpret_cast<uintptr_t>(p) % 64 == 0;
+}
 inline void fence_streams() {
 #if defined(__AVX512F__)
   _mm_sfence();
@@ -107,9 +120,13 @@ inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(double* p, double x) { *p = x; }
 inline void store_one(bf16* p, float x) { *p = narrow(x); }
 
-template <class Real> inline Vec<Real> fill(Real x) { return Vec<Real>{} + x; }
+template <class Real>
+inline Vec<Real> fill(Real x) {
+  return Vec<Real>{} + x;
+}
 // The lanes added up, halves first, so that the order is the same on every processor.
-template <class Real> inline Real sum(Vec<Real> v) {
+template <class Real>
+inline Real sum(Vec<Real> v) {
   alignas(64) Real lanes[Lanes<Real>::n];
   store(lanes, v);
   for (int half = Lanes<Real>::n / 2; half; half /= 2)
@@ -117,7 +134,10 @@ template <class Real> inline Real sum(Vec<Real> v) {
   return lanes[0];
 }
 #if defined(__AVX512F__)
-template <> inline float sum<float>(Vec<float> v) { return _mm512_reduce_add_ps((__m512)v); }
+template <>
+inline float sum<float>(Vec<float> v) {
+  return _mm512_reduce_add_ps((__m512)v);
+}
 #endif
 
 // All threads of a group arrive, then all go on. They spin: a window's step takes microseconds.

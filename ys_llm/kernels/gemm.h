@@ -17,16 +17,26 @@
 
 namespace ys {
 
-template <class Op> struct Sum { using Real = Op; };
-template <> struct Sum<bf16> { using Real = float; };
-template <class Op> using RealOf = typename Sum<Op>::Real;
+template <class Op>
+struct Sum {
+  using Real = Op;
+};
+template <>
+struct Sum<bf16> {
+  using Real = float;
+};
+template <class Op>
+using RealOf = typename Sum<Op>::Real;
 
-template <class Op> constexpr int NR = 2 * Lanes<RealOf<Op>>::n;
+template <class Op>
+constexpr int NR = 2 * Lanes<RealOf<Op>>::n;
 
-template <class Op> inline int64_t panel_size(int64_t k) {
+template <class Op>
+inline int64_t panel_size(int64_t k) {
   return (std::is_same<Op, bf16>::value ? (k + 1) / 2 * 2 : k) * NR<Op>;
 }
-template <class Op> inline int64_t packed_size(int64_t k, int64_t n) {
+template <class Op>
+inline int64_t packed_size(int64_t k, int64_t n) {
   return (n + NR<Op> - 1) / NR<Op> * panel_size<Op>(k);
 }
 
@@ -46,7 +56,9 @@ template <class Op, class Source>
 void pack_panel(const Source* source, int64_t step_k, int64_t step_n, int64_t k, int64_t columns,
                 Op* panel) {
   constexpr int64_t pair = std::is_same<Op, bf16>::value ? 2 : 1, side = 32;
-  struct Pair { Op of[pair]; };
+  struct Pair {
+    Op of[pair];
+  };
   Pair* pairs = reinterpret_cast<Pair*>(panel);
   alignas(64) Op block[side][side];  // a row of it is a row of W, or with step_k 1 a column
   const bool along = step_k == 1;
@@ -61,7 +73,8 @@ void pack_panel(const Source* source, int64_t step_k, int64_t step_n, int64_t k,
     for (int64_t r = 0; r < rows; r += pair)
       for (int64_t c = 0; c < columns; c++) {
         Pair& to = pairs[(i + r) / pair * NR<Op> + c];
-        for (int64_t one = 0; one < pair; one++) to.of[one] = along ? block[c][r + one] : block[r + one][c];
+        for (int64_t one = 0; one < pair; one++)
+          to.of[one] = along ? block[c][r + one] : block[r + one][c];
       }
   }
 }
@@ -87,8 +100,9 @@ struct alignas(64) TileShapes {
   }
 };
 
-template <bool two> inline void amx_block(const bf16* x, int64_t ldx, const bf16* panel, int64_t k,
-                                          float* out, int64_t ldo, bool accumulate) {
+template <bool two>
+inline void amx_block(const bf16* x, int64_t ldx, const bf16* panel, int64_t k, float* out,
+                      int64_t ldo, bool accumulate) {
   const int64_t out_step = ldo * 4, x_step = ldx * 2;
   if (accumulate) {
     _tile_loadd(0, out, out_step);
@@ -120,9 +134,9 @@ template <bool two> inline void amx_block(const bf16* x, int64_t ldx, const bf16
 }
 
 // As amx_block where fewer than 32 columns are left: a tile is 16 wide, so the sums go aside first.
-template <bool two> inline void amx_edge(const bf16* x, int64_t ldx, const bf16* panel, int64_t k,
-                                         float* out, int64_t ldo, int64_t width, int64_t rows,
-                                         bool accumulate) {
+template <bool two>
+inline void amx_edge(const bf16* x, int64_t ldx, const bf16* panel, int64_t k, float* out,
+                     int64_t ldo, int64_t width, int64_t rows, bool accumulate) {
   alignas(64) float aside[32 * 32];
   amx_block<two>(x, ldx, panel, k, aside, 32, false);
   for (int64_t r = 0; r < rows; r++)
@@ -130,8 +144,8 @@ template <bool two> inline void amx_edge(const bf16* x, int64_t ldx, const bf16*
       out[r * ldo + c] = (accumulate ? out[r * ldo + c] : 0) + aside[r * 32 + c];
 }
 
-// The products of `each` rows at a time. K is gone through in pieces, so that these rows of x stay in
-// the first cache while all panels pass by: 16 KB of its 48.
+// The products of `each` rows at a time. K is gone through in pieces, so that these rows of x stay
+// in the first cache while all panels pass by: 16 KB of its 48.
 template <bool two>
 void amx_rows(const bf16* x, int64_t ldx, Range rows, int64_t each, const bf16* panels, int64_t k,
               int64_t columns, float* out, int64_t ldo, bool accumulate) {
@@ -141,7 +155,8 @@ void amx_rows(const bf16* x, int64_t ldx, Range rows, int64_t each, const bf16* 
   for (int64_t from = 0; from < k; from += piece)
     for (int64_t column = 0; column < columns; column += 32) {
       const bf16* panel = panels + column / 32 * panel_size<bf16>(k) + from * 32;
-      const int64_t width = std::min<int64_t>(32, columns - column), some = std::min(piece, k - from);
+      const int64_t width = std::min<int64_t>(32, columns - column),
+                    some = std::min(piece, k - from);
       for (int64_t row = rows.begin; row < rows.end; row += each) {
         const bf16* x_piece = x + row * ldx + from;
         float* to = out + row * ldo + column;
@@ -156,16 +171,18 @@ inline void amx_product(const bf16* x, int64_t ldx, int64_t rows, const bf16* pa
                         int64_t columns, float* out, int64_t ldo, bool accumulate) {
   const int64_t whole = rows / 32 * 32, left = rows - whole;
   if (whole) amx_rows<true>(x, ldx, {0, whole}, 32, panels, k, columns, out, ldo, accumulate);
-  if (left > 16) amx_rows<true>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
-  else if (left) amx_rows<false>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
+  if (left > 16)
+    amx_rows<true>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
+  else if (left)
+    amx_rows<false>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
   _tile_release();
 }
 #endif
 
 // MR rows x NR columns of the product, in registers.
 template <class Op, int MR>
-inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<Op>* out, int64_t ldo,
-                  int64_t width, bool accumulate) {
+inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<Op>* out,
+                  int64_t ldo, int64_t width, bool accumulate) {
   using Real = RealOf<Op>;
   constexpr int n = Lanes<Real>::n;
   Vec<Real> acc[MR][2];
@@ -186,7 +203,8 @@ inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<O
       const bf16* row = panel + i * 32;
       const bool odd = i + 1 == k;
 #if defined(__AVX512BF16__)
-      __m512bh left = (__m512bh)_mm512_loadu_si512(row), right = (__m512bh)_mm512_loadu_si512(row + 32);
+      __m512bh left = (__m512bh)_mm512_loadu_si512(row),
+               right = (__m512bh)_mm512_loadu_si512(row + 32);
 #pragma GCC unroll 16
       for (int r = 0; r < MR; r++) {
         int32_t pair = x[r * ldx + i];
@@ -205,7 +223,8 @@ inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<O
       }
 #pragma GCC unroll 16
       for (int r = 0; r < MR; r++) {
-        Vec<float> a = fill(widen(x[r * ldx + i])), b = fill(odd ? 0.0f : widen(x[r * ldx + i + 1]));
+        Vec<float> a = fill(widen(x[r * ldx + i])),
+                   b = fill(odd ? 0.0f : widen(x[r * ldx + i + 1]));
         acc[r][0] += a * even[0] + b * uneven[0];
         acc[r][1] += a * even[1] + b * uneven[1];
       }

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.ops import linear
 from ys_llm.ops.gemm import Precision
+from ys_llm.ops.one_token import OneToken, linear_map, map_then_matrix, matrix_then_map
 from ys_llm.ops.recurrence import (
     EPS,
     IMPLEMENTATIONS,
@@ -119,6 +121,8 @@ class SummaryTier(nn.Module):
 class Mixer(nn.Module):
     """The three-tier mixer: x_BTD -> o_BTD with the state of `init_state` carried."""
 
+    time_major = True  # it goes through x_BTD step by step: best where memory is in that order
+
     def __init__(self, d_model: int, options: Options, *, implementation: str = "auto") -> None:
         super().__init__()
         _check(options, implementation)
@@ -172,7 +176,7 @@ class Mixer(nn.Module):
         if self.options.factored:
             drive_TBS = self.in_proj(x_TBD) @ self.input_influencer
         else:  # the bias is added where the drive is read
-            drive_TBS = nn.functional.linear(x_TBD, self.in_proj.weight)
+            drive_TBS = linear.fused_backward(x_TBD, self.in_proj.weight)
         recurrence = self._recurrence(len(drive_TBS), x_BTD.device.type)
         h_TBS, after = recurrence(
             drive_TBS,
@@ -183,8 +187,18 @@ class Mixer(nn.Module):
             starts_TB=None if starts_BT is None else starts_BT.t(),
             precision=_precision(x_BTD.device.type),
         )
-        y_TBS = h_TBS @ self.output_shaper if self.options.factored else h_TBS
-        return self.out_proj(y_TBS).transpose(0, 1), after._asdict()
+        if self.options.factored:
+            return self.out_proj(h_TBS @ self.output_shaper).transpose(0, 1), after._asdict()
+        return linear.fused_backward(h_TBS, self.out_proj.weight).transpose(0, 1), after._asdict()
+
+    def one_token(self) -> OneToken:
+        """In, the recurrence, out: the factored chains folded into one map each."""
+        if self.options.factored:
+            in_map = map_then_matrix(self.in_proj, self.input_influencer)
+            out_map = matrix_then_map(self.output_shaper, self.out_proj)
+        else:
+            in_map, out_map = linear_map(self.in_proj), linear_map(self.out_proj)
+        return OneToken(in_map, self._weights()._replace(drive_bias=None), out_map)
 
     def init_state(self, batch_size: int) -> dict[str, Any]:
         """The state before the first token: zeros, and the clock at 0."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ys_llm import compiled
 from ys_llm.ops.gemm import Precision
 from ys_llm.ops.tiers import State, Summary, Weights, flat, unflat
+from ys_llm.ops.weight_grad import fastest
 
 KERNEL = "recurrence"
 _Tensors = dict[str, Tensor | None]
@@ -250,7 +251,7 @@ class _Pass:
     def _main_grads(self, made: _Tensors) -> list[Tensor | None]:
         """Of state controller, gain, bias, output shaper, entry and the drive's bias."""
         weights, d_pre = self.weights, cast(Tensor, made["d_pre"])
-        if self.starts is not None and bool(self.starts.any()):
+        if self.starts is not None:  # h before a document's start was not read
             d_pre = d_pre.masked_fill(self.starts.bool().unsqueeze(2), 0)
         like = weights.state_controller
         d_controller = weight_grad(self.h[:-1].flatten(0, 1), d_pre.flatten(0, 1), like)
@@ -306,7 +307,7 @@ def _like(tensors: _Tensors, **names: str) -> _Tensors:
 def weight_grad(x_NS: Tensor, grad_NS: Tensor, like: Tensor) -> Tensor:
     """The gradient of `like` in x @ like (a block for each head where it has three dimensions)."""
     if like.dim() == 2:
-        return (x_NS.t() @ grad_NS).to(like.dtype)
+        return fastest(x_NS, grad_NS).to(like.dtype)
     heads = [
         x_NP.t() @ grad_NP
         for x_NP, grad_NP in zip(x_NS.chunk(len(like), 1), grad_NS.chunk(len(like), 1), strict=True)

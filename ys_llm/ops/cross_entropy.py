@@ -5,6 +5,7 @@
 
 `chunked` forms the gradients of x, W and b while the logits of a chunk are at hand, so that the
 peak is one chunk of logits instead of N x V numbers, and backward only scales what is there.
+`compiled` does so with one kernel between the products, in place.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ys_llm.ops import rows
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
 
@@ -24,53 +27,93 @@ def reference(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N:
 
 def chunked(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
     """As `reference`, one chunk of rows at a time; bf16 operands under bf16 autocast."""
-    device = x_ND.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_ND.dtype
-    with torch.autocast(device, enabled=False):
+    return _loss(x_ND, weight_VD, bias_V, targets_N, _softmax)
+
+
+def compiled(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+    """As `chunked`, with the compiled kernel for what is done with the logits."""
+    known = rows.letters(rows.product_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
+    step = _compiled_softmax if known else _softmax
+    return _loss(x_ND, weight_VD, bias_V, targets_N, step)
+
+
+def fastest(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+    """The compiled kernel where there is one, else torch's operators."""
+    take = compiled if rows.are_ready(x_ND) else chunked
+    return take(x_ND, weight_VD, bias_V, targets_N)
+
+
+def _loss(
+    x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, softmax: Any
+) -> Tensor:
+    dtype = rows.product_dtype(x_ND)
+    with torch.autocast(x_ND.device.type, enabled=False):
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
-            x_ND, weight_VD, bias_V, targets_N, dtype
+            x_ND, weight_VD, bias_V, targets_N, (dtype, softmax)
         )
     return loss
+
+
+def _softmax(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, d_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Nats of each row, and d logits, whose sum over the rows is added to d_bias."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bias is not None:
+        exact += bias
+    log_p, picked = torch.log_softmax(exact, -1), targets.unsqueeze(1)
+    nats = -log_p.gather(1, picked).squeeze(1)
+    d_logits = log_p.exp_().scatter_add_(1, picked, log_p.new_full((), -1.0).expand(picked.shape))
+    if d_bias is not None:
+        d_bias += d_logits.sum(0)
+    return nats, d_logits.to(logits.dtype)
+
+
+def _compiled_softmax(
+    logits: Tensor, bias: Tensor | None, targets: Tensor, d_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `_softmax`; the logits become their gradients."""
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    nats = torch.empty(len(logits), dtype=exact)
+    name = f"cross_entropy_{rows.letters(logits)}"
+    rows.run(name, logits, bias, targets.contiguous(), nats, d_bias, *logits.shape)
+    return nats, logits
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: Any
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: Any
     ) -> Tensor:
-        exact = torch.promote_types(weight.dtype, torch.float32)
+        dtype, softmax = how
         x_used, weight_used = x.to(dtype), weight.to(dtype)
-        d_x, d_weight = torch.empty_like(x), torch.zeros_like(weight)
+        d_x, d_weight = torch.empty_like(x_used), torch.zeros_like(weight)
         d_bias = None if bias is None else torch.zeros_like(bias)
-        total = torch.zeros((), dtype=exact, device=x.device)
-        rows = max(1, CHUNK_ELEMENTS // len(weight))
-        for begin in range(0, len(x), rows):
-            part = slice(begin, begin + rows)
-            logits = (x_used[part] @ weight_used.t()).to(exact)
-            if bias is not None:
-                logits += bias
-            log_p = torch.log_softmax(logits, -1)
-            picked = targets[part].unsqueeze(1)
-            total -= log_p.gather(1, picked).sum()
-            if not any(ctx.needs_input_grad):
-                continue
-            d_logits = log_p.exp_().scatter_add_(
-                1, picked, log_p.new_full((), -1.0).expand(picked.shape)
-            )
-            if d_bias is not None:
-                d_bias += d_logits.sum(0)
-            d_used = d_logits.to(dtype)
-            d_x[part] = d_used @ weight_used
-            d_weight += d_used.t() @ x_used[part]
+        nats = []
+        size = max(1, CHUNK_ELEMENTS // len(weight))
+        for begin in range(0, len(x), size):
+            part = slice(begin, begin + size)
+            logits = x_used[part] @ weight_used.t()
+            nats_n, d_logits = softmax(logits, bias, targets[part], d_bias)
+            nats.append(nats_n)
+            if any(ctx.needs_input_grad):
+                torch.mm(d_logits, weight_used, out=d_x[part])
+                rows.add_to(d_weight, d_logits.t() @ x_used[part])
+            del logits, d_logits  # before the next ones are made
         ctx.save_for_backward(d_x, d_weight, d_bias)
-        ctx.count = len(x)
-        return total / len(x)
+        ctx.count, ctx.dtype = len(x), x.dtype
+        return torch.cat(nats).sum() / len(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         d_x, d_weight, d_bias = ctx.saved_tensors
         scale = grads[0] / ctx.count
-        return d_x * scale, d_weight * scale, None if d_bias is None else d_bias * scale, None, None
+        d_bias = None if d_bias is None else d_bias * scale
+        return (d_x * scale).to(ctx.dtype), d_weight * scale, d_bias, None, None
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference, "chunked": chunked}
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    "reference": reference,
+    "chunked": chunked,
+    "compiled": compiled,
+}

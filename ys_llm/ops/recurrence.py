@@ -16,6 +16,7 @@ Source: Hyrkas, "Why Snakes" v0.3 (2024); here the products around the loop are 
 
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import cast
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from ys_llm.ops import gemm
 from ys_llm.ops.compiled_recurrence import compiled_pass, library, not_compiled, units
+from ys_llm.ops.cuda_recurrence import graphed_pass
 from ys_llm.ops.gemm import Gemm, Precision
 from ys_llm.ops.tiers import EPS, State, Summary, Weights, flat, is_renewed
 from ys_llm.ops.windowed import windowed_pass
@@ -34,6 +36,7 @@ __all__ = [
     "Summary",
     "Weights",
     "choose",
+    "lack",
     "not_compiled",
     "reference",
     "usable",
@@ -151,17 +154,66 @@ def compiled(
     return compiled_pass(drive_TBS, weights, state, starts_TB, precision)
 
 
+def cuda_graph(
+    drive_TBS: Tensor,
+    weights: Weights,
+    state: State,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, State]:
+    """As `windowed`, its launches held by a CUDA graph; off CUDA as `windowed`."""
+    return graphed_pass(drive_TBS, weights, state, starts_TB, precision, by_triton=False)
+
+
+def triton(
+    drive_TBS: Tensor,
+    weights: Weights,
+    state: State,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, State]:
+    """As `cuda_graph`, with Triton kernels for the steps inside windows; off CUDA as `windowed`.
+
+    Dense controllers normalise late: each program publishes its tile of what LN takes, and whoever
+    reads it next normalises it, so that one wait a step is enough.
+    """
+    return graphed_pass(drive_TBS, weights, state, starts_TB, precision, by_triton=True)
+
+
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference,
     "windowed": windowed,
     "windowed_onednn": windowed_onednn,
     "compiled": compiled,
+    "cuda_graph": cuda_graph,
+    "triton": triton,
 }
 
 
-def usable(name: str) -> bool:
-    """Whether this implementation can run here; only compiled code may be missing."""
-    return name in IMPLEMENTATIONS and (name != "compiled" or library() is not None)
+def usable(name: str, device_type: str = "") -> bool:
+    """Whether this implementation can run here; `device_type` as in `lack`."""
+    return name in IMPLEMENTATIONS and lack(name, device_type) is None
+
+
+def lack(name: str, device_type: str = "") -> tuple[str, str] | None:
+    """What an implementation needs and has not here, and what to do about it; None: nothing.
+
+    `device_type`: where its tensors will lie; by default where they lie best.
+    """
+    lies = device_type or ("cuda" if torch.cuda.is_available() and name != "compiled" else "cpu")
+    if name == "compiled" and lies != "cpu":
+        return f"it runs on a CPU, not on {lies}", "Set train.device: cpu"
+    if name == "compiled" and library() is None:
+        return not_compiled(), "Install a C++ compiler (g++ or clang++)"
+    if name in ("cuda_graph", "triton") and lies != "cuda":
+        return f"it runs on a CUDA device, not on {lies}", "Set train.device: cuda"
+    if name == "triton" and find_spec("triton") is None:
+        return "Triton is not installed", "Install it: pip install triton (Linux)"
+    if name == "triton" and torch.cuda.get_device_capability() < (8, 0):
+        return "it needs a device of compute capability 8.0", "Set it to cuda_graph"
+    return None
 
 
 def choose(
@@ -171,12 +223,15 @@ def choose(
 
     `taken` is what a run took before: it stays, so that the run goes on with the same rounding.
     """
-    if usable(taken):
-        return taken, "as when the run began"
     device, width = weights.gain.device, len(weights.gain)
+    if usable(taken, device.type):
+        return taken, "as when the run began"
     by_torch, why = gemm.choose(
         batch_size=batch_size, d_state=width, precision=precision, device=device
     )
+    if device.type == "cuda":  # neither graphs nor kernels have been timed on one
+        why = "not measured on this GPU: train.implementation may be cuda_graph or triton"
+        return by_torch, why
     if device.type != "cpu":
         return by_torch, why
     if not usable("compiled"):

@@ -1,10 +1,12 @@
-"""RMSNorm with a hand-written backward.
+"""A residual sum and its RMSNorm, with a hand-written backward.
 
-    y = x / rms(x) * gain,   rms(x) = sqrt(mean_d x_d^2 + eps)            Zhang & Sennrich 2019
-    dx = (dy gain - x^ mean_d(dy gain x^)) / rms(x),   x^ = x / rms(x);   dgain = sum_n dy x^
+    s = x + added;   y = s / rms(s) * gain,   rms(s) = sqrt(mean_d s_d^2 + eps)    Zhang 2019
+    ds = dout + (dy gain - s^ mean_d(dy gain s^)) / rms(s),   s^ = s / rms(s);   dgain = sum dy s^
 
-torch composes its own from six elementwise passes on CPU; `fused_backward` takes 0.4 to 0.5 of its
-time there, forward and backward (8,192 rows of 128 and of 256 on one core).
+`dout` is what comes down the stream beside the norm. Under autocast y has the dtype that the
+products behind it take; the stream keeps its own. torch composes all this from six elementwise
+passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there (8,192 rows of 128 and
+of 256 on one core); `compiled` is one pass each way, which also makes the gradient of `added`.
 """
 
 from collections.abc import Callable
@@ -13,16 +15,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def reference(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm over the last dimension, differentiated by autograd."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gain_D
+from ys_llm.ops import rows
 
 
-def fused_backward(x: Tensor, gain_D: Tensor, eps: float) -> Tensor:
-    """As `reference`, for any shape; float32 or wider also under autocast."""
-    y: Tensor = _RmsNorm.apply(x, gain_D, eps)  # type: ignore[no-untyped-call]
-    return y
+def reference(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The stream x + added, and its RMSNorm over the last dimension."""
+    stream = x if added is None else x + added
+    y = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps) * gain_D
+    return stream, y.to(rows.product_dtype(x))
+
+
+def fused_backward(
+    x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As `reference`, on any device."""
+    stream = x if added is None else x + added
+    return stream, _RmsNorm.apply(stream, gain_D, eps).to(rows.product_dtype(x))  # type: ignore[no-untyped-call]
+
+
+def compiled(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `reference`, by the compiled kernel; for what it does not know, `fused_backward`."""
+    addend = x.dtype if added is None else added.dtype
+    if rows.letters(x, addend, rows.product_dtype(x)) not in _KERNELS or gain_D.dtype != x.dtype:
+        return fused_backward(x, added, gain_D, eps)
+    made: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
+        x, added, gain_D, eps, rows.product_dtype(x)
+    )
+    return (x, made[0]) if added is None else (made[1], made[0])
+
+
+def fastest(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The compiled kernel where there is one, else torch's operators."""
+    return (compiled if rows.are_ready(x) else fused_backward)(x, added, gain_D, eps)
+
+
+_KERNELS = ("ddd", "fff", "ffb", "fbf", "fbb")
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -44,7 +71,48 @@ class _RmsNorm(torch.autograd.Function):
         return d_x, per_gain.sum(0), None
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+class _Compiled(torch.autograd.Function):
+    """y, and the stream where something is added: without, it is x, which is not handed back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, added: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, ...]:
+        x = rows.dense(x)
+        y, r_rms = torch.empty_like(x, dtype=dtype), x.new_empty(x.shape[:-1].numel())
+        stream = x if added is None else torch.empty_like(x)
+        ctx.addend = x.dtype if added is None else added.dtype
+        if added is not None:
+            added = rows.laid_out_as(added, x)
+        name = f"norm_forward_{rows.letters(x, ctx.addend, dtype)}"
+        gain = gain.contiguous()
+        rows.run(name, x, added, gain, stream, y, r_rms, len(r_rms), x.shape[-1], eps)
+        ctx.save_for_backward(stream, gain, r_rms)
+        ctx.set_materialize_grads(False)
+        return (y,) if added is None else (y, stream)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        stream, gain, r_rms = ctx.saved_tensors
+        d_y, d_out = grads[0], grads[1] if len(grads) == 2 else None
+        if d_y is None:
+            return d_out, None if len(grads) == 1 else d_out, None, None, None
+        d_y = rows.laid_out_as(d_y, stream)
+        d_out = None if d_out is None else rows.laid_out_as(d_out, stream)
+        d_stream, d_gain = torch.empty_like(stream), torch.empty_like(gain)
+        d_added = None
+        if len(grads) == 2 and ctx.addend != stream.dtype:
+            d_added = torch.empty_like(stream, dtype=ctx.addend)
+        name = f"norm_backward_{rows.letters(stream, ctx.addend, d_y)}"
+        at = (d_y, d_out, stream, gain, r_rms, d_stream, d_added, d_gain)
+        rows.run(name, *at, len(r_rms), stream.shape[-1])
+        if len(grads) == 2 and d_added is None:
+            d_added = d_stream
+        return d_stream, d_added, d_gain, None, None
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": reference,
     "fused_backward": fused_backward,
+    "compiled": compiled,
 }

@@ -18,7 +18,7 @@ from ys_llm.ops.gemm import Gemm, transposed
 from ys_llm.ops.tiers import EPS, State, Summary, Weights, flat, is_renewed, unflat
 
 
-class _Norm(NamedTuple):
+class Norm(NamedTuple):
     """LayerNorm per head with its statistics, and its backward with respect to the input."""
 
     gain: Tensor
@@ -26,6 +26,7 @@ class _Norm(NamedTuple):
     width: int
 
     def forward(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """LN(pre), with the mean and 1 / sqrt(variance + EPS) of every row of a head."""
         if pre.shape[-1] == self.width:
             return torch.native_layer_norm(pre, [self.width], self.gain, self.bias, EPS)
         rows = pre.reshape(-1, self.width)
@@ -33,6 +34,7 @@ class _Norm(NamedTuple):
         return torch.addcmul(self.bias, x_hat.view_as(pre), self.gain), mean, rstd
 
     def backward(self, grad: Tensor, pre: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+        """The gradient of `pre`."""
         backward = torch.ops.aten.native_layer_norm_backward
         wanted = [True, False, False]
         if pre.shape[-1] == self.width:
@@ -75,7 +77,7 @@ class _Tier:
 
     def __init__(self, summary: Summary, gemm: Gemm, n_heads: int) -> None:
         self.gemm, self.summary = gemm, summary
-        self.norm = _Norm(summary.gain, summary.bias, len(summary.gain) // n_heads)
+        self.norm = Norm(summary.gain, summary.bias, len(summary.gain) // n_heads)
         self.operands = [gemm.operand(matrix) for matrix in summary[:3]]
         self.updates: list[_Update] = []
         self.grads: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -115,7 +117,7 @@ class _Tier:
         )
 
 
-class _Pass:
+class Pass:
     """One run over T steps and back; lives as long as autograd may ask for the way back."""
 
     def __init__(
@@ -124,7 +126,7 @@ class _Pass:
         controller = weights.state_controller
         self.weights, self.gemm, self.position = weights, gemm, position
         self.controller = gemm.operand(controller)
-        self.norm = _Norm(weights.gain, weights.bias, controller.shape[-1])
+        self.norm = Norm(weights.gain, weights.bias, controller.shape[-1])
         self.shaper = None if weights.output_shaper is None else gemm.operand(weights.output_shaper)
         summaries = (weights.local_summary, weights.global_summary)
         self.tiers = [s and _Tier(s, gemm, weights.n_heads) for s in summaries]
@@ -147,19 +149,25 @@ class _Pass:
     def forward(self, drive: Tensor, h: Tensor, held: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Every h, and L and G after the last step; leaves what `backward` needs in self."""
         self.h0, self.pre = h, torch.empty_like(drive)
-        states, self.means, self.rstds = [], [], []
+        states, self.means, self.rstds = [h], list[Tensor](), list[Tensor]()
         for begin, end, fires in self.windows(len(drive)):
             self._add_held(drive, begin, end, held)
-            for t in range(begin, end):
-                if self.cut and self.cut[t]:
-                    h = h * cast(Tensor, self.keep_TB1)[t]
-                pre = self.gemm.add_product(self.pre[t], h, self.controller, out=self.pre[t])
-                h, mean, rstd = self.norm.forward(pre)
-                states.append(h)
-                self.means.append(mean)
-                self.rstds.append(rstd)
-            held = self._updated(held, h, fires)
-        return torch.stack(states), held
+            states += self.walk(begin, end, states[-1])
+            held = self._updated(held, states[-1], fires)
+        return torch.stack(states[1:]), held
+
+    def walk(self, begin: int, end: int, h: Tensor) -> list[Tensor]:
+        """Every h of a window's steps, `h` being the one before; `pre` comes as what is added."""
+        states = []
+        for t in range(begin, end):
+            if self.cut and self.cut[t]:
+                h = h * cast(Tensor, self.keep_TB1)[t]
+            pre = self.gemm.add_product(self.pre[t], h, self.controller, out=self.pre[t])
+            h, mean, rstd = self.norm.forward(pre)
+            states.append(h)
+            self.means.append(mean)
+            self.rstds.append(rstd)
+        return states
 
     def _add_held(self, drive: Tensor, begin: int, end: int, held: list[Tensor]) -> None:
         """pre = drive + drive_bias + entry * (L + G) for a window.
@@ -194,22 +202,27 @@ class _Pass:
         self.y_grads: list[tuple[int, Tensor]] = []
         for tier in filter(None, self.tiers):
             tier.grads.clear()  # a graph kept by its owner may be gone back through twice
-        entry, back = self.weights.entry, transposed(self.controller)
+        entry = self.weights.entry
         d_entry = None if entry is None else torch.zeros_like(entry)
         for index, (begin, end, fires) in reversed(list(enumerate(self.windows(len(grad_h))))):
             self._updated_backward(end - 1, fires, grad_held)
-            for t in reversed(range(begin, end)):
-                d_h = self.d_h[t]
-                if t + 1 < len(grad_h):
-                    self.gemm.add_product(d_h, self._kept(t + 1), back, out=d_h)
-                self.d_pre[t] = self.norm.backward(d_h, self.pre[t], self.means[t], self.rstds[t])
+            self.walk_back(begin, end)
             grad_held = self._held_backward(index, self.d_pre[begin:end], grad_held, d_entry)
-        d_h0 = self.gemm.product(self._kept(0), back)
+        d_h0 = self.gemm.product(self.kept(0), transposed(self.controller))
         d_drive_bias = None if self.weights.drive_bias is None else self.d_pre.sum((0, 1))
         main = [*self._main_grads(h), d_entry, d_drive_bias]
         return [self.d_pre, d_h0, *grad_held, *main, *self._tier_grads()]
 
-    def _kept(self, t: int) -> Tensor:
+    def walk_back(self, begin: int, end: int) -> None:
+        """A window's `d_pre`, and its `d_h` complete, from the last step to the first."""
+        back = transposed(self.controller)
+        for t in reversed(range(begin, end)):
+            d_h = self.d_h[t]
+            if t + 1 < len(self.d_h):
+                self.gemm.add_product(d_h, self.kept(t + 1), back, out=d_h)
+            self.d_pre[t] = self.norm.backward(d_h, self.pre[t], self.means[t], self.rstds[t])
+
+    def kept(self, t: int) -> Tensor:
         """The gradient that passes from step t to the state before it: none over a start."""
         if self.cut and self.cut[t]:
             return self.d_pre[t] * cast(Tensor, self.keep_TB1)[t]
@@ -268,7 +281,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, settings: Any, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
         like, gemm, position, starts_TB = settings
         drive, h0, local, glob, *flat = tensors
-        ctx.run = _Pass(unflat(flat, like), gemm, position, starts_TB)
+        ctx.run = Pass(unflat(flat, like), gemm, position, starts_TB)
         with gemm.context(drive):
             h_TBS, held = ctx.run.forward(drive, h0, [local, glob])
         ctx.save_for_backward(h_TBS)  # an output: kept through autograd, or it would own itself

@@ -1,0 +1,64 @@
+"""The SwiGLU layer: three products, and what is between them.
+
+    y = (silu(x gate^T) * (x up^T)) down^T,   silu(v) = v sigmoid(v)                  Shazeer 2020
+
+`compiled` makes gate and up by one product. It keeps them for the way back, and makes silu * up
+anew there, beside their gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+
+from ys_llm.ops import rows
+
+
+def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
+    """As the equation has it, over the last dimension of x."""
+    return linear(silu(linear(x, gate_MD)) * linear(x, up_MD), down_DM)
+
+
+def compiled(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
+    """As `reference`, with the compiled kernel between the products."""
+    dtype = rows.product_dtype(x)
+    if not rows.letters(dtype):
+        return reference(x, gate_MD, up_MD, down_DM)
+    with torch.autocast(x.device.type, enabled=False):
+        y: Tensor = _SwiGLU.apply(x.to(dtype), gate_MD, up_MD, down_DM)  # type: ignore[no-untyped-call]
+    return y
+
+
+def fastest(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
+    """The compiled kernel where there is one, else torch's operators."""
+    return (compiled if rows.are_ready(x) else reference)(x, gate_MD, up_MD, down_DM)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        x_ND, width = rows.as_rows(x), len(gate)
+        weight, down_used = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
+        both = x_ND @ weight.t()
+        act = x.new_empty(len(x_ND), width)
+        rows.run(f"gate_forward_{rows.letters(x)}", both, act, len(act), width)
+        ctx.save_for_backward(x, both, weight, down_used)
+        ctx.dtype = gate.dtype
+        return rows.from_rows(act @ down_used.t(), x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, both, weight, down_used = ctx.saved_tensors
+        x_ND, width = rows.as_rows(x), both.shape[1] // 2
+        d_y = rows.as_rows(rows.laid_out_as(grads[0], x))
+        act, d_both = d_y @ down_used, torch.empty_like(both)
+        rows.run(f"gate_backward_{rows.letters(x)}", both, act, d_both, act, len(act), width)
+        d_x = rows.from_rows(d_both @ weight, x)
+        d_weight = (d_both.t() @ x_ND).to(ctx.dtype)
+        d_down = (d_y.t() @ act).to(ctx.dtype)
+        return d_x, d_weight[:width], d_weight[width:], d_down
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference, "compiled": compiled}

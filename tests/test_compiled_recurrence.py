@@ -19,6 +19,8 @@ from test_ops import (
 )
 
 from ys_llm import compiled
+from ys_llm.errors import UserError
+from ys_llm.mixers import three_tier
 from ys_llm.ops import compiled_recurrence, recurrence
 from ys_llm.ops.gemm import Precision
 
@@ -190,3 +192,10 @@ def test_a_run_that_took_compiled_code_goes_on_without_it(monkeypatch: pytest.Mo
     )
     assert taken.startswith("windowed")
     assert "no compiled code" in why
+
+
+@pytest.mark.parametrize("name", ["cuda_graph", "triton"])
+def test_an_implementation_of_another_device_is_refused_with_the_way_out(name: str) -> None:
+    mixer = three_tier.Mixer(16, three_tier.Options(d_state=32), implementation=name)
+    with pytest.raises(UserError, match="runs on a CUDA device, not on cpu.*implementation: auto"):
+        mixer.settle(batch_size=2, precision="fp32")

@@ -33,8 +33,8 @@ from ys_llm.config import Config, load_config, to_mapping, to_yaml
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.files import sha256_of
 from ys_llm.model import mixer_names
-from ys_llm.progress import read_metrics
 from ys_llm.ops import recurrence
+from ys_llm.progress import read_metrics
 from ys_llm.resume import FIXED, FREE_ALL_THE_SAME, ORDER, reason_fixed
 from ys_llm.settings import flatten
 from ys_llm.train import train

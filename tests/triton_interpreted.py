@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_cuda_graph import rerun
 from test_ops import (
     RECURRENCES,
     TOLERANCES,
@@ -29,6 +30,7 @@ from test_ops import (
 from torch import Tensor
 
 from ys_llm.ops import recurrence
+from ys_llm.ops.cuda_graph import GraphPass, Graphs
 from ys_llm.ops.cuda_recurrence import run_pass
 from ys_llm.ops.gemm import Gemm
 from ys_llm.ops.triton_recurrence import (
@@ -65,7 +67,9 @@ KINDS = {
 }
 
 
-def implementation(kernels: Callable[..., Kernels]) -> Callable[..., Any]:
+def implementation(
+    kernels: Callable[..., Kernels], graphs: Graphs | None = None
+) -> Callable[..., Any]:
     """The recurrence with these kernels for its steps, with the signature of `reference`."""
 
     def run(
@@ -76,11 +80,12 @@ def implementation(kernels: Callable[..., Kernels]) -> Callable[..., Any]:
         starts_TB: Tensor | None = None,
         precision: Any = "fp32",
     ) -> tuple[Tensor, recurrence.State]:
-        def begin(weights: recurrence.Weights, starts_TB: Tensor | None) -> KernelPass:
+        def make(weights: recurrence.Weights, starts_TB: Tensor | None) -> KernelPass:
             gemm = Gemm(precision, onednn=False)
             made = kernels(weights, precision)
             return KernelPass(weights, gemm, state.position, starts_TB, made)
 
+        begin = make if graphs is None else partial(GraphPass, graphs, precision, make)
         return run_pass(begin, drive_TBS, weights, state, starts_TB)
 
     return run
@@ -155,6 +160,17 @@ def test_a_mean_far_above_the_spread_costs_no_digits(kind: str) -> None:
     case = ragged_case(Setting(d_state=40, entry=True), 5, torch.float32, around=1000.0)
     error = error_of(KINDS[kind].kernels, case, precision="bf16")
     assert error <= TOLERANCES["bf16 in the loop"]
+
+
+@pytest.mark.parametrize("kind", ["heads", "dense-by-step"])
+def test_a_replayed_pass_of_kernels_equals_the_reference(kind: str) -> None:
+    graphs = Graphs(rerun)
+    run = implementation(KINDS[kind].kernels, graphs)
+    for around in (0.0, 0.5, -0.5, 0.0):  # as it is, captured, replayed twice
+        case = ragged_case(Setting(d_state=40, entry=True), 17, torch.float64, around)
+        error = largest_error(results(run, case), results(recurrence.reference, case))
+        assert error <= TOLERANCES["float64"]
+    assert (graphs.lent, len(graphs.idle)) == (0, 1)
 
 
 def test_inputs_may_lie_in_memory_in_any_order() -> None:

@@ -179,7 +179,9 @@ class TrainConfig:
     )
     seed: int = setting(1337, "initial weights, batch order and dropout", minimum=0)
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto = cuda where there is one")
-    dtype: Literal["auto", "fp32", "bf16"] = setting("auto", "auto = bf16 on cuda, fp32 on cpu")
+    dtype: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "auto = bf16 where it is 1.5 times as fast"
+    )
     implementation: str = setting("auto", "of the mixer's op: auto, reference, or one of its own")
     threads: int = setting(0, "CPU threads; 0 = as many as there are", minimum=0, maximum=1024)
     deterministic: bool = setting(

@@ -131,11 +131,7 @@ def look_again(path: str | Path) -> Finding:
     facts = checkpoint.read_json(path, needed=("dtype", "implementation", "finding"))
     config = load_config(path.parent.parent / "config.yaml").config
     scene, weights = load(path)
-    model = Model(
-        config.model,
-        vocab_size=len(weights["embedding.weight"]),
-        implementation=config.train.implementation,
-    )
+    model = Model(config.model, vocab_size=len(weights["embedding.weight"]))
     checkpoint.load_weights(model, weights, path.with_suffix(".safetensors"))
     model.settle(
         batch_size=len(scene.batch.inputs_BT),

@@ -18,7 +18,7 @@ from bench_parts.rounds import Effort, Group, interleaved
 from ys_llm.assemble import settled_dtype
 from ys_llm.config import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
-from ys_llm.ops.recurrence import IMPLEMENTATIONS, State
+from ys_llm.ops.recurrence import IMPLEMENTATIONS, State, usable
 
 LOOP = "reference fp32"  # the literal loop, which every bar is measured by
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")
@@ -52,7 +52,7 @@ SHAPES = (
 
 def measure(effort: Effort, *, left_out: dict[str, str]) -> list[Group]:
     """One group a shape; `left_out` names implementations that are not to run, and why."""
-    names = [name for name in IMPLEMENTATIONS if name not in left_out]
+    names = [name for name in IMPLEMENTATIONS if usable(name) and name not in left_out]
     groups = []
     for shape in SHAPES:
         small = replace(shape, B=2, T=32, E=32, S=shape.S // 16) if effort.quick else shape

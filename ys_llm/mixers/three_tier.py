@@ -36,7 +36,7 @@ from ys_llm.ops.recurrence import (
     Summary,
     Weights,
     choose,
-    not_compiled,
+    lack,
     usable,
 )
 
@@ -148,10 +148,11 @@ class Mixer(nn.Module):
 
         Returns the choice and its reason.
         """
-        if self.implementation == "compiled" and not usable("compiled"):
+        if lacking := lack(self.implementation, self.state_controller.device.type):
+            problem, remedy = lacking
             raise UserError(
-                f"train.implementation: compiled: {not_compiled()}",
-                "Install a C++ compiler (g++ or clang++), or set train.implementation: auto",
+                f"train.implementation: {self.implementation}: {problem}",
+                f"{remedy}, or set train.implementation: auto",
             )
         if self.implementation != "auto":
             return self.implementation, "as configured"

@@ -1,6 +1,6 @@
 """A linear map of very many rows whose weights' gradient is `weight_grad`'s.
 
-    y = x W^T;   dx = dy W;   dW = dy^T x          x: ... x K, W: M x K
+y = x W^T;   dx = dy W;   dW = dy^T x          x: ... x K, W: M x K
 """
 
 from collections.abc import Callable

@@ -212,7 +212,7 @@ def lack(name: str, device_type: str = "") -> tuple[str, str] | None:
     if name == "triton" and find_spec("triton") is None:
         return "Triton is not installed", "Install it: pip install triton (Linux)"
     if name == "triton" and torch.cuda.get_device_capability() < (8, 0):
-        return "it needs a device of compute capability 8.0", "Set it to cuda_graph"
+        return "it needs a device of compute capability 8.0", "Take cuda_graph"
     return None
 
 

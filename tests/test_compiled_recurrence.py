@@ -158,12 +158,12 @@ def test_inference_keeps_nothing_for_a_way_back() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "d_state", "n_heads", "expected"),
     [
-        (16, 512, 1, (2, 1)),  # eight rows each: nobody waits
-        (8, 512, 1, (1, 2)),  # too few rows
+        (16, 512, 1, (2, 1)),  # nobody waits
+        (2, 512, 1, (2, 1)),
+        (1, 512, 1, (1, 1)),  # one row's steps are shorter than two threads' waiting
         (32, 2048, 1, (1, 2)),  # a controller too large for every core to read whole
-        (8, 512, 8, (1, 2)),  # heads are dealt out
-        (8, 513, 3, (2, 1)),  # three heads are no two halves
-        (1, 513, 3, (1, 1)),
+        (8, 4096, 8, (1, 2)),  # heads are dealt out
+        (8, 4095, 3, (2, 1)),  # three heads are no two halves
     ],
 )
 def test_threads_share_rows_where_they_can(

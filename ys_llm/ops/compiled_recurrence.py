@@ -19,7 +19,6 @@ from ys_llm.ops.weight_grad import fastest
 
 KERNEL = "recurrence"
 _Tensors = dict[str, Tensor | None]
-_ROWS_EACH = 8  # that a thread must have for the batch to be dealt out: half of what a tile holds
 _FITTING_BYTES = (
     1 << 20
 )  # of a state controller that each core has room for beside what it works on
@@ -95,9 +94,8 @@ def grid(*, batch_size: int, d_state: int, n_heads: int, threads: int) -> tuple[
     Rows never wait for each other, and each group of them reads the whole controller at every step.
     Columns each read their own of it; they wait for each other, but for those of different heads.
     """
-    few = batch_size < _ROWS_EACH * threads
-    large = 2 * d_state * d_state // n_heads > _FITTING_BYTES
-    if (few or large) and (n_heads == 1 or n_heads % threads == 0):
+    is_large = 2 * d_state * d_state // n_heads > _FITTING_BYTES
+    if is_large and (n_heads == 1 or n_heads % threads == 0):
         return 1, threads
     return min(threads, batch_size), 1
 

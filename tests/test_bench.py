@@ -270,3 +270,28 @@ def test_all_sections_run(tmp_path: Path) -> None:
     names = {bar["name"] for bar in report["bars"]}
     assert names == {"C1", "C2", "C3", "C4", "C5", "C7", "C8", "C9", "start"}
     assert all(bar["values"] for bar in report["bars"])
+
+
+def table_row(bar: bars.Bar) -> str:
+    asked = f"{'at most' if bar.at_most else 'at least'} {bar.bar:g}{'' if bar.met else ', missed'}"
+    spread = f"{min(bar.values):.3g} to {max(bar.values):.3g}"
+    return f"| {bar.what} | {bar.figure:.3g} {bar.unit} | {spread} | {asked} |"
+
+
+def test_the_speeds_that_the_readme_shows_are_those_of_the_file_it_names() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    saved = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
+    assert saved["command"] in readme
+    assert not saved["dirty"] and not saved["wrong"]
+    groups = [Group(**group) for group in saved["groups"]]
+    expected = [table_row(bar) for bar in bars.judged(groups, with_compiler=True)]
+    table = readme[readme.index("## Speed") : readme.index("## Options")]
+    shown = [line for line in table.splitlines() if line.startswith("| ")]
+    assert shown[1:] == expected
+
+
+def test_the_figure_of_the_readme_is_drawn_from_that_file(tmp_path: Path) -> None:
+    drawn = tmp_path / "cpu.svg"
+    saved = ROOT / "benchmarks" / "cpu.json"
+    assert command.main(["figure", str(saved), "--out", str(drawn)]) == 0
+    assert drawn.read_bytes() == (ROOT / "benchmarks" / "cpu.svg").read_bytes()

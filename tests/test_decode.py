@@ -24,9 +24,14 @@ from ys_llm.decode import MOST_TEXTS, Decoder, _Pace, decoder_of
 from ys_llm.errors import UserError
 from ys_llm.evaluate import evaluate_paths
 from ys_llm.generate import Step, generate, generate_many, prefill
+from ys_llm.machine import look_at
 from ys_llm.mixers.three_tier import Options
 from ys_llm.model import Model, pack_state
 from ys_llm.ops.narrow import Narrow, NarrowLinear, int8_rows, narrow_linears
+
+has_avx512 = pytest.mark.skipif(
+    "avx512f" not in look_at().features, reason="elsewhere a text alone is equal up to rounding"
+)
 
 V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "entry": "raw"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -220,6 +225,7 @@ def test_as_many_texts_are_taken_as_the_kernel_has_room_for() -> None:
 
 @pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3"])
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MOST_TEXTS])
+@has_avx512
 def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> None:
     model = model_of(shape, torch.float32)
     decoder, ids = decoder_for(model), ids_of(140)
@@ -235,6 +241,7 @@ def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> Non
         assert one.position == other.position
 
 
+@has_avx512
 @pytest.mark.parametrize("at_once", [1, 3, 16])
 def test_many_continuations_are_each_the_one_alone(at_once: int) -> None:
     model = model_of("default", torch.float32)
@@ -372,7 +379,6 @@ def test_narrow_weights_are_those_that_torch_computes_with(shape: str, kind: Nar
     assert (found - whole).norm() > 1e-4 * whole.norm(), "nothing was rounded"
 
 
-# Of the quickstart's model after 400 steps, bfloat16 takes 0.005 % more bits and int8 0.014 %.
 @pytest.mark.parametrize(("kind", "loss"), [("bf16", 2e-3), ("int8", 5e-3)])
 def test_a_trained_model_loses_next_to_nothing(
     train_run: TrainRun, corpus: Path, kind: Narrow, loss: float

@@ -147,8 +147,9 @@ class Decoder:
     ) -> Tensor:
         """Read one more token of each text (at most MOST_TEXTS); the logits after it, N x V.
 
-        The texts are taken further in place. Each has the bits it would have alone, on any number
-        of threads; None: as many as were fastest of late.
+        The texts are taken further in place. With AVX-512 each has the bits it would have alone, on
+        any number of threads; elsewhere it is equal up to rounding. `threads` None: as many as were
+        fastest of late.
         """
         n = len(texts)
         if not 0 < n <= MOST_TEXTS or n != len(ids):

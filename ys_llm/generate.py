@@ -158,8 +158,8 @@ def generate_many(
     """The continuations as `generate` gives each of them, made `at_once` (up to 64) side by side.
 
     Yields (number of the text, its steps) as each ends; then the next is taken from `prefilled`.
-    Weights are read once for all texts, so that a token costs a third of what it does alone. Where
-    there is no decoder for the model, text comes after text.
+    Weights are read once for all texts, so that a token costs a fraction of what it does alone.
+    Where there is no decoder for the model, text comes after text.
     """
     decoder, waiting = decoder_of(model), enumerate(prefilled)
     if decoder is None:

@@ -3,8 +3,8 @@
 // At one text each weight is read from memory for two operations, so a token takes as long as
 // reading them does: rows of the weights are dealt to threads, each row is one dot product with the
 // vector of every text, and what is only as wide as a state is computed by each thread for itself.
-// The order of a sum depends on neither threads nor texts: each text is continued with the same
-// bits as alone.
+// The order of a sum depends on neither threads nor texts: with AVX-512 each text is continued with
+// the same bits as alone.
 
 #include "common.h"
 
@@ -49,7 +49,7 @@ struct Model {
 };
 
 // Sums are held in vectors of the processor's own width: gcc keeps wider ones in memory, not in
-// registers, which takes ten times as long as reading the weights. HELD: how many sums at once.
+// registers, which takes up to ten times as long as reading the weights. HELD: how many sums at once.
 #if defined(__AVX512F__)
 constexpr int BYTES = 64, HELD = 16;
 #elif defined(__AVX__)

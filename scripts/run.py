@@ -2,7 +2,7 @@
 
 import sys
 
-from ys_llm.cli import main
+from ys_llm.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["run", *sys.argv[1:]]))

@@ -9,13 +9,13 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from forked import ForkServer, fork_server
-from training_runs import TrainRun, sentences, settings, write_corpus
+from support.forked import ForkServer, fork_server
+from support.training_runs import TrainRun, sentences, settings, write_corpus
 
-from ys_llm import compiled
-from ys_llm.config import load_config
-from ys_llm.run_folder import plan_clean, remove
-from ys_llm.train import TrainSummary, train
+from ys_llm.config.schema import load_config
+from ys_llm.csrc import loader
+from ys_llm.runs.folder import plan_clean, remove
+from ys_llm.training.loop import TrainSummary, train
 
 # A busy machine is slow, and no example is wrong for that.
 hypothesis.settings.register_profile("ys", deadline=None)
@@ -25,8 +25,8 @@ hypothesis.settings.load_profile("ys")
 @pytest.fixture(scope="session", autouse=True)
 def kernels() -> None:
     """Compile what can be compiled, so that tests meet what a training meets."""
-    for name in compiled.names():
-        compiled.build(name)
+    for name in loader.names():
+        loader.build(name)
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ys_llm import machine
-from ys_llm.config import load_config
+from ys_llm.config.schema import load_config
 from ys_llm.doctor import (
     GB,
     RULES,
@@ -25,8 +24,9 @@ from ys_llm.doctor import (
     report,
     try_writing,
 )
-from ys_llm.machine import Machine
-from ys_llm.ops import recurrence
+from ys_llm.ops.three_tier import reference
+from ys_llm.system import machine
+from ys_llm.system.machine import Machine
 
 HEALTHY = Checkup(
     machine=Machine(
@@ -162,7 +162,7 @@ def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
     assert taken in ("fp32", "bf16")
     assert why
     kernels, why = checkup.kernels
-    assert kernels in recurrence.IMPLEMENTATIONS
+    assert kernels in reference.IMPLEMENTATIONS
     assert why
     assert load_config(None).config.model.mixer == "three_tier"
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_ops import (
+from support.op_cases import (
     RECURRENCES,
     TOLERANCES,
     Case,
@@ -23,18 +23,18 @@ from test_ops import (
     recurrence_weights,
     tensors_in,
 )
+from support.training_runs import TrainRun, assert_same_training, column
 from torch import Tensor
-from training_runs import TrainRun, assert_same_training, column
 
-from ys_llm.config import GenerateConfig, ModelConfig, Resolved, from_mapping
-from ys_llm.generate import generate, prefill
-from ys_llm.model import Model
-from ys_llm.ops import recurrence
-from ys_llm.ops.cuda_recurrence import graphed_pass, run_pass
-from ys_llm.ops.gemm import Gemm
-from ys_llm.ops.triton_recurrence import DenseKernels, HeadKernels, KernelPass
-from ys_llm.token_graph import TokenGraph
-from ys_llm.train import train
+from ys_llm.config.schema import GenerateConfig, ModelConfig, Resolved, from_mapping
+from ys_llm.inference.generate import generate, prefill
+from ys_llm.inference.token_graph import TokenGraph
+from ys_llm.model.language_model import Model
+from ys_llm.ops.three_tier import reference
+from ys_llm.ops.three_tier.gemm import Gemm
+from ys_llm.ops.three_tier.gpu.recurrence import graphed_pass, run_pass
+from ys_llm.ops.three_tier.gpu.triton_recurrence import DenseKernels, HeadKernels, KernelPass
+from ys_llm.training.loop import train
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,7 +95,7 @@ def ragged(setting: Setting, length: int, batch_size: int) -> Case:
     drive_TBS = leaf(length, batch_size, setting.d_state, dtype=torch.float32)
     leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBS, weights, states])}
     starts_TB = torch.rand(length, batch_size) < 0.05
-    arguments = (drive_TBS, weights, recurrence.State(*states, 0))
+    arguments = (drive_TBS, weights, reference.State(*states, 0))
     return Case(arguments, {"starts_TB": starts_TB}, list(leaves.values()))
 
 
@@ -107,7 +107,7 @@ def test_the_recurrence_equals_the_reference_on_cuda(by_triton: bool, length: in
             case = recurrence_case(
                 setting, length, position=position, held=busy, starts=busy, dtype=torch.float64
             )
-            expected = results(recurrence.reference, case)
+            expected = results(reference.reference, case)
             for call in range(3):  # as it is, captured, replayed
                 error = largest_error(results(graphed(by_triton), on_cuda(case)), expected)
                 assert error <= TOLERANCES["float64"], f"{name}, {busy=}, {call=}: {error:.1e}"
@@ -130,7 +130,7 @@ def test_wide_states_stay_in_the_table_of_tolerances(
     bound = TOLERANCES["float32" if precision == "fp32" else "bf16 in the loop"]
     for batch_size in (5, 64):
         case = ragged(WIDE[name], 40, batch_size)
-        expected = results(recurrence.reference, case)
+        expected = results(reference.reference, case)
         moved = on_cuda(case)
         moved = moved._replace(options={**moved.options, "precision": precision})
         for call in range(3):
@@ -144,7 +144,7 @@ def test_passes_that_are_pending_do_not_disturb_each_other(by_triton: bool) -> N
     for number, case in enumerate(cases):
         with torch.no_grad():
             case.leaves[0].add_(number)
-    expected = [results(recurrence.reference, case) for case in cases]
+    expected = [results(reference.reference, case) for case in cases]
     run = graphed(by_triton)
     for _ in range(3):
         pending = [list(tensors_in(run(*c.arguments, **c.options))) for c in cases]
@@ -162,7 +162,7 @@ def test_passes_that_are_pending_do_not_disturb_each_other(by_triton: bool) -> N
 
 BARRIER = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{root!r}, {tests!r}]
 import test_gpu
 test_gpu.compare_one_launch_with_many()
 """
@@ -171,7 +171,9 @@ test_gpu.compare_one_launch_with_many()
 @needs_triton
 def test_the_barrier_between_programs_opens_and_orders_their_steps() -> None:
     """In a process of its own: a barrier that never opens holds the device until that ends."""
-    code = BARRIER.format(tests=str(Path(__file__).parent))
+    code = BARRIER.format(
+        tests=str(Path(__file__).parent), root=str(Path(__file__).resolve().parents[1])
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=180)
 
 
@@ -207,7 +209,7 @@ def test_either_kind_of_kernels_serves_heads_that_both_can_hold(kernels: Any) ->
 
         return run_pass(begin, drive_TBS, weights, state, starts_TB)
 
-    error = largest_error(results(run, on_cuda(case)), results(recurrence.reference, case))
+    error = largest_error(results(run, on_cuda(case)), results(reference.reference, case))
     assert error <= TOLERANCES["float32"]
 
 
@@ -272,7 +274,7 @@ STACK = {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"d_state": 32}}
 def test_training_on_cuda_learns(
     tmp_path: Path, dtype: str, model: dict[str, Any], implementation: str
 ) -> None:
-    if lack := recurrence.lack(implementation):
+    if lack := reference.lack(implementation):
         pytest.skip(lack[0])
     text = "".join(f"the {n} cats sat on the {n} mats. " for n in range(500))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")

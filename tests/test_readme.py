@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import readme_claims as claims
 import torch
+from support import readme_claims as claims
 
-from ys_llm.config import Config, to_yaml
-from ys_llm.model import Model
+from ys_llm.config.schema import Config, to_yaml
+from ys_llm.model.language_model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ys_llm.config import Config, to_yaml
+from ys_llm.config.schema import Config, to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = replace(
@@ -31,8 +31,10 @@ def write_configs(folder, *configs):
 
 @pytest.fixture
 def compare(tmp_path, capsys):
-    """Run scripts/compare.py on some configurations; gives the exit code and what stderr says."""
-    specification = importlib.util.spec_from_file_location("compare", ROOT / "scripts/compare.py")
+    """Run compare.py on some configurations; gives the exit code and what stderr says."""
+    specification = importlib.util.spec_from_file_location(
+        "compare", ROOT / "ys_llm/evaluation/compare.py"
+    )
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ys_llm.checkpoint import LoadedRun, load_run
-from ys_llm.config import GenerateConfig, load_config
-from ys_llm.generate import generate, prefill
-from ys_llm.repl import pieces_of, run_once
-from ys_llm.train import TrainSummary, train
+from ys_llm.config.schema import GenerateConfig, load_config
+from ys_llm.inference.generate import generate, prefill
+from ys_llm.inference.repl import pieces_of, run_once
+from ys_llm.runs.checkpoint import LoadedRun, load_run
+from ys_llm.training.loop import TrainSummary, train
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow

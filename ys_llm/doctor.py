@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ys_llm import compiled
-from ys_llm.assemble import compile_kernels, settled_dtype
-from ys_llm.config import load_config
+from ys_llm.config.schema import load_config
+from ys_llm.csrc import loader
 from ys_llm.errors import UserError
-from ys_llm.files import write_atomically
-from ys_llm.machine import Machine, look_at, versions
-from ys_llm.measure import product_rate, synchronise
-from ys_llm.model import Model
+from ys_llm.model.costs import product_rate, synchronise
+from ys_llm.model.language_model import Model
+from ys_llm.system.files import write_atomically
+from ys_llm.system.machine import Machine, look_at, versions
+from ys_llm.training.setup import compile_kernels, settled_dtype
 
 GB = 10**9
 LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run takes 1.4 and some 0.3
@@ -95,7 +95,7 @@ def examine(
         writing=try_writing(runs_dir),
         dtype=dtype,
         kernels=kernels,
-        not_compiled=next(filter(None, map(compiled.why_not, compiled.names())), ""),
+        not_compiled=next(filter(None, map(loader.why_not, loader.names())), ""),
     )
 
 
@@ -192,7 +192,7 @@ def _about_torch(checkup: Checkup) -> list[tuple[str, str]]:
         ("copying", f"{checkup.copy_rate / 1e9:,.1f} GB/s"),
         ("disk", f"{_gb(writing.free_bytes)} free in {writing.folder}"),
         ("writing", written),
-        ("compiler", checkup.not_compiled or compiled.made_by() or "none, and none is needed"),
+        ("compiler", checkup.not_compiled or loader.made_by() or "none, and none is needed"),
         ("dtype", ": ".join(checkup.dtype)),
         ("kernels", ": ".join(checkup.kernels)),
     ]

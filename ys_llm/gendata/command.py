@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ys_llm.errors import EXIT_FAILED, UserError
-from ys_llm.gendata.kinds import (
+from ys_llm.gendata.recipes.kinds import (
     DEFAULT_FOLDER,
     Kind,
     find_kinds,
@@ -21,8 +21,8 @@ from ys_llm.gendata.kinds import (
 )
 
 if TYPE_CHECKING:
-    from ys_llm.gendata.items import Item
-    from ys_llm.gendata.ollama import Ollama
+    from ys_llm.gendata.backends.ollama import Ollama
+    from ys_llm.gendata.recipes.items import Item
 
 DEFAULT_OUT = Path("training_data")
 DEFAULT_SEED = 1337
@@ -100,7 +100,7 @@ def dry_run(
 
     What later questions take from answers is shown as {its name}.
     """
-    from ys_llm.gendata.items import item_at
+    from ys_llm.gendata.recipes.items import item_at
 
     kinds = _kinds(names, model, folder)
     shown = []
@@ -111,7 +111,7 @@ def dry_run(
 
 
 def _prompts(kind: Kind, item: "Item") -> str:
-    from ys_llm.gendata import items
+    from ys_llm.gendata.recipes import items
 
     head = f"--- {kind.name} {item.index}"
     if kind.spec.backend == "program":
@@ -150,7 +150,7 @@ def models_of(names: Sequence[str], folder: Path = DEFAULT_FOLDER) -> list[str]:
 
 
 def _connect(host: str) -> "Ollama":
-    from ys_llm.gendata.ollama import Ollama
+    from ys_llm.gendata.backends.ollama import Ollama
 
     return Ollama(host)
 
@@ -161,8 +161,8 @@ def make(wanted: Wanted) -> int:
     Raises UserError, after all is written: what the back end said, or what to type to go on after
     a stop (exit code 128 + signal).
     """
-    from ys_llm.gendata.making import Order
-    from ys_llm.gendata.pipeline import run
+    from ys_llm.gendata.generation.generator import Order
+    from ys_llm.gendata.generation.pipeline import run
 
     kinds = _kinds(wanted.kinds, wanted.model, wanted.kinds_folder)
     with _stop_signals() as stop:
@@ -238,7 +238,7 @@ def explain(path: Path, record: str, *, rules: Sequence[str] = ("standard",)) ->
 
 def trace(text: str, folder: Path) -> tuple[str, int]:
     """The records that hold a text, with their provenance; exit code 1 where there is none."""
-    from ys_llm.gendata.provenance import trace
+    from ys_llm.data.provenance import trace
 
     found = trace(folder, text)
     if not found:

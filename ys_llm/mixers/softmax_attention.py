@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.settings import setting
 
 INIT_STD = 0.02  # of GPT-2 and its descendants
 

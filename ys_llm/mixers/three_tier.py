@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops import linear
-from ys_llm.ops.gemm import Precision
-from ys_llm.ops.one_token import OneToken, linear_map, map_then_matrix, matrix_then_map
-from ys_llm.ops.recurrence import (
+from ys_llm.ops.decode_spec import OneToken, linear_map, map_then_matrix, matrix_then_map
+from ys_llm.ops.three_tier.gemm import Precision
+from ys_llm.ops.three_tier.reference import (
     EPS,
     IMPLEMENTATIONS,
     State,

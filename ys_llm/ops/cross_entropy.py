@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ys_llm.ops import rows
+from ys_llm.ops import rowwise
 
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
 
@@ -32,21 +32,21 @@ def chunked(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: T
 
 def compiled(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
     """As `chunked`, with the compiled kernel for what is done with the logits."""
-    known = rows.letters(rows.product_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
+    known = rowwise.letters(rowwise.product_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
     step = _compiled_softmax if known else _softmax
     return _loss(x_ND, weight_VD, bias_V, targets_N, step)
 
 
 def fastest(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
     """The compiled kernel where there is one, else torch's operators."""
-    take = compiled if rows.are_ready(x_ND) else chunked
+    take = compiled if rowwise.are_ready(x_ND) else chunked
     return take(x_ND, weight_VD, bias_V, targets_N)
 
 
 def _loss(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, softmax: Any
 ) -> Tensor:
-    dtype = rows.product_dtype(x_ND)
+    dtype = rowwise.product_dtype(x_ND)
     with torch.autocast(x_ND.device.type, enabled=False):
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
             x_ND, weight_VD, bias_V, targets_N, (dtype, softmax)
@@ -75,8 +75,8 @@ def _compiled_softmax(
     """As `_softmax`; the logits become their gradients."""
     exact = torch.promote_types(logits.dtype, torch.float32)
     nats = torch.empty(len(logits), dtype=exact)
-    name = f"cross_entropy_{rows.letters(logits)}"
-    rows.run(name, logits, bias, targets.contiguous(), nats, d_bias, *logits.shape)
+    name = f"cross_entropy_{rowwise.letters(logits)}"
+    rowwise.run(name, logits, bias, targets.contiguous(), nats, d_bias, *logits.shape)
     return nats, logits
 
 
@@ -98,7 +98,7 @@ class _Chunked(torch.autograd.Function):
             nats.append(nats_n)
             if any(ctx.needs_input_grad):
                 torch.mm(d_logits, weight_used, out=d_x[part])
-                rows.add_to(d_weight, d_logits.t() @ x_used[part])
+                rowwise.add_to(d_weight, d_logits.t() @ x_used[part])
             del logits, d_logits  # before the next ones are made
         ctx.save_for_backward(d_x, d_weight, d_bias)
         ctx.count, ctx.dtype = len(x), x.dtype

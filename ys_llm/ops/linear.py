@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ys_llm.ops import weight_grad
-from ys_llm.ops.rows import product_dtype
+from ys_llm.ops.rowwise import product_dtype
 
 
 def reference(x: Tensor, weight_MK: Tensor) -> Tensor:

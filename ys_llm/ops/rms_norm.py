@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ys_llm.ops import rows
+from ys_llm.ops import rowwise
 
 
 def reference(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The stream x + added, and its RMSNorm over the last dimension."""
     stream = x if added is None else x + added
     y = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps) * gain_D
-    return stream, y.to(rows.product_dtype(x))
+    return stream, y.to(rowwise.product_dtype(x))
 
 
 def fused_backward(
@@ -30,23 +30,26 @@ def fused_backward(
 ) -> tuple[Tensor, Tensor]:
     """As `reference`, on any device."""
     stream = x if added is None else x + added
-    return stream, _RmsNorm.apply(stream, gain_D, eps).to(rows.product_dtype(x))  # type: ignore[no-untyped-call]
+    return stream, _RmsNorm.apply(stream, gain_D, eps).to(rowwise.product_dtype(x))  # type: ignore[no-untyped-call]
 
 
 def compiled(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `reference`, by the compiled kernel; for what it does not know, `fused_backward`."""
     addend = x.dtype if added is None else added.dtype
-    if rows.letters(x, addend, rows.product_dtype(x)) not in _KERNELS or gain_D.dtype != x.dtype:
+    if (
+        rowwise.letters(x, addend, rowwise.product_dtype(x)) not in _KERNELS
+        or gain_D.dtype != x.dtype
+    ):
         return fused_backward(x, added, gain_D, eps)
     made: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
-        x, added, gain_D, eps, rows.product_dtype(x)
+        x, added, gain_D, eps, rowwise.product_dtype(x)
     )
     return (x, made[0]) if added is None else (made[1], made[0])
 
 
 def fastest(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The compiled kernel where there is one, else torch's operators."""
-    return (compiled if rows.are_ready(x) else fused_backward)(x, added, gain_D, eps)
+    return (compiled if rowwise.are_ready(x) else fused_backward)(x, added, gain_D, eps)
 
 
 _KERNELS = ("ddd", "fff", "ffb", "fbf", "fbb")
@@ -78,15 +81,15 @@ class _Compiled(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, added: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
-        x = rows.dense(x)
+        x = rowwise.dense(x)
         y, r_rms = torch.empty_like(x, dtype=dtype), x.new_empty(x.shape[:-1].numel())
         stream = x if added is None else torch.empty_like(x)
         ctx.addend = x.dtype if added is None else added.dtype
         if added is not None:
-            added = rows.laid_out_as(added, x)
-        name = f"norm_forward_{rows.letters(x, ctx.addend, dtype)}"
+            added = rowwise.laid_out_as(added, x)
+        name = f"norm_forward_{rowwise.letters(x, ctx.addend, dtype)}"
         gain = gain.contiguous()
-        rows.run(name, x, added, gain, stream, y, r_rms, len(r_rms), x.shape[-1], eps)
+        rowwise.run(name, x, added, gain, stream, y, r_rms, len(r_rms), x.shape[-1], eps)
         ctx.save_for_backward(stream, gain, r_rms)
         ctx.set_materialize_grads(False)
         return (y,) if added is None else (y, stream)
@@ -97,15 +100,15 @@ class _Compiled(torch.autograd.Function):
         d_y, d_out = grads[0], grads[1] if len(grads) == 2 else None
         if d_y is None:
             return d_out, None if len(grads) == 1 else d_out, None, None, None
-        d_y = rows.laid_out_as(d_y, stream)
-        d_out = None if d_out is None else rows.laid_out_as(d_out, stream)
+        d_y = rowwise.laid_out_as(d_y, stream)
+        d_out = None if d_out is None else rowwise.laid_out_as(d_out, stream)
         d_stream, d_gain = torch.empty_like(stream), torch.empty_like(gain)
         d_added = None
         if len(grads) == 2 and ctx.addend != stream.dtype:
             d_added = torch.empty_like(stream, dtype=ctx.addend)
-        name = f"norm_backward_{rows.letters(stream, ctx.addend, d_y)}"
+        name = f"norm_backward_{rowwise.letters(stream, ctx.addend, d_y)}"
         at = (d_y, d_out, stream, gain, r_rms, d_stream, d_added, d_gain)
-        rows.run(name, *at, len(r_rms), stream.shape[-1])
+        rowwise.run(name, *at, len(r_rms), stream.shape[-1])
         if len(grads) == 2 and d_added is None:
             d_added = d_stream
         return d_stream, d_added, d_gain, None, None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from ys_llm.ops import rows
+from ys_llm.ops import rowwise
 
 
 def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
@@ -23,8 +23,8 @@ def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Ten
 
 def compiled(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
     """As `reference`, with the compiled kernel between the products."""
-    dtype = rows.product_dtype(x)
-    if not rows.letters(dtype):
+    dtype = rowwise.product_dtype(x)
+    if not rowwise.letters(dtype):
         return reference(x, gate_MD, up_MD, down_DM)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _SwiGLU.apply(x.to(dtype), gate_MD, up_MD, down_DM)  # type: ignore[no-untyped-call]
@@ -33,29 +33,29 @@ def compiled(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tens
 
 def fastest(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
     """The compiled kernel where there is one, else torch's operators."""
-    return (compiled if rows.are_ready(x) else reference)(x, gate_MD, up_MD, down_DM)
+    return (compiled if rowwise.are_ready(x) else reference)(x, gate_MD, up_MD, down_DM)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        x_ND, width = rows.as_rows(x), len(gate)
+        x_ND, width = rowwise.as_rows(x), len(gate)
         weight, down_used = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
         both = x_ND @ weight.t()
         act = x.new_empty(len(x_ND), width)
-        rows.run(f"gate_forward_{rows.letters(x)}", both, act, len(act), width)
+        rowwise.run(f"gate_forward_{rowwise.letters(x)}", both, act, len(act), width)
         ctx.save_for_backward(x, both, weight, down_used)
         ctx.dtype = gate.dtype
-        return rows.from_rows(act @ down_used.t(), x)
+        return rowwise.from_rows(act @ down_used.t(), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, both, weight, down_used = ctx.saved_tensors
-        x_ND, width = rows.as_rows(x), both.shape[1] // 2
-        d_y = rows.as_rows(rows.laid_out_as(grads[0], x))
+        x_ND, width = rowwise.as_rows(x), both.shape[1] // 2
+        d_y = rowwise.as_rows(rowwise.laid_out_as(grads[0], x))
         act, d_both = d_y @ down_used, torch.empty_like(both)
-        rows.run(f"gate_backward_{rows.letters(x)}", both, act, d_both, act, len(act), width)
-        d_x = rows.from_rows(d_both @ weight, x)
+        rowwise.run(f"gate_backward_{rowwise.letters(x)}", both, act, d_both, act, len(act), width)
+        d_x = rowwise.from_rows(d_both @ weight, x)
         d_weight = (d_both.t() @ x_ND).to(ctx.dtype)
         d_down = (d_y.t() @ act).to(ctx.dtype)
         return d_x, d_weight[:width], d_weight[width:], d_down

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ys_llm import compiled as kernels
+from ys_llm.csrc import loader
 
 KERNEL = "weight_grad"
 _SIDE = 32  # of the kernel's blocks
@@ -63,7 +63,7 @@ def _fits(x_NK: Tensor, dy_NM: Tensor) -> bool:
 
 
 def _library() -> ctypes.CDLL | None:
-    found = kernels.ready(KERNEL)
+    found = loader.ready(KERNEL)
     if found is None or not found.ys_can_weight_grad():
         return None
     found.ys_weight_grad_room.restype = ctypes.c_int64

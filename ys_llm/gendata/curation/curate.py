@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.files import Journal, make_folder, replace_folder, sha256_of, write_synced
 from ys_llm.gendata.curation.batch import Batch, Done, Job, Limits, batches, work
 from ys_llm.gendata.curation.near_duplicates import NearDuplicates
 from ys_llm.gendata.curation.reading import (
@@ -27,6 +26,7 @@ from ys_llm.gendata.curation.report import MADE_BY, Report, descriptions, differ
 from ys_llm.gendata.curation.rule import Curated, Rule, Verdict
 from ys_llm.gendata.curation.rules import STANDARD
 from ys_llm.gendata.record import Record
+from ys_llm.system.files import Journal, make_folder, replace_folder, sha256_of, write_synced
 
 NOTES = ".curation"  # a name that training does not read
 IN_FLIGHT = 3  # batches per process that wait or are worked on

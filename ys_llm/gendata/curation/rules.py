@@ -3,11 +3,17 @@
 from collections.abc import Iterable
 
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.gendata.curation.ancestor import ANCESTOR
-from ys_llm.gendata.curation.asides import CONTROL_TAG, LINK, NOTE, PLACEHOLDER, SELF_REFERENCE
-from ys_llm.gendata.curation.damage import LANGUAGE, MOJIBAKE, REPETITION
-from ys_llm.gendata.curation.endings import OFFER, TRUNCATED
-from ys_llm.gendata.curation.openings import COPY, ECHO, PREAMBLE, REFUSAL
+from ys_llm.gendata.curation.closings import OFFER, TRUNCATED
+from ys_llm.gendata.curation.corruption import LANGUAGE, MOJIBAKE, REPETITION
+from ys_llm.gendata.curation.legacy_phrases import ANCESTOR
+from ys_llm.gendata.curation.notes_and_links import (
+    CONTROL_TAG,
+    LINK,
+    NOTE,
+    PLACEHOLDER,
+    SELF_REFERENCE,
+)
+from ys_llm.gendata.curation.preambles import COPY, ECHO, PREAMBLE, REFUSAL
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
 from ys_llm.gendata.record import Record
 

@@ -5,7 +5,7 @@ import random
 
 from ys_llm.gendata.programs.formats import FORMATS, table, write
 from ys_llm.gendata.programs.sql_tables import random_table
-from ys_llm.gendata.programs.stories import make_story
+from ys_llm.gendata.programs.stories.story import make_story
 
 FORM_NAMES = {
     "json": "JSON, a list of objects,",

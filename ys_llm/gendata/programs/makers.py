@@ -7,15 +7,15 @@ from ys_llm.gendata.programs.arithmetic import arithmetic
 from ys_llm.gendata.programs.dates import dates
 from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
 from ys_llm.gendata.programs.formats import formats
+from ys_llm.gendata.programs.instruction_following import obedience
 from ys_llm.gendata.programs.maths import maths
-from ys_llm.gendata.programs.obedience import obedience
 from ys_llm.gendata.programs.ordering import ordering
 from ys_llm.gendata.programs.patterns import patterns
 from ys_llm.gendata.programs.queries import queries
-from ys_llm.gendata.programs.retelling import cloze, retelling
-from ys_llm.gendata.programs.scenes import scenes
 from ys_llm.gendata.programs.spelling import spelling
-from ys_llm.gendata.programs.stories import story
+from ys_llm.gendata.programs.stories.retelling import cloze, retelling
+from ys_llm.gendata.programs.stories.scenes import scenes
+from ys_llm.gendata.programs.stories.story import story
 from ys_llm.gendata.programs.units import units
 from ys_llm.gendata.record import Record
 

@@ -4,7 +4,7 @@ import random
 
 from ys_llm.gendata.programs.sql_tables import ASKING, markdown, random_table
 from ys_llm.gendata.record import Record
-from ys_llm.gendata.verify_code import answered_with_names
+from ys_llm.gendata.verifiers.code import answered_with_names
 
 ENDINGS = ("Answer in SQL.", "Write the SQL query and its result.", "Use SQL.")
 

@@ -1,0 +1,215 @@
+"""Measure the speed of ys beside what it is compared with, and judge it by its bars.
+
+python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--rounds N] [--quick]
+python -m benchmarks figure benchmarks/NAME.json
+
+Every figure is a ratio of times taken in turns in one process, with the spread of its rounds and
+its share of what this machine's large products or memory can do. What differs from `reference` is
+not timed. Nothing else should run beside it: another process on a core slows threads that wait for
+each other three times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import figure, layer, limits, starting, training, writing
+from benchmarks.bars import Bar, judged
+from benchmarks.rounds import Effort, Group
+from ys_llm.csrc import loader
+from ys_llm.data.readers import read_documents
+from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.errors import EXIT_FAILED, UserError
+from ys_llm.system.files import write_atomically
+
+SECTIONS = ("machine", "layer", "model", "generate", "data", "start")
+QUICK_TEXT_BYTES = 200_000  # of the corpus, enough for every section to run
+
+
+def main(words: Sequence[str]) -> int:
+    """Run the sections asked for; exit code 1 where an implementation failed its test."""
+    arguments = read_arguments(words)
+    try:
+        if "figure" in arguments.sections:
+            return draw(arguments)
+        report = measure(arguments, command=shlex.join(["python", "-m benchmarks", *words]))
+    except UserError as error:
+        for line in str(error).splitlines():
+            print(f"bench.py: {line}", file=sys.stderr)
+        return error.exit_code
+    if arguments.out:
+        write_atomically(arguments.out, json.dumps(report, indent=1) + "\n")
+    return EXIT_FAILED if report["wrong"] else 0
+
+
+def read_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    lines = (__doc__ or "").split("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="bench.py",
+        description=lines[0],
+        epilog="\n\n".join(lines[1:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("sections", nargs="*", default=["all"], metavar="SECTION", help=", ".join(SECTIONS))
+    add("--rounds", type=int, default=5, metavar="N", help="turns of each case (default: 5)")
+    add("--quick", action="store_true", help="small shapes: shows that all of it runs")
+    add("--threads", type=int, default=0, metavar="N", help="torch's threads (default: its own)")
+    add("--corpus", type=Path, default=limits.ROOT / "training_data", help="text to train on")
+    add("--without-compiler", action="store_true", help="as on a machine that has none")
+    add("--out", type=Path, metavar="FILE", help="write all times and bars there, as JSON")
+    arguments = parser.parse_args(words)
+    if arguments.sections[0] == "figure":
+        if len(arguments.sections) != 2:
+            parser.error("figure takes one file: figure benchmarks/NAME.json")
+        return arguments
+    unknown = [name for name in arguments.sections if name not in (*SECTIONS, "all")]
+    if unknown or arguments.rounds < 1:
+        parser.error(f"no such section: {', '.join(unknown)}" if unknown else "--rounds below 1")
+    return arguments
+
+
+def draw(arguments: argparse.Namespace) -> int:
+    """Draw a saved file again, beside it or where --out says."""
+    path = Path(arguments.sections[1])
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}", "Make it: bench.py layer --out"
+        ) from error
+    out = arguments.out or path.with_suffix(".svg")
+    write_atomically(out, figure.svg(report))
+    print(out)
+    return 0
+
+
+def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
+    """All that was asked for, printed as it comes, as one JSON object."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    with_compiler = not arguments.without_compiler
+    with tempfile.TemporaryDirectory(prefix="ys-bench-") as folder:
+        left_out = kernels(Path(folder), with_compiler=with_compiler)
+        facts = limits.circumstances(command, with_compiler=with_compiler)
+        facts["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        for name in ("processor", "threads", "torch", "compiler", "commit"):
+            print(f"{name:<10} {facts[name]}")
+        groups: list[Group] = []
+        for made in sections(arguments, left_out, Path(folder)):
+            groups += made
+            show(made)
+    bars = judged(groups, with_compiler=with_compiler)
+    print()
+    for bar in bars:
+        print(bar.line())
+    return {
+        **facts,
+        "with_compiler": with_compiler,
+        "quick": arguments.quick,
+        "wrong": wrong(groups),
+        "groups": [asdict(group) for group in groups],
+        "bars": [described(bar) for bar in bars],
+    }
+
+
+def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
+    """Compile all kernels first; returns implementations that cannot run, and why.
+
+    Without a compiler, the folder of compiled kernels is looked for in an empty home.
+    """
+    if not with_compiler:
+        os.environ["HOME"] = str(folder)
+        return {"compiled": "--without-compiler"}
+    for name in loader.names():
+        if loader.build(name) is None:
+            print(f"bench.py: kernel {name}: {loader.why_not(name)}", file=sys.stderr)
+    return {}
+
+
+def sections(
+    arguments: argparse.Namespace, left_out: dict[str, str], folder: Path
+) -> Iterator[list[Group]]:
+    """The groups of each section asked for; the machine's own limits always come first."""
+    effort = Effort(arguments.rounds, arguments.quick)
+    asked = set(SECTIONS if "all" in arguments.sections else arguments.sections)
+    yield [limits.measure(effort)]
+    if "layer" in asked:
+        yield from ([group] for group in layer.measure(effort, left_out=left_out))
+    if "generate" in asked:
+        yield writing.measure(effort)
+    if not asked & {"model", "data", "start"}:
+        return
+    corpus = quick_corpus(arguments.corpus, folder) if arguments.quick else arguments.corpus
+    split, home = starting.read_split(corpus), folder / "run"
+    yield starting.measure_data(effort, corpus=corpus, split=split, folder=home)
+    if "model" in asked:
+        yield training.measure(effort, corpus=corpus, split=split, folder=home)
+    if "start" in asked:
+        tokenizer = Tokenizer.load(home / "tokenizer.json")
+        yield starting.measure_start(effort, tokenizer=tokenizer, folder=folder)
+
+
+def quick_corpus(corpus: Path, folder: Path) -> Path:
+    """The first documents of the corpus as plain texts."""
+    taken, n_bytes = [], 0
+    for document in read_documents(corpus):
+        taken.append(json.dumps({"text": document.text}))
+        n_bytes += document.n_bytes
+        if n_bytes > QUICK_TEXT_BYTES:
+            break
+    write_atomically(folder / "corpus" / "some.jsonl", "\n".join(taken) + "\n")
+    return folder / "corpus"
+
+
+def show(groups: Sequence[Group]) -> None:
+    """The raw times of some groups: median and spread of each case."""
+    for group in groups:
+        print(f"\n{group.name}")
+        for case, seconds in group.seconds.items():
+            middle = statistics.median(seconds)
+            rate = speed(group, case, middle)
+            print(f"  {case:<24} {1e3 * middle:10.3f} ms ({1e3 * min(seconds):.3f}"
+                  f"-{1e3 * max(seconds):.3f}){rate}")  # fmt: skip
+        for case, why in group.facts.get("left_out", {}).items():
+            print(f"  {case:<24} not timed: {why}")
+    sys.stdout.flush()
+
+
+def speed(group: Group, case: str, seconds: float) -> str:
+    """What these seconds are as a rate, where the group says what one run does."""
+    if case in group.facts.get("work", {}):
+        return f"  {group.facts['work'][case] / seconds / 1e9:,.0f} G/s"
+    tokens = group.facts.get("tokens")
+    if isinstance(tokens, dict):
+        tokens = tokens.get(case)
+    return f"  {tokens / seconds:,.0f} tokens/s" if tokens else ""
+
+
+def wrong(groups: Sequence[Group]) -> list[str]:
+    """Cases that were not timed because they differ from `reference`."""
+    return [
+        f"{group.name}: {case}: {why}"
+        for group in groups
+        for case, why in group.facts.get("left_out", {}).items()
+        if why.startswith("wrong")
+    ]
+
+
+def described(bar: Bar) -> dict[str, Any]:
+    """A bar with what follows from its values."""
+    return {**asdict(bar), "figure": bar.figure if bar.values else None, "met": bar.met}

@@ -1,0 +1,231 @@
+"""One layer forward and backward: each implementation beside the literal loop and torch's own.
+
+What is timed is what was checked just before: outputs, state and every gradient of a small layer
+against `reference`, in float64 and in the dtype that is timed. What fails is left out by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.rounds import Effort, Group, interleaved
+from ys_llm.config.schema import TrainConfig
+from ys_llm.mixers.three_tier import Mixer, Options
+from ys_llm.ops.three_tier.reference import IMPLEMENTATIONS, State, usable
+from ys_llm.training.setup import settled_dtype
+
+LOOP = "reference fp32"  # the literal loop, which every bar is measured by
+TORCH_LAYERS = ("LSTM", "GRU", "RNN")
+
+# Those of tests/test_ops.py, for the same reasons; a test holds the two tables together.
+TOLERANCES = {"float64": 1e-10, "float32": 3e-5, "bf16 in the loop": 1.5e-1}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows, tokens a row, width of the stream, width of the state, heads."""
+
+    B: int
+    T: int
+    E: int
+    S: int
+    n_heads: int = 1
+
+    def __str__(self) -> str:
+        heads = f", {self.n_heads} heads" if self.n_heads > 1 else ""
+        return f"{self.B},{self.T},{self.E},{self.S}{heads}"
+
+
+SHAPES = (
+    Shape(32, 256, 384, 1024),
+    Shape(16, 256, 256, 512),
+    Shape(64, 256, 256, 256),
+    Shape(32, 256, 384, 1024, n_heads=8),
+)
+
+
+def measure(effort: Effort, *, left_out: dict[str, str]) -> list[Group]:
+    """One group a shape; `left_out` names implementations that are not to run, and why."""
+    names = [name for name in IMPLEMENTATIONS if usable(name) and name not in left_out]
+    groups = []
+    for shape in SHAPES:
+        small = replace(shape, B=2, T=32, E=32, S=shape.S // 16) if effort.quick else shape
+        groups.append(_measure_shape(small, names, effort, dict(left_out)))
+    return groups
+
+
+def _measure_shape(
+    shape: Shape, names: list[str], effort: Effort, left_out: dict[str, str]
+) -> Group:
+    cases: dict[str, Callable[[], object]] = {}
+    errors: dict[str, float] = {}
+    mixer = _mixer(shape, "reference")
+    for name in names:
+        for dtype in ("fp32", "bf16"):
+            case = f"{name} {dtype}"
+            if name == "reference" and dtype == "bf16":
+                continue  # rounds by hand at every step: neither the literal loop nor fast
+            found, why = failure_of(name, dtype, n_heads=shape.n_heads)
+            if found == found:  # NaN: it did not run, or it is NaN that it gives
+                errors[case] = found
+            if why:
+                left_out[case] = why
+            else:
+                cases[case] = layer_run(shape, mixer, name, dtype)
+    default = default_case(shape)
+    if default in cases:
+        cases["recurrence alone"] = recurrence_run(shape, mixer, *default.split())
+    torch_cases = {} if shape.n_heads > 1 else dict(_torch_layers(shape))
+    seconds, failed = interleaved(
+        cases | torch_cases, rounds=effort.rounds, may_fail=torch_cases.keys()
+    )
+    per_token = mixer.flops_per_token(shape.T)
+    around = 4 * shape.E * shape.S
+    facts = {
+        "shape": asdict(shape),
+        "tokens": shape.B * shape.T,
+        "flops": 3 * per_token * shape.B * shape.T,
+        "recurrence_flops": 3 * (per_token - around) * shape.B * shape.T,
+        "default": default,
+        "errors": errors,
+        "left_out": left_out | failed,
+    }
+    return Group(f"layer {shape}", seconds, facts)
+
+
+def default_case(shape: Shape) -> str:
+    """What `ys train` would take here: the implementation and the dtype of `auto`."""
+    dtype, _ = settled_dtype(TrainConfig(), torch.device("cpu"))
+    mixer = _mixer(shape, "auto")
+    name, _ = mixer.settle(batch_size=shape.B, precision="bf16" if dtype == "bf16" else "fp32")
+    return f"{name} {dtype}"
+
+
+def _mixer(shape: Shape, implementation: str) -> Mixer:
+    torch.manual_seed(0)
+    options = Options(d_state=shape.S, d_summary=min(64, shape.S), n_heads=shape.n_heads)
+    return Mixer(shape.E, options, implementation=implementation)
+
+
+def layer_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callable[[], object]:
+    """Outputs, then the gradients of the input and of every weight."""
+    x_BTE = torch.randn(shape.B, shape.T, shape.E, requires_grad=True)
+    cotangent = torch.randn(shape.B, shape.T, shape.E)
+    leaves = [x_BTE, *mixer.parameters()]
+
+    def run() -> object:
+        mixer.implementation = name
+        with _autocast(dtype):
+            y_BTE, _ = mixer(x_BTE)
+        return torch.autograd.grad(y_BTE, leaves, cotangent.to(y_BTE.dtype), allow_unused=True)
+
+    return run
+
+
+def recurrence_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callable[[], object]:
+    """The recurrence without the two projections around it."""
+    drive_TBS = torch.randn(shape.T, shape.B, shape.S, requires_grad=True)
+    cotangent = torch.randn(shape.T, shape.B, shape.S)
+    zeros = torch.zeros(shape.B, shape.S)
+    weights = mixer._weights()
+    leaves = [drive_TBS, *(p for n, p in mixer.named_parameters() if "_proj" not in n)]
+
+    def run() -> object:
+        h_TBS, _ = IMPLEMENTATIONS[name](
+            drive_TBS, weights, State(zeros, zeros, zeros, 0), precision=dtype
+        )
+        return torch.autograd.grad(h_TBS, leaves, cotangent.to(h_TBS.dtype), allow_unused=True)
+
+    return run
+
+
+def failure_of(name: str, dtype: str, *, n_heads: int) -> tuple[float, str]:
+    """The largest error against `reference` in this dtype, and why it may not be timed, if so."""
+    try:
+        exact = _error(name, "float64", n_heads)
+        error = _error(name, dtype, n_heads)
+    except Exception as problem:  # an implementation that cannot run here says so in its own way
+        return float("nan"), f"it does not run here: {problem}"
+    # Where oneDNN rounds, its "fp32" has the errors of bf16, and only those.
+    rounds = dtype == "bf16" or name.endswith("onednn")
+    allowed = TOLERANCES["bf16 in the loop" if rounds else "float32"]
+    for found, limit, what in ((exact, TOLERANCES["float64"], "float64"), (error, allowed, dtype)):
+        if not found <= limit:  # NaN too
+            return error, f"wrong: error {found:.1e} against reference in {what}, {limit} allowed"
+    return error, ""
+
+
+def _error(name: str, dtype: str, n_heads: int) -> float:
+    """Largest error of any result as a share of its largest entry, but at least of 1."""
+    torch.manual_seed(1)
+    number = torch.float64 if dtype == "float64" else torch.float32
+    mixer = Mixer(24, Options(d_state=128, d_summary=64, n_heads=n_heads)).to(number)
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        # At 1, and beside a weak input, narrow heads are chaotic and magnify any rounding.
+        mixer.state_controller.mul_(0.6)
+    x_BTE = (2 * torch.randn(3, 65, 24, dtype=number)).requires_grad_()
+    expected = _results(mixer, "reference", x_BTE, "fp32")
+    found = _results(mixer, name, x_BTE, "bf16" if dtype == "bf16" else "fp32")
+    pairs = zip(found, expected, strict=True)
+    errors = [((a - b).abs().max() / b.abs().max().clamp_min(1)).item() for a, b in pairs]
+    return max(errors, key=lambda error: (error != error, error))
+
+
+def _results(mixer: Mixer, name: str, x_BTE: Tensor, dtype: str) -> list[Tensor]:
+    """Outputs, the state after them, and every gradient."""
+    mixer.implementation = name
+    with _autocast(dtype):
+        y_BTE, state = mixer(x_BTE)
+    outputs = [y_BTE, *(value for value in state.values() if isinstance(value, Tensor))]
+    generator = torch.Generator().manual_seed(2)
+    loss = x_BTE.new_zeros(())
+    for output in outputs:
+        loss = loss + (output * torch.randn(output.shape, generator=generator)).sum()
+    gradients = torch.autograd.grad(loss, [x_BTE, *mixer.parameters()])
+    return [tensor.detach() for tensor in (*outputs, *gradients)]
+
+
+def _autocast(dtype: str) -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16")
+
+
+def _torch_layers(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
+    """nn.LSTM, nn.GRU and nn.RNN with hidden size S: float32, bfloat16, float32 by oneDNN."""
+    for kind in TORCH_LAYERS:
+        for mode in ("fp32", "bf16", "onednn"):
+            yield f"nn.{kind} {mode}", _torch_layer_run(shape, kind, mode)
+
+
+def _torch_layer_run(shape: Shape, kind: str, mode: str) -> Callable[[], object]:
+    dtype = torch.bfloat16 if mode == "bf16" else torch.float32
+    layer: nn.Module = getattr(nn, kind)(shape.E, shape.S, batch_first=True).to(dtype)
+    x_BTE = torch.randn(shape.B, shape.T, shape.E, dtype=dtype, requires_grad=True)
+    cotangent = torch.randn(shape.B, shape.T, shape.S, dtype=dtype)
+    leaves: list[Any] = [x_BTE, *layer.parameters()]
+
+    def run() -> object:
+        with onednn_products() if mode == "onednn" else nullcontext():
+            y_BTS, _ = layer(x_BTE)
+            return torch.autograd.grad(y_BTS, leaves, cotangent)
+
+    return run
+
+
+@contextmanager
+def onednn_products() -> Iterator[None]:
+    """Hand float32 products to oneDNN, which may round them to bfloat16."""
+    settings = cast(Any, torch.backends.mkldnn).matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

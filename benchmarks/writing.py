@@ -1,0 +1,87 @@
+"""Generation with a model of ten million random weights: per token, by context, and prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rounds import Effort, Group, interleaved
+from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
+from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.inference.generate import Prefilled, generate, prefill
+from ys_llm.model.costs import parameter_count
+from ys_llm.model.language_model import Model
+from ys_llm.runs.checkpoint import save_model
+
+VOCAB_SIZE = 4096
+TEN_MILLION = ModelConfig(
+    d_model=320, n_layers=6, d_mlp=864, mixer="three_tier", options={"d_state": 320}
+)
+_SMALL = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"d_state": 32})
+_NEVER = -1  # an id that no model chooses: every answer has its full length
+
+
+def measure(effort: Effort) -> list[Group]:
+    """Seconds of one token, or of one reading, for each case."""
+    model = random_model(quick=effort.quick)
+    near, far, prefix, answer = (10, 200, 32, 8) if effort.quick else (100, 100_000, 512, 64)
+    ids = torch.randint(2, model.vocab_size, (far,)).tolist()
+    cases: dict[str, Callable[[], object]] = {
+        f"{answer} tokens after {near}": _answer(model, prefill(model, ids[:near]), answer),
+        f"{answer} tokens after {far}": _answer(model, prefill(model, ids), answer),
+        f"read {prefix} tokens": lambda: prefill(model, ids[:prefix]),
+        f"write {prefix} tokens": _answer(model, prefill(model, ids[:1]), prefix),
+    }
+    seconds, _ = interleaved(cases, rounds=2 * effort.rounds)
+    one_row = model.embedding.weight[0].numel() * 4
+    facts: dict[str, Any] = {
+        "parameters": parameter_count(model),
+        "cases": dict(zip(("near", "far", "read", "write"), cases, strict=True)),
+        "tokens": dict(zip(cases, (answer, answer, prefix, prefix), strict=True)),
+        # Of the embedding one row is read for each token; all other weights are read whole.
+        "bytes_per_token": 4 * (parameter_count(model) - model.embedding.weight.numel()) + one_row,
+    }
+    return [Group("generation", seconds, facts), _memory_of(facts["bytes_per_token"], effort)]
+
+
+def random_model(*, quick: bool) -> Model:
+    """Ready to write, with the summaries' output shapers moved away from 0."""
+    torch.manual_seed(0)
+    model = Model(_SMALL if quick else TEN_MILLION, vocab_size=300 if quick else VOCAB_SIZE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("output_shaper"):
+                parameter.normal_(std=0.02)
+    return model.eval()
+
+
+def save_run(run: Path, tokenizer: Tokenizer) -> None:
+    """A run folder for `ys run`, as training leaves it, with random weights."""
+    torch.manual_seed(0)
+    model = Model(TEN_MILLION, vocab_size=tokenizer.vocab_size)
+    tokenizer.save(run / "tokenizer.json")
+    facts = {
+        **{"step": 0, "tokens": 0, "parameters": parameter_count(model), "sources": []},
+        **{"val_bits_per_byte": None, "has_records": False},
+    }
+    save_model(run, Config(run=run.name, model=TEN_MILLION), model, tokenizer, facts)
+
+
+def _answer(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], object]:
+    sampling = GenerateConfig(max_tokens=n_tokens, seed=1)
+
+    def run() -> None:
+        made = sum(1 for _ in generate(model, prefilled, sampling=sampling, end_id=_NEVER))
+        assert made == n_tokens, made
+
+    return run
+
+
+def _memory_of(n_bytes: int, effort: Effort) -> Group:
+    """Reading as many bytes as the weights are: a large cache may hold them."""
+    vector = torch.ones(n_bytes // 4)
+    seconds, _ = interleaved({"read as many bytes": lambda: vector.sum()}, rounds=effort.rounds)
+    return Group("weights", seconds, {"bytes": n_bytes})

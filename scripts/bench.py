@@ -1,9 +1,0 @@
-"""`python scripts/bench.py --help`: how fast ys is, beside what it is compared with."""
-
-import sys
-
-if __name__ == "__main__":
-    # Here, because the processes that encode text import this file again, and need no torch.
-    from bench_parts.command import main
-
-    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,324 @@
+"""Texts that cannot be read as they should be: one clear line each, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.bad_cases import (
+    TRAIN,
+    Case,
+    check,
+    everything,
+    exit_code,
+    file,
+    put,
+    table,
+    without_rights,
+)
+
+from ys_llm.data import readers
+from ys_llm.errors import EXIT_FAILED
+
+FOX = "The fox saw the hen.\n" * 40
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_as_they_were: None) -> Path:
+    """A current folder that holds another run, and no setting of the user's in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper().startswith("YS_"):
+            monkeypatch.delenv(name)
+    put("runs/other/model.safetensors", "weights of somebody's weeks")
+    put("runs/other/config.yaml", "run: other\n")
+    return tmp_path
+
+
+def link(path: str, target: str) -> Callable[[], None]:
+    def make() -> None:
+        put("texts/good.txt", FOX)
+        Path(path).symlink_to(target)
+
+    return make
+
+
+def special(path: str, make_node: Callable[[str], Any], *, through: str = "") -> Callable[[], None]:
+    """A file that is none, beside a good one; or a link to it."""
+
+    def make() -> None:
+        put("texts/good.txt", FOX)
+        make_node(path)
+        if through:
+            Path(through).symlink_to(os.path.relpath(path, Path(through).parent))
+
+    return make
+
+
+def a_socket(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as here:
+        here.bind(path)
+
+
+def jsonl(line: str) -> Callable[[], None]:
+    return file("texts/a.jsonl", '{"text": "a good line"}\n' + line + "\n")
+
+
+def records(text: str) -> Callable[[], None]:
+    return file("texts/a.md", "Say hello.<start>Hello.<end>\n" + text)
+
+
+SHAPES = ('{"text": "..."}', '{"prompt": "...", "response": "..."}')
+NO_TEXT = ("texts holds no text", ".txt, .md, .jsonl", "ys train --data PATH")
+
+TEXTS = (
+    Case("nothing there", TRAIN, ("texts does not exist", "ys train --data PATH")),
+    Case("empty file", TRAIN, NO_TEXT, file("texts/a.txt")),
+    Case("empty folder", TRAIN, NO_TEXT, lambda: Path("texts").mkdir()),
+    Case("only spaces", TRAIN, NO_TEXT, file("texts/a.txt", " \n\t\n" * 500)),
+    Case("nothing but a byte-order mark", TRAIN, NO_TEXT, file("texts/a.txt", b"\xef\xbb\xbf")),
+    Case(
+        "latin-1",
+        TRAIN,
+        ("texts/a.txt:2: byte 0xe9 at offset 10", "iconv -f LATIN1 -t UTF-8"),
+        file("texts/a.txt", b"one line\nd\xe9j\xe0 vu\n"),
+    ),
+    Case(
+        "utf-16",
+        TRAIN,
+        ("texts/a.txt:1: byte 0xff at offset 0", "iconv -f UTF-16 -t UTF-8"),
+        file("texts/a.txt", FOX.encode("utf-16")),
+    ),
+    Case(
+        "utf-16 without its mark",
+        TRAIN,
+        ("texts/a.txt:1: byte 0x00 at offset 1", "iconv -f UTF-16LE -t UTF-8"),
+        file("texts/a.txt", FOX.encode("utf-16-le")),
+    ),
+    Case(
+        "a program named .txt",
+        TRAIN,
+        ("texts/a.txt:1: byte 0x00 at offset 4", "if it is no text, take it away"),
+        file("texts/a.txt", b"\x7fELF\x00\x01\x02\x03" * 100),
+    ),
+    Case("a table named .csv", (*TRAIN, "--data", "a.csv"), ("a.csv", ".txt"), file("a.csv", FOX)),
+    Case(
+        "a link to nothing",
+        TRAIN,
+        ("texts/b.txt is a link to nothing", "take it away"),
+        link("texts/b.txt", "gone.txt"),
+    ),
+    Case(
+        "a link to itself",
+        TRAIN,
+        ("texts/b.txt is a link to nothing", "take it away"),
+        link("texts/b.txt", "b.txt"),
+    ),
+    Case(
+        "a link to nothing as the corpus",
+        (*TRAIN, "--data", "here"),
+        ("here is a link to nothing", "ys train --data PATH"),
+        link("here", "gone"),
+    ),
+    Case(
+        "a pipe",
+        TRAIN,
+        ("texts/b.txt is a pipe", "Copy what it holds"),
+        special("texts/b.txt", os.mkfifo),
+    ),
+    Case(
+        "a link to a pipe",
+        TRAIN,
+        ("texts/b.txt is a pipe",),
+        special("pipe", os.mkfifo, through="texts/b.txt"),
+    ),
+    Case(
+        "a pipe as the corpus",
+        (*TRAIN, "--data", "pipe.txt"),
+        ("pipe.txt is a pipe",),
+        special("pipe.txt", os.mkfifo),
+    ),
+    Case(
+        "an endless device",
+        TRAIN,
+        ("texts/b.txt is a device",),
+        link("texts/b.txt", "/dev/zero"),
+    ),
+    Case("a socket", TRAIN, ("texts/b.txt is a socket",), special("texts/b.txt", a_socket)),
+    Case(
+        "a folder named .txt",
+        (*TRAIN, "--data", "a.txt"),
+        ("a.txt holds no text",),
+        lambda: Path("a.txt").mkdir(),
+    ),
+    Case("no json", TRAIN, ("texts/a.jsonl:2: not JSON", *SHAPES), jsonl("{'text': 'a'}")),
+    Case("a list", TRAIN, ("texts/a.jsonl:2: found list, not an object", *SHAPES), jsonl("[1]")),
+    Case(
+        "json too deep",
+        TRAIN,
+        ("a.jsonl:2: brackets within brackets", "deep", *SHAPES),
+        jsonl("[" * 10**6),
+    ),
+    Case("a number too long", TRAIN, ("a.jsonl:2: not JSON", "digits"), jsonl("9" * 5000)),
+    Case(
+        "other fields",
+        TRAIN,
+        ("a.jsonl:2: found the fields 'a', 'b'", *SHAPES),
+        jsonl('{"a": 1, "b": 2}'),
+    ),
+    Case(
+        "a hundred thousand fields",
+        TRAIN,
+        ("a.jsonl:2: found the fields '0', '1', '2', '3', '4' and 99,995 more", *SHAPES),
+        jsonl("{" + ", ".join(f'"{i}": 0' for i in range(10**5)) + "}"),
+    ),
+    Case(
+        "a field given twice",
+        TRAIN,
+        ("a.jsonl:2: not JSON (the field 'text' is given twice)", *SHAPES),
+        jsonl('{"text": "one", "text": "two"}'),
+    ),
+    Case(
+        "text that is a number",
+        TRAIN,
+        ("a.jsonl:2: 'text' is int, not a string",),
+        jsonl('{"text": 1}'),
+    ),
+    Case("half a character", TRAIN, ("a.jsonl:2:", "surrogate"), jsonl(r'{"text": "\ud800"}')),
+    Case("start, no end", TRAIN, ("a.md:2: <start> has no <end>",), records("And?<start>Yes.\n")),
+    Case("end, no start", TRAIN, ("a.md:2: <end> has no <start>",), records("And?<end>\n")),
+    Case("no response", TRAIN, ("a.md:2: nothing between",), records("And?<start>  <end>\n")),
+    Case("text behind the last end", TRAIN, ("a.md:2: text after",), records("And?\n")),
+    Case(
+        "a name of two lines",
+        TRAIN,
+        (r"texts/a\nb.txt:1: byte 0xff",),
+        file("texts/a\nb.txt", b"\xff"),
+    ),
+    Case(
+        "less than one window",
+        (*TRAIN, "--set", "train.seq_len=500", "--set", "data.validation_fraction=0"),
+        ("has 22 tokens", "needs at least 501", "--set train.seq_len=21"),
+        file("texts/a.txt", "The fox saw the hen."),
+    ),
+    Case(
+        "all held out",
+        (*TRAIN, "--set", "data.validation_fraction=0.999999"),
+        ("the only document fell to validation", "--set data.validation_fraction=0"),
+        file("texts/a.txt", FOX),
+    ),
+)
+
+
+@table(*TEXTS)
+def test_a_bad_text_is_named(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+    check(case, capsys)
+
+
+@pytest.mark.parametrize("locked", ["texts/a.txt", "texts/deep"])
+def test_what_may_not_be_read_is_named(
+    locked: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("texts/a.txt", FOX)
+    put("texts/deep/b.txt", FOX)
+    before = everything(except_for="runs/new")
+    for writable in (folder, Path("runs")):
+        writable.chmod(0o777)
+    Path(locked).chmod(0)
+    with without_rights():
+        assert exit_code(*TRAIN) == EXIT_FAILED
+    Path(locked).chmod(0o755)
+    assert capsys.readouterr().err == (
+        f"ys: {locked} cannot be read: Permission denied. Make it readable, or take it away.\n"
+    )
+    assert everything(except_for="runs/new") == before
+
+
+def test_a_text_that_vanishes_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("texts/a.txt", FOX)
+    listed = readers._files
+
+    def list_and_remove(root: Path) -> Any:
+        for path in listed(root):
+            path.unlink()
+            yield path
+
+    monkeypatch.setattr(readers, "_files", list_and_remove)
+    assert exit_code(*TRAIN) == EXIT_FAILED
+    assert capsys.readouterr().err == (
+        "ys: texts/a.txt was there when the folder was listed and is gone now. "
+        "Wait until whatever moves it has done, then type the command again.\n"
+    )
+
+
+@pytest.mark.parametrize("change", [b"more", b""])
+def test_a_text_that_changes_while_it_is_read_is_named(
+    change: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("texts/a.txt", FOX)
+    look = os.fstat
+    looks: list[int] = []
+
+    def look_and_change(descriptor: int) -> os.stat_result:
+        found = look(descriptor)
+        if not looks and found.st_size == len(FOX):
+            looks.append(descriptor)
+            with open("texts/a.txt", "r+b") as other:
+                other.truncate(10)
+                other.write(change)
+        return found
+
+    monkeypatch.setattr(os, "fstat", look_and_change)
+    code = exit_code(*TRAIN)
+    assert looks
+    assert code == EXIT_FAILED
+    error = capsys.readouterr().err
+    assert error.startswith("ys: texts/a.txt changed while it was read. ")
+    assert error.count("\n") == 1
+
+
+FINE = {
+    "one document": (file("texts/a.txt", FOX), ("data.validation_fraction=0",)),
+    "a batch of one": (
+        file("texts/a.txt", FOX),
+        ("train.batch_size=1", "data.validation_fraction=0"),
+    ),
+    "a batch larger than the text": (
+        file("texts/a.txt", FOX),
+        ("train.batch_size=200", "data.validation_fraction=0"),
+    ),
+    "a folder that links to itself": (
+        special("texts/a.txt", lambda path: put(path, FOX), through="texts/deep"),
+        ("data.validation_fraction=0",),
+    ),
+    "nothing held out": (file("texts/a.txt", FOX), ("data.validation_fraction=1e-9",)),
+    "one line": (file("texts/a.txt", FOX.replace("\n", " ")), ("data.validation_fraction=0",)),
+}
+
+
+@pytest.mark.parametrize("name", FINE)
+def test_what_is_odd_but_enough_is_trained_on(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, changes = FINE[name]
+    if name == "a folder that links to itself":
+        put("texts/a.txt", FOX)
+        Path("texts/deep").symlink_to("../texts")
+    else:
+        make()
+    before = everything(except_for="runs/new")
+    words = [word for change in changes for word in ("--set", change)]
+    assert exit_code(*TRAIN, *words, "--set", "train.max_steps=2") == 0, capsys.readouterr().err
+    assert everything(except_for="runs/new") == before
+
+
+def test_one_line_of_50_megabytes_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    put("texts/a.txt", b"x" * 50_000_000)
+    few = ("--set", "train.max_steps=2", "--set", "data.validation_fraction=1e-4")
+    assert exit_code(*TRAIN, *few) == 0, capsys.readouterr().err

@@ -1,0 +1,538 @@
+"""The command as a user types it: help, flags, messages, exit codes, one run from end to end."""
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ys_llm import __version__
+from ys_llm.cli.main import _parser, main
+from ys_llm.config.schema import GenerateConfig, load_config, to_mapping
+from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE
+
+ROOT = Path(__file__).resolve().parents[2]
+VERBS = ("train", "run", "eval", "gen-data", "config")
+TINY = (
+    "data.validation_fraction=0.2",
+    "tokenizer.kind=bytes",
+    "model.d_model=16",
+    "model.n_layers=1",
+    "model.d_mlp=16",
+    "model.mixer=softmax_attention",
+    "train.max_steps=4",
+    "train.warmup_steps=1",
+    "train.seq_len=16",
+    "train.batch_size=2",
+    "train.device=cpu",
+    "generate.max_tokens=8",
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty current folder, and no setting of the user's in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.upper().startswith("YS_"):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+def send(monkeypatch: pytest.MonkeyPatch, text: str | bytes) -> None:
+    """Put a text on stdin, which is then no terminal."""
+    content = text.encode() if isinstance(text, str) else text
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def ys(*words: str, cwd: Path = ROOT, text: str = "") -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "ys_llm", *words],
+        cwd=cwd,
+        input=text,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# --- help ---
+
+
+def test_help_loads_no_heavy_library() -> None:
+    heavy = ("torch", "yaml", "numpy", "tokenizers", "dataclasses", "asyncio")
+    code = (
+        "import sys; from ys_llm.cli import main\n"
+        "try: main(['--help'])\n"
+        f"finally: print('LOADED', [name for name in {heavy} if name in sys.modules])\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("usage: ys ")
+    assert shown.stdout.splitlines()[-1] == "LOADED []"
+
+
+def test_help_loads_few_modules() -> None:
+    """A clock would test the machine; what `ys --help` costs is what it imports: 24 modules."""
+    code = (
+        "import sys; before = len(sys.modules); from ys_llm.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(len(sys.modules) - before)\n"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert int(shown.stdout.splitlines()[-1]) <= 40
+
+
+def test_version() -> None:
+    assert ys("--version").stdout == f"ys {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_each_verb_is_listed_and_explains_itself_both_ways(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+    for words in (["help"], [verb, "--help"], ["help", verb]):
+        with pytest.raises(SystemExit) as caught:
+            main(words)
+        assert caught.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert f"\n    {verb} " in texts[0]
+    assert texts[1] == texts[2]
+    assert f"\n  ys {verb}" in texts[1].partition("examples:")[2]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_every_example_in_a_help_text_is_made_of_words_that_exist(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"] if verb else ["--help"])
+    shown = capsys.readouterr().out
+    examples = re.findall(r"^  (ys .+?)(?: {2,}.*)?$", shown.partition("examples:")[2], re.M)
+    assert examples
+    for example in examples:
+        words = shlex.split(re.split(r" [<>] ", example)[0])[1:]
+        if words[0] != "help":
+            assert callable(_parser().parse_args(words).run_verb)
+
+
+def test_without_words_the_overview_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == EXIT_USAGE
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("usage: ys ")
+
+
+def test_every_sampling_field_has_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    for field in fields(GenerateConfig):
+        assert f"--{field.name.replace('_', '-')} " in shown
+
+
+# --- mistakes ---
+
+WRONG_WORDS = [
+    (["fly"], "invalid choice: 'fly'"),
+    (["train", "clear"], "expected nothing, `clean` or `clean all`, found `clear`"),
+    (["train", "clean", "everything"], "found `clean everything`"),
+    (["train", "--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
+    (["train", "--conf", "x"], "unrecognized arguments: --conf"),
+    (["run", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+    (["run", "--prompt", "x", "--logprobs", "2"], "--logprobs needs --json"),
+    (["run", "--json", "--logprobs", "-1"], "--logprobs must be at least 0, found -1"),
+    (["run", "--prompts", "x", "--prompt", "y"], "--prompts prints JSON of its own"),
+    (["run", "--weights", "int4"], "argument --weights: invalid choice: 'int4'"),
+    (["eval", "default"], "the following arguments are required: PATH"),
+    (["config"], "the following arguments are required: action"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"), WRONG_WORDS, ids=[" ".join(w) for w, _ in WRONG_WORDS]
+)
+def test_wrong_words_exit_with_2(
+    words: Sequence[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == EXIT_USAGE
+    assert message in capsys.readouterr().err
+
+
+def test_json_at_a_terminal_needs_a_prompt(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(SystemExit) as caught:
+        main(["run", "--json"])
+    assert caught.value.code == EXIT_USAGE
+    assert "--json needs --prompt, or a text on stdin" in capsys.readouterr().err
+
+
+def test_each_configuration_problem_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("x.yaml").write_text("train:\n  sed: 1\n")
+    words = ["--config", "x.yaml", "--set", "train.seed=x"]
+    assert main(["config", "show", *words]) == EXIT_USAGE
+    assert capsys.readouterr().err == (
+        "ys: x.yaml:2: train.sed is not a field. Did you mean seed?\n"
+        'ys: --set: train.seed must be an integer, found "x"\n'
+    )
+
+
+@pytest.mark.parametrize("words", [["run", "--prompt", "x"], ["eval", "default", "x"]])
+def test_before_training_there_is_no_model(
+    words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == EXIT_NO_MODEL
+    error = capsys.readouterr().err
+    assert error.startswith("ys: ")
+    assert "ys train" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("how", ["before the verb", "after the verb", "in the environment"])
+def test_debug_shows_the_traceback(
+    how: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["config", "show", "--config", "missing.yaml"]
+    if how == "in the environment":
+        monkeypatch.setenv("YS_DEBUG", "1")
+    else:
+        words.insert(0 if how == "before the verb" else len(words), "--debug")
+    assert main(words) == EXIT_USAGE
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback ")
+    assert error.endswith("ys: missing.yaml does not exist. Give the path of a YAML file.\n")
+
+
+def test_a_reader_that_leaves_is_no_error_message(folder: Path) -> None:
+    """`| true` closes the pipe before anything is written into it."""
+    command = f'"{sys.executable}" -m ys_llm config show 2>errors | true; echo "${{PIPESTATUS[0]}}"'
+    shown = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert shown.stdout == f"{EXIT_FAILED}\n"
+    assert Path("errors").read_text() == ""
+
+
+# --- ys config show ---
+
+
+def show(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["config", "show", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_what_is_shown_is_a_configuration_file(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--set", "train.seed=7", "--data", "{my: texts}", "--run", "2024"]
+    Path("shown.yaml").write_text(show(capsys, *words))
+    config = load_config(Path("shown.yaml")).config
+    assert (config.train.seed, config.data.path, config.run) == (7, "{my: texts}", "2024")
+
+
+def test_the_environment_counts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("YS_TRAIN__SEED", "7")
+    line = next(line for line in show(capsys).splitlines() if line.startswith("  seed: 7"))
+    assert "# YS_TRAIN__SEED" in line
+
+
+def test_a_run_that_exists_is_read_from_its_folder_unless_a_file_is_given(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/config.yaml").write_text("run: mine\ntrain:\n  seed: 7\n")
+    Path("other.yaml").write_text("run: mine\n")
+    shown = show(capsys, "--run", "mine", "--set", "train.max_steps=5")
+    assert "# runs/mine/config.yaml:3" in shown
+    assert yaml.safe_load(shown)["train"]["max_steps"] == 5
+    assert yaml.safe_load(show(capsys, "--config", "other.yaml"))["train"]["seed"] == 1337
+    assert yaml.safe_load(show(capsys))["run"] == "default"
+
+
+# --- ys gen-data ---
+
+
+def test_a_corpus_is_made_where_torch_is_not_installed(folder: Path) -> None:
+    (folder / "configs").symlink_to(ROOT / "configs")
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # `import torch` now raises ImportError
+        "from ys_llm.cli import main\n"
+        "sys.exit(main(['gen-data', '--count', '1', '--out', 'made']))"
+    )
+    for outcome in ("files written.", "Nothing to do."):
+        result = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.startswith("made")
+        assert "14 records" in result.stdout
+        assert result.stdout.rstrip().endswith(outcome)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("recipe.yaml",), "expected curate, explain or trace, found `recipe.yaml`"),
+        (("recipe.yaml",), "--kind"),
+        (("--kind", " , "), "--kind names no kind"),
+        (("--count", "0"), "at least 1"),
+        (("curate",), "curate PATH"),
+    ],
+)
+def test_wrong_words_for_a_corpus_are_named(
+    words: tuple[str, ...], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["gen-data", *words])
+    assert caught.value.code == EXIT_USAGE
+    assert said in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+# --- from text to a model that writes, with the real thing ---
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a corpus and a tiny trained run in it."""
+    folder = tmp_path_factory.mktemp("trained")
+    corpus = folder / "corpus"
+    corpus.mkdir()
+    for number in range(30):
+        (corpus / f"{number}.txt").write_text(f"The {number}th fox saw the {number}th hen. " * 9)
+    settings = [word for pair in TINY for word in ("--set", pair)]
+    result = ys("train", "--data", "corpus", "--run", "tiny", *settings, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_training_saves_the_settings_that_it_was_given(trained: Path) -> None:
+    config = to_mapping(load_config(trained / "runs/tiny/config.yaml").config)
+    assert config["run"] == "tiny"
+    assert config["data"]["path"] == "corpus"
+    assert config["train"]["max_steps"] == 4
+
+
+def test_a_trained_run_answers_a_prompt_and_the_same_seed_the_same(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    answers = []
+    for seed in ("1", "1", "2"):
+        assert main(["run", "tiny", "--prompt", "The", "--seed", seed]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_prompts_in_a_file_are_answered_line_by_line_each_as_if_alone(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    file = tmp_path / "prompts.txt"
+    file.write_bytes(b"The\n\nA hen\r\nThe fox")
+    assert main(["run", "tiny", "--prompts", str(file), "--seed", "1"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["The", "A hen", "The fox"]
+    for answer in answers:
+        assert main(["run", "tiny", "--prompt", answer["prompt"], "--seed", "1"]) == 0
+        assert capsys.readouterr().out == answer["text"] + "\n"
+    file.write_bytes(b"caf\xe9")
+    assert main(["run", "tiny", "--prompts", str(file)]) == EXIT_FAILED
+    assert f"{file} is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_what_rounded_weights_lose_is_told_by_eval(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    bits = {}
+    for weights in ("fp32", "bf16", "int8"):
+        assert main(["eval", "tiny", "corpus", "--json", "--weights", weights]) == 0
+        bits[weights] = json.loads(capsys.readouterr().out)[0]["bits_per_byte"]
+        assert main(["run", "tiny", "--prompt", "The", "--weights", weights]) == 0
+        capsys.readouterr()
+    assert len(set(bits.values())) == 3
+    assert bits["int8"] == pytest.approx(bits["fp32"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [("two\nlines\n", "two\nlines"), ("dos\r\n", "dos"), ("a\rb\r", "a\rb\r"), ("\n\n", "\n")],
+)
+def test_a_text_on_stdin_is_read_exactly_but_for_its_last_line_break(
+    sent: str,
+    read: str,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    objects = []
+    for words in ([], ["--prompt", read]):
+        send(monkeypatch, sent)
+        assert main(["run", "--json", "--seed", "1", "--max-tokens", "0", *words]) == 0
+        objects.append(json.loads(capsys.readouterr().out))
+    assert objects[0] == objects[1]
+
+
+def test_a_text_that_is_not_utf8_is_refused(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    send(monkeypatch, b"caf\xe9")
+    assert main(["run"]) == EXIT_FAILED
+    assert "ys: the text on stdin is not UTF-8. Convert it" in capsys.readouterr().err
+    assert main(["run", "--prompt", "caf\udce9"]) == EXIT_USAGE
+    assert "ys: --prompt is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_sampling_flags_are_checked_like_the_configuration(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    assert main(["run", "--prompt", "x", "--top-p", "2", "--seed", "-1"]) == EXIT_USAGE
+    assert capsys.readouterr().err == (
+        "ys: ys run: top_p must be at most 1.0, found 2.0\n"
+        "ys: ys run: seed must be at least 0, found -1\n"
+    )
+
+
+def test_eval_prints_the_same_figures_as_a_table_and_as_json(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    assert main(["eval", "tiny", "corpus", "corpus/1.txt", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["path"] for row in rows] == ["corpus", "corpus/1.txt"]
+    assert [row["documents"] for row in rows] == [30, 1]
+    assert main(["eval", "tiny", "corpus", "corpus/1.txt"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert "bits per byte" in header
+    assert {len(line) for line in lines} == {len(header)}
+    for row, line in zip(rows, lines, strict=True):
+        assert f" {row['bits_per_byte']:.4f} " in line
+    assert main(["eval", "tiny", "corpus", "--by-position"]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["path", "first", "last", "loss", "tokens"]
+    assert lines[0].split()[1] == "0"
+
+
+def test_clean_asks_at_a_terminal_and_no_means_no(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(sys, "stdin", Terminal("\n"))
+    assert main(["train", "clean", "--run", "tiny"]) == EXIT_FAILED
+    error = capsys.readouterr().err
+    assert re.search(r"^removing runs/tiny/model.safetensors, [\d,.]+ [kM]B$", error, re.MULTILINE)
+    assert re.search(r"^in all [\d,.]+ [kM]B$", error, re.MULTILINE)
+    assert "tokenizer.json" not in error
+    assert error.endswith("Remove these and train anew? [y/N] nothing was removed\n")
+    assert Path("runs/tiny/model.safetensors").exists()
+
+
+def test_clean_without_a_terminal_removes_nothing_unless_told_to(trained: Path) -> None:
+    run = trained / "runs/tiny"
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    words = ["--run", "tiny", "--set", "train.max_steps=3"]
+    refused = ys("train", "clean", "all", *words, cwd=trained)
+    assert refused.returncode == EXIT_USAGE
+    assert "type: ys train clean all --yes" in refused.stderr
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
+    result = ys("train", "clean", "all", *words, "--yes", cwd=trained)
+    assert result.returncode == 0, result.stderr
+    assert "removing runs/tiny/tokenizer.json, " in result.stderr
+    assert (run / "model.safetensors").stat().st_mtime_ns > before
+    assert load_config(run / "config.yaml").config.train.max_steps == 3
+
+
+def test_a_dry_clean_lists_what_would_go_and_removes_and_trains_nothing(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    before = {path: path.stat().st_mtime_ns for path in (trained / "runs").rglob("*")}
+    assert main(["train", "clean", "all", "--run", "tiny", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "would remove runs/tiny/checkpoints/, " in captured.out
+    assert {path: path.stat().st_mtime_ns for path in (trained / "runs").rglob("*")} == before
+
+
+def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    Path("sea poems").mkdir()
+    for number in range(30):
+        Path(f"sea poems/{number}.txt").write_text(f"The sea, the sea, wave {number} of the sea.")
+    before = (trained / "runs/tiny/model.safetensors").read_bytes()
+    words = ["train", "--run", "tiny", "--new-data", "sea poems", "--set", "train.max_steps=2"]
+    assert main(words) == 0
+    assert "begins with  the weights of runs/tiny, step " in capsys.readouterr().err
+    config = load_config(Path("runs/tiny-sea-poems/config.yaml")).config
+    assert (config.data.path, config.train.begin_from) == ("sea poems", "tiny")
+    assert (trained / "runs/tiny/model.safetensors").read_bytes() == before
+    tokenizers = [
+        Path(f"runs/{name}/tokenizer.json").read_bytes() for name in ("tiny", "tiny-sea-poems")
+    ]
+    assert tokenizers[0] == tokenizers[1]
+    assert main([*words[:-1], "train.max_steps=3"]) == 0  # the same words again go on
+    assert "going on     from step 2 of 3" in capsys.readouterr().err
+    assert main(["train", "--run", "tiny-sea-poems"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "-1"], "--from must be at least 0, found -1"),
+        (["clean", "--from", "0", "--yes"], "removes the checkpoints"),
+        (["--new-data", "x", "--data", "y"], "takes the configuration of the run"),
+    ],
+)
+def test_flags_of_train_that_cannot_be_meant_together(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["train", *words])
+    assert caught.value.code == EXIT_USAGE
+    assert said in capsys.readouterr().err

@@ -1,0 +1,510 @@
+"""From an order to a corpus: the same one whoever was slow, whatever failed, whenever killed.
+
+The real client of ollama speaks to a server that fails on demand; kills are real.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from support.gendata_runs import (
+    COPIED,
+    KINDS,
+    RETOLD,
+    TALE,
+    child,
+    content,
+    entries,
+    fill,
+    llm,
+    order,
+    run_child,
+    write_kinds,
+)
+from support.ollama_faults import FAULTS, FaultServer, closed_port
+
+from ys_llm.data.manifest import NAME as MANIFEST
+from ys_llm.data.manifest import read_manifest
+from ys_llm.data.readers import read_documents
+from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from ys_llm.gendata.command import Wanted
+from ys_llm.gendata.generation import progress_bar
+from ys_llm.gendata.generation.journal import NAME as JOURNAL
+from ys_llm.gendata.generation.journal import owned
+from ys_llm.gendata.generation.pipeline import Outcome
+from ys_llm.gendata.recipes.kinds import load_kinds
+
+ROOT = Path(__file__).resolve().parents[2]
+SOON_SECONDS = 1.0
+KILLS = 12  # cases; each is killed twice at file operations, and then finished
+ALL_SPELLINGS = 40
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_power_is_cut() -> Iterator[None]:
+    """To wait for the disk would take most of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_kinds(tmp_path_factory.mktemp("kinds"))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The run that nothing happened to."""
+
+    outcome: Outcome
+    out: Path
+    asked: int
+
+    @property
+    def content(self) -> dict[str, str]:
+        return content(self.out)
+
+
+@pytest.fixture(scope="module")
+def whole(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    with llm() as server:
+        outcome = fill(order(kinds), out, server)
+    return Whole(outcome, out, len(server.asked))
+
+
+def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < ends, "what was waited for never came"
+        time.sleep(0.002)
+
+
+# The uninterrupted run.
+
+
+def test_every_item_of_the_plan_is_decided_in_its_order(kinds: Path, whole: Whole) -> None:
+    planned = [(kind.name, item.key) for kind, item in order(kinds).items()]
+    assert [entry["key"] for entry in entries(whole.out)] == [
+        key for name, key in planned if name != "spell"
+    ]
+    assert [line["key"] for line in read_manifest(whole.out)["spell-01.md"].records] == [
+        key for name, key in planned if name == "spell"
+    ]
+    assert whole.outcome.missing == 0 and whole.outcome.failure is None
+
+
+def test_records_are_mended_and_verified(whole: Whole) -> None:
+    accepted = [entry for entry in entries(whole.out) if entry["status"] == "accepted"]
+    tales = [entry for entry in accepted if entry["kind"] == "tale"]
+    assert any(entry["provenance"]["mended"] == ["preamble"] for entry in tales)
+    for entry in tales:
+        assert "Here is the tale" not in entry["record"]["response"]
+        assert entry["provenance"]["verified"] == ["words"]
+        assert len(entry["provenance"]["asked"]) == 2
+    texts = {(entry["record"]["prompt"], entry["record"]["response"]) for entry in tales}
+    assert len(texts) == len(tales)
+
+
+def test_every_try_is_an_accepted_record_or_a_counted_rejection(whole: Whole) -> None:
+    lines = entries(whole.out)
+    counts = Counter(one["name"] for line in lines for one in line["rejections"])
+    accepted = sum(line["status"] == "accepted" for line in lines) + ALL_SPELLINGS
+    outcome = whole.outcome
+    assert counts == outcome.rejections
+    assert sum(line["tries"] for line in lines) + ALL_SPELLINGS == outcome.tries
+    assert outcome.tries == outcome.accepted + counts.total()
+    assert (outcome.planned, outcome.accepted) == (len(lines) + ALL_SPELLINGS, accepted)
+    assert outcome.accepted + outcome.dropped == outcome.planned == outcome.decided_now
+    wanted = {"words", "refusal", "cut_off", "near_duplicate", "mentions"}
+    assert wanted <= counts.keys(), "the model shows no longer what is rejected"
+
+
+def test_what_is_dropped_has_its_reason(whole: Whole) -> None:
+    for entry in entries(whole.out):
+        if entry["status"] == "dropped":
+            last = entry["rejections"][-1]
+            assert entry["reason"] == f"{last['name']}: {last['reason']}"
+            assert len(entry["rejections"]) == entry["tries"]
+        else:
+            assert entry["reason"] == "" and entry["tries"] == len(entry["rejections"]) + 1
+
+
+def test_a_try_has_seeds_of_its_own(kinds: Path, tmp_path: Path) -> None:
+    with llm("empty", "good", "empty", "thinking", "good") as server:
+        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+    assert outcome.rejections["empty_answer"] == 3
+    seeds = [asked.body["options"]["seed"] for asked in server.asked]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_a_chain_keeps_the_facts_of_its_program(kinds: Path, whole: Whole) -> None:
+    retold = [entry for entry in entries(whole.out) if entry["kind"] == "retold"]
+    assert len(retold) == 3
+    for entry in retold:
+        if entry["status"] == "accepted":
+            story = entry["provenance"]["asked"][0]["prompt"].removeprefix("Tell it again: ")
+            assert entry["record"] == {"prompt": f"Retell: {story}", "response": story}
+    assert any(entry["status"] == "accepted" for entry in retold)
+
+
+def test_the_outcome_does_not_depend_on_who_was_faster(
+    kinds: Path, whole: Whole, tmp_path: Path
+) -> None:
+    slow = ["slow", "good", "good"] * 6
+    with llm(*slow, slow_seconds=0.06) as server:
+        fill(order(kinds), tmp_path / "out", server, workers=2)
+    assert server.most_at_once == 2
+    assert content(tmp_path / "out") == whole.content
+
+
+# Interruptions.
+
+
+def wanted_in(kinds: Path, out: Path, host: str, workers: int = 1) -> Wanted:
+    names = tuple(sorted(KINDS))
+    return Wanted(names, out, seed=1, host=host, workers=workers, kinds_folder=kinds)
+
+
+@pytest.fixture(scope="module")
+def operations(kinds: Path, whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How many file operations a run makes."""
+    base = tmp_path_factory.mktemp("counted")
+    with llm() as server:
+        wanted = wanted_in(kinds, base / "out", server.address)
+        assert run_child(wanted, base / "said", count_in=base / "count") == 0
+    assert content(base / "out") == whole.content
+    return int((base / "count").read_text())
+
+
+@pytest.mark.parametrize("case", range(KILLS))
+def test_a_killed_run_goes_on_as_if_nothing_had_been(
+    case: int, kinds: Path, whole: Whole, operations: int, tmp_path: Path
+) -> None:
+    source = random.Random(case)
+    # Every second case dies near the end, where the files are written.
+    spots = range(operations) if case % 2 else range(operations - 25, operations)
+    with llm() as server:
+        wanted = wanted_in(kinds, tmp_path / "out", server.address, workers=1 + case % 2)
+        at = source.choice(spots)
+        assert run_child(wanted, tmp_path / "said", kill_at=at) == -signal.SIGKILL
+        run_child(wanted, tmp_path / "said", kill_at=source.randrange(1 + operations // 2))
+        assert run_child(wanted, tmp_path / "said") == 0, (tmp_path / "said.err").read_text()
+    left = {name for name in content(tmp_path / "out") if name.endswith(".tmp")}
+    assert {name: text for name, text in content(tmp_path / "out").items() if name not in left} == (
+        whole.content
+    )
+    keys = [entry["key"] for entry in entries(tmp_path / "out")]
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize("requests", [1, 7, 20])
+def test_a_run_killed_while_it_waits_loses_no_record(
+    requests: int, kinds: Path, whole: Whole, tmp_path: Path
+) -> None:
+    with llm(*["good"] * (requests - 1), "silent") as server:
+        wanted = wanted_in(kinds, tmp_path / "out", server.address)
+        with child(wanted, tmp_path / "said") as process:
+            until(lambda: len(server.asked) == requests)
+            process.kill()
+            process.join()
+        held = len(entries(tmp_path / "out"))
+        assert run_child(wanted, tmp_path / "said") == 0
+    assert held > 0 or requests < 9
+    assert content(tmp_path / "out") == whole.content
+
+
+def test_ctrl_c_stops_within_a_second_and_says_what_to_type(
+    kinds: Path, whole: Whole, tmp_path: Path
+) -> None:
+    with llm(*["good"] * 12, "drip") as server:
+        wanted = wanted_in(kinds, tmp_path / "out", server.address)
+        with child(wanted, tmp_path / "said") as process:
+            until(lambda: len(server.asked) == 13)
+            time.sleep(0.1)
+            began = time.monotonic()
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+            process.join(10)
+            assert time.monotonic() - began < SOON_SECONDS
+            assert process.exitcode == EXIT_INTERRUPTED
+        assert server.asked[12].left.wait(SOON_SECONDS), "the request stays open"
+        said = (tmp_path / "said.err").read_text()
+        assert f"To go on, type: {wanted.words()}" in said and "Traceback" not in said
+        assert "still to be made" in (tmp_path / "said.out").read_text()
+        files = content(tmp_path / "out")
+        assert MANIFEST in files and any(name.startswith("retold-") for name in files)
+        assert run_child(wanted, tmp_path / "said") == 0
+    assert content(tmp_path / "out") == whole.content
+
+
+def test_the_words_to_go_on_are_whole() -> None:
+    wanted = Wanted(("a", "b"), Path("my data"), count=3, seed=0, model="m:1b", workers=2)
+    assert wanted.words() == (
+        "ys gen-data --kind a,b --count 3 --seed 0 --model m:1b --workers 2 --out 'my data'"
+    )
+
+
+def test_a_stop_in_another_thread_keeps_what_is_decided(
+    kinds: Path, whole: Whole, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    with llm(*["good"] * 12, "stall") as server, ThreadPoolExecutor(1) as other:
+        running = other.submit(
+            fill,
+            order(kinds),
+            tmp_path / "out",
+            server,
+            should_stop=stop.is_set,
+            first_seconds=20.0,
+        )
+        until(lambda: len(server.asked) == 13)
+        stop.set()
+        outcome = running.result(timeout=SOON_SECONDS + 5)
+    assert outcome.stopped and outcome.missing > 0
+    decided = len(entries(tmp_path / "out")) + ALL_SPELLINGS
+    assert outcome.accepted + outcome.dropped == decided
+
+
+# Failures of the back end.
+
+REJECTED = {"empty": "empty_answer", "blank": "empty_answer", "thinking": "empty_answer"}
+REJECTED["length"] = "cut_off"
+LASTING = {"400": EXIT_FAILED, "401": EXIT_FAILED, "404": EXIT_FAILED}
+LASTING |= {"page not found": EXIT_BACKEND_DOWN, "redirect": EXIT_BACKEND_DOWN}
+HARMLESS = {"good", "slow"}
+TRANSIENT = sorted(set(FAULTS) - REJECTED.keys() - LASTING.keys() - HARMLESS)
+
+
+@pytest.fixture(scope="module")
+def two(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two tales, made without faults."""
+    out = tmp_path_factory.mktemp("two") / "out"
+    with llm() as server:
+        fill(order(kinds, "tale", count=2), out, server)
+    return content(out)
+
+
+@pytest.mark.parametrize("fault", sorted(set(TRANSIENT) - {"drip"}))  # whose deadline is the last
+def test_what_passes_in_time_leaves_no_trace(
+    fault: str, kinds: Path, two: dict[str, str], tmp_path: Path
+) -> None:
+    with llm("good", fault) as server:
+        outcome = fill(order(kinds, "tale", count=2), tmp_path / "out", server)
+    assert outcome.failure is None and server.asked[1].fault == fault
+    assert content(tmp_path / "out") == two
+
+
+@pytest.mark.parametrize("fault", [*TRANSIENT, *LASTING])
+def test_what_does_not_pass_ends_the_run_and_loses_nothing(
+    fault: str, kinds: Path, two: dict[str, str], tmp_path: Path
+) -> None:
+    wanted = order(kinds, "tale", count=2)
+    with llm(*["good"] * 30) as server:
+        fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+    with llm(fault, fault) as server:
+        outcome = fill(wanted, tmp_path / "out", server, total_seconds=0.6)
+    assert outcome.failure is not None and outcome.missing == 1
+    assert outcome.failure.exit_code == LASTING.get(fault, EXIT_BACKEND_DOWN)
+    assert outcome.failure.fix and "1 items are still to be made" in str(outcome)
+    assert len(entries(tmp_path / "out")) == 1
+    with llm() as server:
+        fill(wanted, tmp_path / "out", server)
+    assert content(tmp_path / "out") == two
+
+
+@pytest.mark.parametrize("fault", sorted(REJECTED))
+def test_an_answer_that_is_none_is_asked_for_with_another_seed(
+    fault: str, kinds: Path, tmp_path: Path
+) -> None:
+    with llm(fault) as server:
+        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+    assert entries(tmp_path / "out")[0]["rejections"][0]["name"] == REJECTED[fault]
+    assert outcome.rejections[REJECTED[fault]] >= 1
+    first, second = (asked.body["options"]["seed"] for asked in server.asked[:2])
+    assert first != second
+
+
+def test_every_fault_has_its_test() -> None:
+    assert set(TRANSIENT) | LASTING.keys() | REJECTED.keys() | HARMLESS == set(FAULTS)
+
+
+def test_a_server_that_is_gone_ends_in_exit_code_4(kinds: Path, tmp_path: Path) -> None:
+    with closed_port() as port:
+        wanted = Wanted(("tale",), tmp_path / "out", host=f":{port}", kinds_folder=kinds)
+        assert run_child(wanted, tmp_path / "said") == EXIT_BACKEND_DOWN
+    said = (tmp_path / "said.err").read_text()
+    assert "ollama serve" in said and "Traceback" not in said
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name != JOURNAL]
+
+
+def test_of_two_tales_alike_one_is_made_anew(tmp_path: Path) -> None:
+    alike = re.sub(r"(?m)^output: .*$", "output: {prompts: [A tale.]}", TALE)
+    kinds = write_kinds(tmp_path / "kinds", tale=alike)
+    texts = iter(range(100))
+
+    def copies(body: object) -> str:
+        number = next(texts)
+        return f"Title {number}" if "Name a" in str(body) else COPIED
+
+    with FaultServer(answer=copies) as server:
+        outcome = fill(order(kinds, "tale", count=3), tmp_path / "out", server)
+    assert (outcome.accepted, outcome.dropped) == (1, 2)
+    assert outcome.rejections["near_duplicate"] + outcome.rejections["duplicate"] == 8
+
+
+# What is there already.
+
+
+def test_a_finished_plan_does_nothing_and_says_so(
+    kinds: Path, whole: Whole, tmp_path: Path
+) -> None:
+    stamps = {path: path.stat().st_mtime_ns for path in whole.out.iterdir()}
+    outcome = fill(order(kinds), whole.out)
+    assert "complete already. Nothing to do." in str(outcome)
+    assert (outcome.asked_now, outcome.written, outcome.removed) == (0, (), ())
+    assert outcome.decided_now == ALL_SPELLINGS, "a program makes its records again"
+    now = {"asked_now": 0, "decided_now": 0, "written": ()}
+    assert replace(outcome, **now) == replace(whole.outcome, **now)
+    assert {path: path.stat().st_mtime_ns for path in whole.out.iterdir()} == stamps
+
+
+def test_a_larger_count_asks_for_the_rest_alone(kinds: Path, tmp_path: Path) -> None:
+    with llm() as server:
+        fill(order(kinds, "tale", count=3), tmp_path / "out", server)
+        asked = len(server.asked)
+        outcome = fill(order(kinds, "tale", count=5), tmp_path / "out", server)
+    assert outcome.decided_now == 2 and len(server.asked) > asked
+    with llm() as server:
+        fill(order(kinds, "tale", count=5), tmp_path / "at once", server)
+    assert content(tmp_path / "out") == content(tmp_path / "at once")
+
+
+def test_a_changed_kind_is_made_anew_and_says_how_much(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, kinds = tmp_path / "out", write_kinds(tmp_path / "kinds", retold=RETOLD)
+    with llm() as server:
+        fill(order(kinds), out, server)
+    before, old = content(out), entries(out)
+    accepted = sum(entry["status"] == "accepted" for entry in old)
+    write_kinds(kinds, retold=RETOLD.replace("Retell:", "Say again:"))
+    capsys.readouterr()
+    with llm() as server:
+        fill(order(kinds), out, server)
+    said = capsys.readouterr().err
+    assert (
+        f"retold: the kind's file or model has changed: 3 items are made anew; {accepted}" in said
+    )
+    assert "Retell:" not in content(out)["retold-01.md"]
+    assert entries(out)[: len(old)] == old, "the journal keeps what was made"
+    write_kinds(kinds, retold=RETOLD)
+    fill(order(kinds), out)  # asks nobody: the journal knows them
+    assert {**content(out), JOURNAL: ""} == {**before, JOURNAL: ""}
+
+
+def test_old_records_stay_until_there_is_a_new_one(tmp_path: Path) -> None:
+    out, kinds = tmp_path / "out", write_kinds(tmp_path / "kinds", retold=RETOLD)
+    with llm() as server:
+        fill(order(kinds), out, server)
+    before = content(out)
+    write_kinds(kinds, retold=RETOLD.replace("Retell:", "Say again:"))
+    with llm("404") as server:
+        outcome = fill(order(kinds), out, server)
+    assert outcome.failure is not None and outcome.removed == ()
+    assert content(out) == before
+
+
+def test_a_comment_or_a_larger_count_changes_no_record(tmp_path: Path) -> None:
+    kinds = write_kinds(tmp_path / "kinds", spell=KINDS["spell"])
+    fill(order(kinds, count=5), tmp_path / "out")
+    write_kinds(kinds, spell="# a remark\n" + KINDS["spell"].replace("count: 40", "count: 50"))
+    outcome = fill(order(kinds, count=5), tmp_path / "out")
+    assert "Nothing to do" in str(outcome)
+
+
+def test_another_model_makes_other_records(kinds: Path, tmp_path: Path) -> None:
+    changed = replace(
+        order(kinds, "tale", count=2),
+        kinds=tuple(kind.with_model("other") for kind in load_kinds(["tale"], kinds)),
+    )
+    with llm(models=("tiny:latest", "other:latest")) as server:
+        fill(order(kinds, "tale", count=2), tmp_path / "out", server)
+        fill(changed, tmp_path / "out", server)
+    models = [entry["provenance"]["model"] for entry in entries(tmp_path / "out")]
+    assert models == ["tiny", "tiny", "other", "other"]
+
+
+def test_records_of_other_kinds_are_not_made_again(tmp_path: Path) -> None:
+    kinds = write_kinds(tmp_path / "kinds", spell=KINDS["spell"], other=KINDS["spell"])
+    fill(order(kinds, "spell"), tmp_path / "out")
+    fill(order(kinds, "other"), tmp_path / "out")
+    keys = [document.key for document in read_documents(tmp_path / "out")]
+    assert len(set(keys)) == len(keys) > ALL_SPELLINGS
+    assert {"spell-01.md", "other-01.md"} <= content(tmp_path / "out").keys()
+
+
+def test_two_runs_do_not_fill_one_folder(kinds: Path, tmp_path: Path) -> None:
+    with owned(tmp_path / "out"), pytest.raises(UserError, match="another process is filling"):
+        fill(order(kinds, "spell"), tmp_path / "out")
+    fill(order(kinds, "spell"), tmp_path / "out")
+
+
+# What is shown, and what is imported.
+
+
+def test_without_a_terminal_there_are_lines(
+    kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0.0)
+    with llm() as server:
+        outcome = fill(order(kinds, "tale", count=4), tmp_path / "out", server)
+    shown = capsys.readouterr()
+    last = shown.err.splitlines()[-1]
+    assert last.startswith("item 4/4  ") and "records/s" in last and "0.0 min left" in last
+    assert f"{outcome.accepted} accepted" in last and shown.out == ""
+    for name, count in outcome.rejections.items():
+        assert f"{name} {count}" in last
+
+
+def test_on_a_terminal_there_is_a_bar(
+    kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    fill(order(kinds, "spell"), tmp_path / "out")
+    assert "40/40" in terminal.getvalue() and "accepted" in terminal.getvalue()
+
+
+def test_a_program_needs_neither_torch_nor_a_client_of_ollama(kinds: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'httpx', 'ollama'): sys.modules[name] = None\n"
+        "from pathlib import Path\n"
+        "from ys_llm.gendata.command import Wanted, make\n"
+        "out, kinds = map(Path, sys.argv[1:])\n"
+        "sys.exit(make(Wanted(('spell',), out, seed=1, kinds_folder=kinds)))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "out"), str(kinds)]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    fill(order(kinds, "spell"), tmp_path / "here")
+    assert content(tmp_path / "out") == content(tmp_path / "here")

@@ -1,0 +1,461 @@
+"""One call per token gives what the modules give, to the last step, for one text and for many."""
+
+from __future__ import annotations
+
+import copy
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from support.training_runs import TrainRun
+from torch import Tensor, nn
+
+from ys_llm.config.schema import GenerateConfig, ModelConfig, parse_dataclass
+from ys_llm.csrc import loader
+from ys_llm.errors import UserError
+from ys_llm.evaluation.bits_per_byte import evaluate_paths
+from ys_llm.inference import decoder
+from ys_llm.inference.decoder import MOST_TEXTS, Decoder, _Pace, decoder_of
+from ys_llm.inference.generate import Step, generate, generate_many, prefill
+from ys_llm.mixers.three_tier import Options
+from ys_llm.model.language_model import Model, pack_state
+from ys_llm.model.quantize import Narrow, NarrowLinear, int8_rows, narrow_linears
+from ys_llm.runs.checkpoint import load_run
+from ys_llm.system.machine import look_at
+
+has_avx512 = pytest.mark.skipif(
+    "avx512f" not in look_at().features, reason="elsewhere a text alone is equal up to rounding"
+)
+
+V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "entry": "raw"}
+SHAPES: dict[str, dict[str, Any]] = {
+    "default": {"options": {"d_state": 40}},
+    "odd": {"d_model": 33, "d_mlp": 17, "options": {"d_state": 7, "d_summary": 5}},
+    "one": {"d_model": 1, "d_mlp": 1, "options": {"d_state": 1, "d_summary": 1}},
+    "wide": {"d_model": 70, "d_mlp": 300, "options": {"d_state": 200, "d_summary": 64}},
+    "heads": {"options": {"d_state": 24, "d_summary": 6, "n_heads": 3, "factored": True}},
+    "no local": {"options": {"d_state": 24, "local_every": 0}},
+    "no tiers": {"options": {"d_state": 24, "factored": True, "local_every": 0, "global_every": 0}},
+    "no mlp": {"d_mlp": 0, "options": {"d_state": 24, "local_every": 5, "global_every": 1}},
+    "tied": {"tie_embeddings": True, "options": {"d_state": 24}},
+    "v0.3": {"wiring": "bare", "d_mlp": 0, "n_layers": 1, "options": {"d_state": 40, **V0_3}},
+    "bare stack": {"wiring": "bare", "d_mlp": 0, "options": {"d_state": 18, "n_heads": 2}},
+}
+LENGTH = 132  # past the second global summary
+SAMPLED = GenerateConfig(temperature=1.0, top_k=30, max_tokens=70, seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernel() -> None:
+    if loader.build("decode") is None:
+        pytest.skip(loader.why_not("decode"))
+
+
+def model_of(shape: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Model:
+    torch.manual_seed(1)
+    config = {"d_model": 32, "n_layers": 2, "d_mlp": 48, **SHAPES[shape], **changes}
+    model = Model(ModelConfig(**config), vocab_size=101).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # no bias at 0, no gain at 1
+    return model
+
+
+def decoder_for(model: Model) -> Decoder:
+    decoder = decoder_of(model)
+    assert decoder is not None
+    return decoder
+
+
+def ids_of(length: int = LENGTH) -> list[int]:
+    return torch.randint(101, (length,), generator=torch.Generator().manual_seed(7)).tolist()
+
+
+def by_torch(model: Model, ids: list[int], state: Any) -> tuple[Tensor, Any]:
+    with torch.inference_mode():
+        logits_BTV, state = model(torch.tensor([ids]), state)
+    return logits_BTV[0], state
+
+
+def assert_same_state(found: Any, expected: Any, tolerance: float) -> None:
+    left, right = pack_state(found), pack_state(expected)
+    assert left.keys() == right.keys()
+    for name, value in right.items():
+        torch.testing.assert_close(left[name], value, atol=tolerance, rtol=tolerance, msg=name)
+
+
+# One text
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_and_state_are_those_of_the_modules(shape: str, threads: int) -> None:
+    model, ids = model_of(shape), ids_of()
+    decoder = decoder_for(model)
+    state = model.init_state(1)
+    text = decoder.text(state)
+    for t, id in enumerate(ids):
+        expected, state = by_torch(model, [id], state)
+        found = decoder.step([text], [id], threads=threads)
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+        if t in (0, 14, 15, 16, 62, 63, 64, 65, 127, 128, LENGTH - 1):
+            assert_same_state(decoder.state(text), state, 1e-10)
+
+
+@pytest.mark.parametrize("shape", ["default", "heads", "v0.3"])
+@given(cuts=st.lists(st.integers(1, LENGTH - 1), min_size=1, max_size=4, unique=True))
+def test_either_goes_on_where_the_other_stopped(shape: str, cuts: list[int]) -> None:
+    model, ids = model_of(shape), ids_of()
+    decoder, whole = decoder_for(model), by_torch(model, ids, None)[0]
+    state = model.init_state(1)
+    edges = [0, *sorted(cuts), LENGTH]
+    for number, (begin, end) in enumerate(pairwise(edges)):
+        part = ids[begin:end]
+        if number % 2:
+            logits, state = by_torch(model, part, state)
+        else:
+            text = decoder.text(state)
+            logits = torch.cat([decoder.step([text], [id]) for id in part])
+            state = decoder.state(text)
+        torch.testing.assert_close(logits, whole[begin:end], atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_single_precision_it_is_as_close_as_torch_is(shape: str) -> None:
+    exact, ids = model_of(shape), ids_of(40)
+    single = copy.deepcopy(exact).float()
+    expected = by_torch(exact, ids, None)[0]
+    decoder = decoder_for(single)
+    text = decoder.text(single.init_state(1))
+    found = torch.cat([decoder.step([text], [id]) for id in ids])
+    of_torch = by_torch(single, ids, None)[0]
+    error, error_of_torch = ((x.double() - expected).norm() for x in (found, of_torch))
+    assert error <= 2 * error_of_torch + 1e-6 * expected.norm()
+
+
+def test_threads_change_no_bit() -> None:
+    model, ids = model_of("wide", torch.float32), ids_of(70)
+    decoder, logits = decoder_for(model), []
+    for threads in (1, 2, 3, None):
+        text = decoder.text(model.init_state(1))
+        logits.append(torch.cat([decoder.step([text], [id], threads=threads) for id in ids]))
+    assert all(torch.equal(other, logits[0]) for other in logits[1:])
+
+
+def test_the_faster_number_of_threads_is_taken_and_the_other_tried_again() -> None:
+    pace, seconds = _Pace(2), {1: 2.0, 2: 1.0}
+    taken = []
+    for step in range(3 * 64):
+        if step == 64:
+            seconds[2] = 9.0  # another process has a core
+        taken.append(pace.threads())
+        pace.took(taken[-1], seconds[taken[-1]])
+    assert sorted(taken[:2]) == [1, 2]
+    assert taken[2:63] == [2] * 61
+    assert taken[63] == 1
+    assert taken[70:127] == [1] * 57
+    assert taken[127] == 2
+    assert _Pace(1).threads() == 1
+
+
+def test_the_state_it_begins_with_stays_as_it_was() -> None:
+    model = model_of("default")
+    _, state = by_torch(model, ids_of(20), None)
+    before, decoder = copy.deepcopy(state), decoder_for(model)
+    text = decoder.text(state)
+    decoder.step([text], [3])
+    kept = decoder.state(text)
+    decoder.step([text], [4])
+    assert_same_state(state, before, 0)
+    assert kept["position"] == 21
+
+
+def test_the_clock_may_stand_anywhere() -> None:
+    model = model_of("default")
+    _, state = by_torch(model, ids_of(9), None)
+    late = 10**12 + 5
+    state = {
+        **state,
+        "position": late,
+        "layers": [{**s, "position": late} for s in state["layers"]],
+    }
+    decoder = decoder_for(model)
+    text = decoder.text(state)
+    for id in ids_of(70):
+        expected, state = by_torch(model, [id], state)
+        torch.testing.assert_close(decoder.step([text], [id]), expected, atol=1e-10, rtol=1e-10)
+    assert_same_state(decoder.state(text), state, 1e-10)
+
+
+def test_a_damaged_weight_is_seen_in_the_logits() -> None:
+    model = model_of("default", torch.float32)
+    read = prefill(model, [1, 2, 3])
+    with torch.no_grad():
+        model.blocks[1].mixer.state_controller[0, 0] = torch.nan  # type: ignore[union-attr,operator]
+    decoder = decoder_for(model)
+    assert decoder.step([decoder.text(read.state)], [5]).isnan().all()
+    with pytest.raises(UserError, match="NaN or infinity"):
+        list(generate(model, read, sampling=SAMPLED, end_id=-1))
+
+
+@pytest.mark.parametrize(
+    ("n", "ids"), [(1, [101]), (1, [-1]), (1, [1, 2]), (0, []), (MOST_TEXTS + 1, [1] * 65)]
+)
+def test_what_it_cannot_read_is_refused(n: int, ids: list[int]) -> None:
+    model = model_of("default")
+    decoder = decoder_for(model)
+    with pytest.raises(ValueError, match=r"texts|below"):
+        decoder.step([decoder.text(model.init_state(1)) for _ in range(n)], ids)
+
+
+def test_as_many_texts_are_taken_as_the_kernel_has_room_for() -> None:
+    library = loader.ready("decode")
+    assert library is not None
+    assert library.ys_decode_most_texts() == MOST_TEXTS
+
+
+# Many texts
+
+
+@pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3"])
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MOST_TEXTS])
+@has_avx512
+def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> None:
+    model = model_of(shape, torch.float32)
+    decoder, ids = decoder_for(model), ids_of(140)
+    begun = [by_torch(model, ids[: 1 + 3 * b % 70], None)[1] for b in range(n)]  # clocks apart
+    together, alone = ([decoder.text(state) for state in begun] for _ in range(2))
+    for t in range(20):
+        read = [ids[(t * n + b) % 140] for b in range(n)]
+        logits_NV = decoder.step(together, read)
+        for b, text in enumerate(alone):
+            assert torch.equal(decoder.step([text], [read[b]])[0], logits_NV[b])
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.states, other.states)
+        assert one.position == other.position
+
+
+@has_avx512
+@pytest.mark.parametrize("at_once", [1, 3, 16])
+def test_many_continuations_are_each_the_one_alone(at_once: int) -> None:
+    model = model_of("default", torch.float32)
+    read = [prefill(model, ids_of(1 + 5 * b)) for b in range(8)]
+    alone = [list(generate(model, one, sampling=SAMPLED, end_id=4)) for one in read]
+    assert len({len(steps) for steps in alone}) > 1, "all end at the same length: nothing is shown"
+    many = generate_many(model, iter(read), sampling=SAMPLED, end_id=4, at_once=at_once)
+    assert dict(many) == dict(enumerate(alone))
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1, 5])
+def test_prompts_are_taken_as_there_is_room_for_them(max_tokens: int) -> None:
+    model, taken = model_of("default", torch.float32), 0
+
+    def prompts() -> Iterator[Any]:
+        nonlocal taken
+        for b in range(9):
+            taken += 1
+            yield prefill(model, [b])
+
+    sampling, ahead = replace(SAMPLED, max_tokens=max_tokens), []
+    for number, steps in generate_many(model, prompts(), sampling=sampling, end_id=-1, at_once=3):
+        assert len(steps) == max_tokens
+        ahead.append((number, taken))
+    assert ahead == [(b, 3 * (b // 3 + 1)) for b in range(9)]
+
+
+# Which way is taken
+
+
+@pytest.fixture
+def without_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    return lambda: monkeypatch.setattr(loader, "ready", lambda name: None)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_text_is_the_same_with_and_without_the_kernel(
+    without_kernel: Callable[[], None], temperature: float
+) -> None:
+    sampling = replace(SAMPLED, temperature=temperature)
+    model = model_of("default")
+    read = prefill(model, ids_of(30))
+
+    def made() -> tuple[list[Step], dict[int, list[Step]]]:
+        alone = list(generate(model, read, sampling=sampling, end_id=-1, n_candidates=2))
+        return alone, dict(generate_many(model, [read, read], sampling=sampling, end_id=-1))
+
+    alone, many = made()
+    without_kernel()
+    slowly, slowly_many = made()
+    assert [step.id for step in slowly] == [step.id for step in alone]
+    assert [step.logprob for step in slowly] == pytest.approx([s.logprob for s in alone], abs=1e-5)
+    for number in (0, 1):
+        for steps in (many[number], slowly_many[number]):
+            assert [step.id for step in steps] == [step.id for step in alone]
+
+
+def test_generation_takes_the_kernel_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    class Counting(Decoder):
+        def step(self, *arguments: Any, **options: Any) -> Tensor:
+            nonlocal steps
+            steps += 1
+            return super().step(*arguments, **options)
+
+    monkeypatch.setattr(decoder, "Decoder", Counting)
+    model = model_of("default", torch.float32)
+    list(generate(model, prefill(model, [1]), sampling=SAMPLED, end_id=-1))
+    assert steps == SAMPLED.max_tokens - 1
+
+
+def test_what_was_learned_since_counts() -> None:
+    model = model_of("default", torch.float32)
+    read, greedy = prefill(model, [1, 2]), replace(SAMPLED, temperature=0.0)
+    list(generate(model, read, sampling=greedy, end_id=-1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    logits, state = read.logits_V, read.state
+    for step in generate(model, read, sampling=greedy, end_id=-1):
+        assert step.id == int(logits.argmax())
+        after, state = by_torch(model, [step.id], state)
+        logits = after[0]
+
+
+def test_only_what_the_kernel_can_do_is_given_to_it(without_kernel: Callable[[], None]) -> None:
+    model = model_of("default", torch.float32)
+    attention = ModelConfig(d_model=32, n_layers=1, d_mlp=0, mixer="softmax_attention", options={})
+    assert decoder_of(Model(attention, vocab_size=101)) is None
+    assert decoder_of(copy.deepcopy(model).bfloat16()) is None
+    assert decoder_of(copy.deepcopy(model).to("meta")) is None
+    mixed = copy.deepcopy(model)
+    mixed.output.double()
+    assert decoder_of(mixed) is None
+    hook = model.output.register_forward_hook(lambda *_: None)
+    assert decoder_of(model) is None
+    hook.remove()
+    assert decoder_of(model) is not None
+    without_kernel()
+    assert decoder_of(model) is None
+
+
+# Fewer bytes
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+    )
+)
+def test_a_row_in_int8_is_off_by_half_a_step_at_most(rows: list[list[float]]) -> None:
+    weight = torch.tensor(rows)
+    narrow, scales = int8_rows(weight)
+    assert narrow.dtype == torch.int8
+    assert narrow.abs().max() <= 127
+    error = (narrow * scales[:, None] - weight).abs()
+    assert (error <= scales[:, None] * 0.5001 + 1e-30).all()
+    assert torch.equal(narrow[weight == 0], torch.zeros_like(narrow[weight == 0]))
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8"])
+@pytest.mark.parametrize(
+    "shape", [name for name in SHAPES if name != "one"]
+)  # int8 holds any single number
+def test_narrow_weights_are_those_that_torch_computes_with(shape: str, kind: Narrow) -> None:
+    model, ids = model_of(shape, torch.float32), ids_of(70)
+    whole = by_torch(model, ids, None)[0]
+    narrow_linears(model, kind)
+    decoder = decoder_for(model)
+    text = decoder.text(model.init_state(1))
+    found = torch.cat([decoder.step([text], [id]) for id in ids])
+    expected = by_torch(model, ids, None)[0]
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert (found - whole).norm() > 1e-4 * whole.norm(), "nothing was rounded"
+
+
+@pytest.mark.parametrize(("kind", "loss"), [("bf16", 2e-3), ("int8", 5e-3)])
+def test_a_trained_model_loses_next_to_nothing(
+    train_run: TrainRun, corpus: Path, kind: Narrow, loss: float
+) -> None:
+    run = train_run("train.max_steps=60", "train.learning_rate=0.01").run
+
+    def bits(weights: Narrow) -> float:
+        loaded = load_run(run)
+        narrow_linears(loaded.model, weights)
+        (found,) = evaluate_paths(loaded, [corpus])
+        return found.result.bits_per_byte
+
+    whole, narrow = bits("fp32"), bits(kind)
+    assert whole < 5
+    assert narrow != whole
+    assert abs(narrow / whole - 1) < loss
+
+
+@pytest.mark.parametrize(("kind", "size"), [("bf16", 2), ("int8", 1)])
+@pytest.mark.parametrize("shape", ["default", "no tiers", "v0.3", "tied"])
+def test_bytes_per_token_are_those_of_the_weights_that_are_read(
+    shape: str, kind: Narrow, size: int
+) -> None:
+    model = model_of(shape, torch.float32)
+    options: Any = parse_dataclass(Options, model.config.options, where="options")
+    d, v = model.config.d_model, model.vocab_size
+    s, r = options.d_state, options.d_summary or options.d_state
+    linears = model.config.n_layers * (2 * d * s + 3 * d * model.config.d_mlp) + v * d
+    summaries = sum(
+        3 * s * r / every for every in (options.local_every, options.global_every) if every
+    )
+    if options.factored and (options.local_every or options.global_every):
+        summaries += s * s / 16
+    others = model.config.n_layers * (s * s / options.n_heads + summaries)
+    assert decoder_for(model).bytes_per_token == pytest.approx(4 * (linears + others))
+    narrow_linears(model, kind)
+    if options.factored:  # what is folded is fp32 again
+        folded = model.config.n_layers * 2 * d * s
+        linears, others = linears - folded, others + folded
+    expected = size * linears + 4 * others
+    assert decoder_for(model).bytes_per_token == pytest.approx(expected)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
+@pytest.mark.parametrize("flag", ["-march=x86-64", "-mno-avx512f"])
+def test_lesser_processors_compute_the_same(flag: str) -> None:
+    kernel = loader.build("decode", flags=(flag,))
+    assert kernel is not None, loader.why_not("decode", flags=(flag,))
+    kinds: tuple[Narrow, ...] = ("fp32", "bf16", "int8")
+    for kind, dtype in [("fp32", torch.float64), *product(kinds, [torch.float32])]:
+        model, ids = model_of("odd", dtype), ids_of(66)
+        narrow_linears(model, kind)
+        decoder = Decoder(model, kernel)
+        texts = [decoder.text(model.init_state(1)) for _ in range(5)]
+        alone = decoder.text(model.init_state(1))
+        found = [decoder.step(texts, [id] * 5, threads=2) for id in ids]
+        expected = by_torch(model, ids, None)[0]
+        tolerance = 1e-10 if dtype == torch.float64 else 1e-4
+        for logits_NV, id, wanted in zip(found, ids, expected, strict=True):
+            torch.testing.assert_close(logits_NV[4], wanted, atol=tolerance, rtol=tolerance)
+            by_itself = decoder.step([alone], [id])[0]
+            torch.testing.assert_close(by_itself, logits_NV[0], atol=tolerance, rtol=tolerance)
+
+
+def test_every_linear_layer_and_nothing_else_is_narrowed() -> None:
+    model = model_of("tied", torch.float32)
+    before = copy.deepcopy(model.state_dict())
+    assert any(type(module) is nn.Linear for module in model.modules())
+    narrow_linears(model, "int8")
+    narrow_linears(model, "int8")  # once more changes nothing
+    assert not any(type(module) is nn.Linear for module in model.modules())
+    after = model.state_dict()
+    assert after.keys() == before.keys()  # what is saved has the names it had
+    narrowed = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, NarrowLinear)
+    }
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == narrowed
+    assert torch.equal(before["embedding.weight"], after["embedding.weight"])

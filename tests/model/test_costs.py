@@ -1,0 +1,103 @@
+"""Figures of the header against what torch counts and what a state really holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ys_llm.config.schema import ModelConfig
+from ys_llm.csrc import loader
+from ys_llm.model.costs import (
+    flops_per_token,
+    parameter_count,
+    parameters_by_part,
+    product_rate,
+    state_bytes,
+)
+from ys_llm.model.language_model import Model, mixer_names
+
+VOCAB_SIZE = 90
+SHAPES: dict[str, dict[str, Any]] = {
+    "stack": {"d_model": 32, "n_layers": 3, "d_mlp": 80},
+    "tied": {"d_model": 32, "n_layers": 2, "d_mlp": 80, "tie_embeddings": True},
+    "without-mlp": {"d_model": 32, "n_layers": 2, "d_mlp": 0},
+    "bare": {"d_model": 32, "n_layers": 1, "wiring": "bare"},
+}
+
+every_mixer = pytest.mark.parametrize("mixer", mixer_names())
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def model_of(mixer: str, shape: str, implementation: str = "auto") -> Model:
+    config = ModelConfig(mixer=mixer, **SHAPES[shape])
+    return Model(config, vocab_size=VOCAB_SIZE, implementation=implementation)
+
+
+@every_mixer
+@every_shape
+def test_the_parts_sum_to_all_parameters(mixer: str, shape: str) -> None:
+    model = model_of(mixer, shape)
+    tensors = {id(p): p.numel() for p in model.parameters()}
+    assert sum(parameters_by_part(model).values()) == sum(tensors.values())
+    assert parameter_count(model) == sum(tensors.values())
+
+
+def test_each_parameter_is_counted_in_its_own_part() -> None:
+    parts = parameters_by_part(model_of("softmax_attention", "stack"))
+    matrix, norms = VOCAB_SIZE * 32, 7 * 32
+    attention, mlp = 4 * 32 * 32, 3 * 32 * 80
+    assert parts == {
+        "embedding": matrix,
+        "mixers": 3 * attention,
+        "mlps": 3 * mlp,
+        "norms": norms,
+        "head": matrix,
+    }
+    assert "head" not in parameters_by_part(model_of("softmax_attention", "tied"))
+    bare = parameters_by_part(model_of("softmax_attention", "bare"))
+    assert bare == {"embedding": matrix, "mixers": attention, "head": matrix + VOCAB_SIZE}
+
+
+def flash_flops(query: Any, keys: Any, *_: Any, **__: Any) -> int:
+    """Two products over every pair of tokens; torch has no count for this kernel on CPU."""
+    return 4 * math.prod(query) * int(keys[2])
+
+
+def counted_flops(model: Model, seq_len: int) -> float:
+    counts = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops}
+    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
+        model(torch.zeros(1, seq_len, dtype=torch.int64))
+    return float(counter.get_total_flops())
+
+
+@every_mixer
+@every_shape
+@torch.no_grad()
+def test_flops_per_token_are_what_torch_counts(
+    mixer: str, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "ready", lambda name, **_: None)  # torch cannot count its work
+    # Of both paths the thriftier: a fused attention also fills blocks that are masked.
+    passes = [counted_flops(model_of(mixer, shape, name), 128) for name in ("reference", "auto")]
+    claimed = flops_per_token(model_of(mixer, shape), 128)
+    assert claimed == pytest.approx(min(passes) / 128, rel=0.03)
+
+
+@every_mixer
+@every_shape
+@torch.no_grad()
+def test_state_bytes_are_those_of_a_real_state(mixer: str, shape: str) -> None:
+    model = model_of(mixer, shape)
+    _, state = model(torch.zeros(3, 40, dtype=torch.int64))
+    tensors = [v for layer in state["layers"] for v in layer.values() if torch.is_tensor(v)]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert state_bytes(model, batch_size=3, seq_len=40) == held
+
+
+def test_the_rate_of_products_is_one_that_a_machine_can_have() -> None:
+    rate = product_rate(torch.float32, torch.device("cpu"))
+    assert 1e8 < rate < 1e15

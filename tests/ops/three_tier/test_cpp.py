@@ -1,0 +1,195 @@
+"""The compiled recurrence on every unit that a processor may have, and however threads share it.
+
+What `test_ops.py` walks is too small for the tiles of AMX and for a second panel of columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import pytest
+import torch
+from support.op_cases import (
+    TOLERANCES,
+    Setting,
+    largest_error,
+    recurrence_case,
+    recurrence_weights,
+    results,
+)
+
+from ys_llm.csrc import loader
+from ys_llm.errors import UserError
+from ys_llm.mixers import three_tier
+from ys_llm.ops.three_tier import cpp, reference
+from ys_llm.ops.three_tier.gemm import Precision
+
+pytestmark = pytest.mark.skipif(
+    loader.compiler() is None, reason="there is no C++ compiler that compiles for this machine"
+)
+
+SETTINGS = {
+    "tiles": Setting(
+        d_state=96, d_summary=32, entry=True, drive_bias=True, local_every=5, global_every=15
+    ),
+    "chains": Setting(d_state=64, shaper=True, shared_norm=True, local_every=3, global_every=7),
+    "heads": Setting(d_state=128, d_summary=64, n_heads=4, entry=True),
+    "no panel is whole": Setting(d_state=72, d_summary=12, n_heads=2, shaper=True, local_every=9),
+    "odd": Setting(d_state=39, d_summary=7, entry=True, local_every=6, global_every=0),
+}
+GRIDS = ((1, 1), (2, 1), (1, 2), (3, 1))
+# What older processors offer; the compiler then leaves the newer instructions out.
+UNITS = {
+    "all of this processor": (),
+    "no AMX": ("-mno-amx-bf16", "-mno-amx-tile"),
+    "AVX2": ("-march=x86-64-v3",),
+}
+
+
+@pytest.fixture(params=list(UNITS))
+def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernel compiled for these units stands in for the one of this machine."""
+    flags = UNITS[request.param]
+    if flags and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("the processor has no AVX2")
+    library = loader.build("recurrence", flags=flags)
+    assert library is not None, loader.why_not("recurrence", flags=flags)
+    library.ys_packed_size.restype = ctypes.c_int64
+    library.ys_units.restype = ctypes.c_char_p
+    monkeypatch.setattr(cpp, "library", lambda: library)
+    return str(request.param)
+
+
+@pytest.fixture
+def two_threads(threads_as_they_were: None) -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_it_equals_the_reference_however_it_is_shared(
+    name: str, units: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for length, position, more in ((1, 0, False), (17, 5, True), (66, 0, True)):
+        for dtype, kind in ((torch.float64, "float64"), (torch.float32, "float32")):
+            case = recurrence_case(
+                SETTINGS[name], length, position=position, held=more, starts=more, dtype=dtype
+            )
+            expected = results(reference.reference, case)
+            for grid in GRIDS:
+                monkeypatch.setattr(cpp, "grid", lambda grid=grid, **_: grid)
+                error = largest_error(results(reference.compiled, case), expected)
+                where = f"{grid}, length {length}, {dtype}"
+                assert error <= TOLERANCES[kind], f"{where}: error {error:.1e}"
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("name", list(SETTINGS))
+def test_bf16_operands_are_rounded_where_the_reference_rounds_them(name: str, units: str) -> None:
+    case = recurrence_case(
+        SETTINGS[name], 34, position=0, held=True, starts=True, dtype=torch.float32
+    )
+    rounding = case._replace(options={**case.options, "precision": "bf16"})
+    expected = results(reference.reference, rounding)
+    error = largest_error(results(reference.compiled, rounding), expected)
+    assert error <= TOLERANCES["bf16 in the loop"], f"error {error:.1e}"
+
+
+def test_the_units_are_named(units: str) -> None:
+    named = cpp.units()
+    assert named in ("AMX", "AVX512-BF16", "AVX-512", "vectors")
+    assert units != "AVX2" or named == "vectors"
+    assert units == "all of this processor" or named != "AMX"
+
+
+def passed(precision: Precision, drive_TBS: torch.Tensor) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    weights = recurrence_weights(SETTINGS["tiles"], torch.float32)
+    state = reference.State(*(torch.zeros(drive_TBS.shape[1:]) for _ in range(3)))
+    h_TBS, _ = reference.compiled(drive_TBS, weights, state, precision=precision)
+    return [h_TBS, *torch.autograd.grad(h_TBS.float().square().sum(), weights[:2])]
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_same_input_gives_the_same_bits(precision: Precision) -> None:
+    drive_TBS = torch.randn(40, 20, 96)
+    for first, second in zip(
+        passed(precision, drive_TBS), passed(precision, drive_TBS), strict=True
+    ):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_number_spoils_its_row_alone(bad: float) -> None:
+    drive_TBS = torch.randn(20, 18, 96)
+    drive_TBS[7, 3, 5] = bad
+    h_TBS = passed("bf16", drive_TBS)[0]
+    assert h_TBS[7:, 3].isnan().all()
+    assert not h_TBS[:7].isnan().any()
+    assert not h_TBS[:, torch.arange(18) != 3].isnan().any()
+
+
+def test_values_far_from_zero_are_normalised_as_exactly() -> None:
+    torch.manual_seed(0)
+    case = recurrence_case(
+        SETTINGS["tiles"], 3, position=0, held=False, starts=False, dtype=torch.float32
+    )
+    drive, *rest = case.arguments
+    case = case._replace(arguments=((drive + 1000).detach().requires_grad_(), *rest))
+    exact = results(reference.reference, case._replace(leaves=case.leaves[1:]))
+    error = largest_error(results(reference.compiled, case._replace(leaves=case.leaves[1:])), exact)
+    assert error <= 1e-3  # eps of 1,000 is 6e-5 of what LN divides by
+
+
+def test_inference_keeps_nothing_for_a_way_back() -> None:
+    weights = recurrence_weights(SETTINGS["tiles"], torch.float32)
+    state = reference.State(*(torch.zeros(3, 96) for _ in range(3)))
+    drive_TBS = torch.randn(70, 3, 96)
+    with_graph, after = reference.compiled(drive_TBS, weights, state)
+    with torch.inference_mode():
+        without, after_too = reference.compiled(drive_TBS, weights, state)
+    assert torch.equal(with_graph, without)
+    assert all(torch.equal(a, b) for a, b in zip(after[:3], after_too[:3], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "d_state", "n_heads", "expected"),
+    [
+        (16, 512, 1, (2, 1)),  # nobody waits
+        (2, 512, 1, (2, 1)),
+        (1, 512, 1, (1, 1)),  # one row's steps are shorter than two threads' waiting
+        (32, 2048, 1, (1, 2)),  # a controller too large for every core to read whole
+        (8, 4096, 8, (1, 2)),  # heads are dealt out
+        (8, 4095, 3, (2, 1)),  # three heads are no two halves
+    ],
+)
+def test_threads_share_rows_where_they_can(
+    batch_size: int, d_state: int, n_heads: int, expected: tuple[int, int]
+) -> None:
+    shared = cpp.grid(batch_size=batch_size, d_state=d_state, n_heads=n_heads, threads=2)
+    assert shared == expected
+
+
+def test_the_probe_gives_a_usable_choice_and_its_reason() -> None:
+    weights = recurrence_weights(SETTINGS["tiles"], torch.float32)
+    taken, why = reference.choose(batch_size=4, weights=weights, precision="bf16")
+    assert taken in reference.IMPLEMENTATIONS
+    assert "speed" in why
+    again, _ = reference.choose(batch_size=4, weights=weights, precision="bf16", taken="windowed")
+    assert again == "windowed"
+
+
+def test_a_run_that_took_compiled_code_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "library", lambda: None)
+    weights = recurrence_weights(SETTINGS["tiles"], torch.float32)
+    taken, why = reference.choose(batch_size=4, weights=weights, precision="fp32", taken="compiled")
+    assert taken.startswith("windowed")
+    assert "no compiled code" in why
+
+
+@pytest.mark.parametrize("name", ["cuda_graph", "triton"])
+def test_an_implementation_of_another_device_is_refused_with_the_way_out(name: str) -> None:
+    mixer = three_tier.Mixer(16, three_tier.Options(d_state=32), implementation=name)
+    with pytest.raises(UserError, match=r"runs on a CUDA device, not on cpu"):
+        mixer.settle(batch_size=2, precision="fp32")

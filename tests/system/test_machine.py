@@ -1,0 +1,197 @@
+"""What is said of a machine: of this one as the system has it, of others from their files."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import safetensors
+import tokenizers
+import torch
+
+from ys_llm import __version__
+from ys_llm.system.machine import Machine, look_at, versions
+
+Write = Callable[[str, str], None]
+TWO_SOCKETS = "\n\n".join(
+    f"processor\t: {n}\nmodel name\t: Xeon\nphysical id\t: {n // 4}\ncore id\t\t: {n % 4 // 2}\n"
+    "flags\t\t: fpu avx2 amx_bf16"
+    for n in range(8)
+)
+ARM = "\n\n".join(f"processor\t: {n}\nFeatures\t: fp asimd sve" for n in range(4))
+MEMINFO = (
+    "MemTotal: 16000 kB\nMemAvailable: 9000 kB\nSwapTotal: 500 kB\nSwapFree: 200 kB\nHuge: 0\n"
+)
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Give the machine below `tmp_path` a file."""
+
+    def write_file(path: str, text: str) -> None:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    return write_file
+
+
+def test_this_machine_is_described_as_its_system_has_it() -> None:
+    machine = look_at()
+    assert machine.logical_cores == os.cpu_count()
+    assert machine.architecture == platform.machine()
+    assert 1 <= machine.usable_cores <= machine.logical_cores
+    if hasattr(os, "sched_getaffinity"):
+        assert machine.allowed_cores == len(os.sched_getaffinity(0))
+    if machine.memory_bytes is not None:
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert machine.memory_bytes == pytest.approx(pages, rel=0.01)
+        assert 0 < (machine.free_bytes or 1) <= machine.memory_bytes
+
+
+def test_versions_are_those_of_what_is_loaded() -> None:
+    assert versions() == {
+        "ys": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "tokenizers": tokenizers.__version__,
+        "safetensors": safetensors.__version__,
+    }
+
+
+def test_a_machine_without_proc_is_described_by_what_python_knows(tmp_path: Path) -> None:
+    machine = look_at(tmp_path)
+    assert machine.logical_cores == os.cpu_count()
+    assert machine.processor
+    assert machine.features == frozenset()
+    assert machine.physical_cores is machine.core_quota is None
+    assert machine.free_bytes is machine.limit_bytes is None
+    assert machine.swapped_bytes == 0
+    assert machine.usable_cores == machine.allowed_cores
+    assert not machine.has_nvidia_driver
+
+
+def test_cores_are_told_apart_from_their_threads(tmp_path: Path, write: Write) -> None:
+    write("proc/cpuinfo", TWO_SOCKETS)
+    machine = look_at(tmp_path)
+    assert (machine.processor, machine.physical_cores) == ("Xeon", 4)
+    assert machine.features == {"fpu", "avx2", "amx_bf16"}
+
+
+def test_an_arm_processor_is_described_too(tmp_path: Path, write: Write) -> None:
+    write("proc/cpuinfo", ARM)
+    machine = look_at(tmp_path)
+    assert machine.features == {"fp", "asimd", "sve"}
+    assert machine.physical_cores is None
+    assert machine.processor
+
+
+def test_memory_load_and_driver_are_read(tmp_path: Path, write: Write) -> None:
+    write("proc/meminfo", MEMINFO)
+    write("proc/loadavg", "1.25 0.50 0.25 1/100 4711\n")
+    write("proc/driver/nvidia/version", "NVRM version: 550\n")
+    machine = look_at(tmp_path)
+    assert machine.memory_bytes == 16_000 * 1024
+    assert machine.free_bytes == 9_000 * 1024
+    assert machine.swapped_bytes == 300 * 1024
+    assert machine.load == 1.25
+    assert machine.has_nvidia_driver
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "150000 100000"}, 1.5),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "max 100000"}, None),
+        ({"proc/self/cgroup": "0::/gone", "sys/fs/cgroup/cpu.max": "50000 100000"}, 0.5),
+        (
+            {
+                "proc/self/cgroup": "0::/a/b",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000",
+            },
+            2.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:memory:/m\n3:cpu,cpuacct:/box",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_quota_us": "300000",
+                "sys/fs/cgroup/cpu/box/cpu.cfs_period_us": "100000",
+            },
+            3.0,
+        ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "0::/../..", "sys/fs/cgroup/cpu.max": "nonsense"}, None),
+    ],
+)
+def test_the_tightest_quota_of_cores_counts(
+    tmp_path: Path, write: Write, files: dict[str, str], quota: float | None
+) -> None:
+    for path, text in files.items():
+        write(path, text + "\n")
+    assert look_at(tmp_path).core_quota == quota
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_limit_of_a_control_group_bounds_the_free_memory(
+    tmp_path: Path, write: Write, version: int
+) -> None:
+    group = "sys/fs/cgroup/box" if version == 2 else "sys/fs/cgroup/memory/box"
+    limit, used = (
+        ("memory.max", "memory.current")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    write("proc/self/cgroup", "0::/box\n" if version == 2 else "5:memory:/box\n")
+    write("proc/meminfo", MEMINFO)
+    write(f"{group}/{limit}", "5000000\n")
+    write(f"{group}/{used}", "3000000\n")
+    assert look_at(tmp_path).free_bytes == 2_000_000
+    write(f"{group}/memory.stat", "anon 1000000\ninactive_file 500000\n")
+    assert look_at(tmp_path).free_bytes == 2_500_000
+    assert look_at(tmp_path).limit_bytes == 5_000_000
+    write(f"{group}/{limit}", "9223372036854771712\n" if version == 1 else "max\n")
+    assert look_at(tmp_path).free_bytes == 9_000 * 1024
+    assert look_at(tmp_path).limit_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("logical", "physical", "allowed", "quota", "usable"),
+    [
+        (8, 4, 8, None, 4),
+        (8, None, 8, None, 8),
+        (8, 4, 2, None, 2),
+        (8, 4, 8, 2.5, 2),
+        (8, 4, 8, 0.5, 1),
+    ],
+)
+def test_usable_cores_are_the_fewest_of_all_limits(
+    logical: int, physical: int | None, allowed: int, quota: float | None, usable: int
+) -> None:
+    rest: dict[str, Any] = dict.fromkeys(("load", "memory_bytes", "free_bytes", "limit_bytes"))
+    machine = Machine(
+        system="Linux",
+        architecture="x86_64",
+        processor="Xeon",
+        features=frozenset(),
+        logical_cores=logical,
+        physical_cores=physical,
+        allowed_cores=allowed,
+        core_quota=quota,
+        swapped_bytes=0,
+        has_nvidia_driver=False,
+        **rest,
+    )
+    assert machine.usable_cores == usable

@@ -1,0 +1,338 @@
+"""Each kind of bad number, planted in a real model at a known place, is found at that place."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ys_llm.config.schema import ModelConfig
+from ys_llm.data.batches import Batch
+from ys_llm.model.language_model import Model, mixer_names
+from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose, first_bad, observe
+
+VOCAB_SIZE = 30
+B, T = 4, 100
+RARE = VOCAB_SIZE - 1  # a token that only the traps contain
+HUGE = 3e38  # the largest float32 is 3.4e38
+THREE_TIER = {"d_state": 16, "d_summary": 8}
+
+every_mixer = pytest.mark.parametrize("mixer", mixer_names())
+every_wiring = pytest.mark.parametrize("wiring", ["pre_norm", "bare"])
+
+
+def small_model(mixer: str = "three_tier", **changes: Any) -> Any:
+    options = THREE_TIER if mixer == "three_tier" else {}
+    settings = {"d_model": 16, "n_layers": 3, "d_mlp": 24, "mixer": mixer, "options": options}
+    return Model(ModelConfig(**{**settings, **changes}), vocab_size=VOCAB_SIZE).train()
+
+
+def scene_of(*, state: Any = None, starts_BT: Tensor | None = None, length: int = T) -> Scene:
+    inputs_BT, targets_BT = torch.randint(RARE, (2, B, length))
+    starts = torch.zeros(B, length, dtype=torch.bool) if starts_BT is None else starts_BT
+    return observe(Batch(inputs_BT, targets_BT, starts, carry=state is not None), state, starts_BT)
+
+
+def found(model: Any, scene: Scene) -> Finding:
+    """The diagnosis, having checked that it is plain and leaves all as it was."""
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    finding = diagnose(model, scene, autocast=torch.autocast("cpu", enabled=False))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(t, weights[n]) or t.isnan().any() for n, t in model.state_dict().items())
+    assert model.training
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all(parameter.grad is None for parameter in model.parameters())
+    json.dumps(asdict(finding))
+    assert "\n" not in finding.sentence
+    return finding
+
+
+@torch.no_grad()
+def plant(parameter: Tensor, value: float) -> None:
+    parameter.view(-1)[1] = value
+
+
+def carried(model: Any) -> Any:
+    """A state as a batch leaves it, tensors of its own."""
+    _, state = model(torch.randint(RARE, (B, 20)))
+    layers = [
+        {name: v.detach().clone() if torch.is_tensor(v) else v for name, v in layer.items()}
+        for layer in state["layers"]
+    ]
+    return {"position": state["position"], "layers": layers}
+
+
+@torch.no_grad()
+def trap(model: Any, layer: int) -> None:
+    """Channel 0 of the stream before `layer` is 10 at the rare token and 0 at every other."""
+    model.embedding.weight[:, 0] = 0
+    model.embedding.weight[RARE] = 0
+    model.embedding.weight[RARE, 0] = 10
+    for block in model.blocks[:layer]:
+        block.mixer.out_proj.weight[0] = 0
+        if getattr(block.mixer.out_proj, "bias", None) is not None:
+            block.mixer.out_proj.bias[0] = 0
+        if hasattr(block, "mlp"):
+            block.mlp.down.weight[0] = 0
+
+
+@every_mixer
+@every_wiring
+def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, wiring: str) -> None:
+    model = small_model(mixer, wiring=wiring)
+    scene = scene_of()
+    finding = found(model, scene)
+    assert finding.kind == "not reproduced"
+    loss, _ = model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)
+    assert finding.loss == loss.item()
+    torch.autograd.backward(loss)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+    assert finding.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+
+
+@every_mixer
+@every_wiring
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bad_weight_is_named(mixer: str, wiring: str, value: float) -> None:
+    model = small_model(mixer, wiring=wiring)
+    plant(model.blocks[1].mixer.out_proj.weight, value)
+    plant(model.output.weight, value)
+    finding = found(model, scene_of())
+    assert finding.kind == "weights"
+    assert (finding.where, finding.layer) == ("blocks.1.mixer.out_proj.weight", 1)
+    assert finding.parameters == ("blocks.1.mixer.out_proj.weight", "output.weight")
+    assert finding.bad_numbers == 2
+    assert "2 weights not finite" in finding.sentence
+
+
+def tiers_of_every_mixer() -> list[Any]:
+    states = {mixer: small_model(mixer).init_state(1)["layers"][0] for mixer in mixer_names()}
+    return [
+        pytest.param(mixer, name, id=f"{mixer}-{name}")
+        for mixer, state in states.items()
+        for name, value in state.items()
+        if torch.is_tensor(value) and value.is_floating_point()
+    ]
+
+
+@every_wiring
+@pytest.mark.parametrize(("mixer", "tier"), tiers_of_every_mixer())
+def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, wiring: str) -> None:
+    model = small_model(mixer, wiring=wiring)
+    state = carried(model)
+    state["layers"][2][tier][3] = math.inf
+    finding = found(model, scene_of(state=state))
+    assert (finding.kind, finding.layer, finding.tiers) == ("state", 2, (tier,))
+    assert finding.rows == (3,)
+    assert finding.sentence == f"carried state of layer 2: {tier} not finite in row 3"
+
+
+@pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])
+@pytest.mark.parametrize("mixer", mixer_names())
+def test_an_overflow_outside_the_mixer_is_found_at_its_token(
+    mixer: str, row: int, step: int
+) -> None:
+    model, scene = small_model(mixer), scene_of()
+    trap(model, 2)
+    scene.batch.inputs_BT[row, step] = RARE
+    with torch.no_grad():
+        model.blocks[1].mlp.up.weight[:, 0] = HUGE
+    finding = found(model, scene)
+    assert (finding.kind, finding.where, finding.layer) == ("forward", "blocks.1.mlp", 1)
+    assert (finding.step, finding.rows, finding.tiers) == (step, (row,), ())
+
+
+@pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])
+@pytest.mark.parametrize("wiring", ["pre_norm", "bare"])
+@pytest.mark.parametrize(
+    ("mixer", "projection", "where", "entry"),
+    [
+        ("three_tier", "in_proj", "mixer", "main"),  # its products are one with what is around them
+        ("softmax_attention", "k_proj", "mixer.k_proj", "keys"),
+    ],
+)
+def test_an_overflow_inside_a_mixer_is_found_at_its_token(
+    mixer: str, projection: str, where: str, entry: str, wiring: str, row: int, step: int
+) -> None:
+    model, scene = small_model(mixer, wiring=wiring), scene_of()
+    layer = 1 if wiring == "pre_norm" else 0
+    trap(model, layer)
+    scene.batch.inputs_BT[row, step] = RARE
+    with torch.no_grad():
+        getattr(model.blocks[layer].mixer, projection).weight[:, 0] = HUGE
+    finding = found(model, scene)
+    assert finding.kind == "forward"
+    assert finding.where == f"blocks.{layer}.{where}"
+    assert finding.layer == layer
+    assert (finding.step, finding.rows) == (step, (row,))
+    assert finding.tiers[0] == entry
+    assert entry in finding.sentence
+    assert f"from step {step} of row {row} on" in finding.sentence
+
+
+@pytest.mark.parametrize("implementation", ["reference", "windowed"])
+def test_an_overflow_of_the_main_state_is_found_at_its_step(implementation: str) -> None:
+    # A state of 0 multiplies whatever it likes: with a document at every step nothing happens.
+    starts_BT = torch.ones(B, T, dtype=torch.bool)
+    starts_BT[2, 37] = False
+    model = small_model()
+    for block in model.blocks:
+        block.mixer.implementation = implementation
+    with torch.no_grad():
+        model.blocks[2].mixer.state_controller.copy_(HUGE * torch.randn(16, 16).sign())
+    finding = found(model, scene_of(starts_BT=starts_BT))
+    assert (finding.kind, finding.where) == ("forward", "blocks.2.mixer")
+    assert (finding.tiers, finding.step, finding.rows) == (("main",), 37, (2,))
+    assert finding.sentence == (
+        "blocks.2.mixer: main state not finite from step 37 of row 2 on "
+        "(weights, carried state and inputs finite)"
+    )
+
+
+@pytest.mark.parametrize(("tier", "every"), [("local_summary", 16), ("global_summary", 64)])
+@pytest.mark.parametrize("position", [0, 20])
+@every_wiring
+def test_an_overflow_of_a_summary_is_found_at_its_first_renewal(
+    tier: str, every: int, position: int, wiring: str
+) -> None:
+    model = small_model(wiring=wiring)
+    state = carried(model) if position else None
+    with torch.no_grad():
+        getattr(model.blocks[1].mixer, tier).output_shaper.fill_(HUGE)
+        getattr(model.blocks[1].mixer, tier).norm.bias.fill_(1)
+    finding = found(model, scene_of(state=state))
+    assert (finding.kind, finding.where, finding.tiers) == ("forward", "blocks.1.mixer", (tier,))
+    assert finding.step == (every - 1 - position) % every
+    assert finding.rows == tuple(range(B))
+
+
+def test_a_state_that_only_the_next_batch_would_read_is_found_too() -> None:
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].mixer.global_summary.output_shaper.fill_(HUGE)
+        model.blocks[0].mixer.global_summary.norm.bias.fill_(1)
+    scene = scene_of(length=64)  # renewed after the last token
+    assert model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)[0].isfinite()
+    finding = found(model, scene)
+    assert (finding.tiers, finding.step) == (("global_summary",), 63)
+
+
+@every_mixer
+def test_logits_that_overflow_are_the_heads(mixer: str) -> None:
+    model, scene = small_model(mixer), scene_of()
+    trap(model, 3)
+    scene.batch.inputs_BT[1, 70] = RARE
+    with torch.no_grad():
+        model.output.weight[5, 0] = HUGE
+    finding = found(model, scene)
+    assert (finding.kind, finding.where) == ("loss", "output")
+    assert (finding.step, finding.rows) == (70, (1,))
+
+
+def test_finite_logits_too_far_apart_are_the_cross_entropys() -> None:
+    model, scene = small_model(), scene_of()
+    trap(model, 3)
+    scene.batch.inputs_BT[1, 70] = RARE
+    scene.batch.targets_BT[1, 70] = 6
+    with torch.no_grad():
+        model.output.weight[5, 0], model.output.weight[6, 0] = HUGE / 4, -HUGE / 4
+        model.final_norm.weight.fill_(0.9)
+    finding = found(model, scene)
+    assert (finding.kind, finding.where) == ("loss", "cross_entropy")
+    assert (finding.step, finding.rows) == (70, (1,))
+
+
+class BadBackward(torch.autograd.Function):
+    """The identity, whose gradient is NaN at one place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, row: int, step: int) -> Tensor:
+        ctx.place = row, step
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad = grads[0].clone()
+        grad[ctx.place] = math.nan
+        return grad, None, None
+
+
+@every_mixer
+@every_wiring
+def test_a_gradient_is_found_where_it_turns_bad(mixer: str, wiring: str) -> None:
+    model = small_model(mixer, wiring=wiring)
+    inner = model.blocks[1].mixer
+    forward = inner.forward
+    inner.forward = lambda x, *rest: forward(BadBackward.apply(x, 2, 37), *rest)
+    finding = found(model, scene_of())
+    assert (finding.kind, finding.where, finding.layer) == ("backward", "blocks.1.mixer", 1)
+    assert (finding.step, finding.rows) == (37, (2,))
+    assert "blocks.0.mixer.out_proj.weight" in finding.parameters
+    assert not [name for name in finding.parameters if name.startswith("blocks.2")]
+    assert math.isfinite(finding.loss or math.nan)
+
+
+def test_an_exploding_gradient_is_found_in_its_layer() -> None:
+    # LN of 0 is 0, and 1 / sqrt(1e-5) = 316 on the way back: with A = 1000 1, 3e5 for each step.
+    model = small_model()
+    mixer = model.blocks[1].mixer
+    with torch.no_grad():
+        mixer.in_proj.weight.zero_()
+        mixer.in_proj.bias.zero_()
+        mixer.state_controller.copy_(1000 * torch.eye(16))
+    finding = found(model, scene_of())
+    assert (finding.kind, finding.where) == ("backward", "blocks.1.mixer")
+    assert "blocks.1.mixer.state_controller" in finding.parameters
+    assert not [name for name in finding.parameters if name.startswith("blocks.2")]
+
+
+def test_a_gradient_of_weights_alone_is_found_by_its_parameters() -> None:
+    model = small_model()
+    model.blocks[0].mlp.down.weight.register_hook(lambda grad: grad * math.inf)
+    finding = found(model, scene_of())
+    assert (finding.kind, finding.where) == ("backward", "blocks.0.mlp.down")
+    assert finding.parameters == ("blocks.0.mlp.down.weight",)
+
+
+def test_a_norm_that_overflows_over_finite_gradients_is_told() -> None:
+    model = small_model()
+    model.blocks[0].mlp.down.weight.register_hook(lambda grad: grad * 0 + 1e38)
+    finding = found(model, scene_of())
+    assert (finding.kind, finding.where) == ("norm", "blocks.0.mlp.down.weight")
+
+
+def test_dropout_is_drawn_as_it_was() -> None:
+    model = small_model(dropout=0.5)
+    scene = scene_of()
+    loss, _ = model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)
+    assert found(model, scene).loss == loss.item()
+    torch.rand(3)
+    assert found(model, scene).loss == loss.item()
+
+
+def test_bf16_operands_are_used_again() -> None:
+    model, scene = small_model("softmax_attention"), scene_of()
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    with autocast:
+        loss, _ = model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)
+    assert diagnose(model, scene, autocast=autocast).loss == loss.item()
+
+
+def test_of_accumulated_batches_the_bad_one_is_named() -> None:
+    model = small_model()
+    scenes = [scene_of(state=carried(model)) for _ in range(3)]
+    state: Any = scenes[1].state
+    state["layers"][0]["main"][2] = math.nan
+    off = torch.autocast("cpu", enabled=False)
+    number, finding = first_bad(model, scenes, autocast=off)
+    assert (number, finding.kind, finding.rows) == (1, "state", (2,))
+    number, finding = first_bad(model, scenes[::2], autocast=off)
+    assert (number, finding.kind) == (1, "not reproduced")

@@ -1,0 +1,410 @@
+"""A run goes on where it stopped, as if it never had, and is told when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.training_runs import (
+    NEVER,
+    ROOT,
+    TrainRun,
+    assert_same_training,
+    column,
+    last_tensors,
+    rows_of,
+    sentences,
+    settings,
+    snapshot,
+    write_corpus,
+)
+
+from ys_llm.config.schema import Config, load_config, to_mapping, to_yaml
+from ys_llm.config.strict_reader import flatten
+from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
+from ys_llm.model.language_model import mixer_names
+from ys_llm.ops.three_tier import reference
+from ys_llm.runs.checkpoint import checkpoints, load_run, read_json
+from ys_llm.system.files import sha256_of
+from ys_llm.training.loop import train
+from ys_llm.training.metrics import read_metrics
+from ys_llm.training.resume import FIXED, FREE_ALL_THE_SAME, ORDER, reason_fixed
+
+
+def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun) -> None:
+    first = train_run()
+    before = snapshot(first.run)
+    assert train_run() == first
+    assert snapshot(first.run) == before
+
+
+@pytest.mark.parametrize("mixer", mixer_names())
+@pytest.mark.parametrize("layout", ["windows", "streams"])
+def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(
+    train_run: TrainRun, layout: str, mixer: str
+) -> None:
+    common = (
+        f"data.layout={layout}",
+        f"model.mixer={mixer}",
+        "train.implementation=auto" if mixer == "softmax_attention" else "model.n_layers=2",
+        "model.dropout=0.2",
+        "train.grad_accum_steps=2",
+        "train.sample_interval=2",
+        "train.eval_interval=4",
+    )
+    whole = train_run(*common, "train.max_steps=9", runs="whole")
+    train_run(*common, "train.max_steps=5")
+    parts = train_run(*common, "train.max_steps=9")
+    assert_same_training(parts.run, whole.run)
+    carried = [name for name in last_tensors(parts.run) if "carried" in name]
+    assert bool(carried) is (layout == "streams")
+
+
+def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: int) -> Any:
+    """`ys train` in a process of its own, sent a signal once it has done `after` steps."""
+    command = [sys.executable, "-m", "ys_llm", "train", "--config", str(config)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    metrics = tmp_path / "runs" / "mine" / "metrics.jsonl"
+    while process.poll() is None and not (
+        metrics.exists() and metrics.read_bytes().count(b"\n") >= after
+    ):
+        time.sleep(0.005)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    return process.returncode, said
+
+
+@pytest.mark.parametrize(
+    ("layout", "sent", "exit_code"),
+    [
+        ("windows", signal.SIGINT, EXIT_INTERRUPTED),
+        ("streams", signal.SIGTERM, EXIT_TERMINATED),
+        ("windows", signal.SIGHUP, 128 + signal.SIGHUP),
+    ],
+)
+def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
+    tmp_path: Path, train_run: TrainRun, layout: str, sent: signal.Signals, exit_code: int
+) -> None:
+    common = (
+        f"data.layout={layout}",
+        "model.dropout=0.2",
+        "train.grad_accum_steps=2",
+        "train.eval_interval=5",
+        "train.checkpoint_interval=4",
+        "train.sample_interval=6",
+    )
+    # Without an end in sight: the signals always come in time, however busy the machine is.
+    endless = (*settings(tmp_path / "corpus", common), f"train.max_steps={NEVER}")
+    config = tmp_path / "mine.yaml"
+    config.write_text(to_yaml(load_config(None, overrides=endless).config))
+    run = tmp_path / "runs" / "mine"
+
+    code, _ = interrupted(tmp_path, config, signal.SIGKILL, after=6)
+    assert code == -signal.SIGKILL
+    unsaved = (*endless, f"train.checkpoint_interval={NEVER}")  # but for the stop
+    config.write_text(to_yaml(load_config(None, overrides=unsaved).config))
+    saved = read_json(checkpoints(run)[-1] / "progress.json")["step"]
+    code, said = interrupted(tmp_path, config, sent, after=len(rows_of(run)) + 6)
+    assert code == exit_code
+    stopped = read_json(checkpoints(run)[-1] / "progress.json")["step"]
+    assert stopped > saved > 0
+    assert f"going on     from step {saved:,} of" in said
+    assert f"stopped by {sent.name} at step {stopped:,} and saved" in said
+    assert load_run(run).step <= stopped, "there is a model to try"
+    assert said.splitlines()[-1].endswith("type: ys train --run mine")
+    assert "Traceback" not in said
+
+    parts = train_run(*common, f"train.max_steps={stopped + 5}")
+    whole = train_run(*common, f"train.max_steps={stopped + 5}", runs="whole")
+    assert parts.run == run
+    assert column(run, "step") == list(range(1, stopped + 6))
+    assert_same_training(run, whole.run)
+
+
+def test_another_batch_size_drops_the_carried_state_and_goes_on(train_run: TrainRun) -> None:
+    train_run("data.layout=streams")
+    summary = train_run("data.layout=streams", "train.batch_size=2", "train.max_steps=8")
+    assert column(summary.run, "tokens")[-1] == 6 * 64 + 2 * 32
+
+
+def test_another_architecture_is_refused_by_the_names_of_what_changed(train_run: TrainRun) -> None:
+    before = snapshot(train_run().run)
+    with pytest.raises(UserError) as caught:
+        summary = train_run("model.d_mlp=32", "model.options.d_state=8")
+        before = snapshot(summary.run)
+    message = str(caught.value)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert "model.d_mlp was 24 and is now 32" in message
+    assert "model.options.d_state was 16 and is now 8" in message
+    assert "model.n_layers" not in message
+    assert snapshot(train_run().run) == before
+
+
+@pytest.mark.parametrize(
+    "change", ["tokenizer.kind=chars", "tokenizer.vocab_size=300", "data.validation_fraction=0.5"]
+)
+def test_another_vocabulary_or_split_is_refused(train_run: TrainRun, change: str) -> None:
+    train_run()
+    with pytest.raises(UserError, match=change.partition("=")[0]) as caught:
+        train_run(change)
+    assert caught.value.exit_code == EXIT_USAGE
+
+
+def test_a_foreign_tokenizer_is_refused(train_run: TrainRun, tmp_path: Path) -> None:
+    run = train_run().run
+    other = train_run("tokenizer.kind=chars", runs="other").run
+    (run / "tokenizer.json").write_bytes((other / "tokenizer.json").read_bytes())
+    with pytest.raises(UserError):
+        train_run("train.max_steps=8")
+    assert column(run, "step")[-1] == 6
+
+
+def test_clean_begins_anew_with_the_same_vocabulary(train_run: TrainRun) -> None:
+    first = train_run()
+    before = snapshot(first.run)
+    again = train_run(clean="model")
+    tokenizer = str(first.run / "tokenizer.json")
+    assert snapshot(first.run)[tokenizer] == before[tokenizer]
+    assert column(again.run, "step") == list(range(1, 7))
+    assert (
+        snapshot(first.run)[str(first.run / "model.safetensors")]
+        == (before[str(first.run / "model.safetensors")])
+    )
+    with pytest.raises(UserError, match=r"tokenizer\.kind was bytes and is now chars"):
+        train_run("tokenizer.kind=chars", clean="model")
+
+
+def test_clean_all_leaves_no_stale_vocabulary_or_shard(
+    train_run: TrainRun, corpus: Path, tmp_path: Path
+) -> None:
+    run = train_run("tokenizer.kind=chars").run
+    (run / "notes.txt").write_text("mine")
+    old_shards = {path.name for path in (run / "cache").iterdir()}
+    write_corpus(corpus, [f"{i} grüne Vögel" for i in range(100, 140)])
+    fresh = train_run("tokenizer.kind=chars", runs="fresh").run
+    assert train_run("tokenizer.kind=chars", clean="all").run == run
+    assert (run / "tokenizer.json").read_bytes() == (fresh / "tokenizer.json").read_bytes()
+    shards = {path.name for path in (run / "cache").iterdir()}
+    assert shards == {path.name for path in (fresh / "cache").iterdir()}
+    assert not shards & old_shards
+    assert_same_training(run, fresh)
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+def test_changed_text_under_the_same_names_is_what_is_trained_on(
+    train_run: TrainRun, corpus: Path
+) -> None:
+    train_run()
+    write_corpus(corpus, sentences(40, seed=1))
+    changed = train_run(clean="model").run
+    assert_same_training(changed, train_run(runs="fresh").run)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = train_run("train.max_steps=8", runs="whole").run
+    run = train_run("train.checkpoint_interval=3", "train.keep_checkpoints=3").run
+    newest = checkpoints(run)[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"")
+    assert_same_training(train_run("train.max_steps=8").run, whole)
+    said = capsys.readouterr().err
+    assert f"\ndamaged      {newest}/optimizer.safetensors does not match SHA256SUMS; moved" in said
+    assert "\ngoing on     from step 3 of 8" in said
+    assert (run / "left-behind" / newest.name / "progress.json").exists()
+
+
+def test_where_every_checkpoint_is_damaged_it_is_said_and_the_model_still_works(
+    train_run: TrainRun,
+) -> None:
+    run = train_run().run
+    for path in checkpoints(run):
+        (path / "SHA256SUMS").unlink()
+    with pytest.raises(UserError, match=r"all 2 are damaged.*ys run mine.*ys train clean"):
+        train_run("train.max_steps=8")
+    assert load_run(run).step == 6
+
+
+def test_a_run_told_to_do_fewer_steps_than_it_has_done_is_summed_up(train_run: TrainRun) -> None:
+    run = train_run().run
+    (run / "model.safetensors").unlink()  # as if it had been stopped before any evaluation
+    assert train_run("train.max_steps=2").steps == 6
+    assert load_run(run).step == 6
+
+
+def test_the_precision_asked_for_is_taken_also_by_a_run_that_goes_on(train_run: TrainRun) -> None:
+    run = train_run().run
+    train_run("train.dtype=auto", "train.max_steps=7")
+    assert read_json(checkpoints(run)[-1] / "progress.json")["dtype"] == "fp32"
+    train_run("train.dtype=bf16", "train.max_steps=8")
+    assert read_json(checkpoints(run)[-1] / "progress.json")["dtype"] == "bf16"
+
+
+def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
+    train_run: TrainRun,
+) -> None:
+    literal = "train.implementation=reference"  # gives no gradient, where `windowed` gives zeros
+    train_run(literal, "train.max_steps=2")
+    assert train_run(literal, "train.max_steps=4").steps == 4
+
+
+def test_going_back_repeats_what_was_and_keeps_what_it_went_back_from(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = ("train.checkpoint_interval=2", "train.keep_checkpoints=9", "train.eval_interval=4")
+    run = train_run(*common, "train.max_steps=8").run
+    before, metrics = last_tensors(run), rows_of(run)
+    assert train_run(*common, "train.max_steps=8", from_step=4).run == run
+    assert f"going back   to step 4; 2 newer in {run / 'left-behind'}" in capsys.readouterr().err
+    after = last_tensors(run)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert column(run, "loss") == [row["loss"] for row in metrics]
+    left = run / "left-behind"
+    assert {path.name for path in left.iterdir()} == {
+        "step-00000006",
+        "step-00000008",
+        "metrics-after-00000004.jsonl",
+    }
+    assert read_metrics(left / "metrics-after-00000004.jsonl") == metrics[4:]
+
+
+def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(train_run: TrainRun) -> None:
+    run = train_run("train.checkpoint_interval=2", "train.keep_checkpoints=2").run
+    before = snapshot(run)
+    with pytest.raises(
+        UserError, match=r"no checkpoint of step 3. Choose one of: 4, 6\."
+    ) as caught:
+        train_run(from_step=3)
+    assert caught.value.exit_code == EXIT_USAGE
+    assert snapshot(run) == before
+
+
+def test_what_changed_is_said_and_harmless_changes_go_on(
+    train_run: TrainRun, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_run()
+    capsys.readouterr()
+    write_corpus(corpus, sentences(60, seed=3))
+    train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed")]
+    assert said[:4] == [
+        "changed      model.dropout was 0.0 and is now 0.1",
+        "changed      train.learning_rate was 0.003 and is now 0.001",
+        "changed      train.max_steps was 6 and is now 8",
+        "changed      train.seed was 1337 and is now 7",
+    ]
+    assert said[4].endswith("step N goes on with batch N of the new order")
+    assert "changed      training text was 31 documents, 1," in said[5]
+    assert said[-1].startswith("changed      each document is still on the side of the split")
+    capsys.readouterr()
+    train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
+    assert "\nchanged " not in capsys.readouterr().err
+
+
+def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_run().run
+    newest = checkpoints(run)[-1]
+    text = (newest / "progress.json").read_text()
+    text = text.replace(f'"torch": "{torch.__version__}"', '"torch": "2.11.0"')
+    rewrite(newest / "progress.json", text)
+    capsys.readouterr()
+    assert train_run("train.max_steps=8").steps == 8
+    said = capsys.readouterr().err
+    assert f"changed      torch was 2.11.0 and is now {torch.__version__}" in said
+    assert "changed      from here on the run is not bit for bit what it would have been" in said
+
+
+def test_another_processor_settles_dtype_and_kernels_anew(
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = ("train.implementation=auto", "train.dtype=auto")
+    newest = checkpoints(train_run(*auto).run)[-1]
+    progress = read_json(newest / "progress.json")
+    progress["circumstances"]["processor"] = "an abacus"
+    progress |= {"implementation": "reference", "dtype": "fp32"}
+    rewrite(newest / "progress.json", json.dumps(progress))
+    capsys.readouterr()
+    train_run(*auto, "train.max_steps=8")
+    said = capsys.readouterr().err
+    assert "changed      processor was an abacus and is now " in said
+    assert re.search("kernels      (windowed|compiled)", said)
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Change a file of a checkpoint as its owner might have written it, sum and all."""
+    old = sha256_of(path)
+    path.write_text(text)
+    sums = path.parent / "SHA256SUMS"
+    sums.write_text(sums.read_text().replace(old, sha256_of(path)))
+
+
+def test_every_setting_has_been_judged() -> None:
+    """A new setting must be thought about: may a run that has begun change it?"""
+    settings_now = set(flatten(to_mapping(Config())))
+    fixed = {name for name in settings_now if reason_fixed(name)}
+    assert fixed == {
+        "data.validation_fraction",
+        "model.d_mlp",
+        "model.d_model",
+        "model.mixer",
+        "model.n_layers",
+        "model.options",
+        "model.tie_embeddings",
+        "model.wiring",
+        "tokenizer.kind",
+        "tokenizer.vocab_size",
+    }
+    assert set(ORDER) <= settings_now
+
+
+def test_the_readme_says_what_may_not_change_and_why() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = text[text.index("| setting | may not change because |") :].partition("\n\n")[0]
+    rows = re.findall(r"^\| `([\w.*]+)`(?: but `([\w.]+)`)? \| (.+) \|$", text, re.MULTILINE)
+    told = {name.removesuffix("*"): (exception, why) for name, exception, why in rows}
+    for prefix, why in FIXED.items():
+        free = [name for name in FREE_ALL_THE_SAME if name.startswith(prefix)]
+        assert told[prefix] == (free[0] if free else "", why)
+
+
+def test_the_kernels_that_were_settled_on_are_those_of_the_first_step_too(
+    train_run: TrainRun, tmp_path: Path
+) -> None:
+    run = train_run("train.implementation=auto", "train.max_steps=3").run
+    first = checkpoints(run)[0]
+    assert first.name == "step-00000000"
+    settled = read_json(first / "progress.json")
+    assert settled["implementation"] in {*reference.IMPLEMENTATIONS} - {"reference"}
+    assert settled["dtype"] == "fp32"
+
+
+def test_runs_that_lie_among_the_texts_are_no_text(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with `ys train --data .`: metrics.jsonl is no corpus."""
+    monkeypatch.chdir(corpus)
+    for steps in (2, 4):
+        overrides = settings(Path("."), (f"train.max_steps={steps}",))
+        assert train(load_config(None, overrides=overrides)).steps == steps
+
+
+def test_rows_that_were_lost_or_cut_off_do_not_stop_a_run(train_run: TrainRun) -> None:
+    run = train_run().run
+    metrics = run / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    assert train_run("train.max_steps=8").steps == 8
+    assert column(run, "step")[-2:] == [7, 8]

@@ -1,0 +1,1 @@
+"""The command `ys`: one file per command."""

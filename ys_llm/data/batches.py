@@ -1,0 +1,192 @@
+"""Batches of a token shard: the order of the text as a function of seed and counter.
+
+The first and the last token of a shard (`shards.py`) are both `<end>`: training reads it as a ring
+of M = len(tokens) - 1 inputs, and position i of the ring is followed by position (i + 1) mod M.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ys_llm.data.shards import Int64Array, TokenData
+from ys_llm.errors import UserError
+
+IGNORED = -100  # torch's own default `ignore_index`: a target that no loss counts
+
+UInt64Array = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step reads: `inputs_BT`, `targets_BT` (int64), `starts_BT` (bool).
+
+    `carry` says that row b goes on where row b of the batch before stopped, so that the state
+    is to be carried. `starts_BT` marks the first token (`<end>`) of each document.
+    """
+
+    inputs_BT: Tensor
+    targets_BT: Tensor
+    starts_BT: Tensor
+    carry: bool
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Everything the order of batches depends on, besides the data and the batch's index."""
+
+    layout: Literal["windows", "streams"]
+    seq_len: int
+    batch_size: int
+    seed: int
+    end_id: int
+
+
+def batches_per_epoch(data: TokenData, plan: BatchPlan) -> int:
+    """Batches until every token has been an input at least once (the last one rounds up)."""
+    _check_length(data, plan)
+    if plan.layout == "windows":
+        return -(-_n_windows(data, plan) // plan.batch_size)
+    return _n_pieces(data, plan)
+
+
+def batch_at(data: TokenData, plan: BatchPlan, index: int) -> Batch:
+    """Batch number `index` (0 is the first): a pure function of its arguments, in O(1).
+
+    windows: sample s = index * batch_size + row is window `permute(s mod n)` of epoch s // n,
+    with n = ceil(M / seq_len); samples run on over epochs, so no partial batch is dropped.
+    streams: row b reads from floor(b M / batch_size) on, piece k = index mod K, with
+    K = ceil(M / (batch_size seq_len)); `carry` is false at an epoch's first piece only.
+    In both, an offset drawn from (seed, epoch) turns the ring, so borders move every epoch.
+
+    Raises UserError where the data is shorter than one window.
+    """
+    _check_length(data, plan)
+    if plan.layout == "windows":
+        begins, carry = _window_begins(data, plan, index), False
+    else:
+        begins, carry = _stream_begins(data, plan, index)
+    positions = (begins[:, None] + np.arange(plan.seq_len + 1)) % data.n_inputs
+    rows = torch.from_numpy(data.tokens[positions].astype(np.int64))
+    return _batch(rows[:, :-1], rows[:, 1:], end_id=plan.end_id, carry=carry)
+
+
+def permute(indices: UInt64Array, n: int, *, seed: int, epoch: int) -> UInt64Array:
+    """A keyed bijection of 0..n-1, computed for each index alone (nothing is shuffled).
+
+    Four Feistel rounds over 2h bits, 4**h >= n:  (l, r) <- (r, l xor F(r xor key_i)), where F
+    keeps h bits of a 64-bit mixer; a value that falls at n or above goes through again
+    (cycle walking) until it is below n, fewer than 4 times on average.
+    """
+    half_bits = max(1, -(-(n - 1).bit_length() // 2))
+    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
+    keys = _draw("permute", seed, epoch, n=4)
+    values = indices.astype(np.uint64)
+    outside = np.ones(len(values), dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mix(right ^ key) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= n
+    return values
+
+
+def evaluation_span(data: TokenData, *, max_tokens: int) -> tuple[int, int]:
+    """(predictions, bytes) of the part that is evaluated with this limit.
+
+    Whole documents from the front, as many as have `max_tokens` tokens together but at least
+    one; 0 means all. The part depends on nothing else, so evaluations can be compared.
+    """
+    if max_tokens <= 0 or data.n_inputs <= max_tokens:
+        return data.n_inputs, data.n_bytes
+    ends = np.append(data.document_offsets[1:], data.n_inputs)
+    n_documents = max(1, int(np.searchsorted(ends, max_tokens, side="right")))
+    return int(ends[n_documents - 1]), int(data.document_bytes[:n_documents].sum())
+
+
+def evaluation_batches(
+    data: TokenData, *, seq_len: int, batch_size: int, end_id: int, max_tokens: int = 0
+) -> Iterator[Batch]:
+    """Contiguous streams, state carried, in which every token is predicted exactly once.
+
+    Row b scores [floor(b n / B), floor((b + 1) n / B)) and begins to read `seq_len` tokens
+    earlier, so that a prediction beside a border has context too. Targets that are not scored
+    (this run-up, and the end of rows shorter than the longest) are IGNORED. The last batch is
+    as short as what is left.
+    """
+    n_tokens, _ = evaluation_span(data, max_tokens=max_tokens)
+    # A row shorter than a window would spend more on its run-up than on its own tokens.
+    n_rows = max(1, min(batch_size, n_tokens // seq_len))
+    borders = np.arange(n_rows + 1, dtype=np.int64) * n_tokens // n_rows
+    firsts = np.maximum(borders[:-1] - seq_len, 0)
+    longest = int((borders[1:] - firsts).max())
+    for done in range(0, longest, seq_len):
+        columns = np.arange(done, min(done + seq_len, longest))
+        positions = firsts[:, None] + columns
+        scored = (positions >= borders[:-1, None]) & (positions < borders[1:, None])
+        inside = np.minimum(positions, n_tokens - 1)  # what lies beyond is IGNORED anyway
+        inputs = torch.from_numpy(data.tokens[inside].astype(np.int64))
+        targets = np.where(scored, data.tokens[inside + 1].astype(np.int64), IGNORED)
+        yield _batch(inputs, torch.from_numpy(targets), end_id=end_id, carry=done > 0)
+
+
+def _batch(inputs_BT: Tensor, targets_BT: Tensor, *, end_id: int, carry: bool) -> Batch:
+    return Batch(inputs_BT.contiguous(), targets_BT.contiguous(), inputs_BT == end_id, carry)
+
+
+def _check_length(data: TokenData, plan: BatchPlan) -> None:
+    if data.n_inputs < plan.seq_len:
+        raise UserError(
+            f"The training split has {len(data.tokens):,} tokens, and train.seq_len: "
+            f"{plan.seq_len} needs at least {plan.seq_len + 1:,}",
+            f"Add text, or type --set train.seq_len={max(1, data.n_inputs)} (or less).",
+        )
+
+
+def _n_windows(data: TokenData, plan: BatchPlan) -> int:
+    return -(-data.n_inputs // plan.seq_len)
+
+
+def _n_pieces(data: TokenData, plan: BatchPlan) -> int:
+    return -(-data.n_inputs // (plan.batch_size * plan.seq_len))
+
+
+def _window_begins(data: TokenData, plan: BatchPlan, index: int) -> Int64Array:
+    n = _n_windows(data, plan)
+    samples = index * plan.batch_size + np.arange(plan.batch_size, dtype=np.int64)
+    epochs = samples // n
+    begins = np.empty(plan.batch_size, dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
+        rows = epochs == epoch
+        windows = permute((samples[rows] % n).astype(np.uint64), n, seed=plan.seed, epoch=epoch)
+        offset = int(_draw("offset", plan.seed, epoch)[0]) % plan.seq_len
+        begins[rows] = offset + windows.astype(np.int64) * plan.seq_len
+    return begins
+
+
+def _stream_begins(data: TokenData, plan: BatchPlan, index: int) -> tuple[Int64Array, bool]:
+    epoch, piece = divmod(index, _n_pieces(data, plan))
+    offset = int(_draw("offset", plan.seed, epoch)[0]) % data.n_inputs
+    rows = np.arange(plan.batch_size, dtype=np.int64)
+    begins = offset + rows * data.n_inputs // plan.batch_size + piece * plan.seq_len
+    return begins, piece > 0
+
+
+def _mix(x: UInt64Array) -> UInt64Array:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _draw(purpose: str, seed: int, epoch: int, *, n: int = 1) -> UInt64Array:
+    digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=8 * n).digest()
+    return np.frombuffer(digest, dtype="<u8")

@@ -1,0 +1,234 @@
+"""Documents become token shards: memory-mapped, encoded once, found again by what they hold.
+
+A shard is `<end> doc <end> doc <end> ... doc <end>`; a document with a prompt is
+`prompt <start> text`. `<end>` at the input means "a document begins", so every token of every
+document, and the `<end>` that closes it, is predicted exactly once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from ys_llm.data.readers import Document
+from ys_llm.data.tokenizer import Tokenizer, packed_as
+from ys_llm.errors import UserError
+from ys_llm.system.files import explained, make_folder, write_atomically
+
+_FORMAT_VERSION = 1  # part of the cache key: raise it when the layout of a shard changes
+_CHUNK_BYTES = 2_000_000  # text encoded at a time, a tenth of a second's work for one process
+# A process encodes 20 MB/s and takes 0.4 s to start: below this, one is as fast as many.
+_PARALLEL_BYTES = 16_000_000
+_MOST_PROCESSES = 16  # each holds 0.15 GB; more of them would wait for the one that writes
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TokenData:
+    """One encoded split. `tokens` is a read-only memory map (uint16 or uint32)."""
+
+    tokens: npt.NDArray[Any]
+    document_offsets: Int64Array  # position of each document's leading <end>
+    document_bytes: Int64Array  # UTF-8 bytes of each document's prompt and text
+
+    @property
+    def n_bytes(self) -> int:
+        """UTF-8 bytes of all documents."""
+        return int(self.document_bytes.sum())
+
+    @property
+    def n_inputs(self) -> int:
+        """M: tokens that have a successor, which is the number of predictions in a pass."""
+        return len(self.tokens) - 1
+
+
+def prepare(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, cache_dir: Path, label: str
+) -> TokenData:
+    """The documents as a shard, read from `cache_dir/<key>/` or made there.
+
+    The key is a hash of what the documents say and of the tokenizer, never of a name, and a
+    shard that does not match its own checksum is made again: no stale ids can be trained on.
+    Documents are stored in the order of their keys. `label` names the progress bar (stderr).
+    """
+    if not documents:
+        raise UserError(
+            f"The {label} split holds no documents",
+            "Add text files, or change data.validation_fraction.",
+        )
+    keyed = sorted(((document.key, document) for document in documents), key=lambda pair: pair[0])
+    folder = cache_dir / _cache_key([key for key, _ in keyed], tokenizer)
+    cached = _read_shard(folder)
+    if cached is None:
+        _write_shard(folder, [document for _, document in keyed], tokenizer, label=label)
+        cached = _read_shard(folder)
+    if cached is None:
+        raise UserError(
+            f"{folder} was written and reads back damaged", "Check the disk and its free space."
+        )
+    return cached
+
+
+def _cache_key(sorted_keys: Sequence[str], tokenizer: Tokenizer) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in (f"format {_FORMAT_VERSION}", tokenizer.fingerprint, *sorted_keys):
+        digest.update(part.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _write_shard(
+    folder: Path, documents: Sequence[Document], tokenizer: Tokenizer, *, label: str
+) -> None:
+    dtype = _dtype_of(tokenizer.vocab_size)
+    temporary = folder / f".tokens.bin.{os.getpid()}.tmp"
+    with explained(folder / "tokens.bin"):
+        make_folder(folder)
+        try:
+            with temporary.open("wb") as file:
+                sizes, checksum = _write_tokens(
+                    file, documents, tokenizer, dtype=dtype, label=label
+                )
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / "tokens.bin")
+        finally:
+            temporary.unlink(missing_ok=True)
+    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    index = np.stack([offsets, [document.n_bytes for document in documents]]).astype("<i8")
+    write_atomically(folder / "index.bin", index.tobytes())
+    meta = {
+        "kind": tokenizer.kind,
+        "vocab_size": tokenizer.vocab_size,
+        "dtype": dtype.str,
+        "n_tokens": sum(sizes) + 1,
+        "n_documents": len(documents),
+        "n_bytes": int(index[1].sum()),
+        "key": folder.name,
+        "checksum": zlib.crc32(index.tobytes(), checksum),
+    }
+    write_atomically(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+
+
+def _write_tokens(
+    file: BinaryIO,
+    documents: Sequence[Document],
+    tokenizer: Tokenizer,
+    *,
+    dtype: np.dtype[Any],
+    label: str,
+) -> tuple[list[int], int]:
+    """Tokens of each document with its leading `<end>`, and the checksum of what was written."""
+    sizes: list[int] = []
+    checksum = 0
+    total = sum(document.n_bytes for document in documents)
+    encoded_chunks = _encode_all(documents, tokenizer, parallel=total >= _PARALLEL_BYTES)
+    with tqdm(
+        total=total, desc=f"encoding {label}", unit="B", unit_scale=True, disable=None
+    ) as bar:
+        for chunk, encoded in zip(_chunks(documents), encoded_chunks, strict=True):
+            for ids in encoded:
+                file.write(ids)
+                sizes.append(len(ids) // dtype.itemsize)
+                checksum = zlib.crc32(ids, checksum)
+            bar.update(sum(document.n_bytes for document in chunk))
+    closing = np.array([tokenizer.end_id], dtype=dtype).tobytes()
+    file.write(closing)
+    return sizes, zlib.crc32(closing, checksum)
+
+
+def _chunks(documents: Sequence[Document]) -> Iterator[list[Document]]:
+    chunk: list[Document] = []
+    n_bytes = 0
+    for document in documents:
+        chunk.append(document)
+        n_bytes += document.n_bytes
+        if n_bytes >= _CHUNK_BYTES:
+            yield chunk
+            chunk, n_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode_all(
+    documents: Sequence[Document], tokenizer: Tokenizer, *, parallel: bool
+) -> Iterator[list[bytes]]:
+    """Chunk after chunk, in order, the bytes of each of its documents."""
+    if not parallel:
+        yield from (_encode(chunk, tokenizer) for chunk in _chunks(documents))
+        return
+    with tempfile.TemporaryDirectory(prefix="ys-encode-") as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.save(path)
+        # Not forked: a fork of a process with threads may inherit a lock that nobody releases.
+        pool = ProcessPoolExecutor(
+            min(os.cpu_count() or 1, _MOST_PROCESSES),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=signal.signal,
+            initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
+        )
+        try:
+            yield from pool.map(partial(_encode_with, tokenizer_path=path), _chunks(documents))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _encode_with(documents: Sequence[Document], *, tokenizer_path: Path) -> list[bytes]:
+    return _encode(documents, _load_once(tokenizer_path))
+
+
+_load_once = cache(Tokenizer.load)
+
+
+def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[bytes]:
+    """Each document's ids after its leading `<end>`, as the shard holds them."""
+    end, start = (
+        struct.pack(tokenizer.packed_as, id) for id in (tokenizer.end_id, tokenizer.start_id)
+    )
+    packed = tokenizer.encode_packed
+    return [
+        end + packed(document.text)
+        if document.prompt is None
+        else end + packed(document.prompt) + start + packed(document.text)
+        for document in documents
+    ]
+
+
+def _dtype_of(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype(packed_as(vocab_size))
+
+
+def _read_shard(folder: Path) -> TokenData | None:
+    """The shard in this folder, or None where there is none that matches its own description."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        # Of a dtype from the file nothing but its equality is used: `O` would make it addresses.
+        dtype = _dtype_of(meta["vocab_size"])
+        tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r")
+        index = np.memmap(folder / "index.bin", dtype="<i8", mode="r")
+        sizes = (folder.name, dtype.str, meta["n_tokens"], 2 * meta["n_documents"])
+        if (meta["key"], meta["dtype"], len(tokens), len(index)) != sizes:
+            return None  # before the checksum, which would read on for as long as the file is
+        checksum = zlib.crc32(index.tobytes(), zlib.crc32(tokens.data))
+        if checksum != meta["checksum"] or tokens.max() >= meta["vocab_size"]:
+            return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    offsets, document_bytes = index.reshape(2, -1)
+    return TokenData(tokens, offsets, document_bytes)

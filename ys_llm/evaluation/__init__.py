@@ -1,0 +1,1 @@
+"""Loss, bits per byte, baselines, comparisons."""

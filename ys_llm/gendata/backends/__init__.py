@@ -1,0 +1,1 @@
+"""Who is asked for text: an ollama server."""

@@ -1,0 +1,363 @@
+"""The back end `ollama`: one question, one whole answer or one named failure, within deadlines.
+
+It drives the real `ollama` client, always streaming, inside an event loop that lasts as long as the
+question: what waits there can be called off at any moment, and then its connection is closed. A
+thread that reads a socket could not be woken before its own time-out.
+"""
+
+import asyncio
+import contextlib
+import ssl
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import httpx
+import ollama
+
+from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.gendata.backends.failures import (
+    PORT,
+    EmptyAnswerError,
+    StoppedError,
+    TransientError,
+    failure_of,
+    model_missing,
+    shorten,
+)
+
+DEFAULT_HOST = f"127.0.0.1:{PORT}"
+# Sent with every request. The server's own defaults differ from version to version and from model
+# to model: no limit on the answer, a context of 2048 or 4096 tokens that cuts prompts in silence.
+DEFAULT_SEED, DEFAULT_NUM_PREDICT, DEFAULT_NUM_CTX = 0, 512, 4096
+_SEEDS = 2**31  # the runner keeps 32 bits, and takes all ones for "choose one"
+_POLL_SECONDS = 0.05  # between two looks at `should_stop`
+_SERVER_WORDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on, not to call
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question; `format` is "", "json" or a JSON schema, `options` are ollama's own."""
+
+    model: str
+    prompt: str
+    system: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    format: str | Mapping[str, Any] = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One whole answer; `done_reason` is "stop", or "length" where num_predict cut it off."""
+
+    text: str
+    done_reason: str
+    model_digest: str  # "" where the server lists no model of that name
+    eval_count: int  # tokens of the answer
+    seconds: float  # of the try that succeeded
+    tries: int = 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """What `ys gen-data --check` found, as far as it came before `failure`."""
+
+    address: str
+    model: str
+    version: str = ""
+    digest: str = ""
+    size_bytes: int = 0
+    models: tuple[str, ...] = ()
+    sample: Answer | None = None
+    failure: UserError | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        if self.version:
+            yield f"server  ollama {self.version} at {self.address}"
+        if self.digest:
+            size = f"{self.size_bytes / 1e9:.2f} GB, " if self.size_bytes else ""
+            yield f"model   {self.model}, {size}digest {self.digest[:12]}"
+        if self.sample:
+            rate = self.sample.eval_count / max(self.sample.seconds, 1e-9)
+            took = f"{self.sample.eval_count} tokens in {self.sample.seconds:.1f} s"
+            yield f"sample  {took}, {rate:.1f} tokens/s: {shorten(self.sample.text)}"
+        if self.failure:
+            yield f"failed  {self.failure}"
+
+
+def never() -> bool:
+    """The `should_stop` of one who waits to the end."""
+    return False
+
+
+class Ollama:
+    """An ollama server; `ask` may be called from several threads at once."""
+
+    def __init__(
+        self,
+        host: str = DEFAULT_HOST,
+        *,
+        connect_seconds: float = 5.0,
+        first_seconds: float = 300.0,
+        stall_seconds: float = 60.0,
+        total_seconds: float = 900.0,
+        pauses: Sequence[float] = (1.0, 2.0, 4.0, 8.0),
+    ) -> None:
+        """Deadlines in seconds: to connect, for the first part, for each next one, for `ask`.
+
+        The first part may wait for the model to be loaded. A failure that may pass is tried again
+        after each of `pauses`. Raises UserError for a host that is no address.
+        """
+        self.address = address_of(host)
+        self._connect_seconds, self._first_seconds = connect_seconds, first_seconds
+        self._stall_seconds, self._total_seconds = stall_seconds, total_seconds
+        self._pauses = tuple(pauses)
+        self._listed: dict[str, ollama.ListResponse.Model] = {}
+        read_seconds = max(first_seconds, stall_seconds)  # of any bytes; parts are watched closer
+        self._timeout = httpx.Timeout(
+            connect=connect_seconds, read=read_seconds, write=stall_seconds, pool=connect_seconds
+        )
+        # Building a TLS context takes longer than a local request; an http:// address needs none.
+        secure = self.address.startswith("https:")
+        self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
+
+    def ask(self, request: Request, should_stop: Callable[[], bool] = never) -> Answer:
+        """The whole answer, or an exception: never a part of one.
+
+        `should_stop` is asked many times a second. Raises StoppedError, or a UserError:
+        BackendDownError, ModelMissingError, RefusedError, EmptyAnswerError, and TransientError for
+        what did not pass in time.
+        """
+        if not request.model:
+            raise UserError("no model is named", "Say which: --model NAME.", exit_code=EXIT_USAGE)
+        if not request.prompt.strip():
+            # The server would only load the model, and report success.
+            raise UserError("the prompt is empty", "Mend the kind's template or its slots.")
+        return self._run(lambda: self._ask(request), should_stop)
+
+    def check(self, model: str, should_stop: Callable[[], bool] = never) -> Check:
+        """Look at the server and the model and take one timed sample; failures are in the Check."""
+        found = Check(self.address, model)
+        try:
+            version = self._run(self._version, should_stop)
+            names = tuple(entry.model or "" for entry in self._listed.values())
+            found = replace(found, version=version, models=names)
+            entry = self._listed.get(full_name(model))
+            if entry is None:
+                raise model_missing(self.address, model, names)
+            found = replace(found, digest=entry.digest or "", size_bytes=int(entry.size or 0))
+            sample = Request(model, "What is rain? Answer in one sentence.", options=_SAMPLE)
+            return replace(found, sample=self.ask(sample, should_stop))
+        except UserError as failure:
+            return replace(found, failure=failure)
+
+    def _run(self, work: Callable[[], Coroutine[Any, Any, T]], stop: Callable[[], bool]) -> T:
+        """Run `work` to its end, to the total deadline or to `stop`, whichever comes first."""
+
+        async def watched() -> T:
+            asyncio.get_running_loop().set_default_executor(_Abandonable())
+            task = asyncio.create_task(work())
+            ends = time.monotonic() + self._total_seconds
+            while not task.done():
+                if stop():
+                    raise StoppedError("stopped by the caller")
+                if time.monotonic() > ends:
+                    happened = f"no whole answer in {self._total_seconds:g} s"
+                    raise TransientError(self.address, "deadline", happened=happened)
+                await asyncio.wait({task}, timeout=_POLL_SECONDS)
+            return task.result()
+
+        # What is left at the end, `run` calls off, and waits until its connection is closed.
+        return asyncio.run(watched())
+
+    async def _ask(self, request: Request) -> Answer:
+        """Try, pause and try again while what fails may pass."""
+        async with ollama.AsyncClient(self.address, **self._settings()) as client:
+            for tries, pause in enumerate((*self._pauses, None), 1):
+                try:
+                    with self._failures(request.model):
+                        answer = await self._try(client, request)
+                    return replace(answer, tries=tries)
+                except TransientError as failure:
+                    if pause is None:
+                        raise failure.after(tries) from failure
+                    await asyncio.sleep(pause)
+        raise AssertionError("the last try either returns or raises")
+
+    async def _try(self, client: ollama.AsyncClient, request: Request) -> Answer:
+        if full_name(request.model) not in self._listed:
+            await self._list(client)
+        began, texts = time.monotonic(), []
+        async with contextlib.aclosing(self._parts(client, request)) as parts:
+            async for part in parts:
+                texts.append(part.message.content or "")
+                last = part
+        text = "".join(texts)
+        if not text.strip():
+            raise self._empty(request.model, last)
+        entry = self._listed.get(full_name(request.model))
+        return Answer(
+            text,
+            last.done_reason or "",
+            model_digest=(entry.digest or "") if entry else "",
+            eval_count=last.eval_count or 0,
+            seconds=time.monotonic() - began,
+        )
+
+    async def _parts(
+        self, client: ollama.AsyncClient, request: Request
+    ) -> AsyncGenerator[ollama.ChatResponse, None]:
+        """The parts of an answer up to the one that ends it; without that one it was cut off."""
+        stream = await client.chat(**_message(request))
+        wait_seconds = self._connect_seconds + self._first_seconds
+        parts = cast("AsyncGenerator[ollama.ChatResponse, None]", stream)
+        async with contextlib.aclosing(parts):
+            while True:
+                with self._stall(wait_seconds):
+                    async with asyncio.timeout(wait_seconds):
+                        part = await anext(parts, None)
+                if part is None:
+                    happened = "the answer ended before it was whole"
+                    raise TransientError(self.address, "truncated", happened=happened)
+                yield part
+                if part.done:
+                    return
+                wait_seconds = self._stall_seconds
+
+    async def _list(self, client: ollama.AsyncClient) -> None:
+        """Keep what the server says of its models, by full name."""
+        wait_seconds = self._connect_seconds + self._stall_seconds
+        with self._stall(wait_seconds):
+            async with asyncio.timeout(wait_seconds):
+                listed = await client.list()
+        self._listed = {full_name(entry.model or ""): entry for entry in listed.models}
+
+    async def _version(self) -> str:
+        """The server's version; the client has no call for it. Lists the models as well."""
+        with self._failures(""):
+            async with ollama.AsyncClient(self.address, **self._settings()) as client:
+                await self._list(client)
+            async with httpx.AsyncClient(**self._settings()) as plain:
+                answer = await plain.get(f"{self.address}/api/version")
+            return str(answer.json().get("version")) if answer.is_success else "of unknown version"
+
+    def _settings(self) -> dict[str, Any]:
+        # trust_env: a proxy from the environment would be asked for 127.0.0.1 as well.
+        # follow_redirects: a redirected POST arrives as a GET.
+        return {
+            "timeout": self._timeout,
+            "verify": self._tls,
+            "trust_env": False,
+            "follow_redirects": False,
+        }
+
+    @contextlib.contextmanager
+    def _failures(self, model: str) -> Iterator[None]:
+        """Turn what the client raises into a failure of ours."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            failure = failure_of(error, self.address, model)
+            if failure is None:
+                raise
+            raise failure from error
+
+    @contextlib.contextmanager
+    def _stall(self, seconds: float) -> Iterator[None]:
+        try:
+            yield
+        except TimeoutError:
+            happened = f"it sent nothing for {seconds:g} s"
+            raise TransientError(self.address, "stall", happened=happened) from None
+
+    def _empty(self, model: str, last: ollama.ChatResponse) -> EmptyAnswerError:
+        spent = f"{last.eval_count or 0} tokens, ended by {last.done_reason!r}"
+        return EmptyAnswerError(
+            f"{model} gave an empty answer ({spent})",
+            "Take another seed; or, where it thinks before it answers, a larger num_predict.",
+        )
+
+
+def address_of(host: str) -> str:
+    """The full URL that a host stands for, by ollama's own rules; UserError if it is none.
+
+    Without a scheme the port is 11434; `http://NAME` means port 80, `https://NAME` 443.
+    """
+    typed = host.strip() or DEFAULT_HOST
+    scheme, _, rest = typed.rpartition("://")
+    problem = f"{shorten(typed)!r} is no address of an ollama server"
+    try:
+        parts = urlsplit(f"{scheme or 'http'}://{rest}")
+        name, port = parts.hostname or "127.0.0.1", parts.port
+        httpx.URL(f"http://[{name}]" if ":" in name else f"http://{name}")
+    except (ValueError, httpx.InvalidURL):
+        name, port, scheme = "", None, "?"
+    if scheme not in ("", "http", "https") or "@" in rest or len(rest.split()) != 1:
+        raise UserError(problem, f"Write NAME, NAME:{PORT} or a URL.", exit_code=EXIT_USAGE)
+    name = _SERVER_WORDS.get(name, name)
+    shown = f"[{name}]" if ":" in name else name
+    port = port or {"http": 80, "https": 443}.get(scheme, PORT)
+    return f"{scheme or 'http'}://{shown}:{port}{parts.path.rstrip('/')}"
+
+
+def full_name(model: str) -> str:
+    """The name by which ollama knows a model: with its tag, `latest` if none is given."""
+    name = model.strip().lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def options_sent(request: Request) -> dict[str, Any]:
+    """The options as they travel: seed, num_predict and num_ctx are always among them."""
+    defaults = {"num_predict": DEFAULT_NUM_PREDICT, "num_ctx": DEFAULT_NUM_CTX}
+    seed = int(request.options.get("seed", DEFAULT_SEED)) % _SEEDS
+    return {**defaults, **request.options, "seed": seed}
+
+
+_SAMPLE = {"seed": 1, "num_predict": 48, "temperature": 0.0}
+
+
+def _message(request: Request) -> dict[str, Any]:
+    """What is asked of the client.
+
+    `think` is false because the corpus holds answers alone: a model that thinks by default spends
+    all of num_predict on it and hands back an empty answer.
+    """
+    system = [{"role": "system", "content": request.system}] if request.system else []
+    return {
+        "model": request.model,
+        "messages": [*system, {"role": "user", "content": request.prompt}],
+        "stream": True,
+        "think": False,
+        "format": request.format or None,
+        "options": options_sent(request),
+    }
+
+
+class _Abandonable(ThreadPoolExecutor):
+    """Threads that nobody waits for: a name server that is silent holds up neither `ask` nor exit.
+
+    The loop resolves names in here, and would otherwise wait at its end for what it has called off.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+
+        def run() -> None:
+            future.set_running_or_notify_cancel()
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except Exception as error:
+                future.set_exception(error)
+
+        threading.Thread(target=run, daemon=True).start()
+        return future

@@ -1,0 +1,126 @@
+"""The files of a corpus: names, sizes, and what may be replaced.
+
+A file is ours while it has the hash that the manifest gives it; no other is ever replaced or
+removed.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ys_llm.data.manifest import (
+    NAME,
+    File,
+    Manifest,
+    manifest_line,
+    read_bytes,
+    read_manifest,
+    sha256,
+    write_manifest,
+)
+from ys_llm.errors import UserError
+from ys_llm.gendata.generation.journal import Entry
+from ys_llm.system.files import explained, write_atomically
+
+FILE_BYTES = 200_000  # a size that editors and reviews still open gladly
+README = "README.md"
+T = TypeVar("T")
+
+
+def check_files(folder: Path, kinds: Iterable[str], *, readme: bool, force: bool) -> None:
+    """Refuse a folder in which files that are not ours have the names that will be used."""
+    names = [name for kind in kinds for name in _present(folder, kind)]
+    _refuse_foreign(folder, [*names, README] if readme else names, force)
+
+
+def _present(folder: Path, kind: str) -> Iterator[str]:
+    """The names of a kind's files, from the first one to where one is missing."""
+    numbers = itertools.count(1)
+    names = (_file_name(kind, number) for number in numbers)
+    return itertools.takewhile(lambda name: (folder / name).exists(), names)
+
+
+def _file_name(kind: str, number: int) -> str:
+    return f"{kind}-{number:02}.md"
+
+
+def _refuse_foreign(folder: Path, names: Iterable[str], force: bool) -> None:
+    if force:
+        return
+    manifest = read_manifest(folder)
+    foreign = [name for name in names if not _may_replace(folder / name, manifest)]
+    if foreign:
+        raise UserError(
+            f"{folder} holds files that are not as they were generated: {', '.join(foreign)}",
+            f"{NAME} knows them otherwise, or not at all: choose another folder with --out, or "
+            "write over them with --force.",
+        )
+
+
+def _may_replace(path: Path, manifest: Manifest) -> bool:
+    data, known = read_bytes(path), manifest.get(path.name)
+    return data is None or (known is not None and sha256(data) in (known.sha256, *known.was))
+
+
+def write_files(
+    folder: Path, accepted: Mapping[str, Sequence[Entry]], *, readme: str, force: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Bring the files of these kinds and the manifest up to date; other kinds stay as they are.
+
+    So does the README where `readme` is empty. Returns the names of files written and of old ones
+    removed. A kill in between leaves files that are still known as ours. Raises UserError as
+    `check_files` does, before anything is written.
+    """
+    before = read_manifest(folder)
+    contents = dict(_contents(accepted, readme))
+    after = {name: file for name, file in before.items() if file.kind not in accepted}
+    after |= {name: file for name, (file, _) in contents.items()}
+    changed = [name for name, (_, data) in contents.items() if read_bytes(folder / name) != data]
+    gone = [name for name in before.keys() - after.keys() if (folder / name).exists()]
+    stale = sorted(name for name in gone if _may_replace(folder / name, before))
+    _refuse_foreign(folder, changed, force)
+    if changed or stale:
+        touched = {name: read_bytes(folder / name) for name in (*changed, *stale)}
+        write_manifest(folder, {**{name: before[name] for name in stale}, **after}, was=touched)
+    for name in changed:
+        write_atomically(folder / name, contents[name][1])
+    for name in stale:
+        with explained(folder / name):
+            (folder / name).unlink()
+    if after or before:
+        write_manifest(folder, after)
+    return tuple(changed), tuple(stale)
+
+
+def _contents(
+    accepted: Mapping[str, Sequence[Entry]], readme: str
+) -> Iterator[tuple[str, tuple[File, bytes]]]:
+    for kind, entries in accepted.items():
+        texts = [(entry, _text(entry)) for entry in entries]
+        for number, chunk in enumerate(_chunks(texts, lambda pair: len(pair[1])), start=1):
+            data = b"".join(text for _, text in chunk)
+            lines = tuple(manifest_line(entry) for entry, _ in chunk)
+            yield _file_name(kind, number), (File(kind, sha256(data), (), lines), data)
+    if readme:
+        yield README, (File("", sha256(readme.encode()), (), ()), readme.encode())
+
+
+def _chunks(members: Iterable[T], n_bytes: Callable[[T], int]) -> Iterator[list[T]]:
+    """The members in runs of FILE_BYTES at most; a longer one is a run of its own."""
+    chunk: list[T] = []
+    size = 0
+    for member in members:
+        length = n_bytes(member)
+        if chunk and size + length > FILE_BYTES:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(member)
+        size += length
+    if chunk:
+        yield chunk
+
+
+def _text(entry: Entry) -> bytes:
+    assert entry.record is not None, entry.key
+    return entry.record.text().encode()

@@ -1,0 +1,68 @@
+"""Names become pronouns where nobody could be mixed up, as a person would tell it."""
+
+import random
+import re
+from collections.abc import Iterable
+
+from ys_llm.gendata.programs.grammar import sentences
+from ys_llm.gendata.programs.stories.stage import Character
+
+PRONOUN_SHARE = 0.75  # of the places where a pronoun is clear; the rest keep the name, for rhythm
+LEADS = "(?:^|named |called |^It was )"
+SPEAKS = "(?:said|asked|cried|whispered|thought|sighed|answered)"
+LONGEST_RUN = 2  # pronouns in a row before the name is said again
+
+
+def pronominalise(text: str, cast: Iterable[Character], rng: random.Random) -> str:
+    """Replace a name at the head of a sentence if the sentence before was about that one alone."""
+    everybody = list(cast)
+    return "\n\n".join(
+        " ".join(_paragraph(sentences(paragraph), everybody, rng))
+        for paragraph in text.split("\n\n")
+    )
+
+
+def _paragraph(told: list[str], cast: list[Character], rng: random.Random) -> list[str]:
+    result: list[str] = []
+    topic: Character | None = None
+    run = 0
+    for sentence in told:
+        hero = next((person for person in cast if _heads(person, sentence)), None)
+        clear = hero is not None and hero is topic and not _rivals(hero, sentence, cast)
+        if hero and clear and run < LONGEST_RUN and rng.random() < PRONOUN_SHARE:
+            sentence = _with_pronoun(sentence, hero)
+            run += 1
+        elif hero:
+            run = 0
+        topic = _topic(sentence, cast, topic)
+        result.append(sentence)
+    return result
+
+
+def _topic(sentence: str, cast: list[Character], before: Character | None) -> Character | None:
+    """Whom the sentence is about, if that is beyond doubt."""
+    if sentence.count('"') % 2:
+        return None
+    named = [person for person in cast if person.name in sentence]
+    if before and sentence.startswith(before.pronoun.capitalize() + " "):
+        return None if any(person is not before for person in named) else before
+    if len(named) != 1:
+        return None
+    name = named[0].name
+    return named[0] if re.search(rf"{LEADS}{name}\b(?!')|{SPEAKS} {name}\.$", sentence) else None
+
+
+def _heads(person: Character, sentence: str) -> bool:
+    rest = sentence.removeprefix(person.name + " ")
+    return rest != sentence and rest[:1].islower() and not rest.startswith(("the ", "and "))
+
+
+def _rivals(hero: Character, sentence: str, cast: list[Character]) -> bool:
+    return any(p is not hero and p.pronoun == hero.pronoun and p.name in sentence for p in cast)
+
+
+def _with_pronoun(sentence: str, hero: Character) -> str:
+    rest = sentence.removeprefix(hero.name + " ")
+    if hero.pronoun == "they" and rest.startswith("was "):
+        rest = "were " + rest.removeprefix("was ")
+    return f"{hero.pronoun.capitalize()} {rest}"

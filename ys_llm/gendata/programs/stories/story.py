@@ -1,0 +1,114 @@
+"""Short stories: a plot is prepared on a stage, told, proof-read, and given a fitting prompt."""
+
+import random
+import re
+from dataclasses import dataclass
+
+from ys_llm.gendata.programs.grammar import expand, sentences, tidy
+from ys_llm.gendata.programs.stories import (
+    plots_heart,
+    plots_night,
+    plots_things,
+    plots_ways,
+    plots_work,
+)
+from ys_llm.gendata.programs.stories.plot import Plot
+from ys_llm.gendata.programs.stories.pronouns import pronominalise
+from ys_llm.gendata.programs.stories.stage import Character, Stage, set_stage
+from ys_llm.gendata.record import Record
+
+PLOTS: tuple[Plot, ...] = (
+    *plots_things.PLOTS,
+    *plots_heart.PLOTS,
+    *plots_night.PLOTS,
+    *plots_work.PLOTS,
+    *plots_ways.PLOTS,
+)
+SHORTEST_WORDS, LONGEST_WORDS = 100, 250
+MOST_TELLINGS = 50  # of the same prepared plot; the first is good enough nine times in ten
+
+PROMPTS = (
+    "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
+    "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
+    "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
+    "[Write|Tell] a story in which {a.full} {gist}.",
+    "[Write|Tell me] a story about {a.full} named {a}.",
+    "[Write|Tell me] a story [about|with] {a} and {b}.",
+    "[Write|Tell me] a story about {theme}.",
+    "[Write|Tell me] a story about {theme}, with {a.full} named {a}.",
+    "Tell me a bedtime story about {a.full}[, please|].",
+    "What happens to {a.full} who {gist}?",
+)
+CONTINUATION_SHARE = 0.12
+
+
+@dataclass(frozen=True)
+class Story:
+    """A told story, with what was decided before the telling (the tests compare the two)."""
+
+    plot: str
+    prompt: str
+    text: str
+    cast: dict[str, Character]
+    where: dict[str, str]
+    whole: str  # with the opening that a prompt may have taken away
+    gist: str
+    theme: str
+    place: str
+
+
+def make_story(rng: random.Random) -> Story:
+    """One story; everything in it follows from `rng`."""
+    plot = rng.choice(PLOTS)
+    stage = set_stage(rng)
+    plot.prepare(stage)
+    text = _tell_well(plot, stage)
+    stage.fill(gist=plot.gist, theme=plot.theme)
+    prompt, rest = _prompt(stage, text)
+    gist, theme = (tidy(expand(f"{{{name}}}", stage.slots, rng)) for name in ("gist", "theme"))
+    return Story(
+        plot.name,
+        prompt,
+        rest,
+        cast=stage.cast,
+        where=stage.where,
+        whole=text,
+        gist=gist[0].lower() + gist[1:],
+        theme=theme[0].lower() + theme[1:],
+        place=stage.place.at,
+    )
+
+
+def story(rng: random.Random) -> Record:
+    """One story as a record."""
+    told = make_story(rng)
+    return Record(told.prompt, told.text)
+
+
+def _tell_well(plot: Plot, stage: Stage) -> str:
+    for _ in range(MOST_TELLINGS):
+        text = _tell(plot, stage)
+        if _reads_well(text):
+            return text
+    raise AssertionError(f"{plot.name}: no telling reads well, the last was: {text}")
+
+
+def _tell(plot: Plot, stage: Stage) -> str:
+    text = tidy(expand(plot.script, stage.slots, stage.rng))
+    return pronominalise(text, stage.cast.values(), stage.rng)
+
+
+def _reads_well(text: str) -> bool:
+    """Neither too short nor too long, and no sentence told twice."""
+    told = sentences(text)
+    length = len(text.split())
+    return SHORTEST_WORDS <= length <= LONGEST_WORDS and len(set(told)) == len(told)
+
+
+def _prompt(stage: Stage, text: str) -> tuple[str, str]:
+    """A prompt that agrees with the story, and the part of the story that answers it."""
+    if stage.rng.random() < CONTINUATION_SHARE:
+        told = re.match(r"(?:[^\"\n.!?]+[.!?] ){1,2}(?=[A-Z])", text)
+        if told:
+            return f"Continue the story: {told[0].strip()}", text[told.end() :]
+    return tidy(expand(stage.pick(PROMPTS), stage.slots, stage.rng)), text

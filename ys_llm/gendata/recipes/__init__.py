@@ -1,0 +1,1 @@
+"""What a kind of record is, and the items that it plans."""

@@ -1,0 +1,1 @@
+"""The three-tier recurrence: `reference`, and its faster backends."""

@@ -1,0 +1,1 @@
+"""Experimental GPU backends of the recurrence; no GPU has run them yet."""

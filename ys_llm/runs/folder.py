@@ -1,0 +1,222 @@
+"""A run's folder on disk: what lies in it, whose it is, who trains in it, and how it is cleaned.
+
+    runs/<name>/.ys-lock                marks the folder as a run, and is locked while it is trained
+                config.yaml             the resolved configuration
+                config.json             vocabulary, tokenizer's fingerprint, step: for the reader
+                model.safetensors       the weights of the best evaluation
+                tokenizer.json  generation_config.json  metrics.jsonl  README.md
+                cache/                  token shards
+                checkpoints/step-*/     where training goes on
+                rollbacks.json          what was undone because its numbers went bad
+                post-mortem/            what was found then, and the batch
+                left-behind/            checkpoints that training went back from, and damaged ones
+
+Nothing here needs torch.
+"""
+
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ys_llm.errors import EXIT_NO_MODEL, UserError
+from ys_llm.system.files import explained, make_folder, move_into, remove_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two trainings apart there
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".ys-lock"
+CHECKPOINTS, LEFT_BEHIND, POST_MORTEM = "checkpoints", "left-behind", "post-mortem"
+_MODEL_NAMES = (
+    CHECKPOINTS,  # first: after a kill on the way a training begins anew, with no row missing
+    "config.json",
+    "model.safetensors",
+    "generation_config.json",
+    "metrics.jsonl",
+    "rollbacks.json",
+    "README.md",
+    POST_MORTEM,
+    LEFT_BEHIND,
+)
+_NAMES: dict[str, tuple[str, ...]] = {
+    "model": _MODEL_NAMES,
+    "all": (*_MODEL_NAMES, "config.yaml", "tokenizer.json", "cache"),
+}
+What = Literal["model", "all"]
+
+
+@dataclass(frozen=True)
+class Doomed:
+    """Something that `ys train clean` would remove."""
+
+    path: Path
+    bytes: int
+
+
+def find_run(runs_dir: Path, name: str | None) -> Path:
+    """The folder of a run by name or path, or of the one trained last; exit code 3 if none."""
+    trained = {path: _trained_at(path) for path in runs_dir.glob("*")}
+    runs = sorted((path for path, when in trained.items() if when), key=lambda path: trained[path])
+    if name is None:
+        if runs:
+            return runs[-1]
+        raise UserError(
+            f"{runs_dir}/ holds no trained model", "Type: ys train", exit_code=EXIT_NO_MODEL
+        )
+    for path in (runs_dir / name, Path(name)):
+        if _trained_at(path):
+            return path
+    known = ", ".join(sorted(path.name for path in runs))
+    raise UserError(
+        f"there is no trained model {name!r}",
+        f"Choose one of: {known}" if known else "Type: ys train",
+        exit_code=EXIT_NO_MODEL,
+    )
+
+
+def _trained_at(run: Path) -> float:
+    """When the run's model was published, in seconds; 0 where it has none."""
+    path = run / "model.safetensors"
+    try:
+        return path.stat().st_mtime + 1 if path.is_file() else 0.0
+    except OSError:  # a link to nothing, a name of a thousand letters
+        return 0.0
+
+
+def is_run(folder: Path) -> bool:
+    """Whether `ys` made this folder: by its mark, or by a config.json of this model type."""
+    if (folder / LOCK).is_file():
+        return True
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(described, dict) and described.get("model_type") == "ys"
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Own the run's folder, which is made where missing; the system frees it if we are killed.
+
+    Raises UserError where another process owns it, and where the folder is not a run's.
+    """
+    _refuse_foreign(run)
+    with explained(run / LOCK):
+        make_folder(run)
+        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            _lock(run, descriptor)
+        with explained(run / LOCK):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(_this_process()).encode() + b"\n", 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_foreign(run: Path) -> None:
+    if run.is_symlink():
+        raise UserError(f"{run} is a link", "Remove the link itself, or name the real folder")
+    if os.path.lexists(run) and not run.is_dir():
+        raise UserError(f"{run} is a file, expected a folder", "Choose another --run")
+    if run.is_dir() and not is_run(run):
+        held = sorted(os.listdir(run))
+        if held:
+            raise UserError(
+                f"{run} is no run of ys: it holds {held[0]} and no {LOCK}", "Choose another --run"
+            )
+
+
+def _lock(run: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = _owner(descriptor)
+        raise UserError(
+            f"{run} is being trained by process {owner.get('pid', '?')} on "
+            f"{owner.get('host', '?')}, since {owner.get('since', '?')}",
+            "Wait until it is done, stop it with Ctrl-C, or choose another --run",
+        ) from error
+
+
+def _owner(descriptor: int) -> dict[str, Any]:
+    try:
+        owner = json.loads(os.pread(descriptor, 1000, 0))
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _this_process() -> dict[str, Any]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process left half-written; only its owner may."""
+    for folder in (run, run / CHECKPOINTS, run / POST_MORTEM, *(run / "cache").glob("*")):
+        for path in folder.glob(".*.tmp"):
+            _remove(path)
+
+
+def leave_behind(run: Path, path: Path) -> Path:
+    """Move a checkpoint or a file out of the way and keep it; returns where it is now."""
+    return move_into(run / LEFT_BEHIND, path)
+
+
+def plan_clean(run: Path, what: What, *, corpus: Path) -> list[Doomed]:
+    """What `ys train clean` ("model") or `clean all` would remove: only names that a run makes.
+
+    Raises UserError where the folder is a link or not a run's, or where the corpus lies in what
+    would go.
+    """
+    if not os.path.lexists(run):
+        return []
+    _refuse_foreign(run)
+    doomed = [run / name for name in _NAMES[what] if os.path.lexists(run / name)]
+    real_corpus = os.path.realpath(corpus)
+    for path in doomed:
+        real = os.path.realpath(path)
+        if real == real_corpus or real_corpus.startswith(real + os.sep):
+            raise UserError(
+                f"data.path {corpus} lies in {path}, which a clean would remove",
+                "Move the text to a folder of its own, and name it: --data PATH",
+            )
+    return [Doomed(path, _size(path)) for path in doomed]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder; links count as nothing."""
+    if path.is_symlink():
+        return 0
+    if not path.is_dir():
+        return path.stat().st_size
+    inner = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return sum(file.lstat().st_size for file in inner)
+
+
+def remove(doomed: list[Doomed]) -> None:
+    """Remove files and folders; a link is removed, never followed."""
+    for item in doomed:
+        if item.path.is_dir() and not item.path.is_symlink():
+            remove_folder(item.path)
+        else:
+            _remove(item.path)
+
+
+def _remove(path: Path) -> None:
+    with explained(path):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            with suppress(FileNotFoundError):
+                os.unlink(path)

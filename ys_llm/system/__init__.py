@@ -1,0 +1,1 @@
+"""What lies below everything: files, the machine, signals, locks."""

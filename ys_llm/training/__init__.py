@@ -1,0 +1,1 @@
+"""Set-up, loop, checkpoints, forecasts."""

@@ -1,0 +1,129 @@
+"""What a training shows and writes down: header, bar or lines on stderr, and metrics.jsonl."""
+
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ys_llm.system.files import Journal, write_atomically
+
+LINES_EVERY = 50  # steps between lines where stderr is no terminal
+
+
+class _Stderr:
+    """stderr, whose reader may leave: a closed terminal or pipe does not stop a training."""
+
+    def write(self, text: str) -> None:
+        """Show it to whoever is still there."""
+        with suppress(OSError, ValueError):
+            sys.stderr.write(text)
+
+    def flush(self) -> None:
+        """Show it now."""
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+
+class Progress:
+    """A tqdm bar with loss, speed and ETA on a terminal; plain lines elsewhere."""
+
+    def __init__(self, *, begin: int, total: int) -> None:
+        self.stderr = _Stderr()
+        self.is_terminal = sys.stderr.isatty()
+        self.total = total
+        self.bar = tqdm(
+            initial=begin,
+            total=total,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.is_terminal,
+            file=self.stderr,
+        )
+
+    def step(self, row: Mapping[str, Any], *, speed: float, seconds_left: float) -> None:
+        """Show one finished step."""
+        figures = f"loss {row['loss']:.3f}  {speed:,.0f} tokens/s"
+        self.bar.set_postfix_str(figures, refresh=False)
+        self.bar.update()
+        if not self.is_terminal and (row["step"] % LINES_EVERY == 0 or row["step"] == self.total):
+            left = f"{seconds_left / 60:.1f} min left"
+            self.say(f"step {row['step']:>6,}/{self.total:,}  {figures}  {left}")
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        tqdm.write(text, file=self.stderr)
+        self.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+    def back_to(self, step: int) -> None:
+        """Go on from an earlier step."""
+        self.bar.n = step
+        self.bar.refresh()
+
+
+class Metrics:
+    """metrics.jsonl: one row a step, names and units stable.
+
+    step, tokens (seen so far), loss (nats per token), learning_rate, grad_norm (before clipping),
+    step_seconds, seconds (of training so far); rows of evaluations add val_loss and
+    val_bits_per_byte, others `sample` (what the model wrote) and `spike` (see bad_numbers.py).
+    """
+
+    def __init__(self, path: Path, *, keep_to_step: int) -> None:
+        self.path = path
+        self.journal: Journal | None = None
+        self.cut(keep_to_step)
+
+    def cut(self, keep_to_step: int) -> None:
+        """Forget the rows after this step; training has gone back to it."""
+        self.close()
+        kept = [row for row in read_metrics(self.path) if row["step"] <= keep_to_step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.journal = Journal(self.path)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one row; it reaches the file system at once."""
+        assert self.journal is not None, "written to after close"
+        self.journal.write(json.dumps(dict(row)))
+
+    def sync(self) -> None:
+        """Make the rows outlive a power cut: before a checkpoint that counts on them."""
+        assert self.journal is not None, "synced after close"
+        self.journal.sync()
+
+    def close(self) -> None:
+        """No more rows."""
+        if self.journal is not None:
+            self.journal.close()
+            self.journal = None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; what follows a line that is none is left out."""
+    rows = []
+    for line in path.read_bytes().split(b"\n") if path.exists() else []:
+        try:
+            row = json.loads(line)
+            step = row["step"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        if type(step) is not int:
+            break
+        rows.append(row)
+    return rows
+
+
+def say(text: str) -> None:
+    """One line of the header, on stderr."""
+    _Stderr().write(f"{text}\n")
+    _Stderr().flush()

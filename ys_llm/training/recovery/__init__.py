@@ -1,0 +1,1 @@
+"""What happens when a loss or a gradient is not finite."""

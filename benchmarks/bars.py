@@ -141,7 +141,7 @@ def _training(found: Mapping[str, Group]) -> Iterator[Bar]:
         limit = rate(found["machine"], _product(ours["dtype"]))
         yield Bar(
             "C5",
-            f"{group.name}, {ours['implementation']} {ours['dtype']} over the Llama block",
+            f"{group.name}, {ours['backend']} {ours['dtype']} over the Llama block",
             bar,
             ratios(group, LLAMA, OURS),
             share=ours["flops"] / _median(group, OURS) / limit,

@@ -40,7 +40,7 @@ QUICK_TEXT_BYTES = 200_000  # of the corpus, enough for every section to run
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the sections asked for; exit code 1 where an implementation failed its test."""
+    """Run the sections asked for; exit code 1 where a backend failed its test."""
     arguments = read_arguments(words)
     try:
         if "figure" in arguments.sections:
@@ -128,16 +128,16 @@ def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
 
 
 def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
-    """Compile all kernels first; returns implementations that cannot run, and why.
+    """Compile all kernels first; returns backends that cannot run, and why.
 
     Without a compiler, the folder of compiled kernels is looked for in an empty home.
     """
     if not with_compiler:
         os.environ["HOME"] = str(folder)
-        return {"compiled": "--without-compiler"}
+        return {"cpp": "--without-compiler"}
     for name in loader.names():
         if loader.build(name) is None:
-            print(f"bench.py: kernel {name}: {loader.why_not(name)}", file=sys.stderr)
+            print(f"bench.py: kernel {name}: {loader.unavailable_reason(name)}", file=sys.stderr)
     return {}
 
 

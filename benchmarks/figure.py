@@ -1,4 +1,4 @@
-"""The figure of a saved report: tokens/s of a layer by each implementation, as an SVG.
+"""The figure of a saved report: tokens/s of a layer by each backend, as an SVG.
 
 One panel a shape, each to its own scale. A line stands where the layer's products would run at
 the rate of the machine's large ones. It is readable on white and on black: text and bars take the

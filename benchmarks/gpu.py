@@ -1,6 +1,6 @@
 """`python benchmarks/gpu.py [--out FILE]`: is ys right on this GPU, and how fast?
 
-One call, inside ten minutes: the tests that need a CUDA device, then each implementation of the
+One call, inside ten minutes: the tests that need a CUDA device, then each backend of the
 three-tier layer at the three shapes of the GPU bars, beside cuDNN's LSTM of the same width, whole
 training steps, and generation. Times are medians of rounds taken in turns, forward and backward,
 bfloat16 operands; per step of the recurrence where a layer is timed.
@@ -29,7 +29,7 @@ from ys_llm.config.schema import load_config
 from ys_llm.inference.token_graph import TokenGraph, has_token_graph
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.language_model import Model
-from ys_llm.ops.three_tier.reference import IMPLEMENTATIONS, State
+from ys_llm.ops.three_tier.reference import BACKENDS, State
 from ys_llm.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,14 +123,14 @@ def measured(rounds: int, wrong: list[str]) -> Iterator[Group]:
 
 
 def layer_group(number: int, rounds: int, wrong: list[str]) -> Group:
-    """The layer by each implementation that is right at this shape, and cuDNN's LSTM."""
+    """The layer by each backend that is right at this shape, and cuDNN's LSTM."""
     shape = SHAPES[number]
     batch_size, steps, d_model, d_state, _ = shape
     x_BTD = torch.randn(batch_size, steps, d_model, device="cuda")
     cases = {}
     for name in NAMES:
-        if name not in IMPLEMENTATIONS:
-            wrong.append(f"{name} is not listed in IMPLEMENTATIONS")
+        if name not in BACKENDS:
+            wrong.append(f"{name} is not listed in BACKENDS")
         elif is_right_in_time(name, number):
             cases[name] = layer_step(name, shape, x_BTD)
         else:
@@ -179,7 +179,7 @@ def layer_results(name: str, shape: tuple[int, ...], precision: str) -> list[Ten
     drive_TBS = torch.randn(70, batch_size, d_state, device="cuda", requires_grad=True)
     starts_TB = torch.rand(70, batch_size, device="cuda") < 0.03
     state = mixer.init_state(batch_size)
-    h_TBS, after = IMPLEMENTATIONS[name](
+    h_TBS, after = BACKENDS[name](
         drive_TBS, mixer._weights(), State(**state), starts_TB=starts_TB, precision=precision
     )
     outputs = [h_TBS.float(), *after[:3]]
@@ -192,7 +192,7 @@ def layer_results(name: str, shape: tuple[int, ...], precision: str) -> list[Ten
 def layer_step(name: str, shape: tuple[int, ...], x_BTD: Tensor) -> Callable[[], None]:
     """Forward and backward of one mixer under bfloat16 autocast."""
     options = Options(d_state=shape[3], n_heads=shape[4])
-    mixer = Mixer(shape[2], options, implementation=name).cuda()
+    mixer = Mixer(shape[2], options, backend=name).cuda()
     grad_BTD = torch.randn_like(x_BTD)
 
     def step() -> None:
@@ -221,8 +221,8 @@ def training_group(rounds: int) -> Group:
     batch_size, steps = 64, 512
     tokens_BT = torch.randint(4096, (batch_size, steps), device="cuda")
     cases = {}
-    for name in filter(IMPLEMENTATIONS.__contains__, NAMES):
-        model = Model(config.model, vocab_size=4096, implementation=name).cuda()
+    for name in filter(BACKENDS.__contains__, NAMES):
+        model = Model(config.model, vocab_size=4096, backend=name).cuda()
         cases[name] = model_step(model, tokens_BT)
     facts = {"config": "configs/ys_v0_3.yaml", "batch_size": batch_size, "steps": steps}
     return {"name": "training step", "seconds": interleaved(cases, rounds), "facts": facts}

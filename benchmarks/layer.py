@@ -1,4 +1,4 @@
-"""One layer forward and backward: each implementation beside the literal loop and torch's own.
+"""One layer forward and backward: each backend beside the literal loop and torch's own.
 
 What is timed is what was checked just before: outputs, state and every gradient of a small layer
 against `reference`, in float64 and in the dtype that is timed. What fails is left out by name.
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
-from ys_llm.ops.three_tier.reference import IMPLEMENTATIONS, State, usable
-from ys_llm.training.setup import settled_dtype
+from ys_llm.ops.three_tier.reference import BACKENDS, State, usable
+from ys_llm.training.setup import resolve_dtype
 
 LOOP = "reference fp32"  # the literal loop, which every bar is measured by
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")
@@ -51,8 +51,8 @@ SHAPES = (
 
 
 def measure(effort: Effort, *, left_out: dict[str, str]) -> list[Group]:
-    """One group a shape; `left_out` names implementations that are not to run, and why."""
-    names = [name for name in IMPLEMENTATIONS if usable(name) and name not in left_out]
+    """One group a shape; `left_out` names backends that are not to run, and why."""
+    names = [name for name in BACKENDS if usable(name) and name not in left_out]
     groups = []
     for shape in SHAPES:
         small = replace(shape, B=2, T=32, E=32, S=shape.S // 16) if effort.quick else shape
@@ -100,17 +100,17 @@ def _measure_shape(
 
 
 def default_case(shape: Shape) -> str:
-    """What `ys train` would take here: the implementation and the dtype of `auto`."""
-    dtype, _ = settled_dtype(TrainConfig(), torch.device("cpu"))
+    """What `ys train` would take here: the backend and the dtype of `auto`."""
+    dtype, _ = resolve_dtype(TrainConfig(), torch.device("cpu"))
     mixer = _mixer(shape, "auto")
     name, _ = mixer.settle(batch_size=shape.B, precision="bf16" if dtype == "bf16" else "fp32")
     return f"{name} {dtype}"
 
 
-def _mixer(shape: Shape, implementation: str) -> Mixer:
+def _mixer(shape: Shape, backend: str) -> Mixer:
     torch.manual_seed(0)
     options = Options(d_state=shape.S, d_summary=min(64, shape.S), n_heads=shape.n_heads)
-    return Mixer(shape.E, options, implementation=implementation)
+    return Mixer(shape.E, options, backend=backend)
 
 
 def layer_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callable[[], object]:
@@ -120,7 +120,7 @@ def layer_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callable[[],
     leaves = [x_BTE, *mixer.parameters()]
 
     def run() -> object:
-        mixer.implementation = name
+        mixer.backend = name
         with _autocast(dtype):
             y_BTE, _ = mixer(x_BTE)
         return torch.autograd.grad(y_BTE, leaves, cotangent.to(y_BTE.dtype), allow_unused=True)
@@ -137,7 +137,7 @@ def recurrence_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callabl
     leaves = [drive_TBS, *(p for n, p in mixer.named_parameters() if "_proj" not in n)]
 
     def run() -> object:
-        h_TBS, _ = IMPLEMENTATIONS[name](
+        h_TBS, _ = BACKENDS[name](
             drive_TBS, weights, State(zeros, zeros, zeros, 0), precision=dtype
         )
         return torch.autograd.grad(h_TBS, leaves, cotangent.to(h_TBS.dtype), allow_unused=True)
@@ -150,7 +150,7 @@ def failure_of(name: str, dtype: str, *, n_heads: int) -> tuple[float, str]:
     try:
         exact = _error(name, "float64", n_heads)
         error = _error(name, dtype, n_heads)
-    except Exception as problem:  # an implementation that cannot run here says so in its own way
+    except Exception as problem:  # a backend that cannot run here says so in its own way
         return float("nan"), f"it does not run here: {problem}"
     # Where oneDNN rounds, its "fp32" has the errors of bf16, and only those.
     rounds = dtype == "bf16" or name.endswith("onednn")
@@ -181,7 +181,7 @@ def _error(name: str, dtype: str, n_heads: int) -> float:
 
 def _results(mixer: Mixer, name: str, x_BTE: Tensor, dtype: str) -> list[Tensor]:
     """Outputs, the state after them, and every gradient."""
-    mixer.implementation = name
+    mixer.backend = name
     with _autocast(dtype):
         y_BTE, state = mixer(x_BTE)
     outputs = [y_BTE, *(value for value in state.values() if isinstance(value, Tensor))]

@@ -44,7 +44,7 @@ def rate(limits: Group, case: str) -> float:
 
 def circumstances(command: str, *, with_compiler: bool) -> dict[str, Any]:
     """All that a figure depends on besides the code's own choices."""
-    here = machine.look_at()
+    here = machine.inspect_machine()
     built = {name: loader.ready(name) is not None for name in loader.names()}
     return {
         "command": command,
@@ -55,7 +55,7 @@ def circumstances(command: str, *, with_compiler: bool) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "compiler": (with_compiler and loader.made_by()) or "none",
+        "compiler": (with_compiler and loader.compiler_version()) or "none",
         "kernels": sorted(name for name, is_there in built.items() if is_there and with_compiler),
     }
 

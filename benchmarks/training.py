@@ -18,7 +18,7 @@ from ys_llm.model.costs import flops_per_token, parameter_count
 from ys_llm.training.loop import gradients, learn
 from ys_llm.training.metrics import Metrics, Progress
 from ys_llm.training.recovery.non_finite import check_step
-from ys_llm.training.setup import build, keep_freed_memory, settle_arithmetic
+from ys_llm.training.setup import build, keep_freed_memory, select_backends
 from ys_llm.training.trainer import Training
 
 OURS, LLAMA = "ours", "llama"
@@ -57,7 +57,7 @@ def _training(config: Config, split: Split, folder: Path) -> Training:
     """As `ys train` makes it ready; tokenizer and shards are shared by all."""
     training = build(config, folder, split, cache=folder / "cache")
     training.tokenizer.save(folder / "tokenizer.json")
-    settle_arithmetic(training)
+    select_backends(training)
     training.model.train()
     return training
 
@@ -72,7 +72,7 @@ def _side_by_side(
         name: {
             "parameters": parameter_count(training.model),
             "dtype": training.at.dtype,
-            "implementation": training.at.implementation,
+            "backend": training.at.backend,
             "flops": 3 * flops_per_token(training.model, seq_len) * _tokens(training),
         }
         for name, training in trainings.items()

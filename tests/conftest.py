@@ -14,7 +14,7 @@ from support.training_runs import TrainRun, sentences, settings, write_corpus
 
 from ys_llm.config.schema import load_config
 from ys_llm.csrc import loader
-from ys_llm.runs.folder import plan_clean, remove
+from ys_llm.runs.folder import list_removals, remove
 from ys_llm.training.loop import TrainSummary, train
 
 # A busy machine is slow, and no example is wrong for that.
@@ -71,7 +71,7 @@ def train_run(tmp_path: Path, corpus: Path, threads_as_they_were: None) -> Train
         resolved = load_config(None, overrides=settings(corpus, changes))
         run = tmp_path / runs / resolved.config.run
         if clean:
-            remove(plan_clean(run, clean, corpus=corpus))
+            remove(list_removals(run, clean, corpus=corpus))
         return train(resolved, runs_dir=tmp_path / runs, from_step=from_step)
 
     return run

@@ -57,7 +57,7 @@ HEALTHY = Checkup(
     writing=Writing(Path("runs"), 100 * GB, 0.004),
     dtype=("fp32", "as configured"),
     kernels=("windowed", "it is faster"),
-    not_compiled="",
+    unavailable_reason="",
 )
 LIMITED = Writing(Path("runs"), 100 * GB, None, "runs cannot be written: Read-only file system")
 
@@ -93,7 +93,10 @@ def test_a_healthy_machine_needs_nothing() -> None:
             {"threads": 1, "environment": {"OMP_NUM_THREADS": "1"}},
             "OMP_NUM_THREADS=1 leaves 7 of 8 cores idle: unset it, or --set train.threads=8",
         ),
-        ({"not_compiled": "there is no C++ compiler"}, "C++ compiler: install g++ or clang++"),
+        (
+            {"unavailable_reason": "there is no C++ compiler"},
+            "C++ compiler: install g++ or clang++",
+        ),
         ({"threads": 6}, "torch leaves 2 of 8 cores idle: --set train.threads=8"),
         ({"threads": 20}, "20 threads share 16 cores: --set train.threads=8"),
         ({"load": 9.0}, "9.0 programs were at work on 16 cores"),
@@ -132,7 +135,7 @@ def test_a_pinned_process_is_told_of_it() -> None:
     [
         {"gpu": "NVIDIA H100, 80 GB", "cuda_build": "12.6", "has_nvidia_driver": True},
         {"gpu": "NVIDIA H100, 80 GB", "threads": 1},
-        {"gpu": "NVIDIA H100, 80 GB", "not_compiled": "there is no C++ compiler"},
+        {"gpu": "NVIDIA H100, 80 GB", "unavailable_reason": "there is no C++ compiler"},
         {"architecture": "arm64", "features": frozenset(), "instructions": "DEFAULT"},
         {"instructions": "AVX2"},  # torch's own choice
         {"features": frozenset()},  # no /proc, and torch takes AVX-512
@@ -162,7 +165,7 @@ def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
     assert taken in ("fp32", "bf16")
     assert why
     kernels, why = checkup.kernels
-    assert kernels in reference.IMPLEMENTATIONS
+    assert kernels in reference.BACKENDS
     assert why
     assert load_config(None).config.model.mixer == "three_tier"
 
@@ -191,7 +194,7 @@ def test_the_whole_report_is_made_here(tmp_path: Path) -> None:
 
 
 def test_a_report_without_proc_says_unknown(checkup: Checkup, tmp_path: Path) -> None:
-    rows = dict(report(replace(checkup, machine=machine.look_at(tmp_path))))
+    rows = dict(report(replace(checkup, machine=machine.inspect_machine(tmp_path))))
     assert rows["features"] == "unknown"
     assert "unknown free of" in rows["memory"]
     assert "an unknown number of physical" in rows["cores"]

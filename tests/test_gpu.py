@@ -117,7 +117,7 @@ WIDE = {
     "heads of 128": Setting(d_state=512, n_heads=4, entry=True),
     "dense 512": Setting(d_state=512, entry=True),
     "dense 2048": Setting(d_state=2048, d_summary=64, entry=True),
-    "heads of 200": Setting(d_state=600, n_heads=3, shaper=True, local_every=5),
+    "heads of 200": Setting(d_state=600, n_heads=3, shaper=True, local_interval=5),
 }
 
 
@@ -180,7 +180,7 @@ def test_the_barrier_between_programs_opens_and_orders_their_steps() -> None:
 def compare_one_launch_with_many() -> None:
     """All steps in one launch give the very bits of a launch for each step, 50 times over."""
     torch.manual_seed(0)
-    setting = Setting(d_state=2048, local_every=0, global_every=0)
+    setting = Setting(d_state=2048, local_interval=0, global_interval=0)
     weights = on_cuda(Case((recurrence_weights(setting, torch.float32),), {}, [])).arguments[0]
     h_BS = torch.randn(64, 2048, device="cuda")
     processors = torch.cuda.get_device_properties(0).multi_processor_count
@@ -213,10 +213,10 @@ def test_either_kind_of_kernels_serves_heads_that_both_can_hold(kernels: Any) ->
     assert error <= TOLERANCES["float32"]
 
 
-@pytest.mark.parametrize("local_every", [16, 3])
-def test_generation_as_a_graph_gives_the_tokens_that_launches_give(local_every: int) -> None:
+@pytest.mark.parametrize("local_interval", [16, 3])
+def test_generation_as_a_graph_gives_the_tokens_that_launches_give(local_interval: int) -> None:
     torch.manual_seed(0)
-    options = {"d_state": 64, "local_every": local_every}
+    options = {"d_state": 64, "local_interval": local_interval}
     model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64, options=options), vocab_size=50)
     model = model.cuda().double().eval()
     ids = torch.randint(50, (1, 150), device="cuda")
@@ -253,7 +253,7 @@ def test_a_model_says_the_same_on_both_devices(mixer: str) -> None:
 
 
 YS_V0_3 = {
-    "wiring": "bare",
+    "block": "plain",
     "d_model": 48,
     "n_layers": 1,
     "d_mlp": 0,
@@ -268,13 +268,13 @@ YS_V0_3 = {
 STACK = {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"d_state": 32}}
 
 
-@pytest.mark.parametrize("implementation", ["auto", "windowed", *BY])
+@pytest.mark.parametrize("backend", ["auto", "windowed", *BY])
 @pytest.mark.parametrize("model", [STACK, YS_V0_3], ids=["stack", "ys_v0_3"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_training_on_cuda_learns(
-    tmp_path: Path, dtype: str, model: dict[str, Any], implementation: str
+    tmp_path: Path, dtype: str, model: dict[str, Any], backend: str
 ) -> None:
-    if lack := reference.lack(implementation):
+    if lack := reference.lack(backend):
         pytest.skip(lack[0])
     text = "".join(f"the {n} cats sat on the {n} mats. " for n in range(500))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
@@ -290,7 +290,7 @@ def test_training_on_cuda_learns(
                 "batch_size": 8,
                 "device": "cuda",
                 "dtype": dtype,
-                "implementation": implementation,
+                "backend": backend,
                 "eval_interval": 60,
                 "sample_interval": 0,
             },
@@ -304,7 +304,12 @@ def test_training_on_cuda_learns(
     assert losses[-1] < losses[0] / 2
 
 
-CUDA = ("train.device=cuda", "train.deterministic=true", "model.dropout=0.2", "data.layout=streams")
+CUDA = (
+    "train.device=cuda",
+    "train.deterministic=true",
+    "model.dropout=0.2",
+    "data.batching=contiguous",
+)
 
 
 def test_a_resumed_run_is_bit_for_bit_the_same_with_deterministic_kernels(

@@ -16,8 +16,8 @@ from ys_llm.errors import UserError
 from ys_llm.model.costs import product_rate, synchronise
 from ys_llm.model.language_model import Model
 from ys_llm.system.files import write_atomically
-from ys_llm.system.machine import Machine, look_at, versions
-from ys_llm.training.setup import compile_kernels, settled_dtype
+from ys_llm.system.machine import Machine, inspect_machine, versions
+from ys_llm.training.setup import compile_kernels, resolve_dtype
 
 GB = 10**9
 LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run takes 1.4 and some 0.3
@@ -58,7 +58,7 @@ class Checkup:
     writing: Writing
     dtype: tuple[str, str]
     kernels: tuple[str, str]
-    not_compiled: str
+    unavailable_reason: str
 
 
 def doctor(environment: Mapping[str, str], *, runs_dir: Path = Path("runs")) -> str:
@@ -76,7 +76,7 @@ def examine(
     environment: Mapping[str, str], *, runs_dir: Path = Path("runs"), root: Path = Path("/")
 ) -> Checkup:
     """Look at everything once and measure what nothing tells; leaves nothing behind."""
-    machine = look_at(root)  # first: the load must not be this program's own
+    machine = inspect_machine(root)  # first: the load must not be this program's own
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     compile_kernels()
@@ -95,7 +95,7 @@ def examine(
         writing=try_writing(runs_dir),
         dtype=dtype,
         kernels=kernels,
-        not_compiled=next(filter(None, map(loader.why_not, loader.names())), ""),
+        unavailable_reason=next(filter(None, map(loader.unavailable_reason, loader.names())), ""),
     )
 
 
@@ -114,8 +114,8 @@ def _gpu() -> str:
 def _choices(device: torch.device) -> tuple[tuple[str, str], tuple[str, str]]:
     """What the defaults come to here: dtype, and the kernels of the default model, with reasons."""
     config = load_config(None).config
-    dtype, why = settled_dtype(config.train, device)
-    model = Model(config.model, vocab_size=1, implementation=config.train.implementation)
+    dtype, why = resolve_dtype(config.train, device)
+    model = Model(config.model, vocab_size=1, backend=config.train.backend)
     kernels = model.to(device).settle(batch_size=config.train.plan[0].batch_size, precision=dtype)
     return (dtype, why), kernels
 
@@ -192,7 +192,10 @@ def _about_torch(checkup: Checkup) -> list[tuple[str, str]]:
         ("copying", f"{checkup.copy_rate / 1e9:,.1f} GB/s"),
         ("disk", f"{_gb(writing.free_bytes)} free in {writing.folder}"),
         ("writing", written),
-        ("compiler", checkup.not_compiled or loader.made_by() or "none, and none is needed"),
+        (
+            "compiler",
+            checkup.unavailable_reason or loader.compiler_version() or "none, and none is needed",
+        ),
         ("dtype", ": ".join(checkup.dtype)),
         ("kernels", ": ".join(checkup.kernels)),
     ]
@@ -317,9 +320,9 @@ def instructions(checkup: Checkup) -> str:
 
 def no_compiled_code(checkup: Checkup) -> str:
     """A CPU that trains through torch's own operators alone."""
-    if checkup.gpu or not checkup.not_compiled:
+    if checkup.gpu or not checkup.unavailable_reason:
         return ""
-    return f"{checkup.not_compiled}: install g++ or clang++, and training takes a fraction"
+    return f"{checkup.unavailable_reason}: install g++ or clang++, and training takes a fraction"
 
 
 def slow_disk(checkup: Checkup) -> str:

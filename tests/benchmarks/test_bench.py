@@ -31,13 +31,13 @@ CIRCUMSTANCES = ("command", "commit", "dirty", "date", "processor", "cores", "th
 
 @pytest.fixture
 def wrong_gain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An implementation whose outputs are right and whose gradients are 1 % too large."""
+    """A backend whose outputs are right and whose gradients are 1 % too large."""
 
     def careless(drive: Tensor, *arguments: Any, **options: Any) -> Any:
-        h, state = layer.IMPLEMENTATIONS["reference"](drive, *arguments, **options)
+        h, state = layer.BACKENDS["reference"](drive, *arguments, **options)
         return h.detach() + 1.01 * (h - h.detach()), state
 
-    monkeypatch.setitem(layer.IMPLEMENTATIONS, "careless", careless)
+    monkeypatch.setitem(layer.BACKENDS, "careless", careless)
 
 
 @pytest.fixture
@@ -103,17 +103,17 @@ def test_a_wrong_implementation_ends_in_exit_code_1(
     assert len(json.loads(out.read_text(encoding="utf-8"))["wrong"]) == 2
 
 
-def test_an_implementation_that_cannot_run_is_named_and_is_no_failure(
+def test_a_backend_that_cannot_run_is_named_and_is_no_failure(
     monkeypatch: pytest.MonkeyPatch, one_shape: None
 ) -> None:
     def absent(*arguments: Any, **options: Any) -> Any:
         raise OSError("there is no compiler")
 
-    monkeypatch.setitem(layer.IMPLEMENTATIONS, "absent", absent)
-    (group,) = layer.measure(QUICK, left_out={"compiled": "--without-compiler"})
+    monkeypatch.setitem(layer.BACKENDS, "absent", absent)
+    (group,) = layer.measure(QUICK, left_out={"cpp": "--without-compiler"})
     assert group.facts["left_out"]["absent fp32"] == "it does not run here: there is no compiler"
-    assert group.facts["left_out"]["compiled"] == "--without-compiler"
-    assert not [case for case in group.seconds if case.startswith(("absent", "compiled"))]
+    assert group.facts["left_out"]["cpp"] == "--without-compiler"
+    assert not [case for case in group.seconds if case.startswith(("absent", "cpp"))]
     assert command.wrong([group]) == []
 
 
@@ -214,7 +214,7 @@ def test_the_figure_shows_every_named_case_to_scale(report: dict[str, Any]) -> N
     assert len(widths) == len(cases)
     assert sum(text.startswith("large products alone") for text in shown) == len(layers)
     for label, _ in figure.NAMES.values():
-        if "compiled" not in label:
+        if "cpp" not in label:
             assert label in shown
     first = [width for width, (group, _) in zip(widths, cases, strict=True) if group is layers[0]]
     rates = list(figure._rows(layers[0]).values())

@@ -510,7 +510,7 @@ def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
     assert main(words) == 0
     assert "begins with  the weights of runs/tiny, step " in capsys.readouterr().err
     config = load_config(Path("runs/tiny-sea-poems/config.yaml")).config
-    assert (config.data.path, config.train.begin_from) == ("sea poems", "tiny")
+    assert (config.data.path, config.train.init_from) == ("sea poems", "tiny")
     assert (trained / "runs/tiny/model.safetensors").read_bytes() == before
     tokenizers = [
         Path(f"runs/{name}/tokenizer.json").read_bytes() for name in ("tiny", "tiny-sea-poems")

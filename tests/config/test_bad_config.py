@@ -233,7 +233,7 @@ UNTRAINABLE = (
     train_set(
         "an absurd option", f"model.options.d_state={10**30}", says=("d_state must be at most",)
     ),
-    train_set("an unknown kernel", "train.implementation=fast", says=("implementation", "fast")),
+    train_set("an unknown kernel", "train.backend=fast", says=("backend", "fast")),
     train_set(
         "a model wider than any memory",
         *("model.d_model=100000", "model.options.d_state=1000000"),

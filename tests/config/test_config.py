@@ -97,7 +97,7 @@ configs = st.builds(
         learning_rate=st.floats(1e-30, allow_infinity=False),
         stages=st.lists(stages, max_size=3).map(tuple),
         sample_prompt=texts,
-        implementation=texts,
+        backend=texts,
     ),
     generate=st.builds(
         GenerateConfig,
@@ -298,7 +298,7 @@ MISTAKES = [
     ),
     (
         "model: {d_state: 64}",
-        "model.d_state is not a field. The fields here are wiring, d_model, n_layers, d_mlp, "
+        "model.d_state is not a field. The fields here are block, d_model, n_layers, d_mlp, "
         "tie_embeddings, dropout, mixer, options. model.options takes names of its own.",
     ),
     ("- 1", "expected NAME: VALUE lines, as `ys config show` prints them"),

@@ -57,7 +57,7 @@ def test_another_source_is_another_kernel(kept: Path) -> None:
 def test_what_does_not_compile_is_told_in_the_words_of_the_compiler(kept: Path) -> None:
     (loader.SOURCES / "small.cpp").write_text("int answer() { return missing; }", "utf-8")
     assert loader.build("small") is None
-    assert "missing" in loader.why_not("small")
+    assert "missing" in loader.unavailable_reason("small")
     assert not any(path.suffix == ".so" for path in kept.iterdir())
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_library_is_not_taken(kept: Path) -> None:
     path.write_bytes(b"no library")
     path.chmod(0o700)
     assert loader.ready("small") is None
-    assert "cannot be loaded" in loader.why_not("small")
+    assert "cannot be loaded" in loader.unavailable_reason("small")
 
 
 @needs_compiler
@@ -79,7 +79,7 @@ def test_a_library_that_others_may_write_is_not_run(kept: Path, what: str) -> No
     (kept if what == "folder" else next(kept.iterdir())).chmod(0o777)
     forget()
     assert loader.ready("small") is None
-    assert "written by others" in loader.why_not("small")
+    assert "written by others" in loader.unavailable_reason("small")
 
 
 def test_without_a_compiler_there_is_none_and_the_reason_is_said(
@@ -87,8 +87,8 @@ def test_without_a_compiler_there_is_none_and_the_reason_is_said(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert loader.build("small") is None
-    assert "no C++ compiler" in loader.why_not("small")
-    assert loader.made_by() == ""
+    assert "no C++ compiler" in loader.unavailable_reason("small")
+    assert loader.compiler_version() == ""
 
 
 @needs_compiler

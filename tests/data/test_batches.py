@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ys_llm.data import shards as shards_module
 from ys_llm.data.batches import (
-    IGNORED,
+    IGNORE_INDEX,
     Batch,
     BatchPlan,
     batch_at,
@@ -24,7 +24,7 @@ from ys_llm.data.batches import (
     permute,
 )
 from ys_llm.data.readers import Document
-from ys_llm.data.shards import TokenData, prepare
+from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 
@@ -38,20 +38,22 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, kind="bytes", vocab_size=258)
 
 
-def token_data(lengths: list[int]) -> TokenData:
+def token_data(lengths: list[int]) -> TokenShard:
     """Documents of these lengths; every text token differs from every other."""
     total = sum(lengths) + len(lengths) + 1
     tokens = np.arange(total, dtype=np.uint32) + 10
     offsets = np.cumsum([0, *[length + 1 for length in lengths[:-1]]]).astype(np.int64)
     tokens[offsets] = END
     tokens[-1] = END
-    return TokenData(tokens, offsets, np.array(lengths, dtype=np.int64) * 3)
+    return TokenShard(tokens, offsets, np.array(lengths, dtype=np.int64) * 3)
 
 
-def plan_of(seq_len: int, batch_size: int, *, layout: str = "windows", seed: int = 7) -> BatchPlan:
-    assert layout in ("windows", "streams")
+def plan_of(
+    seq_len: int, batch_size: int, *, batching: str = "shuffled", seed: int = 7
+) -> BatchPlan:
+    assert batching in ("shuffled", "contiguous")
     return BatchPlan(
-        "windows" if layout == "windows" else "streams", seq_len, batch_size, seed, END
+        "shuffled" if batching == "shuffled" else "contiguous", seq_len, batch_size, seed, END
     )
 
 
@@ -201,15 +203,15 @@ def test_permutations_look_random_and_differ_between_epochs_and_seeds() -> None:
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=8),
     seq_len=st.integers(1, 20),
     batch_size=st.integers(1, 7),
-    layout=st.sampled_from(["windows", "streams"]),
+    batching=st.sampled_from(["shuffled", "contiguous"]),
     seed=st.integers(0, 2**31),
 )
 @settings(deadline=None, max_examples=150)
 def test_an_epoch_reads_every_token_and_its_true_successor(
-    lengths: list[int], seq_len: int, batch_size: int, layout: str, seed: int
+    lengths: list[int], seq_len: int, batch_size: int, batching: str, seed: int
 ) -> None:
     data = token_data(lengths)
-    plan = plan_of(seq_len, batch_size, layout=layout, seed=seed)
+    plan = plan_of(seq_len, batch_size, batching=batching, seed=seed)
     if data.n_inputs < seq_len:
         with pytest.raises(UserError):
             batch_at(data, plan, 0)
@@ -247,26 +249,26 @@ def test_window_borders_move_between_epochs() -> None:
     assert len(set.union(*borders)) > 2
 
 
-@pytest.mark.parametrize("layout", ["windows", "streams"])
-def test_a_batch_depends_on_its_arguments_alone(layout: str) -> None:
-    data, plan = token_data([50, 60, 70]), plan_of(8, 3, layout=layout)
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
+def test_a_batch_depends_on_its_arguments_alone(batching: str) -> None:
+    data, plan = token_data([50, 60, 70]), plan_of(8, 3, batching=batching)
     first = {index: batch_at(data, plan, index) for index in (40, 3, 0, 17)}
     assert all(same(batch, batch_at(data, plan, index)) for index, batch in first.items())
     assert not same(first[0], batch_at(data, replace(plan, seed=8), 0))
     assert not same(first[0], first[17])
 
 
-@pytest.mark.parametrize("layout", ["windows", "streams"])
-def test_a_batch_of_one_row_and_data_of_one_window_work(layout: str) -> None:
-    data, plan = token_data([7]), plan_of(8, 1, layout=layout)
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
+def test_a_batch_of_one_row_and_data_of_one_window_work(batching: str) -> None:
+    data, plan = token_data([7]), plan_of(8, 1, batching=batching)
     assert batches_per_epoch(data, plan) == 1
     for index in range(5):
         assert sorted(batch_at(data, plan, index).inputs_BT[0].tolist()) == sorted(data.tokens[:-1])
 
 
-@pytest.mark.parametrize("layout", ["windows", "streams"])
-def test_too_little_data_names_both_numbers_and_what_to_type(layout: str) -> None:
-    data, plan = token_data([7]), plan_of(9, 4, layout=layout)
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
+def test_too_little_data_names_both_numbers_and_what_to_type(batching: str) -> None:
+    data, plan = token_data([7]), plan_of(9, 4, batching=batching)
     message = r"has 9 tokens, and train.seq_len: 9 needs at least 10.*--set train.seq_len=8"
     with pytest.raises(UserError, match=message):
         batch_at(data, plan, 0)
@@ -275,7 +277,7 @@ def test_too_little_data_names_both_numbers_and_what_to_type(layout: str) -> Non
 
 
 def test_streams_go_on_where_they_stopped_and_carry_from_the_second_piece_on() -> None:
-    data, plan = token_data([300, 200, 498]), plan_of(16, 3, layout="streams")
+    data, plan = token_data([300, 200, 498]), plan_of(16, 3, batching="contiguous")
     ring = data.tokens[:-1].tolist()
     n = batches_per_epoch(data, plan)
     assert n == 21  # ceil(1001 / (3 * 16))
@@ -314,7 +316,7 @@ def test_evaluation_scores_every_token_once_with_context_before_it(
     for row in range(len(batches[0].inputs_BT)):
         inputs = rows_of(batches, row)
         targets = torch.cat([batch.targets_BT[row] for batch in batches]).tolist()
-        counted = [i for i, target in enumerate(targets) if target != IGNORED]
+        counted = [i for i, target in enumerate(targets) if target != IGNORE_INDEX]
         assert row == 0 or counted[0] >= min(seq_len, len(scored))
         scored += [(inputs[i], targets[i]) for i in counted]
         last = counted[-1]

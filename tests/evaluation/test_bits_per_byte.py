@@ -13,15 +13,15 @@ import torch
 
 from ys_llm.config.schema import Config, ModelConfig, TrainConfig
 from ys_llm.data.readers import Document
-from ys_llm.data.shards import TokenData, prepare
+from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.evaluation import bits_per_byte as evaluate_module
 from ys_llm.evaluation.bits_per_byte import (
     baselines,
+    cached_baselines,
     evaluate_paths,
     evaluate_tokens,
-    kept_baselines,
     loss_by_position,
     positions_of_paths,
 )
@@ -45,7 +45,7 @@ def model(tokenizer: Tokenizer) -> Model:
 
 
 @pytest.fixture
-def data(tokenizer: Tokenizer, tmp_path: Path) -> TokenData:
+def data(tokenizer: Tokenizer, tmp_path: Path) -> TokenShard:
     return prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="validation")
 
 
@@ -60,7 +60,7 @@ def nats_of(model: Model, tokens: np.ndarray, *, reset: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_one_stream_gives_the_loss_of_one_pass(model: Model, data: TokenData, reset: bool) -> None:
+def test_one_stream_gives_the_loss_of_one_pass(model: Model, data: TokenShard, reset: bool) -> None:
     result = evaluate_tokens(model, data, seq_len=32, batch_size=1, reset_at_document=reset)
     expected = nats_of(model, data.tokens, reset=reset)
     assert result.tokens == len(expected) == len(data.tokens) - 1
@@ -71,7 +71,7 @@ def test_one_stream_gives_the_loss_of_one_pass(model: Model, data: TokenData, re
 
 
 def test_rows_that_reach_back_to_a_document_start_change_nothing(
-    model: Model, data: TokenData
+    model: Model, data: TokenShard
 ) -> None:
     longest = 100  # bytes of the longest document and more: the run-up holds its start
     single = evaluate_tokens(model, data, seq_len=longest, batch_size=1)
@@ -81,7 +81,7 @@ def test_rows_that_reach_back_to_a_document_start_change_nothing(
     assert several.loss == pytest.approx(single.loss, rel=0.01)
 
 
-def test_a_limit_evaluates_whole_documents_and_their_bytes(model: Model, data: TokenData) -> None:
+def test_a_limit_evaluates_whole_documents_and_their_bytes(model: Model, data: TokenShard) -> None:
     result = evaluate_tokens(model, data, seq_len=16, batch_size=1, max_tokens=120)
     n = result.tokens
     assert 0 < n <= 120
@@ -94,7 +94,7 @@ def test_a_limit_evaluates_whole_documents_and_their_bytes(model: Model, data: T
 
 
 def test_a_model_in_training_is_evaluated_without_dropout_and_stays_in_training(
-    tokenizer: Tokenizer, data: TokenData
+    tokenizer: Tokenizer, data: TokenShard
 ) -> None:
     config = ModelConfig(d_model=32, n_layers=1, d_mlp=0, dropout=0.5, options={"d_state": 32})
     model = Model(config, vocab_size=tokenizer.vocab_size).train()
@@ -106,7 +106,7 @@ def test_a_model_in_training_is_evaluated_without_dropout_and_stays_in_training(
 # Loss by position
 
 
-def test_loss_by_position_is_the_loss_at_these_positions(model: Model, data: TokenData) -> None:
+def test_loss_by_position_is_the_loss_at_these_positions(model: Model, data: TokenShard) -> None:
     rows = loss_by_position(
         model, data, seq_len=16, multiple=4, max_tokens=64, reset_at_document=False
     )
@@ -119,7 +119,7 @@ def test_loss_by_position_is_the_loss_at_these_positions(model: Model, data: Tok
 
 
 def test_loss_by_position_averages_streams_spread_over_all_data(
-    model: Model, data: TokenData
+    model: Model, data: TokenShard
 ) -> None:
     rows = loss_by_position(
         model, data, seq_len=16, multiple=2, max_tokens=40 * 32, reset_at_document=False
@@ -132,7 +132,7 @@ def test_loss_by_position_averages_streams_spread_over_all_data(
 
 
 def test_short_data_gives_fewer_rows_and_too_short_data_an_error(
-    model: Model, data: TokenData
+    model: Model, data: TokenShard
 ) -> None:
     seq_len = data.n_inputs // 3
     assert len(loss_by_position(model, data, seq_len=seq_len)) == 3
@@ -171,12 +171,12 @@ def test_baselines_are_kept_for_what_the_documents_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training, validation = [Document(text="aab"), Document(text="b")], [Document(text="abc")]
-    found = kept_baselines(training, validation, cache_dir=tmp_path)
+    found = cached_baselines(training, validation, cache_dir=tmp_path)
     assert found == baselines(training, validation)
     monkeypatch.setattr(evaluate_module, "baselines", lambda *_: {"made anew": 1.0})
-    assert kept_baselines(training[::-1], validation, cache_dir=tmp_path) == found
+    assert cached_baselines(training[::-1], validation, cache_dir=tmp_path) == found
     for other in ((training[:1], validation), (training, training), (validation, training)):
-        assert kept_baselines(*other, cache_dir=tmp_path) == {"made anew": 1.0}
+        assert cached_baselines(*other, cache_dir=tmp_path) == {"made anew": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_baselines_are_kept_for_what_the_documents_say(
 )
 def test_damaged_baselines_are_made_again(tmp_path: Path, damage: str) -> None:
     documents = [Document(text="aab")]
-    found = kept_baselines(documents, documents, cache_dir=tmp_path)
+    found = cached_baselines(documents, documents, cache_dir=tmp_path)
     (kept,) = tmp_path.glob("*/baselines.json")
     kept.write_text(damage, encoding="utf-8")
-    assert kept_baselines(documents, documents, cache_dir=tmp_path) == found
+    assert cached_baselines(documents, documents, cache_dir=tmp_path) == found
     assert kept.read_text(encoding="utf-8") != damage
 
 

@@ -18,7 +18,7 @@ from ys_llm.data.manifest import NAME as MANIFEST
 from ys_llm.data.manifest import read_manifest
 from ys_llm.data.provenance import seen, trace
 from ys_llm.data.readers import Document, read_documents
-from ys_llm.data.records import document_key
+from ys_llm.data.records import document_id
 from ys_llm.errors import EXIT_FAILED, UserError
 from ys_llm.gendata import command
 from ys_llm.gendata.corpus import files as corpus_files
@@ -79,7 +79,7 @@ def test_the_manifest_names_exactly_what_training_reads(made: Path) -> None:
     ("prompt", "text"), [(None, "a"), ("", "a"), ("é\n", "“a”\r\n"), ("a", "")]
 )
 def test_the_key_of_a_document_is_that_of_the_corpus(prompt: str | None, text: str) -> None:
-    assert document_key(text, prompt) == Document(text, prompt).key
+    assert document_id(text, prompt) == Document(text, prompt).key
 
 
 def test_the_manifest_says_where_a_record_came_from(made: Path) -> None:

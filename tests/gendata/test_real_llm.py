@@ -62,7 +62,7 @@ verifiers: {words: {least: 3, most: 45}}
 count: 9
 """,
     "child": """\
-description: things explained to a child
+description: things readable_os_errors to a child
 slots: {thing: [rain, fire, a bee, the moon, ice, a bridge, wind, a seed, sleep, money]}
 ask:
   - {prompts: ["Tell a child in one short sentence what {thing} is."], sampling: {num_predict: 60}}

@@ -26,12 +26,13 @@ from ys_llm.inference.decoder import MOST_TEXTS, Decoder, _Pace, decoder_of
 from ys_llm.inference.generate import Step, generate, generate_many, prefill
 from ys_llm.mixers.three_tier import Options
 from ys_llm.model.language_model import Model, pack_state
-from ys_llm.model.quantize import Narrow, NarrowLinear, int8_rows, narrow_linears
+from ys_llm.model.quantize import Narrow, QuantizedLinear, int8_rows, quantize_linears
 from ys_llm.runs.checkpoint import load_run
-from ys_llm.system.machine import look_at
+from ys_llm.system.machine import inspect_machine
 
 has_avx512 = pytest.mark.skipif(
-    "avx512f" not in look_at().features, reason="elsewhere a text alone is equal up to rounding"
+    "avx512f" not in inspect_machine().features,
+    reason="elsewhere a text alone is equal up to rounding",
 )
 
 V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "entry": "raw"}
@@ -41,12 +42,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one": {"d_model": 1, "d_mlp": 1, "options": {"d_state": 1, "d_summary": 1}},
     "wide": {"d_model": 70, "d_mlp": 300, "options": {"d_state": 200, "d_summary": 64}},
     "heads": {"options": {"d_state": 24, "d_summary": 6, "n_heads": 3, "factored": True}},
-    "no local": {"options": {"d_state": 24, "local_every": 0}},
-    "no tiers": {"options": {"d_state": 24, "factored": True, "local_every": 0, "global_every": 0}},
-    "no mlp": {"d_mlp": 0, "options": {"d_state": 24, "local_every": 5, "global_every": 1}},
+    "no local": {"options": {"d_state": 24, "local_interval": 0}},
+    "no tiers": {
+        "options": {"d_state": 24, "factored": True, "local_interval": 0, "global_interval": 0}
+    },
+    "no mlp": {"d_mlp": 0, "options": {"d_state": 24, "local_interval": 5, "global_interval": 1}},
     "tied": {"tie_embeddings": True, "options": {"d_state": 24}},
-    "v0.3": {"wiring": "bare", "d_mlp": 0, "n_layers": 1, "options": {"d_state": 40, **V0_3}},
-    "bare stack": {"wiring": "bare", "d_mlp": 0, "options": {"d_state": 18, "n_heads": 2}},
+    "v0.3": {"block": "plain", "d_mlp": 0, "n_layers": 1, "options": {"d_state": 40, **V0_3}},
+    "bare stack": {"block": "plain", "d_mlp": 0, "options": {"d_state": 18, "n_heads": 2}},
 }
 LENGTH = 132  # past the second global summary
 SAMPLED = GenerateConfig(temperature=1.0, top_k=30, max_tokens=70, seed=3)
@@ -55,7 +58,7 @@ SAMPLED = GenerateConfig(temperature=1.0, top_k=30, max_tokens=70, seed=3)
 @pytest.fixture(scope="module", autouse=True)
 def kernel() -> None:
     if loader.build("decode") is None:
-        pytest.skip(loader.why_not("decode"))
+        pytest.skip(loader.unavailable_reason("decode"))
 
 
 def model_of(shape: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Model:
@@ -371,7 +374,7 @@ def test_a_row_in_int8_is_off_by_half_a_step_at_most(rows: list[list[float]]) ->
 def test_narrow_weights_are_those_that_torch_computes_with(shape: str, kind: Narrow) -> None:
     model, ids = model_of(shape, torch.float32), ids_of(70)
     whole = by_torch(model, ids, None)[0]
-    narrow_linears(model, kind)
+    quantize_linears(model, kind)
     decoder = decoder_for(model)
     text = decoder.text(model.init_state(1))
     found = torch.cat([decoder.step([text], [id]) for id in ids])
@@ -388,7 +391,7 @@ def test_a_trained_model_loses_next_to_nothing(
 
     def bits(weights: Narrow) -> float:
         loaded = load_run(run)
-        narrow_linears(loaded.model, weights)
+        quantize_linears(loaded.model, weights)
         (found,) = evaluate_paths(loaded, [corpus])
         return found.result.bits_per_byte
 
@@ -409,13 +412,13 @@ def test_bytes_per_token_are_those_of_the_weights_that_are_read(
     s, r = options.d_state, options.d_summary or options.d_state
     linears = model.config.n_layers * (2 * d * s + 3 * d * model.config.d_mlp) + v * d
     summaries = sum(
-        3 * s * r / every for every in (options.local_every, options.global_every) if every
+        3 * s * r / every for every in (options.local_interval, options.global_interval) if every
     )
-    if options.factored and (options.local_every or options.global_every):
+    if options.factored and (options.local_interval or options.global_interval):
         summaries += s * s / 16
     others = model.config.n_layers * (s * s / options.n_heads + summaries)
     assert decoder_for(model).bytes_per_token == pytest.approx(4 * (linears + others))
-    narrow_linears(model, kind)
+    quantize_linears(model, kind)
     if options.factored:  # what is folded is fp32 again
         folded = model.config.n_layers * 2 * d * s
         linears, others = linears - folded, others + folded
@@ -427,11 +430,11 @@ def test_bytes_per_token_are_those_of_the_weights_that_are_read(
 @pytest.mark.parametrize("flag", ["-march=x86-64", "-mno-avx512f"])
 def test_lesser_processors_compute_the_same(flag: str) -> None:
     kernel = loader.build("decode", flags=(flag,))
-    assert kernel is not None, loader.why_not("decode", flags=(flag,))
+    assert kernel is not None, loader.unavailable_reason("decode", flags=(flag,))
     kinds: tuple[Narrow, ...] = ("fp32", "bf16", "int8")
     for kind, dtype in [("fp32", torch.float64), *product(kinds, [torch.float32])]:
         model, ids = model_of("odd", dtype), ids_of(66)
-        narrow_linears(model, kind)
+        quantize_linears(model, kind)
         decoder = Decoder(model, kernel)
         texts = [decoder.text(model.init_state(1)) for _ in range(5)]
         alone = decoder.text(model.init_state(1))
@@ -448,13 +451,13 @@ def test_every_linear_layer_and_nothing_else_is_narrowed() -> None:
     model = model_of("tied", torch.float32)
     before = copy.deepcopy(model.state_dict())
     assert any(type(module) is nn.Linear for module in model.modules())
-    narrow_linears(model, "int8")
-    narrow_linears(model, "int8")  # once more changes nothing
+    quantize_linears(model, "int8")
+    quantize_linears(model, "int8")  # once more changes nothing
     assert not any(type(module) is nn.Linear for module in model.modules())
     after = model.state_dict()
     assert after.keys() == before.keys()  # what is saved has the names it had
     narrowed = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, NarrowLinear)
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, QuantizedLinear)
     }
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed == narrowed

@@ -15,7 +15,7 @@ import torch
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.inference.generate import complete
-from ys_llm.inference.repl import pieces_of, run_interactive, run_many, run_once
+from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_once
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import LoadedRun
 
@@ -206,7 +206,7 @@ def test_many_prompts_are_each_answered_as_if_alone(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str], plain: bool
 ) -> None:
     prompts = ["the cat", "", "a mat, a mat", "the cat", "sat"]
-    run_many(loaded, iter(prompts), SAMPLING, plain=plain)
+    run_batch(loaded, iter(prompts), SAMPLING, plain=plain)
     out, err = capsys.readouterr()
     answers = [json.loads(line) for line in out.splitlines()]
     assert [one["prompt"] for one in answers] == prompts
@@ -220,7 +220,7 @@ def test_many_prompts_are_each_answered_as_if_alone(
 def test_many_prompts_name_the_seed_that_answers_one_alike(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_many(loaded, ["the mat", "the cat"], replace(SAMPLING, seed=None))
+    run_batch(loaded, ["the mat", "the cat"], replace(SAMPLING, seed=None))
     second = json.loads(capsys.readouterr().out.splitlines()[1])
     alone = as_json(loaded, capsys, replace(SAMPLING, seed=second["seed"]))
     assert alone["answer"]["text"] == second["text"]
@@ -230,7 +230,7 @@ def test_many_prompts_name_the_seed_that_answers_one_alike(
 def test_an_answer_of_no_tokens_is_an_answer(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_many(loaded, ["the mat"], replace(SAMPLING, max_tokens=0))
+    run_batch(loaded, ["the mat"], replace(SAMPLING, max_tokens=0))
     (line,) = capsys.readouterr().out.splitlines()
     described = {"prompt": "the mat", "text": "", "finish_reason": "length", "tokens": 0, "seed": 4}
     assert json.loads(line) == described

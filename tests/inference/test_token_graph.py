@@ -27,7 +27,7 @@ def model_of(**options: Any) -> Model:
 
 @pytest.mark.parametrize(
     ("options", "cases"),
-    [({}, 3), ({"local_every": 3, "global_every": 7}, 4), ({"local_every": 0}, 2)],
+    [({}, 3), ({"local_interval": 3, "global_interval": 7}, 4), ({"local_interval": 0}, 2)],
 )
 @torch.inference_mode()
 def test_replayed_tokens_give_what_the_model_gives(options: dict[str, int], cases: int) -> None:

@@ -37,9 +37,9 @@ class Case(NamedTuple):
     name: str
     options: Any
 
-    def mixer(self, implementation: str = "auto") -> Any:
+    def mixer(self, backend: str = "auto") -> Any:
         module = importlib.import_module(f"ys_llm.mixers.{self.name}")
-        return module.Mixer(D_MODEL, self.options, implementation=implementation)
+        return module.Mixer(D_MODEL, self.options, backend=backend)
 
 
 def cases() -> Iterator[Any]:

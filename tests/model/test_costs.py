@@ -25,16 +25,16 @@ SHAPES: dict[str, dict[str, Any]] = {
     "stack": {"d_model": 32, "n_layers": 3, "d_mlp": 80},
     "tied": {"d_model": 32, "n_layers": 2, "d_mlp": 80, "tie_embeddings": True},
     "without-mlp": {"d_model": 32, "n_layers": 2, "d_mlp": 0},
-    "bare": {"d_model": 32, "n_layers": 1, "wiring": "bare"},
+    "plain": {"d_model": 32, "n_layers": 1, "block": "plain"},
 }
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
-def model_of(mixer: str, shape: str, implementation: str = "auto") -> Model:
+def model_of(mixer: str, shape: str, backend: str = "auto") -> Model:
     config = ModelConfig(mixer=mixer, **SHAPES[shape])
-    return Model(config, vocab_size=VOCAB_SIZE, implementation=implementation)
+    return Model(config, vocab_size=VOCAB_SIZE, backend=backend)
 
 
 @every_mixer
@@ -58,7 +58,7 @@ def test_each_parameter_is_counted_in_its_own_part() -> None:
         "head": matrix,
     }
     assert "head" not in parameters_by_part(model_of("softmax_attention", "tied"))
-    bare = parameters_by_part(model_of("softmax_attention", "bare"))
+    bare = parameters_by_part(model_of("softmax_attention", "plain"))
     assert bare == {"embedding": matrix, "mixers": attention, "head": matrix + VOCAB_SIZE}
 
 

@@ -66,7 +66,7 @@ def test_initial_standard_deviations_are_the_documented_ones(n_layers: int) -> N
 
 
 def test_the_bare_frame_starts_as_its_source_does() -> None:
-    model: Any = Model(ModelConfig(wiring="bare", n_layers=1, d_model=64), vocab_size=2000)
+    model: Any = Model(ModelConfig(block="plain", n_layers=1, d_model=64), vocab_size=2000)
     assert deviation(model.embedding.weight) == pytest.approx(1.0, rel=0.02)
     bound = 64**-0.5  # torch's default for nn.Linear is uniform within 1 / sqrt(fan-in)
     assert model.output.weight.abs().max() <= bound
@@ -133,8 +133,8 @@ def test_a_tied_head_is_one_matrix_with_the_embedding() -> None:
 
 
 def test_dropout_acts_in_training_alone() -> None:
-    for wiring in ("pre_norm", "bare"):
-        model, tokens_BT = small_model(dropout=0.5, wiring=wiring), some_tokens(5)
+    for block in ("pre_norm", "plain"):
+        model, tokens_BT = small_model(dropout=0.5, block=block), some_tokens(5)
         model.train()
         assert not torch.equal(model(tokens_BT)[0], model(tokens_BT)[0])
         model.eval()

@@ -1,6 +1,6 @@
-"""Every implementation of every op against its `reference`, and the reference against the text.
+"""Every backend of every op against its `reference`, and the reference against the text.
 
-An op's file is walked as soon as it lists IMPLEMENTATIONS; CASES holds the makers of its inputs.
+An op's file is walked as soon as it lists BACKENDS; CASES holds the makers of its inputs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ MODULES = {
     )
     for path in FILES
 }
-OPS = sorted(name for name, module in MODULES.items() if hasattr(module, "IMPLEMENTATIONS"))
+OPS = sorted(name for name, module in MODULES.items() if hasattr(module, "BACKENDS"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,60 +59,60 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_op_is_walked() -> None:
     assert OPS
-    assert sorted(CASES) == OPS, "an op with IMPLEMENTATIONS and its maker of inputs come together"
+    assert sorted(CASES) == OPS, "an op with BACKENDS and its maker of inputs come together"
     for op in OPS:
-        assert next(iter(MODULES[op].IMPLEMENTATIONS)) == "reference"
+        assert next(iter(MODULES[op].BACKENDS)) == "reference"
 
 
 def needs_its_machine(name: str) -> list[pytest.MarkDecorator]:
     """Not without a compiler what is compiled on first use, nor without a GPU what runs there."""
-    if name == "compiled" and loader.compiler() is None:
-        return [pytest.mark.skip(reason=loader.why_not("rows"))]
+    if name == "cpp" and loader.compiler() is None:
+        return [pytest.mark.skip(reason=loader.unavailable_reason("rows"))]
     if name in ON_CUDA:
         return [pytest.mark.skip(reason="test_gpu.py has it, on a CUDA device")]
     return []
 
 
-def fast_implementations() -> Iterator[Any]:
+def fast_backends() -> Iterator[Any]:
     for op in OPS:
-        for name in MODULES[op].IMPLEMENTATIONS:
+        for name in MODULES[op].BACKENDS:
             if name != "reference":
                 yield pytest.param(op, name, id=f"{op}-{name}", marks=needs_its_machine(name))
 
 
-every_implementation = pytest.mark.parametrize(("op", "name"), [*fast_implementations()])
+every_backend = pytest.mark.parametrize(("op", "name"), [*fast_backends()])
 
 
-@every_implementation
+@every_backend
 @pytest.mark.parametrize("length", LENGTHS)
-def test_an_implementation_equals_the_reference(op: str, name: str, length: int) -> None:
+def test_a_backend_equals_the_reference(op: str, name: str, length: int) -> None:
     module = MODULES[op]
     for label, case in CASES[op](length, torch.float64):
         expected = results(module.reference, case)
-        error = largest_error(results(module.IMPLEMENTATIONS[name], case), expected)
+        error = largest_error(results(module.BACKENDS[name], case), expected)
         assert error <= TOLERANCES["float64"], f"{label}: error {error:.1e}"
 
 
-@every_implementation
+@every_backend
 @pytest.mark.parametrize("length", [17, 130])
 def test_float32_errors_stay_in_the_table(op: str, name: str, length: int) -> None:
     module = MODULES[op]
     kind = "bf16 in the loop" if rounds_in_the_loop(name) else "float32"
     for label, case in CASES[op](length, torch.float32):
         expected = results(module.reference, case)
-        error = largest_error(results(module.IMPLEMENTATIONS[name], case), expected)
+        error = largest_error(results(module.BACKENDS[name], case), expected)
         assert error <= TOLERANCES[kind], f"{label}: error {error:.1e}"
 
 
-@every_implementation
+@every_backend
 @pytest.mark.parametrize("length", [17, 130])
 def test_bf16_operands_err_as_much_as_the_table_says(op: str, name: str, length: int) -> None:
     module = MODULES[op]
-    loop_rounds = rounds_in_the_loop(name) or (op, name) == ("three_tier", "compiled")
+    loop_rounds = rounds_in_the_loop(name) or (op, name) == ("three_tier", "cpp")
     kind = "bf16 in the loop" if loop_rounds else "bf16 after the loop"
     for label, case in CASES[op](length, torch.float32):
         expected = results(module.reference, case)
-        error = largest_error(in_bf16(module.IMPLEMENTATIONS[name], case), expected)
+        error = largest_error(in_bf16(module.BACKENDS[name], case), expected)
         assert error <= TOLERANCES[kind], f"{label}: error {error:.1e}"
 
 
@@ -140,7 +140,7 @@ def test_memory_handed_out_is_filled_with_nan() -> None:
         assert memory.isnan().all()
 
 
-def test_an_implementation_that_reads_memory_before_writing_it_is_caught() -> None:
+def test_a_backend_that_reads_memory_before_writing_it_is_caught() -> None:
     def careless(drive: Tensor, weights: Any, state: Any, **options: Any) -> Any:
         return torch.empty_like(drive) * 0.0 + drive, state
 
@@ -182,19 +182,17 @@ def literal_loop(x_BTE: Tensor, p: dict[str, Tensor]) -> tuple[Tensor, Tensor, T
     return torch.stack(outputs, dim=1), h, L, G
 
 
-def preset(implementation: str) -> three_tier.Mixer:
-    mixer = three_tier.Mixer(D_MODEL, PRESET, implementation=implementation).double()
+def preset(backend: str) -> three_tier.Mixer:
+    mixer = three_tier.Mixer(D_MODEL, PRESET, backend=backend).double()
     with torch.no_grad():  # away from gain 1 and bias 0, which would hide a term
         for parameter in mixer.norm.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return mixer
 
 
-@pytest.mark.parametrize(
-    "implementation", [name for name in reference.IMPLEMENTATIONS if name not in ON_CUDA]
-)
-def test_the_preset_equals_the_literal_loop_at_every_length(implementation: str) -> None:
-    mixer = preset(implementation)
+@pytest.mark.parametrize("backend", [name for name in reference.BACKENDS if name not in ON_CUDA])
+def test_the_preset_equals_the_literal_loop_at_every_length(backend: str) -> None:
+    mixer = preset(backend)
     names, parameters = zip(*mixer.named_parameters(), strict=True)
 
     def by_the_mixer(x_BTE: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
@@ -241,7 +239,7 @@ def test_the_preset_carries_its_authors_names_and_sizes() -> None:
 @pytest.mark.parametrize("vocab_size", [256, 4096])
 def test_the_preset_has_the_parameters_of_the_source(vocab_size: int) -> None:
     config = ModelConfig(
-        wiring="bare",
+        block="plain",
         d_model=768,
         n_layers=1,
         d_mlp=0,

@@ -22,7 +22,7 @@ EPS, B, T, D, M, V = 1e-5, 3, 40, 33, 17, 50
 @pytest.fixture(autouse=True)
 def kernels() -> None:
     if loader.build("rows") is None:
-        pytest.skip(loader.why_not("rows"))
+        pytest.skip(loader.unavailable_reason("rows"))
 
 
 def time_major(x_BTD: Tensor) -> Tensor:
@@ -175,19 +175,19 @@ def test_a_model_learns_the_same_without_compiled_kernels(
         assert (ours - theirs).abs().max() / scale < (0.1 if bf16 else 1e-4)
 
 
-@pytest.mark.parametrize("wiring", ["pre_norm", "bare"])
+@pytest.mark.parametrize("block", ["pre_norm", "plain"])
 @pytest.mark.parametrize("mixer", ["three_tier", "softmax_attention"])
-def test_a_stream_in_the_order_of_time_changes_nothing_but_memory(mixer: str, wiring: str) -> None:
+def test_a_stream_in_the_order_of_time_changes_nothing_but_memory(mixer: str, block: str) -> None:
     results = []
     for order in (False, True):
-        model = model_of(mixer, wiring=wiring).double()
+        model = model_of(mixer, block=block).double()
         model.time_major = order
         results.append(
             (model(torch.arange(20).view(2, 10))[0], loss_and_gradients(model, bf16=False))
         )
         x_BTD, _ = model.hidden(torch.arange(20).view(2, 10))
         assert x_BTD.shape == (2, 10, 16)
-        if wiring == "pre_norm":
+        if block == "pre_norm":
             assert x_BTD.transpose(0, 1).is_contiguous() == order
     (logits, (loss, gradients)), (expected, (expected_loss, expected_gradients)) = results
     torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)

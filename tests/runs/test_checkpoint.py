@@ -18,7 +18,7 @@ from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import (
-    DamagedError,
+    CorruptCheckpointError,
     checkpoints,
     load_run,
     read_checkpoint,
@@ -238,7 +238,7 @@ CHECKPOINT_FILES = ("model", "optimizer", "tensors")
 def test_a_damaged_checkpoint_is_recognised_by_the_file(run: Path, name: str, damage: str) -> None:
     save(run, 5)
     spoil(checkpoints(run)[-1] / name, damage)
-    with pytest.raises(DamagedError, match=str(checkpoints(run)[-1])) as caught:
+    with pytest.raises(CorruptCheckpointError, match=str(checkpoints(run)[-1])) as caught:
         read_checkpoint(checkpoints(run)[-1])
     if name != "SHA256SUMS":
         assert name in str(caught.value)
@@ -249,7 +249,9 @@ def test_files_of_two_checkpoints_are_not_mixed(run: Path) -> None:
     save(run, 6)
     older, newer = checkpoints(run)
     shutil.copy(older / "optimizer.safetensors", newer)
-    with pytest.raises(DamagedError, match=r"optimizer.safetensors does not match SHA256SUMS"):
+    with pytest.raises(
+        CorruptCheckpointError, match=r"optimizer.safetensors does not match SHA256SUMS"
+    ):
         read_checkpoint(newer)
 
 

@@ -15,13 +15,13 @@ import pytest
 from ys_llm.errors import EXIT_NO_MODEL, UserError
 from ys_llm.runs.folder import (
     LOCK,
-    Doomed,
+    Removal,
     What,
+    archive,
     find_run,
     is_run,
-    leave_behind,
+    list_removals,
     locked,
-    plan_clean,
     remove,
     sweep,
 )
@@ -62,8 +62,8 @@ def doomed_names(run: Path, what: What) -> list[str]:
     return names([item.path for item in plan(run, what)])
 
 
-def plan(run: Path, what: What) -> list[Doomed]:
-    return plan_clean(run, what, corpus=run.parent.parent / "corpus")
+def plan(run: Path, what: What) -> list[Removal]:
+    return list_removals(run, what, corpus=run.parent.parent / "corpus")
 
 
 def test_clean_takes_the_model_and_leaves_tokenizer_cache_and_configuration(run: Path) -> None:
@@ -82,7 +82,7 @@ def test_clean_takes_the_model_and_leaves_tokenizer_cache_and_configuration(run:
 def test_clean_all_takes_everything_that_a_run_makes_and_nothing_else(run: Path) -> None:
     (run / "notes.txt").write_text("mine")
     (run / "plots").mkdir()
-    for name in ("left-behind", "post-mortem"):
+    for name in ("superseded", "post-mortem"):
         (run / name).mkdir()
     (run / "rollbacks.json").write_text("{}")
     remove(plan(run, "all"))
@@ -134,13 +134,13 @@ def test_a_run_that_is_a_link_is_neither_cleaned_nor_trained(run: Path, tmp_path
 def test_a_corpus_inside_what_would_go_keeps_all_of_it(run: Path, inside: str) -> None:
     (run / inside).mkdir(exist_ok=True)
     with pytest.raises(UserError, match=r"data.path .* lies in .*, which a clean would remove"):
-        plan_clean(run, "all", corpus=run / inside)
+        list_removals(run, "all", corpus=run / inside)
     assert {str(path.relative_to(run)) for path in run.rglob("*")} > set(FILES)
 
 
 def test_a_corpus_beside_or_above_the_run_is_no_obstacle(run: Path) -> None:
     for corpus in (run, run.parent, run / "texts"):
-        assert len(plan_clean(run, "all", corpus=corpus)) == len(
+        assert len(list_removals(run, "all", corpus=corpus)) == len(
             {name.split("/")[0] for name in FILES}
         )
 
@@ -222,8 +222,8 @@ def test_half_written_files_of_a_killed_process_are_swept_away(run: Path) -> Non
 def test_what_is_left_behind_never_replaces_what_was(run: Path) -> None:
     for content in ("first", "second"):
         (run / "thing").write_text(content)
-        leave_behind(run, run / "thing")
-    texts = [path.read_text() for path in sorted((run / "left-behind").iterdir())]
+        archive(run, run / "thing")
+    texts = [path.read_text() for path in sorted((run / "superseded").iterdir())]
     assert texts == ["first", "second"]
 
 

@@ -54,20 +54,20 @@ class Setting(NamedTuple):
     entry: bool = False
     drive_bias: bool = False
     shared_norm: bool = False
-    local_every: int = 16
-    global_every: int = 64
+    local_interval: int = 16
+    global_interval: int = 64
 
 
 RECURRENCES = {
     "preset": Setting(shaper=True, shared_norm=True),
     "default": Setting(entry=True, drive_bias=True),
-    "heads-local": Setting(n_heads=2, entry=True, local_every=5, global_every=0),
-    "odd-periods": Setting(d_state=24, n_heads=3, shaper=True, local_every=3, global_every=7),
+    "heads-local": Setting(n_heads=2, entry=True, local_interval=5, global_interval=0),
+    "odd-periods": Setting(d_state=24, n_heads=3, shaper=True, local_interval=3, global_interval=7),
     "narrow-summaries": Setting(
-        drive_bias=True, d_state=24, d_summary=12, n_heads=2, shaper=True, local_every=5
+        drive_bias=True, d_state=24, d_summary=12, n_heads=2, shaper=True, local_interval=5
     ),
-    "one-tier": Setting(shaper=True, local_every=0, global_every=64),
-    "no-summaries": Setting(local_every=0, global_every=0),
+    "one-tier": Setting(shaper=True, local_interval=0, global_interval=64),
+    "no-summaries": Setting(local_interval=0, global_interval=0),
 }
 
 
@@ -95,7 +95,7 @@ def recurrence_weights(setting: Setting, dtype: torch.dtype) -> reference.Weight
         )
         if every
         else None
-        for every in (setting.local_every, setting.global_every)
+        for every in (setting.local_interval, setting.global_interval)
     ]
     return reference.Weights(
         matrix(s, s) if setting.n_heads == 1 else matrix(setting.n_heads, p, p),

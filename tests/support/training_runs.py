@@ -38,7 +38,7 @@ SMALL = (
     "train.eval_tokens=300",
     "train.device=cpu",
     "train.dtype=fp32",
-    "train.implementation=windowed",
+    "train.backend=windowed",
     "train.threads=1",
 )
 SMALL_STATE = "model.options.d_state=16"

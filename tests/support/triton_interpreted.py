@@ -67,9 +67,7 @@ KINDS = {
 }
 
 
-def implementation(
-    kernels: Callable[..., Kernels], graphs: Graphs | None = None
-) -> Callable[..., Any]:
+def backend(kernels: Callable[..., Kernels], graphs: Graphs | None = None) -> Callable[..., Any]:
     """The recurrence with these kernels for its steps, with the signature of `reference`."""
 
     def run(
@@ -94,7 +92,7 @@ def implementation(
 def error_of(kernels: Callable[..., Kernels], case: Case, **options: Any) -> float:
     expected = results(reference.reference, case)
     case = case._replace(options={**case.options, **options})
-    return largest_error(results(implementation(kernels), case), expected)
+    return largest_error(results(backend(kernels), case), expected)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -136,7 +134,7 @@ def ragged_case(setting: Setting, length: int, dtype: torch.dtype, around: float
 
 RAGGED = {
     "three-tiles-the-last-half-empty": Setting(d_state=40, entry=True),
-    "two-heads-of-three-tiles": Setting(d_state=80, n_heads=2, shaper=True, local_every=3),
+    "two-heads-of-three-tiles": Setting(d_state=80, n_heads=2, shaper=True, local_interval=3),
 }
 
 
@@ -165,7 +163,7 @@ def test_a_mean_far_above_the_spread_costs_no_digits(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["heads", "dense-by-step"])
 def test_a_replayed_pass_of_kernels_equals_the_reference(kind: str) -> None:
     graphs = Graphs(rerun)
-    run = implementation(KINDS[kind].kernels, graphs)
+    run = backend(KINDS[kind].kernels, graphs)
     for around in (0.0, 0.5, -0.5, 0.0):  # as it is, captured, replayed twice
         case = ragged_case(Setting(d_state=40, entry=True), 17, torch.float64, around)
         error = largest_error(results(run, case), results(reference.reference, case))

@@ -15,7 +15,7 @@ import tokenizers
 import torch
 
 from ys_llm import __version__
-from ys_llm.system.machine import Machine, look_at, versions
+from ys_llm.system.machine import Machine, inspect_machine, versions
 
 Write = Callable[[str, str], None]
 TWO_SOCKETS = "\n\n".join(
@@ -41,7 +41,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def test_this_machine_is_described_as_its_system_has_it() -> None:
-    machine = look_at()
+    machine = inspect_machine()
     assert machine.logical_cores == os.cpu_count()
     assert machine.architecture == platform.machine()
     assert 1 <= machine.usable_cores <= machine.logical_cores
@@ -65,7 +65,7 @@ def test_versions_are_those_of_what_is_loaded() -> None:
 
 
 def test_a_machine_without_proc_is_described_by_what_python_knows(tmp_path: Path) -> None:
-    machine = look_at(tmp_path)
+    machine = inspect_machine(tmp_path)
     assert machine.logical_cores == os.cpu_count()
     assert machine.processor
     assert machine.features == frozenset()
@@ -78,14 +78,14 @@ def test_a_machine_without_proc_is_described_by_what_python_knows(tmp_path: Path
 
 def test_cores_are_told_apart_from_their_threads(tmp_path: Path, write: Write) -> None:
     write("proc/cpuinfo", TWO_SOCKETS)
-    machine = look_at(tmp_path)
+    machine = inspect_machine(tmp_path)
     assert (machine.processor, machine.physical_cores) == ("Xeon", 4)
     assert machine.features == {"fpu", "avx2", "amx_bf16"}
 
 
 def test_an_arm_processor_is_described_too(tmp_path: Path, write: Write) -> None:
     write("proc/cpuinfo", ARM)
-    machine = look_at(tmp_path)
+    machine = inspect_machine(tmp_path)
     assert machine.features == {"fp", "asimd", "sve"}
     assert machine.physical_cores is None
     assert machine.processor
@@ -95,7 +95,7 @@ def test_memory_load_and_driver_are_read(tmp_path: Path, write: Write) -> None:
     write("proc/meminfo", MEMINFO)
     write("proc/loadavg", "1.25 0.50 0.25 1/100 4711\n")
     write("proc/driver/nvidia/version", "NVRM version: 550\n")
-    machine = look_at(tmp_path)
+    machine = inspect_machine(tmp_path)
     assert machine.memory_bytes == 16_000 * 1024
     assert machine.free_bytes == 9_000 * 1024
     assert machine.swapped_bytes == 300 * 1024
@@ -141,7 +141,7 @@ def test_the_tightest_quota_of_cores_counts(
 ) -> None:
     for path, text in files.items():
         write(path, text + "\n")
-    assert look_at(tmp_path).core_quota == quota
+    assert inspect_machine(tmp_path).core_quota == quota
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -158,13 +158,13 @@ def test_the_limit_of_a_control_group_bounds_the_free_memory(
     write("proc/meminfo", MEMINFO)
     write(f"{group}/{limit}", "5000000\n")
     write(f"{group}/{used}", "3000000\n")
-    assert look_at(tmp_path).free_bytes == 2_000_000
+    assert inspect_machine(tmp_path).free_bytes == 2_000_000
     write(f"{group}/memory.stat", "anon 1000000\ninactive_file 500000\n")
-    assert look_at(tmp_path).free_bytes == 2_500_000
-    assert look_at(tmp_path).limit_bytes == 5_000_000
+    assert inspect_machine(tmp_path).free_bytes == 2_500_000
+    assert inspect_machine(tmp_path).limit_bytes == 5_000_000
     write(f"{group}/{limit}", "9223372036854771712\n" if version == 1 else "max\n")
-    assert look_at(tmp_path).free_bytes == 9_000 * 1024
-    assert look_at(tmp_path).limit_bytes is None
+    assert inspect_machine(tmp_path).free_bytes == 9_000 * 1024
+    assert inspect_machine(tmp_path).limit_bytes is None
 
 
 @pytest.mark.parametrize(

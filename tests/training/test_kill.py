@@ -46,11 +46,16 @@ OFTEN = (
 )
 STAGES = "[{seq_len: 8, batch_size: 4, steps: 3}, {seq_len: 16, batch_size: 4, steps: 5}]"
 CONFIGURATIONS = {
-    "windows": OFTEN,
-    "streams": (*OFTEN, "data.layout=streams", f"train.stages={STAGES}"),
-    "dropout": (*OFTEN, "model.dropout=0.2", "train.grad_accum_steps=2", "train.keep_every=4"),
+    "shuffled": OFTEN,
+    "contiguous": (*OFTEN, "data.batching=contiguous", f"train.stages={STAGES}"),
+    "dropout": (
+        *OFTEN,
+        "model.dropout=0.2",
+        "train.grad_accum_steps=2",
+        "train.keep_checkpoint_every=4",
+    ),
     # The first steps at this rate make weights that are no number; going back makes it harmless.
-    "rollback": (*OFTEN, "train.learning_rate=1e30", "train.rollback_rate=1e-33"),
+    "rollback": (*OFTEN, "train.learning_rate=1e30", "train.rollback_lr_factor=1e-33"),
 }
 
 
@@ -123,7 +128,7 @@ class Patient:
 
 @pytest.fixture
 def patient(tmp_path: Path, forks: ForkServer, wholes: dict[str, Whole]) -> Callable[..., Patient]:
-    return lambda name="windows": Patient(wholes[name], tmp_path / "run", forks)
+    return lambda name="shuffled": Patient(wholes[name], tmp_path / "run", forks)
 
 
 def without_timings(row: dict[str, Any]) -> dict[str, Any]:
@@ -266,7 +271,7 @@ def test_a_disk_that_fails_in_a_save_costs_nothing(
 def test_a_disk_that_fails_anywhere_costs_nothing(
     patient: Callable[..., Patient], kind: str, number: int
 ) -> None:
-    run = patient("streams")
+    run = patient("contiguous")
     at = points(run.whole, seed=kind, count=7)[number]
     ended = run.suffer(kind, at)
     if not any(operation[0] in REFUSED[kind] for operation in run.whole.operations[at:]):

@@ -40,13 +40,13 @@ IN_THE_ORDINARY_SUITE = 20
 COMMANDS = 8
 SHORTEST = 3  # steps: the warm-up and one more, so that more steps change nothing of the first ones
 MOST_OPERATIONS = 260  # file operations of a short training; a fault may come too late to happen
-ALLOWED_NAMES = RUN_FOLDER | {"left-behind", "notes.txt"}
+ALLOWED_NAMES = RUN_FOLDER | {"superseded", "notes.txt"}
 BASE = {"train.checkpoint_interval": "3", "train.eval_interval": "4", "train.sample_interval": "5"}
 HARMLESS = {
     "train.checkpoint_interval": ("1", "2", "4"),
     "train.eval_interval": ("2", "5"),
     "train.sample_interval": ("0", "3"),
-    "train.keep_every": ("0", "2"),
+    "train.keep_checkpoint_every": ("0", "2"),
     "train.keep_checkpoints": ("1", "3"),
 }
 FORBIDDEN = (

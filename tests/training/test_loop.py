@@ -27,7 +27,7 @@ from support.training_runs import (
 
 from ys_llm.data.batches import BatchPlan, batch_at, batches_per_epoch
 from ys_llm.data.readers import read_documents, split_documents
-from ys_llm.data.shards import TokenData, prepare
+from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.runs.checkpoint import checkpoints, load_run, read_json, read_tensors
 from ys_llm.runs.folder import LOCK
@@ -91,10 +91,10 @@ def test_fewer_batches_than_are_accumulated_still_train(train_run: TrainRun, cor
     assert losses[-1] < 0.9 * losses[0]
 
 
-PLAN = BatchPlan("windows", seq_len=16, batch_size=4, seed=1337, end_id=0)
+PLAN = BatchPlan("shuffled", seq_len=16, batch_size=4, seed=1337, end_id=0)
 
 
-def training_data_of(run: Path, corpus: Path, *, fraction: float = 0.2) -> TokenData:
+def training_data_of(run: Path, corpus: Path, *, fraction: float = 0.2) -> TokenShard:
     """The shard that the run was trained on, from its own cache."""
     split = split_documents(read_documents(corpus), validation_fraction=fraction)
     tokenizer = load_run(run).tokenizer
@@ -109,7 +109,7 @@ def test_one_sequence_a_batch_trains(train_run: TrainRun) -> None:
     assert column(run, "tokens") == [1, 2, 3]
 
 
-@pytest.mark.parametrize("layout", ["windows", "streams"])
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
 @pytest.mark.parametrize(
     "too_long",
     [
@@ -120,10 +120,10 @@ def test_one_sequence_a_batch_trains(train_run: TrainRun) -> None:
     ids=["at-once", "in-a-later-stage"],
 )
 def test_too_little_text_is_said_before_the_first_step(
-    train_run: TrainRun, tmp_path: Path, too_long: str, layout: str
+    train_run: TrainRun, tmp_path: Path, too_long: str, batching: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        train_run(too_long, f"data.layout={layout}")
+        train_run(too_long, f"data.batching={batching}")
     message = str(caught.value)
     assert "\n" not in message
     assert "training split has" in message
@@ -179,7 +179,7 @@ def test_a_run_that_gets_worse_stops_early_and_keeps_its_best(
 def test_stages_bring_their_own_lengths_and_batches(train_run: TrainRun) -> None:
     stages = [{"seq_len": 8, "batch_size": 2, "steps": 3}, {"seq_len": 16, "batch_size": 3}]
     seconds = [json.dumps([stages[0], {**stages[1], "steps": steps}]) for steps in (1, 4)]
-    common = ("data.layout=streams", "train.checkpoint_interval=1")
+    common = ("data.batching=contiguous", "train.checkpoint_interval=1")
     whole = train_run(*common, f"train.stages={seconds[1]}", runs="whole").run
     assert column(whole, "tokens") == [16, 32, 48, 96, 144, 192, 240]
     train_run(*common, f"train.stages={seconds[0]}")
@@ -272,7 +272,7 @@ def test_a_run_that_began_with_another_says_whose_card_tells_the_rest(
 ) -> None:
     train_run("run=first")
     fill(order(write_kinds(tmp_path / "kinds"), "spell"), corpus)
-    run = train_run("run=second", "train.begin_from=first").run
+    run = train_run("run=second", "train.init_from=first").run
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "`first` was trained on others" in card
 

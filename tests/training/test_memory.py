@@ -41,11 +41,11 @@ linux = pytest.mark.skipif(
 
 ATTENTION = ("model.mixer=softmax_attention",)
 SNAKES = (
-    "model.wiring=bare",
+    "model.block=plain",
     "model.n_layers=1",
     "model.d_mlp=0",
     "model.dropout=0.1",
-    "model.options={d_state: 512, d_summary: 0, factored: true, shared_norm: true, entry: raw}",
+    "model.options={d_state: 512, d_summary: 0, factored: true, shared_norm: true, summary_scale: fixed}",
 )
 TRAININGS: dict[str, tuple[str, ...]] = {
     "three tiers": ("train.seq_len=128",),
@@ -53,7 +53,7 @@ TRAININGS: dict[str, tuple[str, ...]] = {
     "attention": (*ATTENTION, "train.batch_size=16"),
     "attention in bf16": (*ATTENTION, "train.batch_size=16", "train.dtype=bf16"),
     "attention in a window": (*ATTENTION, "train.batch_size=16", "model.options.window=128"),
-    "streams": ("data.layout=streams", "train.seq_len=64", "train.batch_size=64"),
+    "contiguous": ("data.batching=contiguous", "train.seq_len=64", "train.batch_size=64"),
     "dropout, accumulated": (
         "model.d_model=128",
         "model.d_mlp=344",
@@ -188,12 +188,12 @@ def test_the_peak_of_using_a_model_is_predicted(training: str, tmp_path: Path, w
 
 
 KINDS = {
-    "windows": (),
+    "shuffled": (),
     "bf16": ("train.dtype=bf16",),
     "documents joined": ("data.reset_at_document=false",),
     "accumulated": ("train.grad_accum_steps=2",),
     "dropout, tied": ("model.dropout=0.1", "model.tie_embeddings=true"),
-    "bare": ("model.wiring=bare", "model.d_mlp=0"),
+    "plain": ("model.block=plain", "model.d_mlp=0"),
     "many words": ("tokenizer.kind=words", "tokenizer.vocab_size=8192", "train.batch_size=24"),
 }
 

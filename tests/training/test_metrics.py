@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ys_llm.training.metrics import LINES_EVERY, Metrics, Progress, read_metrics, say
+from ys_llm.training.metrics import LINES_EVERY, Metrics, Progress, log_line, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -47,7 +47,7 @@ def test_on_a_terminal_there_is_a_bar_that_goes_on_where_training_does(
     monkeypatch.setattr(sys, "stderr", terminal)
     show = Progress(begin=40, total=50)
     steps(show, range(41, 51))
-    show.say("a line that stays")
+    show.log_line("a line that stays")
     show.close()
     shown = terminal.getvalue()
     assert "40/50" in shown
@@ -58,7 +58,7 @@ def test_on_a_terminal_there_is_a_bar_that_goes_on_where_training_does(
 
 
 def test_a_line_of_the_header_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    say("corpus       32 documents")
+    log_line("corpus       32 documents")
     assert capsys.readouterr() == ("", "corpus       32 documents\n")
 
 

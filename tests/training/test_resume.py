@@ -48,14 +48,14 @@ def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun
 
 
 @pytest.mark.parametrize("mixer", mixer_names())
-@pytest.mark.parametrize("layout", ["windows", "streams"])
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
 def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(
-    train_run: TrainRun, layout: str, mixer: str
+    train_run: TrainRun, batching: str, mixer: str
 ) -> None:
     common = (
-        f"data.layout={layout}",
+        f"data.batching={batching}",
         f"model.mixer={mixer}",
-        "train.implementation=auto" if mixer == "softmax_attention" else "model.n_layers=2",
+        "train.backend=auto" if mixer == "softmax_attention" else "model.n_layers=2",
         "model.dropout=0.2",
         "train.grad_accum_steps=2",
         "train.sample_interval=2",
@@ -66,7 +66,7 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(
     parts = train_run(*common, "train.max_steps=9")
     assert_same_training(parts.run, whole.run)
     carried = [name for name in last_tensors(parts.run) if "carried" in name]
-    assert bool(carried) is (layout == "streams")
+    assert bool(carried) is (batching == "contiguous")
 
 
 def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: int) -> Any:
@@ -87,18 +87,18 @@ def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: in
 
 
 @pytest.mark.parametrize(
-    ("layout", "sent", "exit_code"),
+    ("batching", "sent", "exit_code"),
     [
-        ("windows", signal.SIGINT, EXIT_INTERRUPTED),
-        ("streams", signal.SIGTERM, EXIT_TERMINATED),
-        ("windows", signal.SIGHUP, 128 + signal.SIGHUP),
+        ("shuffled", signal.SIGINT, EXIT_INTERRUPTED),
+        ("contiguous", signal.SIGTERM, EXIT_TERMINATED),
+        ("shuffled", signal.SIGHUP, 128 + signal.SIGHUP),
     ],
 )
 def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
-    tmp_path: Path, train_run: TrainRun, layout: str, sent: signal.Signals, exit_code: int
+    tmp_path: Path, train_run: TrainRun, batching: str, sent: signal.Signals, exit_code: int
 ) -> None:
     common = (
-        f"data.layout={layout}",
+        f"data.batching={batching}",
         "model.dropout=0.2",
         "train.grad_accum_steps=2",
         "train.eval_interval=5",
@@ -134,8 +134,8 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
 
 
 def test_another_batch_size_drops_the_carried_state_and_goes_on(train_run: TrainRun) -> None:
-    train_run("data.layout=streams")
-    summary = train_run("data.layout=streams", "train.batch_size=2", "train.max_steps=8")
+    train_run("data.batching=contiguous")
+    summary = train_run("data.batching=contiguous", "train.batch_size=2", "train.max_steps=8")
     assert column(summary.run, "tokens")[-1] == 6 * 64 + 2 * 32
 
 
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     said = capsys.readouterr().err
     assert f"\ndamaged      {newest}/optimizer.safetensors does not match SHA256SUMS; moved" in said
     assert "\ngoing on     from step 3 of 8" in said
-    assert (run / "left-behind" / newest.name / "progress.json").exists()
+    assert (run / "superseded" / newest.name / "progress.json").exists()
 
 
 def test_where_every_checkpoint_is_damaged_it_is_said_and_the_model_still_works(
@@ -255,7 +255,7 @@ def test_the_precision_asked_for_is_taken_also_by_a_run_that_goes_on(train_run: 
 def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
     train_run: TrainRun,
 ) -> None:
-    literal = "train.implementation=reference"  # gives no gradient, where `windowed` gives zeros
+    literal = "train.backend=reference"  # gives no gradient, where `windowed` gives zeros
     train_run(literal, "train.max_steps=2")
     assert train_run(literal, "train.max_steps=4").steps == 4
 
@@ -267,11 +267,11 @@ def test_going_back_repeats_what_was_and_keeps_what_it_went_back_from(
     run = train_run(*common, "train.max_steps=8").run
     before, metrics = last_tensors(run), rows_of(run)
     assert train_run(*common, "train.max_steps=8", from_step=4).run == run
-    assert f"going back   to step 4; 2 newer in {run / 'left-behind'}" in capsys.readouterr().err
+    assert f"going back   to step 4; 2 newer in {run / 'superseded'}" in capsys.readouterr().err
     after = last_tensors(run)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert column(run, "loss") == [row["loss"] for row in metrics]
-    left = run / "left-behind"
+    left = run / "superseded"
     assert {path.name for path in left.iterdir()} == {
         "step-00000006",
         "step-00000008",
@@ -331,11 +331,11 @@ def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
 def test_another_processor_settles_dtype_and_kernels_anew(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    auto = ("train.implementation=auto", "train.dtype=auto")
+    auto = ("train.backend=auto", "train.dtype=auto")
     newest = checkpoints(train_run(*auto).run)[-1]
     progress = read_json(newest / "progress.json")
     progress["circumstances"]["processor"] = "an abacus"
-    progress |= {"implementation": "reference", "dtype": "fp32"}
+    progress |= {"backend": "reference", "dtype": "fp32"}
     rewrite(newest / "progress.json", json.dumps(progress))
     capsys.readouterr()
     train_run(*auto, "train.max_steps=8")
@@ -364,7 +364,7 @@ def test_every_setting_has_been_judged() -> None:
         "model.n_layers",
         "model.options",
         "model.tie_embeddings",
-        "model.wiring",
+        "model.block",
         "tokenizer.kind",
         "tokenizer.vocab_size",
     }
@@ -384,11 +384,11 @@ def test_the_readme_says_what_may_not_change_and_why() -> None:
 def test_the_kernels_that_were_settled_on_are_those_of_the_first_step_too(
     train_run: TrainRun, tmp_path: Path
 ) -> None:
-    run = train_run("train.implementation=auto", "train.max_steps=3").run
+    run = train_run("train.backend=auto", "train.max_steps=3").run
     first = checkpoints(run)[0]
     assert first.name == "step-00000000"
     settled = read_json(first / "progress.json")
-    assert settled["implementation"] in {*reference.IMPLEMENTATIONS} - {"reference"}
+    assert settled["backend"] in {*reference.BACKENDS} - {"reference"}
     assert settled["dtype"] == "fp32"
 
 

@@ -83,9 +83,9 @@ def _resolve_new(arguments: argparse.Namespace) -> Resolved:
     source = find_run(RUNS_DIR, arguments.run)
     slug = re.sub(r"[^\w.-]+", "-", Path(arguments.new_data).absolute().stem).strip("-.")
     name = f"{source.name}-{slug}"
-    begin_from = source.name if source.parent == RUNS_DIR else str(source.absolute())
+    init_from = source.name if source.parent == RUNS_DIR else str(source.absolute())
     overrides = [*arguments.set, *_override("data.path", arguments.new_data)]
-    overrides += [*_override("run", name), *_override("train.begin_from", begin_from)]
+    overrides += [*_override("run", name), *_override("train.init_from", init_from)]
     saved = RUNS_DIR / name / "config.yaml"
     file = saved if saved.exists() else source / "config.yaml"
     return load_config(file, overrides=overrides, environment=os.environ)
@@ -100,9 +100,9 @@ def _show_dry_run(resolved: Resolved) -> int:
 
 def _clean(run: Path, what: What, *, corpus: Path, arguments: argparse.Namespace) -> bool:
     """List what goes, ask, and remove it; whether it was done."""
-    from ys_llm.runs.folder import locked, plan_clean, remove
+    from ys_llm.runs.folder import list_removals, locked, remove
 
-    doomed = plan_clean(run, what, corpus=corpus)
+    doomed = list_removals(run, what, corpus=corpus)
     shown = sys.stdout if arguments.dry_run else sys.stderr
     for item in doomed:
         name = f"{item.path}{'/' if item.path.is_dir() else ''}"
@@ -146,12 +146,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prompts is not None and (arguments.prompt is not None or arguments.json):
         arguments.usage_error("--prompts prints JSON of its own; leave out --prompt and --json")
     prompt = None if arguments.prompts else _prompt(arguments)
-    from ys_llm.inference.repl import run_interactive, run_many, run_once
+    from ys_llm.inference.repl import run_batch, run_interactive, run_once
 
     loaded = _loaded(arguments)
     sampling = _sampling(arguments, loaded.config.generate)
     if arguments.prompts:
-        run_many(loaded, _lines_of(arguments.prompts), sampling, plain=arguments.plain)
+        run_batch(loaded, _lines_of(arguments.prompts), sampling, plain=arguments.plain)
     elif prompt is None:
         run_interactive(loaded, sampling, plain=arguments.plain)
     else:
@@ -168,12 +168,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _loaded(arguments: argparse.Namespace) -> LoadedRun:
     """The run that is named, its weights rounded as --weights says."""
-    from ys_llm.model.quantize import narrow_linears
+    from ys_llm.model.quantize import quantize_linears
     from ys_llm.runs.checkpoint import load_run
     from ys_llm.runs.folder import find_run
 
     loaded = load_run(find_run(RUNS_DIR, arguments.name))
-    narrow_linears(loaded.model, arguments.weights)
+    quantize_linears(loaded.model, arguments.weights)
     return loaded
 
 

@@ -15,7 +15,7 @@ _PATIENCE, _HELD_OUT = "train.patience", "data.validation_fraction"
 _OF_STAGES = {_STEPS: "steps", "train.seq_len": "seq_len", "train.batch_size": "batch_size"}
 
 
-def contradictions(
+def conflicts(
     values: Mapping[str, Any], *, defaults: Mapping[str, Any], origins: Mapping[str, str]
 ) -> list[str]:
     """One line for each pair that contradict each other, the place of the offending one first."""

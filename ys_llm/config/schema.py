@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ys_llm.config.conflicts import contradictions
+from ys_llm.config.conflicts import conflicts
 from ys_llm.config.strict_reader import (
     StrictReader,
     field_helps,
@@ -64,8 +64,8 @@ class DataConfig:
     validation_fraction: float = setting(
         0.05, "share of documents held out, chosen by hash", minimum=0.0, below=1.0
     )
-    layout: Literal["windows", "streams"] = setting(
-        "windows", "windows: shuffled pieces; streams: text in order, state carried across batches"
+    batching: Literal["shuffled", "contiguous"] = setting(
+        "shuffled", "windows: shuffled pieces; streams: text in order, state carried across batches"
     )
     reset_at_document: bool = setting(True, "forget the state where a document starts")
 
@@ -90,8 +90,8 @@ class TokenizerConfig:
 class ModelConfig:
     """The trunk, and the one part of it that differs between models: the mixer."""
 
-    wiring: Literal["pre_norm", "bare"] = setting(
-        "pre_norm", "pre_norm: residual blocks; bare: embedding, mixer, head and nothing else"
+    block: Literal["pre_norm", "plain"] = setting(
+        "pre_norm", "pre_norm: residual blocks; plain: embedding, mixer, head and nothing else"
     )
     d_model: int = setting(256, "width of the residual stream", minimum=1, maximum=_GREATEST_WIDTH)
     n_layers: int = setting(4, "number of blocks", minimum=1, maximum=1000)
@@ -158,7 +158,9 @@ class TrainConfig:
     eval_tokens: int = setting(200_000, "validation tokens per evaluation; 0 = all", minimum=0)
     checkpoint_interval: int = setting(200, "steps between checkpoints", minimum=1)
     keep_checkpoints: int = setting(2, "newest checkpoints kept, beside the best one", minimum=1)
-    keep_every: int = setting(0, "steps between checkpoints kept for good; 0 = none", minimum=0)
+    keep_checkpoint_every: int = setting(
+        0, "steps between checkpoints kept for good; 0 = none", minimum=0
+    )
     on_spike: Literal["log", "rollback"] = setting(
         "log",
         "a loss far above the last ones is written down, or undone like one that is no number",
@@ -166,7 +168,7 @@ class TrainConfig:
     max_rollbacks: int = setting(
         3, "times a run goes back to a checkpoint before it gives up", minimum=0
     )
-    rollback_rate: float = setting(
+    rollback_lr_factor: float = setting(
         0.5, "share of the learning rate that is left each time", above=0.0, maximum=1.0
     )
     rollback_steps: int = setting(
@@ -182,7 +184,7 @@ class TrainConfig:
     dtype: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "auto = bf16 where it is 1.5 times as fast"
     )
-    implementation: str = setting("auto", "of the mixer's op: auto, reference, or one of its own")
+    backend: str = setting("auto", "of the mixer's op: auto, reference, or one of its own")
     threads: int = setting(0, "CPU threads; 0 = as many as there are", minimum=0, maximum=1024)
     deterministic: bool = setting(
         False, "kernels that give the same bits each time on CUDA too; slower there"
@@ -190,7 +192,7 @@ class TrainConfig:
     memory_limit_gb: float = setting(
         0.0, "memory that batch_size: auto may use; 0 = 80 % of what is free", minimum=0.0
     )
-    begin_from: str = setting("", "run whose weights and tokenizer a new run begins with")
+    init_from: str = setting("", "run whose weights and tokenizer a new run begins with")
 
     @property
     def plan(self) -> tuple[Stage, ...]:
@@ -372,7 +374,7 @@ class _Sources:
         given, values = flatten(self._values), flatten(to_mapping(config))
         origins = {path: self._origin(path) if path in given else "default" for path in values}
         defaults = {**dict.fromkeys(values), **flatten(to_mapping(Config()))}
-        raise_problems(contradictions(values, defaults=defaults, origins=origins))
+        raise_problems(conflicts(values, defaults=defaults, origins=origins))
         return Resolved(config, origins)
 
     def _origin(self, path: str) -> str:

@@ -21,7 +21,7 @@ _SHOWN_CHARS = 60  # of a wrong value inside a message, which should stay one li
 _GREATEST = 2**63 - 1  # what torch, numpy and safetensors can hold
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _MISSING = dataclasses.MISSING
-UNREADABLE = object()  # stands for a value whose problem has been told already
+INVALID = object()  # stands for a value whose problem has been told already
 T = TypeVar("T")
 
 
@@ -100,7 +100,7 @@ class StrictReader:
 
     def read(self, kind: Any, value: Any, path: str) -> Any:
         """Return `value` as a `kind`; after a problem the result has no meaning."""
-        if value is UNREADABLE:
+        if value is INVALID:
             self.problems.append("")  # no more to say; but what holds it must not be built
             return None
         origin = get_origin(kind)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from ys_llm.config.strict_reader import UNREADABLE
+from ys_llm.config.strict_reader import INVALID
 from ys_llm.errors import EXIT_USAGE, UserError
 
 _TAG = "tag:yaml.org,2002:"
@@ -192,7 +192,7 @@ class _Builder:
 
     def _problem(self, line: int, message: str) -> object:
         self.problems.append((line, message))
-        return UNREADABLE
+        return INVALID
 
 
 def _clipped(text: str) -> str:

@@ -6,7 +6,7 @@ compiler and the processor. It knows nothing of torch or Python; its functions t
 pointers. What it needs of OpenMP is torch's, loaded before it, so that both share their threads.
 
 `build` compiles what is missing; `ready` takes only what is there, so that no command waits for a
-compiler unasked. Both give None where it cannot be, and `why_not` says why.
+compiler unasked. Both give None where it cannot be, and `unavailable_reason` says why.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ def folder() -> Path:
 
 
 def build(name: str, *, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The kernel, compiled first where it is not there; None where it cannot be, see `why_not`."""
+    """The kernel, compiled first if need be; None where it cannot be: see `unavailable_reason`."""
     path = _library(name, flags)
     if path is not None and not path.exists():
         _compile(name, flags)
@@ -58,7 +58,7 @@ def ready(name: str, *, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
         return None
 
 
-def why_not(name: str, *, flags: tuple[str, ...] = ()) -> str:
+def unavailable_reason(name: str, *, flags: tuple[str, ...] = ()) -> str:
     """Why `build` gives none, in a few words; empty where it gives one."""
     path = _library(name, flags)
     if path is None:
@@ -72,7 +72,7 @@ def why_not(name: str, *, flags: tuple[str, ...] = ()) -> str:
     return ""
 
 
-def made_by() -> str:
+def compiler_version() -> str:
     """The compiler as it calls itself; empty where there is none."""
     found = compiler()
     return "" if found is None else found[1]
@@ -109,7 +109,7 @@ def _library(name: str, flags: tuple[str, ...]) -> Path | None:
     taken.
     """
     told = "".join(path.read_text(encoding="utf-8") for path in _sources(name))
-    processor = machine.look_at()
+    processor = machine.inspect_machine()
     made_of = repr((told, FLAGS, flags, processor.processor, sorted(processor.features)))
     stem = f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
     if (found := compiler()) is None:

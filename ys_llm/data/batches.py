@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ys_llm.data.shards import Int64Array, TokenData
+from ys_llm.data.shards import Int64Array, TokenShard
 from ys_llm.errors import UserError
 
-IGNORED = -100  # torch's own default `ignore_index`: a target that no loss counts
+IGNORE_INDEX = -100  # torch's own default `ignore_index`: a target that no loss counts
 
 UInt64Array = npt.NDArray[np.uint64]
 
@@ -42,22 +42,22 @@ class Batch:
 class BatchPlan:
     """Everything the order of batches depends on, besides the data and the batch's index."""
 
-    layout: Literal["windows", "streams"]
+    batching: Literal["shuffled", "contiguous"]
     seq_len: int
     batch_size: int
     seed: int
     end_id: int
 
 
-def batches_per_epoch(data: TokenData, plan: BatchPlan) -> int:
+def batches_per_epoch(data: TokenShard, plan: BatchPlan) -> int:
     """Batches until every token has been an input at least once (the last one rounds up)."""
     _check_length(data, plan)
-    if plan.layout == "windows":
+    if plan.batching == "shuffled":
         return -(-_n_windows(data, plan) // plan.batch_size)
     return _n_pieces(data, plan)
 
 
-def batch_at(data: TokenData, plan: BatchPlan, index: int) -> Batch:
+def batch_at(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
     """Batch number `index` (0 is the first): a pure function of its arguments, in O(1).
 
     windows: sample s = index * batch_size + row is window `permute(s mod n)` of epoch s // n,
@@ -69,7 +69,7 @@ def batch_at(data: TokenData, plan: BatchPlan, index: int) -> Batch:
     Raises UserError where the data is shorter than one window.
     """
     _check_length(data, plan)
-    if plan.layout == "windows":
+    if plan.batching == "shuffled":
         begins, carry = _window_begins(data, plan, index), False
     else:
         begins, carry = _stream_begins(data, plan, index)
@@ -99,7 +99,7 @@ def permute(indices: UInt64Array, n: int, *, seed: int, epoch: int) -> UInt64Arr
     return values
 
 
-def evaluation_span(data: TokenData, *, max_tokens: int) -> tuple[int, int]:
+def evaluation_span(data: TokenShard, *, max_tokens: int) -> tuple[int, int]:
     """(predictions, bytes) of the part that is evaluated with this limit.
 
     Whole documents from the front, as many as have `max_tokens` tokens together but at least
@@ -113,13 +113,13 @@ def evaluation_span(data: TokenData, *, max_tokens: int) -> tuple[int, int]:
 
 
 def evaluation_batches(
-    data: TokenData, *, seq_len: int, batch_size: int, end_id: int, max_tokens: int = 0
+    data: TokenShard, *, seq_len: int, batch_size: int, end_id: int, max_tokens: int = 0
 ) -> Iterator[Batch]:
     """Contiguous streams, state carried, in which every token is predicted exactly once.
 
     Row b scores [floor(b n / B), floor((b + 1) n / B)) and begins to read `seq_len` tokens
     earlier, so that a prediction beside a border has context too. Targets that are not scored
-    (this run-up, and the end of rows shorter than the longest) are IGNORED. The last batch is
+    (this run-up, and the end of rows shorter than the longest) are IGNORE_INDEX. The last batch is
     as short as what is left.
     """
     n_tokens, _ = evaluation_span(data, max_tokens=max_tokens)
@@ -132,9 +132,9 @@ def evaluation_batches(
         columns = np.arange(done, min(done + seq_len, longest))
         positions = firsts[:, None] + columns
         scored = (positions >= borders[:-1, None]) & (positions < borders[1:, None])
-        inside = np.minimum(positions, n_tokens - 1)  # what lies beyond is IGNORED anyway
+        inside = np.minimum(positions, n_tokens - 1)  # what lies beyond is IGNORE_INDEX anyway
         inputs = torch.from_numpy(data.tokens[inside].astype(np.int64))
-        targets = np.where(scored, data.tokens[inside + 1].astype(np.int64), IGNORED)
+        targets = np.where(scored, data.tokens[inside + 1].astype(np.int64), IGNORE_INDEX)
         yield _batch(inputs, torch.from_numpy(targets), end_id=end_id, carry=done > 0)
 
 
@@ -142,7 +142,7 @@ def _batch(inputs_BT: Tensor, targets_BT: Tensor, *, end_id: int, carry: bool) -
     return Batch(inputs_BT.contiguous(), targets_BT.contiguous(), inputs_BT == end_id, carry)
 
 
-def _check_length(data: TokenData, plan: BatchPlan) -> None:
+def _check_length(data: TokenShard, plan: BatchPlan) -> None:
     if data.n_inputs < plan.seq_len:
         raise UserError(
             f"The training split has {len(data.tokens):,} tokens, and train.seq_len: "
@@ -151,15 +151,15 @@ def _check_length(data: TokenData, plan: BatchPlan) -> None:
         )
 
 
-def _n_windows(data: TokenData, plan: BatchPlan) -> int:
+def _n_windows(data: TokenShard, plan: BatchPlan) -> int:
     return -(-data.n_inputs // plan.seq_len)
 
 
-def _n_pieces(data: TokenData, plan: BatchPlan) -> int:
+def _n_pieces(data: TokenShard, plan: BatchPlan) -> int:
     return -(-data.n_inputs // (plan.batch_size * plan.seq_len))
 
 
-def _window_begins(data: TokenData, plan: BatchPlan, index: int) -> Int64Array:
+def _window_begins(data: TokenShard, plan: BatchPlan, index: int) -> Int64Array:
     n = _n_windows(data, plan)
     samples = index * plan.batch_size + np.arange(plan.batch_size, dtype=np.int64)
     epochs = samples // n
@@ -172,7 +172,7 @@ def _window_begins(data: TokenData, plan: BatchPlan, index: int) -> Int64Array:
     return begins
 
 
-def _stream_begins(data: TokenData, plan: BatchPlan, index: int) -> tuple[Int64Array, bool]:
+def _stream_begins(data: TokenShard, plan: BatchPlan, index: int) -> tuple[Int64Array, bool]:
     epoch, piece = divmod(index, _n_pieces(data, plan))
     offset = int(_draw("offset", plan.seed, epoch)[0]) % data.n_inputs
     rows = np.arange(plan.batch_size, dtype=np.int64)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.config.strict_reader import to_plain
-from ys_llm.data.records import document_key
+from ys_llm.data.records import document_id
 from ys_llm.errors import UserError
 from ys_llm.gendata.corpus.delta import NOTHING, merged, shared, without
 from ys_llm.gendata.generation.journal import Entry
@@ -124,7 +124,7 @@ def manifest_line(entry: Entry) -> dict[str, Any]:
         "kind": entry.kind,
         "digest": origin.digest,
         "seed": origin.seed,
-        "document": document_key(entry.record.response, entry.record.prompt),
+        "document": document_id(entry.record.response, entry.record.prompt),
         "index": entry.index,
     }
     verdicts = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.data import manifest
-from ys_llm.data.records import document_key
+from ys_llm.data.records import document_id
 from ys_llm.errors import UserError
 from ys_llm.gendata.curation.reading import read_items
 from ys_llm.gendata.record import Record
@@ -84,7 +84,7 @@ def _records(folder: Path) -> Iterator[tuple[Path, int, Record, Mapping[str, Any
         known = {line["document"]: line for line in file.records}
         for item in read_items(folder / name) if (folder / name).exists() else ():
             record = item.record
-            line = record and known.get(document_key(record.response, record.prompt))
+            line = record and known.get(document_id(record.response, record.prompt))
             if record and line:
                 yield folder / name, item.number, record, line
 

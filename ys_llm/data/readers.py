@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ys_llm.data.records import document_key
+from ys_llm.data.records import document_id
 from ys_llm.errors import UserError
 from ys_llm.runs.folder import is_run
 
@@ -43,7 +43,7 @@ class Document:
     @cached_property
     def key(self) -> str:
         """Hash of prompt and text, never of the source."""
-        return document_key(self.text, self.prompt)
+        return document_id(self.text, self.prompt)
 
     @cached_property
     def n_bytes(self) -> int:

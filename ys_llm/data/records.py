@@ -3,7 +3,7 @@
 import hashlib
 
 
-def document_key(text: str, prompt: str | None = None) -> str:
+def document_id(text: str, prompt: str | None = None) -> str:
     """128 bits in hexadecimal; `prompt` is None where the document is plain text."""
     digest = hashlib.blake2b(digest_size=16)
     if prompt is not None:

@@ -27,9 +27,9 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from ys_llm.data.readers import Document
-from ys_llm.data.tokenizer import Tokenizer, packed_as
+from ys_llm.data.tokenizer import Tokenizer, id_format
 from ys_llm.errors import UserError
-from ys_llm.system.files import explained, make_folder, write_atomically
+from ys_llm.system.files import make_folder, readable_os_errors, write_atomically
 
 _FORMAT_VERSION = 1  # part of the cache key: raise it when the layout of a shard changes
 _CHUNK_BYTES = 2_000_000  # text encoded at a time, a tenth of a second's work for one process
@@ -41,7 +41,7 @@ Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class TokenData:
+class TokenShard:
     """One encoded split. `tokens` is a read-only memory map (uint16 or uint32)."""
 
     tokens: npt.NDArray[Any]
@@ -61,7 +61,7 @@ class TokenData:
 
 def prepare(
     documents: Sequence[Document], tokenizer: Tokenizer, *, cache_dir: Path, label: str
-) -> TokenData:
+) -> TokenShard:
     """The documents as a shard, read from `cache_dir/<key>/` or made there.
 
     The key is a hash of what the documents say and of the tokenizer, never of a name, and a
@@ -98,7 +98,7 @@ def _write_shard(
 ) -> None:
     dtype = _dtype_of(tokenizer.vocab_size)
     temporary = folder / f".tokens.bin.{os.getpid()}.tmp"
-    with explained(folder / "tokens.bin"):
+    with readable_os_errors(folder / "tokens.bin"):
         make_folder(folder)
         try:
             with temporary.open("wb") as file:
@@ -199,7 +199,7 @@ _load_once = cache(Tokenizer.load)
 def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[bytes]:
     """Each document's ids after its leading `<end>`, as the shard holds them."""
     end, start = (
-        struct.pack(tokenizer.packed_as, id) for id in (tokenizer.end_id, tokenizer.start_id)
+        struct.pack(tokenizer.id_format, id) for id in (tokenizer.end_id, tokenizer.start_id)
     )
     packed = tokenizer.encode_packed
     return [
@@ -211,10 +211,10 @@ def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[bytes]:
 
 
 def _dtype_of(vocab_size: int) -> np.dtype[Any]:
-    return np.dtype(packed_as(vocab_size))
+    return np.dtype(id_format(vocab_size))
 
 
-def _read_shard(folder: Path) -> TokenData | None:
+def _read_shard(folder: Path) -> TokenShard | None:
     """The shard in this folder, or None where there is none that matches its own description."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
@@ -231,4 +231,4 @@ def _read_shard(folder: Path) -> TokenData | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     offsets, document_bytes = index.reshape(2, -1)
-    return TokenData(tokens, offsets, document_bytes)
+    return TokenShard(tokens, offsets, document_bytes)

@@ -90,16 +90,16 @@ class Tokenizer:
         self.fingerprint = hashlib.sha256(saved.encode()).hexdigest()
         self._saved = saved
         self._token_bytes = _token_bytes(library, self.kind)
-        self.packed_as = packed_as(self.vocab_size)
-        self._packed_piece = _PackedPieces(library, self.kind, self.packed_as).__getitem__
+        self.id_format = id_format(self.vocab_size)
+        self._packed_piece = _PackedPieces(library, self.kind, self.id_format).__getitem__
         self._findall = re.compile(_piece_pattern(self.kind)).findall
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, never a control id. Raises UserError on a lone surrogate."""
-        return [id for (id,) in struct.iter_unpack(self.packed_as, self.encode_packed(text))]
+        return [id for (id,) in struct.iter_unpack(self.id_format, self.encode_packed(text))]
 
     def encode_packed(self, text: str) -> bytes:
-        """The ids of `encode` as a shard holds them: each in the struct format `packed_as`."""
+        """The ids of `encode` as a shard holds them: each in the struct format `id_format`."""
         if self.kind == "bytes":  # nothing is learned and nothing to look up: 50 times as fast
             ids, _ = codecs.charmap_decode(_utf8(text), "strict", _ID_OF_BYTE)
             return ids.encode("utf-16-le")
@@ -186,7 +186,7 @@ def train_tokenizer(texts: Sequence[str], *, kind: Kind, vocab_size: int) -> Tok
     return Tokenizer(library.to_str())
 
 
-def packed_as(vocab_size: int) -> str:
+def id_format(vocab_size: int) -> str:
     """The struct format of an id, the smallest that holds any of such a vocabulary."""
     return "<H" if vocab_size <= 1 << 16 else "<I"
 
@@ -194,11 +194,11 @@ def packed_as(vocab_size: int) -> str:
 class _PackedPieces(dict[str, bytes]):
     """The ids of each piece met so far: looking one up costs a hundredth of encoding it."""
 
-    def __init__(self, library: tokenizers.Tokenizer, kind: Kind, packed_as: str) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, kind: Kind, id_format: str) -> None:
         super().__init__()
         self._tokenize = library.model.tokenize  # half the price of a whole `encode`
         self._spelled = _utf8_text if kind == "chars" else _byte_level
-        self._pack = struct.Struct(packed_as).pack
+        self._pack = struct.Struct(id_format).pack
 
     def __missing__(self, piece: str) -> bytes:
         if len(piece) > _LONGEST_PIECE:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ys_llm.data.batches import IGNORED, evaluation_batches, evaluation_span
+from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
 from ys_llm.data.readers import Document, read_documents
-from ys_llm.data.shards import TokenData, prepare
+from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import LoadedRun
@@ -60,7 +60,7 @@ class PathEvaluation:
 
 def evaluate_tokens(
     model: Model,
-    data: TokenData,
+    data: TokenShard,
     *,
     seq_len: int,
     batch_size: int = 32,
@@ -97,7 +97,7 @@ def evaluate_tokens(
 
 def loss_by_position(
     model: Model,
-    data: TokenData,
+    data: TokenShard,
     *,
     seq_len: int,
     multiple: int = 16,
@@ -158,7 +158,7 @@ def baselines(training: Sequence[Document], validation: Sequence[Document]) -> d
     }
 
 
-def kept_baselines(
+def cached_baselines(
     training: Sequence[Document], validation: Sequence[Document], *, cache_dir: Path
 ) -> dict[str, float]:
     """As `baselines`, kept in `cache_dir/<key>/`: xz takes seconds over what never changes.
@@ -219,7 +219,7 @@ def positions_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[tuple[s
     ]
 
 
-def _shards(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenData]]:
+def _shards(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenShard]]:
     for path in paths:
         documents = read_documents(path, retype="ys eval RUN PATH")
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
@@ -240,7 +240,7 @@ def _evaluating(model: Model) -> Iterator[None]:
 
 def _nats(model: Model, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
     """Loss of each scored target, in one row; logits are made for a part of the rows at a time."""
-    scored = targets_BT != IGNORED
+    scored = targets_BT != IGNORE_INDEX
     x_parts = torch.split(x_BTD[scored], _HEAD_TOKENS)
     target_parts = torch.split(targets_BT[scored], _HEAD_TOKENS)
     return torch.cat(

@@ -142,13 +142,13 @@ def hardware(device: str) -> str:
 
 def train_row(resolved: Resolved, *, command: str, runs_dir: Path, clean: bool) -> Row:
     """Train one configuration, or go on with its run, and measure it."""
-    from ys_llm.runs.folder import plan_clean, remove
+    from ys_llm.runs.folder import list_removals, remove
     from ys_llm.training.loop import train
 
     config = resolved.config
     if clean:
         run = runs_dir / config.run
-        remove(plan_clean(run, "model", corpus=Path(config.data.path)))
+        remove(list_removals(run, "model", corpus=Path(config.data.path)))
     summary = train(resolved, runs_dir=runs_dir)
     if summary.val_loss is None or summary.val_bits_per_byte is None:
         raise UserError(

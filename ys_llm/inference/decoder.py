@@ -3,8 +3,8 @@
 Torch takes a token in some forty operations a layer, which at one token cost more than their
 arithmetic. The kernel `decode.cpp` reads each weight once and does the rest in between; what it
 computes is what `model(tokens_BT, state)` does, the state included, so that either may go on where
-the other stopped. It is there for models on the CPU whose mixer offers `one_token()`, see
-`ops/one_token.py`, once it has been compiled (`loader.py`).
+the other stopped. It is there for models on the CPU whose mixer offers `decode_spec()`, see
+`ops/decode_spec.py`, once it has been compiled (`loader.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ys_llm.csrc import loader
 from ys_llm.model.language_model import RMS_EPS, Model, State
-from ys_llm.ops.decode_spec import LinearMap, OneToken, linear_map
+from ys_llm.ops.decode_spec import DecodeSpec, LinearMap, linear_map
 from ys_llm.ops.three_tier.types import EPS, Summary
 
 MOST_TEXTS = 64  # that one call takes
@@ -114,7 +114,7 @@ class Decoder:
         self.bytes_per_token = 0.0  # of weights, those of summaries by their share of tokens
         self._dtype = model.embedding.weight.dtype
         blocks: list[Any] = list(model.blocks)
-        plans: list[OneToken] = [block.mixer.one_token() for block in blocks]
+        plans: list[DecodeSpec] = [block.mixer.decode_spec() for block in blocks]
         self._vocab_size, self._shape = model.vocab_size, (len(blocks), 3, _d_state(plans[0]))
         self._layers = (_Layer * len(blocks))(*map(self._layer, blocks, plans))
         self._model = self._described(model, plans[0])
@@ -184,7 +184,7 @@ class Decoder:
             self._scratch = torch.empty(needed, dtype=self._dtype)
         return self._scratch
 
-    def _described(self, model: Model, plan: OneToken) -> _Model:
+    def _described(self, model: Model, plan: DecodeSpec) -> _Model:
         weights = plan.recurrence
         tiers = [tier for tier in (weights.local_summary, weights.global_summary) if tier]
         final_gain = getattr(model.final_norm, "weight", None)
@@ -203,7 +203,7 @@ class Decoder:
             norm_eps=EPS,
         )
 
-    def _layer(self, block: Any, plan: OneToken) -> _Layer:
+    def _layer(self, block: Any, plan: DecodeSpec) -> _Layer:
         weights, no_map = plan.recurrence, _Map()
         mlp = getattr(block, "mlp", None)
         gain_of = {name: getattr(block, name, None) for name in ("mixer_norm", "mlp_norm")}
@@ -269,10 +269,10 @@ def decoder_of(model: Model) -> Decoder | None:
     """A decoder for this model, or None where torch has to take its tokens.
 
     That is where the kernel is not compiled, where the model is not on the CPU or its mixer has no
-    `one_token`, and where someone listens to its modules (hooks), which only torch would call.
+    `decode_spec`, and where someone listens to its modules (hooks), which only torch would call.
     """
     kernel = loader.ready("decode")
-    if kernel is None or not all(hasattr(block.mixer, "one_token") for block in _blocks(model)):
+    if kernel is None or not all(hasattr(block.mixer, "decode_spec") for block in _blocks(model)):
         return None
     dtypes = {parameter.dtype for parameter in model.parameters()}
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -290,5 +290,5 @@ def _has_listeners(model: Model) -> bool:
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def _d_state(plan: OneToken) -> int:
+def _d_state(plan: DecodeSpec) -> int:
     return len(plan.recurrence.gain)

@@ -77,7 +77,7 @@ def run_once(
         _stream_answer(loaded, pieces, sampling, plain=plain)
 
 
-def run_many(
+def run_batch(
     loaded: LoadedRun, prompts: Iterable[str], sampling: GenerateConfig, *, plain: bool = False
 ) -> None:
     """Complete prompts side by side: one JSON object a line on stdout, in the prompts' order.

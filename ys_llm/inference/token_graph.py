@@ -80,9 +80,9 @@ def _periods(model: Model) -> tuple[int, ...] | None:
     every: set[int] = set()
     for block in model.blocks:
         options: Any = getattr(block.mixer, "options", None)
-        if not hasattr(options, "local_every"):
+        if not hasattr(options, "local_interval"):
             return None
-        every |= {options.local_every, options.global_every}
+        every |= {options.local_interval, options.global_interval}
     return tuple(sorted(every - {0}))
 
 

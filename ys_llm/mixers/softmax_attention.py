@@ -76,7 +76,7 @@ CONTRACT_OPTIONS = (
 class Mixer(nn.Module):
     """Multi-head causal attention over a growing (or windowed) store of keys and values."""
 
-    def __init__(self, d_model: int, options: Options, *, implementation: str = "auto") -> None:
+    def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
         n_kv_heads = options.n_kv_heads or options.n_heads
         if d_model % (2 * options.n_heads):
@@ -86,7 +86,7 @@ class Mixer(nn.Module):
                 "Choose another n_heads or d_model",
                 exit_code=EXIT_USAGE,
             )
-        self.implementation = _resolve(implementation)
+        self.backend = _resolve(backend)
         self.n_heads = options.n_heads
         self.n_kv_heads = n_kv_heads
         self.d_head = d_model // options.n_heads
@@ -170,7 +170,7 @@ class Mixer(nn.Module):
     ) -> Tensor:
         grouped = self.n_kv_heads != self.n_heads
         outgrown = 0 < self.window < keys.shape[2]
-        if self.implementation == "reference":
+        if self.backend == "reference":
             share = self.n_heads // self.n_kv_heads
             keys, values = (held.repeat_interleave(share, dim=1) for held in (keys, values))
             return attend_by_step(query, keys, values, document, window=self.window)
@@ -201,13 +201,13 @@ def attend_by_step(
     return torch.cat(mixed, dim=2)
 
 
-def _resolve(implementation: str) -> str:
-    if implementation in ("auto", "sdpa"):
+def _resolve(backend: str) -> str:
+    if backend in ("auto", "sdpa"):
         return "sdpa"
-    if implementation == "reference":
+    if backend == "reference":
         return "reference"
     raise UserError(
-        f"implementation {implementation} is unknown to softmax_attention",
+        f"backend {backend} is unknown to softmax_attention",
         "Choose auto, reference or sdpa",
         exit_code=EXIT_USAGE,
     )

@@ -27,11 +27,11 @@ from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops import linear
-from ys_llm.ops.decode_spec import OneToken, linear_map, map_then_matrix, matrix_then_map
+from ys_llm.ops.decode_spec import DecodeSpec, linear_map, map_then_matrix, matrix_then_map
 from ys_llm.ops.three_tier.gemm import Precision
 from ys_llm.ops.three_tier.reference import (
+    BACKENDS,
     EPS,
-    IMPLEMENTATIONS,
     State,
     Summary,
     Weights,
@@ -74,27 +74,29 @@ class Options:
     shared_norm: bool = field(
         default=False, metadata={"help": "one LayerNorm for all tiers, as in the source"}
     )
-    entry: Literal["raw", "soft"] = field(
-        default="soft",
+    summary_scale: Literal["fixed", "learned"] = field(
+        default="learned",
         metadata={"help": "how G + L enter: raw as in the source, or by a learned scale from 0.1"},
     )
-    local_every: int = field(
+    local_interval: int = field(
         default=16,
         metadata={"help": "steps between local summaries; 0 = no such tier", "minimum": 0},
     )
-    global_every: int = field(
+    global_interval: int = field(
         default=64,
         metadata={"help": "steps between global summaries; 0 = no such tier", "minimum": 0},
     )
 
 
-PRESET_V0_3 = Options(d_state=2048, d_summary=0, factored=True, shared_norm=True, entry="raw")
+PRESET_V0_3 = Options(
+    d_state=2048, d_summary=0, factored=True, shared_norm=True, summary_scale="fixed"
+)
 CONTRACT_OPTIONS = (
-    Options(d_state=32, d_summary=0, factored=True, shared_norm=True, entry="raw"),
+    Options(d_state=32, d_summary=0, factored=True, shared_norm=True, summary_scale="fixed"),
     Options(d_state=32, d_summary=0, n_heads=4),
-    Options(d_state=24, d_summary=8, local_every=0),
+    Options(d_state=24, d_summary=8, local_interval=0),
     Options(d_state=24, d_summary=6, n_heads=3, factored=True),
-    Options(d_state=24, d_summary=0, local_every=5, global_every=0),
+    Options(d_state=24, d_summary=0, local_interval=5, global_interval=0),
 )
 
 
@@ -107,7 +109,7 @@ class SummaryTier(nn.Module):
         self.state_controller = _matrix(d_state, width)
         self.input_influencer = _matrix(d_state, width)
         self.output_shaper = _matrix(width, d_state)
-        if options.entry == "soft":
+        if options.summary_scale == "learned":
             nn.init.zeros_(self.output_shaper)
         if not options.shared_norm:
             self.norm = nn.LayerNorm(width, eps=EPS)
@@ -123,10 +125,10 @@ class Mixer(nn.Module):
 
     time_major = True  # it goes through x_BTD step by step: best where memory is in that order
 
-    def __init__(self, d_model: int, options: Options, *, implementation: str = "auto") -> None:
+    def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        _check(options, implementation)
-        self.options, self.implementation = options, implementation
+        _check(options, backend)
+        self.options, self.backend = options, backend
         d_state, heads = options.d_state, options.n_heads
         self.in_proj = _linear(d_model, d_state, bias=True)
         self.out_proj = _linear(d_state, d_model, bias=options.factored)
@@ -136,37 +138,39 @@ class Mixer(nn.Module):
         shape = (d_state, d_state) if heads == 1 else (heads, d_state // heads, d_state // heads)
         self.state_controller = _matrix(*shape)
         self.norm = nn.LayerNorm(d_state, eps=EPS)
-        if options.local_every:
+        if options.local_interval:
             self.local_summary = SummaryTier(options)
-        if options.global_every:
+        if options.global_interval:
             self.global_summary = SummaryTier(options)
-        if options.entry == "soft" and (options.local_every or options.global_every):
+        if options.summary_scale == "learned" and (
+            options.local_interval or options.global_interval
+        ):
             self.entry = nn.Parameter(torch.full((d_state,), SOFT_ENTRY))
 
     def settle(self, *, batch_size: int, precision: Precision, taken: str = "") -> tuple[str, str]:
-        """Resolve `implementation: auto` for this machine, or take what was `taken` before.
+        """Resolve `backend: auto` for this machine, or take what was `taken` before.
 
         Returns the choice and its reason.
         """
-        if lacking := lack(self.implementation, self.state_controller.device.type):
+        if lacking := lack(self.backend, self.state_controller.device.type):
             problem, remedy = lacking
             raise UserError(
-                f"train.implementation: {self.implementation}: {problem}",
-                f"{remedy}, or set train.implementation: auto",
+                f"train.backend: {self.backend}: {problem}",
+                f"{remedy}, or set train.backend: auto",
             )
-        if self.implementation != "auto":
-            return self.implementation, "as configured"
-        self.implementation, why = choose(
+        if self.backend != "auto":
+            return self.backend, "as configured"
+        self.backend, why = choose(
             batch_size=batch_size, weights=self._weights(), precision=precision, taken=taken
         )
-        return self.implementation, why
+        return self.backend, why
 
     def _recurrence(self, steps: int, device_type: str) -> Any:
         """What was settled; else compiled code where it is there and pays, and torch elsewhere."""
-        if self.implementation not in ("auto", "compiled"):
-            return IMPLEMENTATIONS[self.implementation]
-        compiles = steps >= FEWEST_STEPS and device_type == "cpu" and usable("compiled")
-        return IMPLEMENTATIONS["compiled" if compiles else "windowed"]
+        if self.backend not in ("auto", "cpp"):
+            return BACKENDS[self.backend]
+        compiles = steps >= FEWEST_STEPS and device_type == "cpu" and usable("cpp")
+        return BACKENDS["cpp" if compiles else "windowed"]
 
     def forward(
         self, x_BTD: Tensor, state: dict[str, Any] | None = None, starts_BT: Tensor | None = None
@@ -192,14 +196,14 @@ class Mixer(nn.Module):
             return self.out_proj(h_TBS @ self.output_shaper).transpose(0, 1), after._asdict()
         return linear.fused_backward(h_TBS, self.out_proj.weight).transpose(0, 1), after._asdict()
 
-    def one_token(self) -> OneToken:
+    def decode_spec(self) -> DecodeSpec:
         """In, the recurrence, out: the factored chains folded into one map each."""
         if self.options.factored:
             in_map = map_then_matrix(self.in_proj, self.input_influencer)
             out_map = matrix_then_map(self.output_shaper, self.out_proj)
         else:
             in_map, out_map = linear_map(self.in_proj), linear_map(self.out_proj)
-        return OneToken(in_map, self._weights()._replace(drive_bias=None), out_map)
+        return DecodeSpec(in_map, self._weights()._replace(drive_bias=None), out_map)
 
     def init_state(self, batch_size: int) -> dict[str, Any]:
         """The state before the first token: zeros, and the clock at 0."""
@@ -214,7 +218,7 @@ class Mixer(nn.Module):
         """Forward FLOPs of the products, multiply-add = 2; the same for every length."""
         options = self.options
         s, d = options.d_state, self.in_proj.in_features
-        every = [e for e in (options.local_every, options.global_every) if e]
+        every = [e for e in (options.local_interval, options.global_interval) if e]
         flops = 4 * d * s + 2 * s * s // options.n_heads
         flops += 4 * s * s if options.factored else 0
         fold = 2 * s * s if options.factored and every else 0
@@ -228,8 +232,8 @@ class Mixer(nn.Module):
                 getattr(getattr(self, name), "norm", self.norm), every
             )
             for name, every in (
-                ("local_summary", options.local_every),
-                ("global_summary", options.global_every),
+                ("local_summary", options.local_interval),
+                ("global_summary", options.global_interval),
             )
             if every
         }
@@ -263,7 +267,7 @@ def _precision(device_type: str) -> Precision:
     return "bf16" if torch.get_autocast_dtype(device_type) == torch.bfloat16 else "fp32"
 
 
-def _check(options: Options, implementation: str) -> None:
+def _check(options: Options, backend: str) -> None:
     for name in ("d_state", "d_summary"):
         width = getattr(options, name)
         if width % options.n_heads:
@@ -279,9 +283,9 @@ def _check(options: Options, implementation: str) -> None:
             "Set shared_norm: false, or d_summary: 0.",
             exit_code=EXIT_USAGE,
         )
-    if implementation not in ("auto", *IMPLEMENTATIONS):
+    if backend not in ("auto", *BACKENDS):
         raise UserError(
-            f"train.implementation: {implementation!r} is none of the three-tier mixer's",
-            f"Choose auto, {', '.join(IMPLEMENTATIONS)}.",
+            f"train.backend: {backend!r} is none of the three-tier mixer's",
+            f"Choose auto, {', '.join(BACKENDS)}.",
             exit_code=EXIT_USAGE,
         )

@@ -40,7 +40,7 @@ def flops_per_token(model: Model, seq_len: int) -> int:
     config = model.config
     blocks: Any = model.blocks
     mixers = sum(block.mixer.flops_per_token(seq_len) for block in blocks)
-    mlps = 0 if config.wiring == "bare" else config.n_layers * 6 * config.d_model * config.d_mlp
+    mlps = 0 if config.block == "plain" else config.n_layers * 6 * config.d_model * config.d_mlp
     return int(mixers + mlps + 2 * config.d_model * model.vocab_size)
 
 

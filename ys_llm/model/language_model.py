@@ -5,10 +5,10 @@ V vocabulary, W window, N rows (B T). A tensor whose shape is not obvious carrie
 
     pre_norm:  x <- x + mixer(RMSNorm(x));  x <- x + MLP(RMSNorm(x));  logits = RMSNorm(x) head^T
                MLP(x) = (silu(x gate) * (x up)) down                      SwiGLU, Shazeer 2020
-    bare:      x <- mixer(Dropout(x)) for each layer;  logits = Dropout(x) head^T + b
+    plain:      x <- mixer(Dropout(x)) for each layer;  logits = Dropout(x) head^T + b
 
-`bare` is the frame of the preset ys_v0_3. The trunk finds a mixer by the name of its file and knows
-nothing else of it.
+`plain` is the frame of the preset ys_v0_3. The trunk finds a mixer by the name of its file and
+knows nothing else of it.
 """
 
 import importlib
@@ -56,7 +56,7 @@ class SwiGLU(nn.Module):
         return swiglu.fastest(x_BTD, self.gate.weight, self.up.weight, self.down.weight)
 
 
-class Untouched(nn.Module):
+class Identity(nn.Module):
     """In the place of a norm where there is none."""
 
     def forward(self, x_BTD: Tensor, added_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -96,7 +96,7 @@ class Block(nn.Module):
         return stream, state
 
 
-class BareBlock(nn.Module):
+class PlainBlock(nn.Module):
     """The mixer alone behind dropout: no norm, no residual, no MLP."""
 
     def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
@@ -120,26 +120,24 @@ class Model(nn.Module):
     of documents, over which no mixer may look back.
     """
 
-    def __init__(
-        self, config: ModelConfig, *, vocab_size: int, implementation: str = "auto"
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, vocab_size: int, backend: str = "auto") -> None:
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
         room = mixer_module(config.mixer)
         options = parse_dataclass(room.Options, config.options, where="model.options")
         self.time_major = getattr(room.Mixer, "time_major", False)
-        bare = config.wiring == "bare"
+        plain = config.block == "plain"
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         self.blocks = nn.ModuleList(
-            (BareBlock if bare else Block)(
-                config, room.Mixer(config.d_model, options, implementation=implementation)
+            (PlainBlock if plain else Block)(
+                config, room.Mixer(config.d_model, options, backend=backend)
             )
             for _ in range(config.n_layers)
         )
-        self.final_norm = Untouched() if bare else RMSNorm(config.d_model)
-        self.final_dropout = Dropout(config.dropout if bare else 0.0)
-        self.output = nn.Linear(config.d_model, vocab_size, bias=bare)
-        if not bare:
+        self.final_norm = Identity() if plain else RMSNorm(config.d_model)
+        self.final_dropout = Dropout(config.dropout if plain else 0.0)
+        self.output = nn.Linear(config.d_model, vocab_size, bias=plain)
+        if not plain:
             self._initialise()
         if config.tie_embeddings:
             self.output.weight = self.embedding.weight

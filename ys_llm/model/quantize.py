@@ -21,7 +21,7 @@ def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return torch.round(weight / scales[:, None]).to(torch.int8), scales
 
 
-class NarrowLinear(nn.Linear):
+class QuantizedLinear(nn.Linear):
     """A linear layer whose weights are rounded to `narrow`, held in it, and also as before.
 
     `weight` is what the rounded numbers stand for: all that computes with it sees the loss, while
@@ -46,7 +46,7 @@ class NarrowLinear(nn.Linear):
         self.register_buffer("scales", scales, persistent=False)
 
 
-def narrow_linears(module: nn.Module, kind: Narrow) -> None:
+def quantize_linears(module: nn.Module, kind: Narrow) -> None:
     """Round the weights of every nn.Linear below `module`, in place; "fp32" changes nothing.
 
     What a recurrence multiplies its own state by is no nn.Linear and stays as it is: its errors
@@ -57,4 +57,4 @@ def narrow_linears(module: nn.Module, kind: Narrow) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, NarrowLinear(child, kind))
+                setattr(parent, name, QuantizedLinear(child, kind))

@@ -5,7 +5,7 @@
 
 `chunked` forms the gradients of x, W and b while the logits of a chunk are at hand, so that the
 peak is one chunk of logits instead of N x V numbers, and backward only scales what is there.
-`compiled` does so with one kernel between the products, in place.
+`cpp` does so with one kernel between the products, in place.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def chunked(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: T
     return _loss(x_ND, weight_VD, bias_V, targets_N, _softmax)
 
 
-def compiled(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+def cpp(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
     """As `chunked`, with the compiled kernel for what is done with the logits."""
     known = rowwise.letters(rowwise.product_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
     step = _compiled_softmax if known else _softmax
@@ -39,7 +39,7 @@ def compiled(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: 
 
 def fastest(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
     """The compiled kernel where there is one, else torch's operators."""
-    take = compiled if rowwise.are_ready(x_ND) else chunked
+    take = cpp if rowwise.is_available(x_ND) else chunked
     return take(x_ND, weight_VD, bias_V, targets_N)
 
 
@@ -112,8 +112,8 @@ class _Chunked(torch.autograd.Function):
         return (d_x * scale).to(ctx.dtype), d_weight * scale, d_bias, None, None
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+BACKENDS: dict[str, Callable[..., Tensor]] = {
     "reference": reference,
     "chunked": chunked,
-    "compiled": compiled,
+    "cpp": cpp,
 }

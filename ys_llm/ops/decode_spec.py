@@ -1,15 +1,15 @@
 """What a mixer must say of itself so that one call can take a whole model one token further.
 
-A mixer that is a linear map, the three-tier recurrence and a linear map offers `one_token()`, which
-gives an `OneToken`; chains of linear maps are folded into one by then, which changes no result but
-in its rounding. Another mixer has no such method, and torch takes its tokens.
+A mixer that is a linear map, the three-tier recurrence and a linear map offers `decode_spec()`,
+which gives a `DecodeSpec`; chains of linear maps are folded into one by then, which changes no
+result but in its rounding. Another mixer has no such method, and torch takes its tokens.
 """
 
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ys_llm.model.quantize import NarrowLinear
+from ys_llm.model.quantize import QuantizedLinear
 from ys_llm.ops.three_tier.types import Weights
 
 
@@ -24,7 +24,7 @@ class LinearMap(NamedTuple):
     scales: Tensor | None = None
 
 
-class OneToken(NamedTuple):
+class DecodeSpec(NamedTuple):
     """o = out_map(h), h being the recurrence's with the drive in_map(x)."""
 
     in_map: LinearMap
@@ -34,7 +34,7 @@ class OneToken(NamedTuple):
 
 def linear_map(linear: nn.Linear) -> LinearMap:
     """This layer, in the fewest bytes that hold it."""
-    if isinstance(linear, NarrowLinear):
+    if isinstance(linear, QuantizedLinear):
         return LinearMap(linear.narrow, linear.bias, linear.scales)
     return LinearMap(linear.weight, linear.bias)
 

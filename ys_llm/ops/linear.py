@@ -42,7 +42,7 @@ class _Linear(torch.autograd.Function):
         return d_x, weight_grad.fastest(dy_NM, x_NK).to(ctx.dtype)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+BACKENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reference": reference,
     "fused_backward": fused_backward,
 }

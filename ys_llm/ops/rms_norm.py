@@ -6,7 +6,7 @@
 `dout` is what comes down the stream beside the norm. Under autocast y has the dtype that the
 products behind it take; the stream keeps its own. torch composes all this from six elementwise
 passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there (8,192 rows of 128 and
-of 256 on one core); `compiled` is one pass each way, which also makes the gradient of `added`.
+of 256 on one core); `cpp` is one pass each way, which also makes the gradient of `added`.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ def fused_backward(
     return stream, _RmsNorm.apply(stream, gain_D, eps).to(rowwise.product_dtype(x))  # type: ignore[no-untyped-call]
 
 
-def compiled(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def cpp(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `reference`, by the compiled kernel; for what it does not know, `fused_backward`."""
     addend = x.dtype if added is None else added.dtype
     if (
@@ -49,7 +49,7 @@ def compiled(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tup
 
 def fastest(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The compiled kernel where there is one, else torch's operators."""
-    return (compiled if rowwise.are_ready(x) else fused_backward)(x, added, gain_D, eps)
+    return (cpp if rowwise.is_available(x) else fused_backward)(x, added, gain_D, eps)
 
 
 _KERNELS = ("ddd", "fff", "ffb", "fbf", "fbb")
@@ -86,7 +86,7 @@ class _Compiled(torch.autograd.Function):
         stream = x if added is None else torch.empty_like(x)
         ctx.addend = x.dtype if added is None else added.dtype
         if added is not None:
-            added = rowwise.laid_out_as(added, x)
+            added = rowwise.match_layout(added, x)
         name = f"norm_forward_{rowwise.letters(x, ctx.addend, dtype)}"
         gain = gain.contiguous()
         rowwise.run(name, x, added, gain, stream, y, r_rms, len(r_rms), x.shape[-1], eps)
@@ -100,8 +100,8 @@ class _Compiled(torch.autograd.Function):
         d_y, d_out = grads[0], grads[1] if len(grads) == 2 else None
         if d_y is None:
             return d_out, None if len(grads) == 1 else d_out, None, None, None
-        d_y = rowwise.laid_out_as(d_y, stream)
-        d_out = None if d_out is None else rowwise.laid_out_as(d_out, stream)
+        d_y = rowwise.match_layout(d_y, stream)
+        d_out = None if d_out is None else rowwise.match_layout(d_out, stream)
         d_stream, d_gain = torch.empty_like(stream), torch.empty_like(gain)
         d_added = None
         if len(grads) == 2 and ctx.addend != stream.dtype:
@@ -114,8 +114,8 @@ class _Compiled(torch.autograd.Function):
         return d_stream, d_added, d_gain, None, None
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": reference,
     "fused_backward": fused_backward,
-    "compiled": compiled,
+    "cpp": cpp,
 }

@@ -14,7 +14,7 @@ from ys_llm.csrc import loader
 _LETTERS = {torch.bfloat16: "b", torch.float32: "f", torch.float64: "d"}
 
 
-def are_ready(x: Tensor) -> bool:
+def is_available(x: Tensor) -> bool:
     """Whether there are compiled kernels for where x is."""
     return x.device.type == "cpu" and loader.ready("rows") is not None
 
@@ -44,7 +44,7 @@ def run(name: str, *arguments: Tensor | int | float | None) -> None:
 def add_to(total: Tensor, x: Tensor) -> None:
     """total += x, in one pass also where x is bfloat16 and the total float32."""
     both_lie_alike = total.is_contiguous() and x.is_contiguous()
-    if letters(total, x) == "fb" and both_lie_alike and are_ready(x):
+    if letters(total, x) == "fb" and both_lie_alike and is_available(x):
         run("add_to_fb", total, x, x.numel())
     else:
         total += x
@@ -63,20 +63,20 @@ def dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous() or _is_swapped(x) else x.contiguous()
 
 
-def laid_out_as(x: Tensor, like: Tensor) -> Tensor:
+def match_layout(x: Tensor, like: Tensor) -> Tensor:
     """x with its rows in the order of `like`, which is dense."""
     if x.stride() == like.stride():
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
-def as_rows(x: Tensor) -> Tensor:
+def to_2d(x: Tensor) -> Tensor:
     """N x D, in the order of memory where that is B x T or T x B."""
     return (x.transpose(0, 1) if _is_swapped(x) else x).reshape(-1, x.shape[-1])
 
 
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `as_rows`: rows of any width in the shape and order of `like`."""
+def from_2d(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `to_2d`: rows of any width in the shape and order of `like`."""
     if _is_swapped(like):
         return rows.view(like.shape[1], like.shape[0], -1).transpose(0, 1)
     return rows.view(*like.shape[:-1], -1)

@@ -2,7 +2,7 @@
 
     y = (silu(x gate^T) * (x up^T)) down^T,   silu(v) = v sigmoid(v)                  Shazeer 2020
 
-`compiled` makes gate and up by one product. It keeps them for the way back, and makes silu * up
+`cpp` makes gate and up by one product. It keeps them for the way back, and makes silu * up
 anew there, beside their gradients.
 """
 
@@ -21,7 +21,7 @@ def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Ten
     return linear(silu(linear(x, gate_MD)) * linear(x, up_MD), down_DM)
 
 
-def compiled(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
+def cpp(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
     """As `reference`, with the compiled kernel between the products."""
     dtype = rowwise.product_dtype(x)
     if not rowwise.letters(dtype):
@@ -33,32 +33,32 @@ def compiled(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tens
 
 def fastest(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
     """The compiled kernel where there is one, else torch's operators."""
-    return (compiled if rowwise.are_ready(x) else reference)(x, gate_MD, up_MD, down_DM)
+    return (cpp if rowwise.is_available(x) else reference)(x, gate_MD, up_MD, down_DM)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        x_ND, width = rowwise.as_rows(x), len(gate)
+        x_ND, width = rowwise.to_2d(x), len(gate)
         weight, down_used = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
         both = x_ND @ weight.t()
         act = x.new_empty(len(x_ND), width)
         rowwise.run(f"gate_forward_{rowwise.letters(x)}", both, act, len(act), width)
         ctx.save_for_backward(x, both, weight, down_used)
         ctx.dtype = gate.dtype
-        return rowwise.from_rows(act @ down_used.t(), x)
+        return rowwise.from_2d(act @ down_used.t(), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, both, weight, down_used = ctx.saved_tensors
-        x_ND, width = rowwise.as_rows(x), both.shape[1] // 2
-        d_y = rowwise.as_rows(rowwise.laid_out_as(grads[0], x))
+        x_ND, width = rowwise.to_2d(x), both.shape[1] // 2
+        d_y = rowwise.to_2d(rowwise.match_layout(grads[0], x))
         act, d_both = d_y @ down_used, torch.empty_like(both)
         rowwise.run(f"gate_backward_{rowwise.letters(x)}", both, act, d_both, act, len(act), width)
-        d_x = rowwise.from_rows(d_both @ weight, x)
+        d_x = rowwise.from_2d(d_both @ weight, x)
         d_weight = (d_both.t() @ x_ND).to(ctx.dtype)
         d_down = (d_y.t() @ act).to(ctx.dtype)
         return d_x, d_weight[:width], d_weight[width:], d_down
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"reference": reference, "compiled": compiled}
+BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference, "cpp": cpp}

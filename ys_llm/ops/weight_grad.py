@@ -30,7 +30,7 @@ def plain(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     return (x_NK.t() @ dy_NM).to(_sum_dtype(x_NK))
 
 
-def compiled(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
+def cpp(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     """As `reference`, by the kernel for matrices that it can have, else as `plain`."""
     library = _library() if _fits(x_NK, dy_NM) else None
     if library is None:
@@ -51,7 +51,7 @@ def compiled(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
 def fastest(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     """The kernel where it is the faster one, else torch's product."""
     pays = x_NK.shape[1] * dy_NM.shape[1] >= _SMALLEST and len(x_NK) >= _FEWEST_ROWS
-    return (compiled if pays else plain)(x_NK, dy_NM)
+    return (cpp if pays else plain)(x_NK, dy_NM)
 
 
 def _fits(x_NK: Tensor, dy_NM: Tensor) -> bool:
@@ -78,8 +78,8 @@ def _sum_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-IMPLEMENTATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+BACKENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "reference": reference,
     "plain": plain,
-    "compiled": compiled,
+    "cpp": cpp,
 }

@@ -26,8 +26,8 @@ from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.runs.folder import CHECKPOINTS
 from ys_llm.system.files import (
-    explained,
     make_folder,
+    readable_os_errors,
     remove_folder,
     replace_folder,
     write_atomically,
@@ -132,7 +132,7 @@ def _sources(config: Config, sources: Sequence[Mapping[str, Any]]) -> str:
         f"| {source['recipe'][:_SHOWN_DIGITS]} |\n"
         for source in sources
     )
-    before = config.train.begin_from
+    before = config.train.init_from
     return (
         "## What it has read\n\nThe documents it was trained on, by what wrote them, as "
         "`MANIFEST.jsonl` of the corpus has it."
@@ -174,7 +174,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) 
 
 
 @dataclass(frozen=True)
-class Saved:
+class Checkpoint:
     """What a checkpoint holds, checked against its sums."""
 
     path: Path
@@ -200,7 +200,7 @@ def save_checkpoint(
     """
     final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
     aside = final.with_name(f".{final.name}.tmp")
-    with explained(final):
+    with readable_os_errors(final):
         make_folder(aside)
     sums: dict[str, str] = {}
     try:
@@ -237,14 +237,14 @@ def remove_superseded(run: Path, *, newest: int, every: int, best_step: int) -> 
             remove_folder(path)
 
 
-class DamagedError(Exception):
+class CorruptCheckpointError(Exception):
     """A checkpoint is not what was written; says in which file and how."""
 
 
-def read_checkpoint(path: Path) -> Saved:
+def read_checkpoint(path: Path) -> Checkpoint:
     """All of a checkpoint, each file held against its sum.
 
-    Raises DamagedError; UserError where a newer `ys` wrote it.
+    Raises CorruptCheckpointError; UserError where a newer `ys` wrote it.
     """
     sums = _sums(path)
     contents = {name: _checked(path / name, sums) for name in _CHECKPOINT_FILES}
@@ -252,24 +252,24 @@ def read_checkpoint(path: Path) -> Saved:
         progress = json.loads(contents["progress.json"])
         read = [safetensors.torch.load(contents[name]) for name in _TENSOR_FILES]
     except (ValueError, RecursionError, SafetensorError) as error:
-        raise DamagedError(f"{path} does not hold a checkpoint ({error})") from error
+        raise CorruptCheckpointError(f"{path} does not hold a checkpoint ({error})") from error
     if not isinstance(progress, dict):
-        raise DamagedError(f"{path}/progress.json is no object")
+        raise CorruptCheckpointError(f"{path}/progress.json is no object")
     if progress.get("format") != FORMAT:
         raise UserError(
             f"{path} has the checkpoint format {progress.get('format')}, and this ys "
             f"{__version__} reads {FORMAT}",
             "Use the ys that wrote it, or begin anew: ys train clean",
         )
-    return Saved(path, progress, *read)
+    return Checkpoint(path, progress, *read)
 
 
 def _sums(path: Path) -> dict[str, str]:
-    """Expected sum of each file; a DamagedError where there are none."""
+    """Expected sum of each file; a CorruptCheckpointError where there are none."""
     try:
         lines = (path / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{path} has no readable {_SUMS}") from error
+        raise CorruptCheckpointError(f"{path} has no readable {_SUMS}") from error
     pairs = [line.partition("  ") for line in lines]
     return {name: digest for digest, _, name in pairs}
 
@@ -278,13 +278,13 @@ def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
+        raise CorruptCheckpointError(f"{path} cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != sums.get(path.name):
-        raise DamagedError(f"{path} does not match {_SUMS}")
+        raise CorruptCheckpointError(f"{path} does not match {_SUMS}")
     return content
 
 
-def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's weights and moments into the model and its optimizer."""
     load_weights(model, saved.weights, saved.path)
     _check_moments(saved, model)
@@ -296,7 +296,7 @@ def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) ->
             }
 
 
-def _check_moments(saved: Saved, model: nn.Module) -> None:
+def _check_moments(saved: Checkpoint, model: nn.Module) -> None:
     """AdamW would read beyond the end of a moment that is smaller than its parameter."""
     shapes: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():

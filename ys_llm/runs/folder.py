@@ -9,7 +9,7 @@
                 checkpoints/step-*/     where training goes on
                 rollbacks.json          what was undone because its numbers went bad
                 post-mortem/            what was found then, and the batch
-                left-behind/            checkpoints that training went back from, and damaged ones
+                superseded/            checkpoints that training went back from, and damaged ones
 
 Nothing here needs torch.
 """
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ys_llm.errors import EXIT_NO_MODEL, UserError
-from ys_llm.system.files import explained, make_folder, move_into, remove_folder
+from ys_llm.system.files import make_folder, move_into, readable_os_errors, remove_folder
 
 try:
     import fcntl
@@ -34,7 +34,7 @@ except ImportError:  # Windows: nothing keeps two trainings apart there
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".ys-lock"
-CHECKPOINTS, LEFT_BEHIND, POST_MORTEM = "checkpoints", "left-behind", "post-mortem"
+CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: after a kill on the way a training begins anew, with no row missing
     "config.json",
@@ -44,7 +44,7 @@ _MODEL_NAMES = (
     "rollbacks.json",
     "README.md",
     POST_MORTEM,
-    LEFT_BEHIND,
+    SUPERSEDED,
 )
 _NAMES: dict[str, tuple[str, ...]] = {
     "model": _MODEL_NAMES,
@@ -54,7 +54,7 @@ What = Literal["model", "all"]
 
 
 @dataclass(frozen=True)
-class Doomed:
+class Removal:
     """Something that `ys train clean` would remove."""
 
     path: Path
@@ -109,13 +109,13 @@ def locked(run: Path) -> Iterator[None]:
     Raises UserError where another process owns it, and where the folder is not a run's.
     """
     _refuse_foreign(run)
-    with explained(run / LOCK):
+    with readable_os_errors(run / LOCK):
         make_folder(run)
         descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
             _lock(run, descriptor)
-        with explained(run / LOCK):
+        with readable_os_errors(run / LOCK):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(_this_process()).encode() + b"\n", 0)
         yield
@@ -168,12 +168,12 @@ def sweep(run: Path) -> None:
             _remove(path)
 
 
-def leave_behind(run: Path, path: Path) -> Path:
+def archive(run: Path, path: Path) -> Path:
     """Move a checkpoint or a file out of the way and keep it; returns where it is now."""
-    return move_into(run / LEFT_BEHIND, path)
+    return move_into(run / SUPERSEDED, path)
 
 
-def plan_clean(run: Path, what: What, *, corpus: Path) -> list[Doomed]:
+def list_removals(run: Path, what: What, *, corpus: Path) -> list[Removal]:
     """What `ys train clean` ("model") or `clean all` would remove: only names that a run makes.
 
     Raises UserError where the folder is a link or not a run's, or where the corpus lies in what
@@ -191,7 +191,7 @@ def plan_clean(run: Path, what: What, *, corpus: Path) -> list[Doomed]:
                 f"data.path {corpus} lies in {path}, which a clean would remove",
                 "Move the text to a folder of its own, and name it: --data PATH",
             )
-    return [Doomed(path, _size(path)) for path in doomed]
+    return [Removal(path, _size(path)) for path in doomed]
 
 
 def _size(path: Path) -> int:
@@ -204,7 +204,7 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in inner)
 
 
-def remove(doomed: list[Doomed]) -> None:
+def remove(doomed: list[Removal]) -> None:
     """Remove files and folders; a link is removed, never followed."""
     for item in doomed:
         if item.path.is_dir() and not item.path.is_symlink():
@@ -214,7 +214,7 @@ def remove(doomed: list[Doomed]) -> None:
 
 
 def _remove(path: Path) -> None:
-    with explained(path):
+    with readable_os_errors(path):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

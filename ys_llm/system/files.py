@@ -22,7 +22,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
     Raises UserError where the file cannot be written; the old content is then still there.
     """
-    with explained(path):
+    with readable_os_errors(path):
         make_folder(path.parent)
         temporary = _hidden(path)
         try:
@@ -37,7 +37,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 def write_synced(path: Path, data: bytes | str) -> None:
     """A new file in a folder that has not got its name yet; see `replace_folder`."""
-    with explained(path):
+    with readable_os_errors(path):
         _write_synced(path, data)
 
 
@@ -59,7 +59,7 @@ def _write_all(descriptor: int, data: bytes | str) -> None:
 
 def replace_folder(aside: Path, final: Path) -> None:
     """Give a folder full of synced files its name; what had the name before goes."""
-    with explained(final):
+    with readable_os_errors(final):
         sync_folder(aside)
         if os.path.lexists(final):
             remove_folder(final)
@@ -69,7 +69,7 @@ def replace_folder(aside: Path, final: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder with all it holds; half of one is never seen under its own name."""
-    with explained(folder):
+    with readable_os_errors(folder):
         hidden = _hidden(folder)
         os.replace(folder, hidden)
         sync_folder(folder.parent)
@@ -78,7 +78,7 @@ def remove_folder(folder: Path) -> None:
 
 def move_into(folder: Path, path: Path) -> Path:
     """Move a file or folder into `folder`, under a free name; returns where it is now."""
-    with explained(path):
+    with readable_os_errors(path):
         make_folder(folder)
         names = (f"{path.name}{ending}" for ending in _endings())
         there = next(folder / name for name in names if not os.path.lexists(folder / name))
@@ -122,17 +122,17 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with explained(path):
+        with readable_os_errors(path):
             self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def write(self, line: str) -> None:
         """Append one line; `line` holds no line break."""
-        with explained(self.path):
+        with readable_os_errors(self.path):
             _write_all(self._descriptor, line + "\n")
 
     def sync(self) -> None:
         """Make all lines outlive a power cut."""
-        with explained(self.path):
+        with readable_os_errors(self.path):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def readable_os_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusal to write `path` into one line for the user."""
     try:
         yield

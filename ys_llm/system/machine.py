@@ -46,7 +46,7 @@ class Machine:
         return max(1, least if self.core_quota is None else min(least, int(self.core_quota)))
 
 
-def look_at(root: Path = Path("/")) -> Machine:
+def inspect_machine(root: Path = Path("/")) -> Machine:
     """Describe this machine; `root` is the folder above `proc` and `sys`."""
     cores = _processors(root)
     described = cores[0] if cores else {}

@@ -23,7 +23,7 @@ from ys_llm.runs.checkpoint import save_checkpoint
 from ys_llm.training.loop import gradients, learn
 from ys_llm.training.memory import EVALUATED_ROWS, Memory, Predictor, available_bytes, peak_of
 from ys_llm.training.resume import check_config
-from ys_llm.training.setup import build, keep_freed_memory, settle_arithmetic, with_batch_size_of
+from ys_llm.training.setup import build, keep_freed_memory, select_backends, with_batch_size_of
 from ys_llm.training.trainer import Training, batch_plan, random_state
 
 BURST_SECONDS = 4.0  # of steps for each stage, after a first one that warms up
@@ -81,7 +81,7 @@ def _prepared(config: Config, run: Path, *, cache: Path) -> Training:
         read_documents(Path(config.data.path)), validation_fraction=config.data.validation_fraction
     )
     training = build(config, run, split, cache=cache)
-    settle_arithmetic(training)
+    select_backends(training)
     return training
 
 

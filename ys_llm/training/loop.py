@@ -19,7 +19,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ys_llm.config.schema import Resolved
-from ys_llm.data.shards import TokenData
+from ys_llm.data.shards import TokenShard
 from ys_llm.errors import EXIT_INTERRUPTED, UserError
 from ys_llm.evaluation.bits_per_byte import Evaluation, evaluate_tokens
 from ys_llm.inference.generate import complete
@@ -28,12 +28,12 @@ from ys_llm.model.language_model import detached
 from ys_llm.runs import checkpoint
 from ys_llm.runs.folder import locked
 from ys_llm.training.memory import give_back_freed_memory
-from ys_llm.training.metrics import Metrics, Progress, say
+from ys_llm.training.metrics import Metrics, Progress, log_line
 from ys_llm.training.optimizer import set_learning_rate
 from ys_llm.training.recovery.diagnosis import observe
 from ys_llm.training.recovery.non_finite import (
     SPIKE_WINDOW,
-    BadNumbersError,
+    NonFiniteError,
     Tried,
     check_step,
     check_weights,
@@ -134,7 +134,7 @@ def _loop(training: Training, metrics: Metrics, show: Progress, stop: "_Stop") -
                 give_back_freed_memory()
             if evaluating:
                 row |= _evaluate(training, show)
-        except BadNumbersError as bad:
+        except NonFiniteError as bad:
             recover(training, tried, str(bad))
             metrics.cut(training.at.step)
             show.back_to(training.at.step)
@@ -162,7 +162,7 @@ def gradients(training: Training) -> Tried:
         scenes.append(observe(batch, state, starts_BT))
         with training.autocast():
             loss, state = training.model.loss(batch.inputs_BT, batch.targets_BT, state, starts_BT)
-        if training.config.data.layout == "streams":
+        if training.config.data.batching == "contiguous":
             training.carried = detached(state)
         torch.autograd.backward(loss / config.grad_accum_steps)
         total += loss.item() / config.grad_accum_steps
@@ -197,7 +197,7 @@ def learn(training: Training, tried: Tried) -> dict[str, Any]:
     row["seconds"] = at.seconds
     if is_spike(tried.loss, at.recent_losses):
         row["spike"] = True
-        say(f"spike        step {at.step:,}: loss {tried.loss:.3f}, far above the last ones")
+        log_line(f"spike        step {at.step:,}: loss {tried.loss:.3f}, far above the last ones")
     at.recent_losses = [*at.recent_losses, tried.loss][-SPIKE_WINDOW:]
     if _stage_begins(training):  # another length, another loss
         at.recent_losses = []
@@ -223,8 +223,8 @@ def _evaluate(training: Training, show: Progress) -> dict[str, float]:
         return {}
     result = _evaluation(training, training.validation, max_tokens=config.eval_tokens)
     if not math.isfinite(result.loss):
-        raise BadNumbersError(f"validation loss {result.loss}")
-    show.say(
+        raise NonFiniteError(f"validation loss {result.loss}")
+    show.log_line(
         f"step {at.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
     )
@@ -237,7 +237,7 @@ def _evaluate(training: Training, show: Progress) -> dict[str, float]:
     return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
 
 
-def _evaluation(training: Training, data: TokenData, *, max_tokens: int) -> Evaluation:
+def _evaluation(training: Training, data: TokenShard, *, max_tokens: int) -> Evaluation:
     with training.autocast():
         return evaluate_tokens(
             training.model,
@@ -277,7 +277,7 @@ def _sample(training: Training, show: Progress) -> str:
         plain=not training.has_records,
     )
     text = "".join(pieces)
-    show.say(f"sample       {training.sample_prompt.strip()[:200]!r} -> {text!r}")
+    show.log_line(f"sample       {training.sample_prompt.strip()[:200]!r} -> {text!r}")
     return text
 
 
@@ -300,15 +300,15 @@ def _finish(training: Training) -> TrainSummary:
         training.floor,
     )
     reason = "stopped early" if training.stopped_early else "done"
-    say(
+    log_line(
         f"{reason:<12} {at.step:,} steps, {at.tokens:,} tokens in {at.seconds / 60:.1f} min, "
         f"{summary.tokens_per_second:,.0f} tokens/s; "
         f"saving took {at.saving_seconds:.1f} s"
     )
     if result is not None:
         said = ", ".join(f"{name} {value:.3f}" for name, value in training.floor.items())
-        say(f"held out     {result.bits_per_byte:.4f} bits per byte ({said})")
-    say(f"try it       ys run {training.config.run}")
+        log_line(f"held out     {result.bits_per_byte:.4f} bits per byte ({said})")
+    log_line(f"try it       ys run {training.config.run}")
     return summary
 
 

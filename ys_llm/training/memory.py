@@ -107,7 +107,7 @@ class Predictor:
 
     def _step(self, seq_len: int) -> Step:
         if seq_len not in self._steps:
-            carried = self.config.data.layout == "streams"
+            carried = self.config.data.batching == "contiguous"
             accumulated = self.config.train.grad_accum_steps > 1
             self._steps[seq_len] = Step(
                 self._tracer, seq_len, carried=carried, accumulated=accumulated
@@ -144,9 +144,7 @@ def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device)
     limit, train = _limit(config, device), config.train
     dtype = "bf16" if train.dtype == "bf16" else "fp32"  # auto: the one that takes more
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        model = Model(
-            config.model, vocab_size=vocab_size, implementation=config.train.implementation
-        ).to(device)
+        model = Model(config.model, vocab_size=vocab_size, backend=config.train.backend).to(device)
     predictor = Predictor(config, model, dtype=dtype)
 
     def fits(batch_size: int) -> bool:
@@ -210,7 +208,7 @@ def available_bytes(device: torch.device) -> int:
     """Memory that is free for this process on the device, the limits of its group included."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = machine.look_at().free_bytes
+    free = machine.inspect_machine().free_bytes
     return 1 << 62 if free is None else free
 
 

@@ -54,9 +54,9 @@ class Progress:
         self.bar.update()
         if not self.is_terminal and (row["step"] % LINES_EVERY == 0 or row["step"] == self.total):
             left = f"{seconds_left / 60:.1f} min left"
-            self.say(f"step {row['step']:>6,}/{self.total:,}  {figures}  {left}")
+            self.log_line(f"step {row['step']:>6,}/{self.total:,}  {figures}  {left}")
 
-    def say(self, text: str) -> None:
+    def log_line(self, text: str) -> None:
         """A line that stays, above the bar."""
         tqdm.write(text, file=self.stderr)
         self.stderr.flush()
@@ -123,7 +123,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def say(text: str) -> None:
+def log_line(text: str) -> None:
     """One line of the header, on stderr."""
     _Stderr().write(f"{text}\n")
     _Stderr().flush()

@@ -19,11 +19,17 @@ from ys_llm.config.schema import Config, load_config, to_mapping
 from ys_llm.config.strict_reader import flatten
 from ys_llm.data.readers import Document, Split
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.runs.checkpoint import DamagedError, Saved, checkpoints, read_checkpoint, read_json
-from ys_llm.runs.folder import LEFT_BEHIND, leave_behind
+from ys_llm.runs.checkpoint import (
+    Checkpoint,
+    CorruptCheckpointError,
+    checkpoints,
+    read_checkpoint,
+    read_json,
+)
+from ys_llm.runs.folder import SUPERSEDED, archive
 from ys_llm.system.files import write_atomically
-from ys_llm.system.machine import look_at
-from ys_llm.training.metrics import read_metrics, say
+from ys_llm.system.machine import inspect_machine
+from ys_llm.training.metrics import log_line, read_metrics
 
 _ROLLBACKS = "rollbacks.json"
 
@@ -37,7 +43,7 @@ FREE_ALL_THE_SAME = ("model.dropout",)
 # What may change, but decides which text a step reads.
 ORDER = (
     "data.path",
-    "data.layout",
+    "data.batching",
     "train.seed",
     "train.seq_len",
     "train.batch_size",
@@ -47,7 +53,7 @@ ORDER = (
 
 
 @dataclass
-class Progression:
+class TrainProgress:
     """Where a training stands: all that a checkpoint must remember besides weights and moments."""
 
     step: int = 0
@@ -59,7 +65,7 @@ class Progression:
     evaluations_since_best: int = 0
     recent_losses: list[float] = field(default_factory=list)
     dtype: str = ""
-    implementation: str = ""
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,16 @@ class Rollback:
     reason: str
 
 
-def progression_of(saved: Saved) -> Progression:
+def progression_of(saved: Checkpoint) -> TrainProgress:
     """Where the checkpoint's training stood."""
-    missing = [f.name for f in fields(Progression) if f.name not in saved.progress]
+    missing = [f.name for f in fields(TrainProgress) if f.name not in saved.progress]
     if missing:
         raise UserError(
             f"{saved.path}/progress.json lacks {missing[0]}",
             "Use the ys that wrote it, or begin anew: ys train clean",
         )
-    at = Progression(**{f.name: saved.progress[f.name] for f in fields(Progression)})
-    odd = [name for name, value in vars(Progression()).items() if not _is_like(value, at, name)]
+    at = TrainProgress(**{f.name: saved.progress[f.name] for f in fields(TrainProgress)})
+    odd = [name for name, value in vars(TrainProgress()).items() if not _is_like(value, at, name)]
     if not odd and saved.path.name != f"step-{at.step:08d}":
         odd = ["step"]
     if not isinstance(saved.progress.get("circumstances", {}), dict):
@@ -98,7 +104,7 @@ def progression_of(saved: Saved) -> Progression:
     return at
 
 
-def _is_like(default: Any, at: Progression, name: str) -> bool:
+def _is_like(default: Any, at: TrainProgress, name: str) -> bool:
     """Whether a value is of its field's type, and no number below zero or not a number."""
     value = getattr(at, name)
     if isinstance(default, list):
@@ -109,23 +115,23 @@ def _is_like(default: Any, at: Progression, name: str) -> bool:
     return type(value) in wanted and value >= 0
 
 
-def newest_whole(run: Path) -> Saved | None:
+def latest_valid_checkpoint(run: Path) -> Checkpoint | None:
     """The last checkpoint that is what was written; damaged ones are named and moved away.
 
     None where there are none. Raises UserError where all are damaged.
     """
-    damaged: dict[Path, DamagedError] = {}
+    damaged: dict[Path, CorruptCheckpointError] = {}
     for path in reversed(checkpoints(run)):
         try:
             saved = read_checkpoint(path)
-        except DamagedError as error:
+        except CorruptCheckpointError as error:
             damaged[path] = error
             continue
         for bad, why in damaged.items():  # not before: with none left, training would begin anew
-            say(f"damaged      {why}; moved to {leave_behind(run, bad)}")
+            log_line(f"damaged      {why}; moved to {archive(run, bad)}")
         return saved
     for why in damaged.values():
-        say(f"damaged      {why}")
+        log_line(f"damaged      {why}")
     if damaged:
         raise UserError(
             f"no checkpoint of {run} is whole: all {len(damaged)} are damaged",
@@ -141,7 +147,8 @@ def go_back(run: Path, step: int) -> None:
         there = ", ".join(f"{known:,}" for known in found) or "none"
         raise UserError(
             f"{run} has no checkpoint of step {step:,}",
-            f"Choose one of: {there}. How many are kept: train.keep_checkpoints, train.keep_every",
+            f"Choose one of: {there}. How many are kept: train.keep_checkpoints, "
+            "train.keep_checkpoint_every",
             exit_code=EXIT_USAGE,
         )
     newer = [path for known, path in found.items() if known > step]
@@ -149,15 +156,15 @@ def go_back(run: Path, step: int) -> None:
         return
     try:
         read_checkpoint(found[step])
-    except DamagedError as error:
+    except CorruptCheckpointError as error:
         raise UserError(str(error), "Choose another step") from error
     rows = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] > step]
     name = f"metrics-after-{step:08d}.jsonl"
     write_atomically(run / name, "".join(json.dumps(row) + "\n" for row in rows))
-    leave_behind(run, run / name)
+    archive(run, run / name)
     for path in reversed(newer):  # newest first: a kill on the way leaves an unbroken line
-        leave_behind(run, path)
-    say(f"going back   to step {step:,}; {len(newer)} newer in {run / LEFT_BEHIND}")
+        archive(run, path)
+    log_line(f"going back   to step {step:,}; {len(newer)} newer in {run / SUPERSEDED}")
 
 
 def rollbacks(run: Path) -> list[Rollback]:
@@ -226,18 +233,18 @@ def machine_of(device: torch.device) -> dict[str, Any]:
     """What computes, as far as the best choice of dtype and kernels depends on it."""
     return {
         "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "processor": look_at().processor,
+        "processor": inspect_machine().processor,
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def circumstances(split: Split, at: Progression, device: torch.device) -> dict[str, Any]:
+def circumstances(split: Split, at: TrainProgress, device: torch.device) -> dict[str, Any]:
     """What the bits of a run depend on besides its configuration."""
     return {
         **machine_of(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "kernels": at.implementation,
+        "kernels": at.backend,
         "dtype": at.dtype,
         "training text": _described(split.training),
         "held-out text": _described(split.validation),

@@ -17,7 +17,7 @@ from ys_llm.data.readers import Split, read_documents, split_documents
 from ys_llm.data.shards import prepare
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
-from ys_llm.evaluation.bits_per_byte import kept_baselines
+from ys_llm.evaluation.bits_per_byte import cached_baselines
 from ys_llm.model.costs import (
     flops_per_token,
     parameter_count,
@@ -30,18 +30,18 @@ from ys_llm.runs.checkpoint import checkpoints, load_weights, read_json, read_te
 from ys_llm.runs.folder import find_run, sweep
 from ys_llm.system.files import write_atomically
 from ys_llm.training.memory import check_fits, largest_batch_size
-from ys_llm.training.metrics import say
+from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.resume import (
     changed_circumstances,
     check_config,
     circumstances,
     go_back,
+    latest_valid_checkpoint,
     machine_of,
-    newest_whole,
     rollbacks,
 )
-from ys_llm.training.trainer import Training, batch_plan, save, stage_at, take_up
+from ys_llm.training.trainer import Training, batch_plan, restore_checkpoint, save, stage_at
 
 BF16_GAIN = 1.5  # bf16 products must be this much faster than fp32 ones to be worth their rounding
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
@@ -50,7 +50,7 @@ _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 def set_up(config: Config, run: Path, *, from_step: int | None = None) -> Training:
     """Everything the loop needs, going on from the run's last checkpoint where there is one."""
     with torch.device("meta"):  # a model that cannot be built is told of before the text is read
-        Model(config.model, vocab_size=1, implementation=config.train.implementation)
+        Model(config.model, vocab_size=1, backend=config.train.backend)
     config = with_batch_size_of(run, config)
     changed = check_config(run, config)
     if from_step is not None:
@@ -85,11 +85,11 @@ def _sources(config: Config, split: Split) -> list[dict[str, Any]]:
     try:
         found = seen(Path(config.data.path), (document.key for document in split.training))
     except (UserError, OSError) as error:  # it may be another program's: texts can be read without
-        say(f"written by   unknown: {error}")
+        log_line(f"written by   unknown: {error}")
         return []
     if not found.counts:
         return []
-    say(f"written by   {_writers(found)}")
+    log_line(f"written by   {_writers(found)}")
     sources = [
         {
             "kind": source.kind,
@@ -141,11 +141,11 @@ def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
 
     Nothing is written but the shards and the baselines, into `cache`.
     """
-    say(
+    log_line(
         f"corpus       {config.data.path}: {len(split.training):,} training documents, "
         f"{len(split.validation):,} held out"
     )
-    say(f"leak check   {split.leak_check}")
+    log_line(f"leak check   {split.leak_check}")
     device = device_of(config.train)
     tokenizer = _tokenizer(config, run, split)
     config = _with_batch_size(config, tokenizer, device)
@@ -158,7 +158,7 @@ def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
     model = Model(
         config.model,
         vocab_size=tokenizer.vocab_size,
-        implementation=config.train.implementation,
+        backend=config.train.backend,
     ).to(device)
     prompts = [d.prompt for d in (split.validation or split.training) if d.prompt is not None]
     training = Training(
@@ -172,7 +172,7 @@ def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
         has_records=any(d.prompt is not None for d in split.training),
         sample_prompt=config.train.sample_prompt or (prompts[0] if prompts else ""),
         device=device,
-        floor=kept_baselines(split.training, split.validation, cache_dir=cache)
+        floor=cached_baselines(split.training, split.validation, cache_dir=cache)
         if split.validation
         else {},
     )
@@ -189,9 +189,9 @@ def _tokenizer(config: Config, run: Path, split: Split) -> Tokenizer:
     own = run / "tokenizer.json"
     if own.exists():
         return Tokenizer.load(own)
-    if config.train.begin_from:
+    if config.train.init_from:
         return Tokenizer.load(_source(run, config) / "tokenizer.json")
-    say(f"tokenizer    training {config.tokenizer.kind} on the training documents")
+    log_line(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     texts = [text for d in split.training for text in (d.prompt, d.text) if text]
     return train_tokenizer(
         texts, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size
@@ -199,55 +199,55 @@ def _tokenizer(config: Config, run: Path, split: Split) -> Tokenizer:
 
 
 def _source(run: Path, config: Config) -> Path:
-    return find_run(run.parent, config.train.begin_from)
+    return find_run(run.parent, config.train.init_from)
 
 
 def _with_batch_size(config: Config, tokenizer: Tokenizer, device: torch.device) -> Config:
     if config.train.batch_size != "auto":
         return config
     size = largest_batch_size(config, vocab_size=tokenizer.vocab_size, device=device)
-    say(f"batch size   {size}: the largest that fits into the memory it may use")
+    log_line(f"batch size   {size}: the largest that fits into the memory it may use")
     return replace(config, train=replace(config.train, batch_size=size))
 
 
 def _settle(training: Training, split: Split, changed: list[str]) -> None:
     """Go on from the last checkpoint, or begin; dtype and kernels are settled once for a run."""
-    saved = newest_whole(training.run)
+    saved = latest_valid_checkpoint(training.run)
     if saved is None:
         training.undone = rollbacks(training.run)
-        if training.config.train.begin_from:
+        if training.config.train.init_from:
             _begin_from(training)
     else:
-        take_up(training, saved)
-        say(f"going on     from step {training.at.step:,} of {training.total_steps:,}")
+        restore_checkpoint(training, saved)
+        log_line(f"going on     from step {training.at.step:,} of {training.total_steps:,}")
     before = {} if saved is None else saved.progress.get("circumstances", {})
     if any(before.get(name, now) != now for name, now in machine_of(training.device).items()):
         # Elsewhere another choice may be the best, and the bits are not the same in any case.
-        training.at.dtype = training.at.implementation = ""
-    settle_arithmetic(training)
+        training.at.dtype = training.at.backend = ""
+    select_backends(training)
     training.circumstances = circumstances(split, training.at, training.device)
     changed = [*changed, *changed_circumstances(before, training.circumstances)]
     for line in changed:
-        say(f"changed      {line}")
+        log_line(f"changed      {line}")
     training.model.train()
     if saved is None:  # so that a run killed before its first checkpoint repeats its choices
         save(training)
 
 
-def settle_arithmetic(training: Training) -> None:
+def select_backends(training: Training) -> None:
     """Settle the dtype of the products and whose kernels compute them, and say so."""
     config = training.config.train
     if training.device.type == "cpu":
-        say(f"compiler     {compile_kernels()}")
+        log_line(f"compiler     {compile_kernels()}")
     if config.dtype != "auto" or not training.at.dtype:
-        training.at.dtype, _ = settled_dtype(config, training.device)
-    training.at.implementation, why = training.model.settle(
+        training.at.dtype, _ = resolve_dtype(config, training.device)
+    training.at.backend, why = training.model.settle(
         batch_size=max(stage.batch_size for stage in config.plan),
         precision=training.at.dtype,
-        taken=training.at.implementation,
+        taken=training.at.backend,
     )
-    say(f"device       {describe(training.device)}, {training.at.dtype}")
-    say(f"kernels      {training.at.implementation}: {why}")
+    log_line(f"device       {describe(training.device)}, {training.at.dtype}")
+    log_line(f"kernels      {training.at.backend}: {why}")
 
 
 def compile_kernels() -> str:
@@ -255,10 +255,10 @@ def compile_kernels() -> str:
     began = time.perf_counter()
     missing = [name for name in loader.names() if loader.build(name) is None]
     if missing:
-        return f"torch alone, slower: {loader.why_not(missing[0])}"
+        return f"torch alone, slower: {loader.unavailable_reason(missing[0])}"
     seconds = time.perf_counter() - began
     how = f"compiled in {seconds:.0f} s" if seconds >= 1 else "there already"
-    return f"{loader.made_by() or 'none'}: kernels {how}"
+    return f"{loader.compiler_version() or 'none'}: kernels {how}"
 
 
 def _begin_from(training: Training) -> None:
@@ -267,7 +267,7 @@ def _begin_from(training: Training) -> None:
     path = source / "model.safetensors"
     load_weights(training.model, read_tensors(path), path)
     step = read_json(source / "config.json", needed=["step"])["step"]
-    say(f"begins with  the weights of {source}, step {step:,}")
+    log_line(f"begins with  the weights of {source}, step {step:,}")
 
 
 def _header(training: Training) -> None:
@@ -278,20 +278,20 @@ def _header(training: Training) -> None:
     accumulated = config.train.grad_accum_steps
     epoch = batches_per_epoch(data, batch_plan(training, number, stage)) / accumulated
     held_out = training.validation.n_bytes if training.validation else 0
-    say(f"tokenizer    {training.tokenizer.kind}, {training.tokenizer.vocab_size:,} tokens")
-    say(
+    log_line(f"tokenizer    {training.tokenizer.kind}, {training.tokenizer.vocab_size:,} tokens")
+    log_line(
         f"data         {data.n_inputs:,} training tokens ({data.n_bytes / 1e6:.1f} MB), "
         f"{held_out / 1e6:.1f} MB held out"
     )
     if training.floor:
         said = ", ".join(f"{name} {value:.3f}" for name, value in training.floor.items())
-        say(f"to beat      bits per byte on the held-out text: {said}")
-    say(f"model        {config.model.mixer}, {parameter_count(model):,} parameters: {parts}")
-    say(
+        log_line(f"to beat      bits per byte on the held-out text: {said}")
+    log_line(f"model        {config.model.mixer}, {parameter_count(model):,} parameters: {parts}")
+    log_line(
         f"cost         {flops_per_token(model, stage.seq_len) / 1e6:.1f} MFLOP forward per token, "
         f"{state_bytes(model, batch_size=1, seq_len=stage.seq_len):,} bytes of state per sequence"
     )
-    say(
+    log_line(
         f"plan         {training.total_steps:,} steps of "
         f"{stage.seq_len * stage.batch_size * accumulated:,} tokens, "
         f"{epoch:,.1f} steps per epoch; run folder {training.run}"
@@ -310,7 +310,7 @@ def device_of(config: TrainConfig) -> torch.device:
     return torch.device(config.device)
 
 
-def settled_dtype(config: TrainConfig, device: torch.device) -> tuple[str, str]:
+def resolve_dtype(config: TrainConfig, device: torch.device) -> tuple[str, str]:
     """The dtype of the products' operands, and why; `auto` takes bf16 where it is worth it."""
     if config.dtype != "auto":
         return config.dtype, "as configured"

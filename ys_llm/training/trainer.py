@@ -11,19 +11,19 @@ from torch import Tensor
 
 from ys_llm.config.schema import Config, Stage, TrainConfig
 from ys_llm.data.batches import Batch, BatchPlan, batch_at
-from ys_llm.data.shards import TokenData
+from ys_llm.data.shards import TokenShard
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model, State, pack_state, unpack_state
 from ys_llm.runs.checkpoint import (
-    Saved,
+    Checkpoint,
     check_tokenizer,
     remove_superseded,
     restore,
     save_checkpoint,
 )
 from ys_llm.training import optimizer, resume
-from ys_llm.training.resume import Progression, Rollback
+from ys_llm.training.resume import Rollback, TrainProgress
 
 _CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
 
@@ -37,12 +37,12 @@ class Training:
     model: Model
     optimizer: torch.optim.AdamW
     tokenizer: Tokenizer
-    data: TokenData
-    validation: TokenData | None
+    data: TokenShard
+    validation: TokenShard | None
     has_records: bool
     sample_prompt: str
     device: torch.device
-    at: Progression = field(default_factory=Progression)
+    at: TrainProgress = field(default_factory=TrainProgress)
     carried: State | None = None
     undone: list[Rollback] = field(default_factory=list)
     floor: dict[str, float] = field(default_factory=dict)  # bits per byte that a model has to beat
@@ -79,7 +79,7 @@ class Training:
         rate = optimizer.learning_rate(step, config, total_steps=self.total_steps)
         for number, item in enumerate(self.undone):
             if item.back_to <= step < item.step + config.rollback_steps * 4**number:
-                rate *= config.rollback_rate
+                rate *= config.rollback_lr_factor
         return rate
 
 
@@ -114,7 +114,7 @@ def batch_plan(training: Training, number: int, stage: Stage) -> BatchPlan:
     """The order of batches of stage `number`."""
     config = training.config
     return BatchPlan(
-        config.data.layout,
+        config.data.batching,
         stage.seq_len,
         stage.batch_size,
         config.train.seed + number,  # stages must not all begin with the same windows
@@ -167,13 +167,13 @@ def save(training: Training) -> None:
     remove_superseded(
         training.run,
         newest=config.keep_checkpoints,
-        every=config.keep_every,
+        every=config.keep_checkpoint_every,
         best_step=training.at.best_step,
     )
     training.at.saving_seconds += time.perf_counter() - began
 
 
-def take_up(training: Training, saved: Saved) -> None:
+def restore_checkpoint(training: Training, saved: Checkpoint) -> None:
     """Make the training what it was when this checkpoint was saved."""
     fingerprint = str(saved.progress.get("tokenizer_fingerprint"))
     check_tokenizer(training.run, training.tokenizer, fingerprint)
@@ -189,11 +189,11 @@ def take_up(training: Training, saved: Saved) -> None:
         ) from error
 
 
-def _take_up_tensors(training: Training, saved: Saved) -> None:
+def _take_up_tensors(training: Training, saved: Checkpoint) -> None:
     """The random generators and the carried state."""
     set_random_state(saved.tensors, training.device)
     if training.device.type == "cuda" and "random.cuda" not in saved.tensors:
-        # Saved on a CPU: from the seed alone, dropout would begin again with its first masks.
+        # Checkpoint on a CPU: from the seed alone, dropout would begin again with its first masks.
         torch.cuda.manual_seed(training.config.train.seed + training.at.step)
     packed = {
         name.removeprefix(_CARRIED): tensor.to(training.device)

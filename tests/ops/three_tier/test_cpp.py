@@ -30,12 +30,16 @@ pytestmark = pytest.mark.skipif(
 
 SETTINGS = {
     "tiles": Setting(
-        d_state=96, d_summary=32, entry=True, drive_bias=True, local_every=5, global_every=15
+        d_state=96, d_summary=32, entry=True, drive_bias=True, local_interval=5, global_interval=15
     ),
-    "chains": Setting(d_state=64, shaper=True, shared_norm=True, local_every=3, global_every=7),
+    "chains": Setting(
+        d_state=64, shaper=True, shared_norm=True, local_interval=3, global_interval=7
+    ),
     "heads": Setting(d_state=128, d_summary=64, n_heads=4, entry=True),
-    "no panel is whole": Setting(d_state=72, d_summary=12, n_heads=2, shaper=True, local_every=9),
-    "odd": Setting(d_state=39, d_summary=7, entry=True, local_every=6, global_every=0),
+    "no panel is whole": Setting(
+        d_state=72, d_summary=12, n_heads=2, shaper=True, local_interval=9
+    ),
+    "odd": Setting(d_state=39, d_summary=7, entry=True, local_interval=6, global_interval=0),
 }
 GRIDS = ((1, 1), (2, 1), (1, 2), (3, 1))
 # What older processors offer; the compiler then leaves the newer instructions out.
@@ -53,7 +57,7 @@ def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     if flags and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("the processor has no AVX2")
     library = loader.build("recurrence", flags=flags)
-    assert library is not None, loader.why_not("recurrence", flags=flags)
+    assert library is not None, loader.unavailable_reason("recurrence", flags=flags)
     library.ys_packed_size.restype = ctypes.c_int64
     library.ys_units.restype = ctypes.c_char_p
     monkeypatch.setattr(cpp, "library", lambda: library)
@@ -174,7 +178,7 @@ def test_threads_share_rows_where_they_can(
 def test_the_probe_gives_a_usable_choice_and_its_reason() -> None:
     weights = recurrence_weights(SETTINGS["tiles"], torch.float32)
     taken, why = reference.choose(batch_size=4, weights=weights, precision="bf16")
-    assert taken in reference.IMPLEMENTATIONS
+    assert taken in reference.BACKENDS
     assert "speed" in why
     again, _ = reference.choose(batch_size=4, weights=weights, precision="bf16", taken="windowed")
     assert again == "windowed"
@@ -183,13 +187,13 @@ def test_the_probe_gives_a_usable_choice_and_its_reason() -> None:
 def test_a_run_that_took_compiled_code_goes_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "library", lambda: None)
     weights = recurrence_weights(SETTINGS["tiles"], torch.float32)
-    taken, why = reference.choose(batch_size=4, weights=weights, precision="fp32", taken="compiled")
+    taken, why = reference.choose(batch_size=4, weights=weights, precision="fp32", taken="cpp")
     assert taken.startswith("windowed")
     assert "no compiled code" in why
 
 
 @pytest.mark.parametrize("name", ["cuda_graph", "triton"])
-def test_an_implementation_of_another_device_is_refused_with_the_way_out(name: str) -> None:
-    mixer = three_tier.Mixer(16, three_tier.Options(d_state=32), implementation=name)
+def test_a_backend_of_another_device_is_refused_with_the_way_out(name: str) -> None:
+    mixer = three_tier.Mixer(16, three_tier.Options(d_state=32), backend=name)
     with pytest.raises(UserError, match=r"runs on a CUDA device, not on cpu"):
         mixer.settle(batch_size=2, precision="fp32")

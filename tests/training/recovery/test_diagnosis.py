@@ -23,7 +23,7 @@ HUGE = 3e38  # the largest float32 is 3.4e38
 THREE_TIER = {"d_state": 16, "d_summary": 8}
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
-every_wiring = pytest.mark.parametrize("wiring", ["pre_norm", "bare"])
+every_wiring = pytest.mark.parametrize("block", ["pre_norm", "plain"])
 
 
 def small_model(mixer: str = "three_tier", **changes: Any) -> Any:
@@ -86,8 +86,8 @@ def trap(model: Any, layer: int) -> None:
 
 @every_mixer
 @every_wiring
-def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, wiring: str) -> None:
-    model = small_model(mixer, wiring=wiring)
+def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, block: str) -> None:
+    model = small_model(mixer, block=block)
     scene = scene_of()
     finding = found(model, scene)
     assert finding.kind == "not reproduced"
@@ -101,8 +101,8 @@ def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, wiring: str) -> Non
 @every_mixer
 @every_wiring
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_bad_weight_is_named(mixer: str, wiring: str, value: float) -> None:
-    model = small_model(mixer, wiring=wiring)
+def test_a_bad_weight_is_named(mixer: str, block: str, value: float) -> None:
+    model = small_model(mixer, block=block)
     plant(model.blocks[1].mixer.out_proj.weight, value)
     plant(model.output.weight, value)
     finding = found(model, scene_of())
@@ -125,8 +125,8 @@ def tiers_of_every_mixer() -> list[Any]:
 
 @every_wiring
 @pytest.mark.parametrize(("mixer", "tier"), tiers_of_every_mixer())
-def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, wiring: str) -> None:
-    model = small_model(mixer, wiring=wiring)
+def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, block: str) -> None:
+    model = small_model(mixer, block=block)
     state = carried(model)
     state["layers"][2][tier][3] = math.inf
     finding = found(model, scene_of(state=state))
@@ -151,7 +151,7 @@ def test_an_overflow_outside_the_mixer_is_found_at_its_token(
 
 
 @pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])
-@pytest.mark.parametrize("wiring", ["pre_norm", "bare"])
+@pytest.mark.parametrize("block", ["pre_norm", "plain"])
 @pytest.mark.parametrize(
     ("mixer", "projection", "where", "entry"),
     [
@@ -160,10 +160,10 @@ def test_an_overflow_outside_the_mixer_is_found_at_its_token(
     ],
 )
 def test_an_overflow_inside_a_mixer_is_found_at_its_token(
-    mixer: str, projection: str, where: str, entry: str, wiring: str, row: int, step: int
+    mixer: str, projection: str, where: str, entry: str, block: str, row: int, step: int
 ) -> None:
-    model, scene = small_model(mixer, wiring=wiring), scene_of()
-    layer = 1 if wiring == "pre_norm" else 0
+    model, scene = small_model(mixer, block=block), scene_of()
+    layer = 1 if block == "pre_norm" else 0
     trap(model, layer)
     scene.batch.inputs_BT[row, step] = RARE
     with torch.no_grad():
@@ -178,14 +178,14 @@ def test_an_overflow_inside_a_mixer_is_found_at_its_token(
     assert f"from step {step} of row {row} on" in finding.sentence
 
 
-@pytest.mark.parametrize("implementation", ["reference", "windowed"])
-def test_an_overflow_of_the_main_state_is_found_at_its_step(implementation: str) -> None:
+@pytest.mark.parametrize("backend", ["reference", "windowed"])
+def test_an_overflow_of_the_main_state_is_found_at_its_step(backend: str) -> None:
     # A state of 0 multiplies whatever it likes: with a document at every step nothing happens.
     starts_BT = torch.ones(B, T, dtype=torch.bool)
     starts_BT[2, 37] = False
     model = small_model()
     for block in model.blocks:
-        block.mixer.implementation = implementation
+        block.mixer.backend = backend
     with torch.no_grad():
         model.blocks[2].mixer.state_controller.copy_(HUGE * torch.randn(16, 16).sign())
     finding = found(model, scene_of(starts_BT=starts_BT))
@@ -201,9 +201,9 @@ def test_an_overflow_of_the_main_state_is_found_at_its_step(implementation: str)
 @pytest.mark.parametrize("position", [0, 20])
 @every_wiring
 def test_an_overflow_of_a_summary_is_found_at_its_first_renewal(
-    tier: str, every: int, position: int, wiring: str
+    tier: str, every: int, position: int, block: str
 ) -> None:
-    model = small_model(wiring=wiring)
+    model = small_model(block=block)
     state = carried(model) if position else None
     with torch.no_grad():
         getattr(model.blocks[1].mixer, tier).output_shaper.fill_(HUGE)
@@ -267,8 +267,8 @@ class BadBackward(torch.autograd.Function):
 
 @every_mixer
 @every_wiring
-def test_a_gradient_is_found_where_it_turns_bad(mixer: str, wiring: str) -> None:
-    model = small_model(mixer, wiring=wiring)
+def test_a_gradient_is_found_where_it_turns_bad(mixer: str, block: str) -> None:
+    model = small_model(mixer, block=block)
     inner = model.blocks[1].mixer
     forward = inner.forward
     inner.forward = lambda x, *rest: forward(BadBackward.apply(x, 2, 37), *rest)

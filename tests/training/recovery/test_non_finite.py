@@ -22,7 +22,7 @@ from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import checkpoints, read_checkpoint
 from ys_llm.system.files import sha256_of
 from ys_llm.training.recovery.non_finite import SPIKE_NATS, SPIKE_WINDOW, is_spike
-from ys_llm.training.recovery.post_mortem import look_again
+from ys_llm.training.recovery.post_mortem import replay
 
 COMMON = ("train.checkpoint_interval=4", "train.eval_interval=4", "train.max_steps=16")
 
@@ -68,11 +68,11 @@ def undone(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("layout", ["windows", "streams"])
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
 def test_a_poisoned_batch_is_undone_skipped_and_written_down(
-    train_run: TrainRun, capsys: pytest.CaptureFixture[str], layout: str
+    train_run: TrainRun, capsys: pytest.CaptureFixture[str], batching: str
 ) -> None:
-    common = (*COMMON, f"data.layout={layout}", "model.dropout=0.1", "train.rollback_steps=2")
+    common = (*COMMON, f"data.batching={batching}", "model.dropout=0.1", "train.rollback_steps=2")
     poison = Poison(11)
     with spoiled(poison):
         run = train_run(*common).run
@@ -96,7 +96,7 @@ def test_a_poisoned_batch_is_undone_skipped_and_written_down(
     found = json.loads((run / "post-mortem" / "step-00000011.json").read_text(encoding="utf-8"))
     assert found["finding"]["kind"] == "weights"
     assert (found["stage"], found["piece"], found["batch"]) == (0, 10, 0)
-    assert look_again(run / "post-mortem" / "step-00000011.json").kind == "weights"
+    assert replay(run / "post-mortem" / "step-00000011.json").kind == "weights"
 
 
 def test_a_run_that_recovered_goes_on_and_can_be_killed_like_any_other(
@@ -122,7 +122,7 @@ def test_harm_done_before_a_checkpoint_was_saved_sends_it_back_by_one_more(
     summary = train_run(*COMMON)
     assert [item["back_to"] for item in undone(run)] == [4]
     assert "going back   to step 4" in capsys.readouterr().err
-    assert (run / "left-behind" / "step-00000008").is_dir()
+    assert (run / "superseded" / "step-00000008").is_dir()
     assert summary.steps == 16
     assert column(run, "step") == list(range(1, 17))
 

@@ -21,7 +21,7 @@ from ys_llm.data.batches import Batch
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model, mixer_names, pack_state
 from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose, observe
-from ys_llm.training.recovery.post_mortem import load, look_again, write
+from ys_llm.training.recovery.post_mortem import load, replay, write
 
 VOCAB_SIZE = 30
 B, T = 3, 70
@@ -33,7 +33,7 @@ FACTS = {
     "stage": 0,
     "batch": 11,
     "dtype": "fp32",
-    "implementation": "windowed",
+    "backend": "windowed",
 }
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
@@ -83,7 +83,7 @@ def assert_same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
 
 
 @every_mixer
-@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("contiguous", [False, True])
 def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run: Path) -> None:
     model = model_of(mixer, run)
     scene = scene_of(model, streams=streams)
@@ -101,7 +101,7 @@ def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run:
 
 
 @every_mixer
-@pytest.mark.parametrize("streams", [False, True])
+@pytest.mark.parametrize("contiguous", [False, True])
 def test_the_failure_is_found_again_in_the_files(mixer: str, streams: bool, run: Path) -> None:
     model = model_of(mixer, run)
     overflow(model)
@@ -109,14 +109,14 @@ def test_the_failure_is_found_again_in_the_files(mixer: str, streams: bool, run:
     found = diagnose(model, scene, autocast=torch.autocast("cpu", enabled=False))
     assert found.kind == "forward"
     torch.rand(7)
-    assert look_again(post_mortem(model, scene, run)) == found
+    assert replay(post_mortem(model, scene, run)) == found
 
 
 def test_what_was_not_reproduced_gives_the_same_loss_again(run: Path) -> None:
     model = model_of("three_tier", run)
     scene = scene_of(model, streams=True)
     path = post_mortem(model, scene, run)
-    found = look_again(path)
+    found = replay(path)
     assert found.kind == "not reproduced"
     assert found.loss == json.loads(path.read_text())["finding"]["loss"]
 
@@ -127,7 +127,7 @@ def test_a_step_without_bad_numbers_is_finite_again(run: Path) -> None:
     finding = Finding("finite", loss=9.5, grad_norm=80.25)  # a spike
     assert finding.sentence == "every number of the step is finite (loss 9.5, gradient norm 80.25)"
     path = write(run, finding, scene, model=model, facts=FACTS)
-    assert look_again(path).kind == "finite"
+    assert replay(path).kind == "finite"
 
 
 def strict(text: str) -> Any:
@@ -162,7 +162,7 @@ def test_the_command_in_the_json_finds_it_again(run: Path) -> None:
     model = model_of("three_tier", run)
     overflow(model)
     told = strict(post_mortem(model, scene_of(model, streams=True), run).read_text())
-    python, *arguments = shlex.split(told["look_again"])
+    python, *arguments = shlex.split(told["replay"])
     assert python == "python"
     answer = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, check=True, timeout=60

@@ -21,7 +21,7 @@ from ys_llm.data.manifest import (
 )
 from ys_llm.errors import UserError
 from ys_llm.gendata.generation.journal import Entry
-from ys_llm.system.files import explained, write_atomically
+from ys_llm.system.files import readable_os_errors, write_atomically
 
 FILE_BYTES = 200_000  # a size that editors and reviews still open gladly
 README = "README.md"
@@ -86,7 +86,7 @@ def write_files(
     for name in changed:
         write_atomically(folder / name, contents[name][1])
     for name in stale:
-        with explained(folder / name):
+        with readable_os_errors(folder / name):
             (folder / name).unlink()
     if after or before:
         write_manifest(folder, after)

@@ -108,7 +108,7 @@ def _strangers(folder: Path) -> set[str]:
     }
     try:
         report = json.loads((folder / NOTES / "report.json").read_text("utf-8"))
-        known = dict(report["files"]) if report["made_by"] == MADE_BY else {}
+        known = dict(report["files"]) if report["compiler_version"] == MADE_BY else {}
     except (OSError, ValueError, KeyError, TypeError):
         known, own = {}, set()
     return {

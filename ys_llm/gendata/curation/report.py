@@ -85,7 +85,7 @@ class Report:
     def json(self) -> str:
         """The report for programs; holds no time, so that the same input gives the same bytes."""
         content = {
-            "made_by": MADE_BY,
+            "compiler_version": MADE_BY,
             "settings": dict(self.settings),
             "bytes": {"read": self.bytes_read, "kept": self.bytes_kept},
             "totals": asdict(self.totals),

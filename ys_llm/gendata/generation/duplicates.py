@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from ys_llm.data.records import document_key
+from ys_llm.data.records import document_id
 from ys_llm.gendata.generation.journal import Rejection
 from ys_llm.gendata.record import Record
 
@@ -28,7 +28,7 @@ class Duplicates:
 
     def add(self, record: Record, *, near: bool) -> Rejection | None:
         """Keep the record, or say why not; `near` compares it with its like as well."""
-        key = document_key(record.response, record.prompt)
+        key = document_id(record.response, record.prompt)
         if key in self._keys:
             return Rejection("duplicate", "the same record is there already")
         if near and (found := self._nearest(record)):

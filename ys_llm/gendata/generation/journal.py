@@ -17,7 +17,13 @@ from typing import Any, Literal
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.errors import UserError
 from ys_llm.gendata.record import Record
-from ys_llm.system.files import Journal, explained, make_folder, sync_folder, write_atomically
+from ys_llm.system.files import (
+    Journal,
+    make_folder,
+    readable_os_errors,
+    sync_folder,
+    write_atomically,
+)
 
 try:
     import fcntl
@@ -115,7 +121,7 @@ def owned(folder: Path) -> Iterator[None]:
 
     Raises UserError where another process owns it.
     """
-    with explained(folder):
+    with readable_os_errors(folder):
         make_folder(folder)
     if fcntl is None:
         yield

@@ -77,9 +77,9 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def not_compiled() -> str:
+def unavailable_reason() -> str:
     """Why `library` gives none."""
-    return loader.why_not(KERNEL)
+    return loader.unavailable_reason(KERNEL)
 
 
 def units() -> str:
@@ -335,7 +335,7 @@ class _Recurrence(torch.autograd.Function):
         )
 
 
-def compiled_pass(
+def cpp_pass(
     drive_TBS: Tensor,
     weights: Weights,
     state: State,

@@ -23,28 +23,28 @@ import torch
 from torch import Tensor
 
 from ys_llm.ops.three_tier import gemm
-from ys_llm.ops.three_tier.cpp import compiled_pass, library, not_compiled, units
+from ys_llm.ops.three_tier.cpp import cpp_pass, library, unavailable_reason, units
 from ys_llm.ops.three_tier.gemm import Gemm, Precision
 from ys_llm.ops.three_tier.gpu.recurrence import graphed_pass
 from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights, flat, is_renewed
 from ys_llm.ops.three_tier.windowed import windowed_pass
 
 __all__ = [
+    "BACKENDS",
     "EPS",
-    "IMPLEMENTATIONS",
     "State",
     "Summary",
     "Weights",
     "choose",
     "lack",
-    "not_compiled",
     "reference",
+    "unavailable_reason",
     "usable",
 ]
 
 PROBE_STEPS = 32  # two windows
 PROBE_GAIN = 0.8  # compiled code also takes less memory; a fifth of so short a time is noise
-# How far apart two implementations may be after them: operands of bfloat16 keep 8 bits, and one of
+# How far apart two backends may be after them: operands of bfloat16 keep 8 bits, and one of
 # the two may round them where the other does not.
 PROBE_ERROR = {"fp32": 1e-4, "bf16": 5e-2}
 
@@ -139,7 +139,7 @@ def windowed_onednn(
     return windowed_pass(drive_TBS, weights, state, starts_TB, Gemm(precision, onednn=True))
 
 
-def compiled(
+def cpp(
     drive_TBS: Tensor,
     weights: Weights,
     state: State,
@@ -152,7 +152,7 @@ def compiled(
     On CPU only, and only where `compiled_recurrence.library` finds it. With bfloat16 operands every
     h is given in bfloat16, as the next product takes it; the state stays in float32.
     """
-    return compiled_pass(drive_TBS, weights, state, starts_TB, precision)
+    return cpp_pass(drive_TBS, weights, state, starts_TB, precision)
 
 
 def cuda_graph(
@@ -183,31 +183,31 @@ def triton(
     return graphed_pass(drive_TBS, weights, state, starts_TB, precision, by_triton=True)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, State]]] = {
+BACKENDS: dict[str, Callable[..., tuple[Tensor, State]]] = {
     "reference": reference,
     "windowed": windowed,
     "windowed_onednn": windowed_onednn,
-    "compiled": compiled,
+    "cpp": cpp,
     "cuda_graph": cuda_graph,
     "triton": triton,
 }
 
 
 def usable(name: str, device_type: str = "") -> bool:
-    """Whether this implementation can run here; `device_type` as in `lack`."""
-    return name in IMPLEMENTATIONS and lack(name, device_type) is None
+    """Whether this backend can run here; `device_type` as in `lack`."""
+    return name in BACKENDS and lack(name, device_type) is None
 
 
 def lack(name: str, device_type: str = "") -> tuple[str, str] | None:
-    """What an implementation needs and has not here, and what to do about it; None: nothing.
+    """What a backend needs and has not here, and what to do about it; None: nothing.
 
     `device_type`: where its tensors will lie; by default where they lie best.
     """
-    lies = device_type or ("cuda" if torch.cuda.is_available() and name != "compiled" else "cpu")
-    if name == "compiled" and lies != "cpu":
+    lies = device_type or ("cuda" if torch.cuda.is_available() and name != "cpp" else "cpu")
+    if name == "cpp" and lies != "cpu":
         return f"it runs on a CPU, not on {lies}", "Set train.device: cpu"
-    if name == "compiled" and library() is None:
-        return not_compiled(), "Install a C++ compiler (g++ or clang++)"
+    if name == "cpp" and library() is None:
+        return unavailable_reason(), "Install a C++ compiler (g++ or clang++)"
     if name in ("cuda_graph", "triton") and lies != "cuda":
         return f"it runs on a CUDA device, not on {lies}", "Set train.device: cuda"
     if name == "triton" and find_spec("triton") is None:
@@ -220,7 +220,7 @@ def lack(name: str, device_type: str = "") -> tuple[str, str] | None:
 def choose(
     *, batch_size: int, weights: Weights, precision: Precision, taken: str = ""
 ) -> tuple[str, str]:
-    """The implementation to take on this machine, and why, by a timed and accuracy-checked probe.
+    """The backend to take on this machine, and why, by a timed and accuracy-checked probe.
 
     `taken` is what a run took before: it stays, so that the run goes on with the same rounding.
     """
@@ -231,20 +231,20 @@ def choose(
         batch_size=batch_size, d_state=width, precision=precision, device=device
     )
     if device.type == "cuda":  # neither graphs nor kernels have been timed on one
-        why = "not measured on this GPU: train.implementation may be cuda_graph or triton"
+        why = "not measured on this GPU: train.backend may be cuda_graph or triton"
         return by_torch, why
     if device.type != "cpu":
         return by_torch, why
-    if not usable("compiled"):
-        return by_torch, f"{why}; no compiled code: {not_compiled()}"
+    if not usable("cpp"):
+        return by_torch, f"{why}; no compiled code: {unavailable_reason()}"
     generator = torch.Generator().manual_seed(0)
     drive_TBS = torch.randn(PROBE_STEPS, batch_size, width, generator=generator)
-    torchs, expected = _probe(IMPLEMENTATIONS[by_torch], drive_TBS, weights, precision)
-    seconds, values = _probe(compiled, drive_TBS, weights, precision)
+    torchs, expected = _probe(BACKENDS[by_torch], drive_TBS, weights, precision)
+    seconds, values = _probe(cpp, drive_TBS, weights, precision)
     error, gain = ((values - expected).norm() / expected.norm()).item(), torchs / seconds
     if error > PROBE_ERROR[precision] or gain < PROBE_GAIN:
         return by_torch, f"compiled code has {gain:.1f} times its speed and differs by {error:.0e}"
-    return "compiled", f"{units()}, {gain:.1f} times the speed of {by_torch}"
+    return "cpp", f"{units()}, {gain:.1f} times the speed of {by_torch}"
 
 
 def _probe(

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from ys_llm.errors import EXIT_DIVERGED, UserError
-from ys_llm.runs.checkpoint import Saved, checkpoints
-from ys_llm.runs.folder import POST_MORTEM, leave_behind
-from ys_llm.training.metrics import say
+from ys_llm.runs.checkpoint import Checkpoint, checkpoints
+from ys_llm.runs.folder import POST_MORTEM, archive
+from ys_llm.training.metrics import log_line
 from ys_llm.training.recovery import post_mortem
 from ys_llm.training.recovery.diagnosis import Finding, Scene, first_bad
-from ys_llm.training.resume import Rollback, newest_whole, write_rollbacks
-from ys_llm.training.trainer import Place, Training, take_up
+from ys_llm.training.resume import Rollback, latest_valid_checkpoint, write_rollbacks
+from ys_llm.training.trainer import Place, Training, restore_checkpoint
 
 SPIKE_WINDOW = 50  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 8.0  # robust standard deviations above their median
@@ -29,7 +29,7 @@ SPIKE_NATS = 0.5  # and at least this much: late in training the deviations are 
 _MAD_TO_DEVIATION = 1.4826  # of a normal distribution, whose median absolute deviation is 0.6745
 
 
-class BadNumbersError(Exception):
+class NonFiniteError(Exception):
     """A step, or the model after it, is not fit to be learned from; says why."""
 
 
@@ -58,20 +58,20 @@ def is_spike(loss: float, recent: Sequence[float]) -> bool:
 
 
 def check_step(training: Training, tried: Tried) -> None:
-    """Raise BadNumbersError where this step must not be learned from."""
+    """Raise NonFiniteError where this step must not be learned from."""
     if not math.isfinite(tried.loss + tried.grad_norm):
-        raise BadNumbersError(f"loss {tried.loss}, gradient {tried.grad_norm}")
+        raise NonFiniteError(f"loss {tried.loss}, gradient {tried.grad_norm}")
     if training.config.train.on_spike == "rollback" and is_spike(
         tried.loss, training.at.recent_losses
     ):
-        raise BadNumbersError(f"the loss jumped to {tried.loss:.3f}")
+        raise NonFiniteError(f"the loss jumped to {tried.loss:.3f}")
 
 
 def check_weights(training: Training) -> None:
-    """Raise BadNumbersError for a model that may be neither saved nor published."""
+    """Raise NonFiniteError for a model that may be neither saved nor published."""
     for name, parameter in training.model.named_parameters():
         if not _is_finite(parameter):
-            raise BadNumbersError(f"{name} is not finite")
+            raise NonFiniteError(f"{name} is not finite")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -85,7 +85,7 @@ def recover(training: Training, tried: Tried, trouble: str) -> None:
     the one before is taken. Raises UserError (exit code 5) when that has been done often enough.
     """
     training.optimizer.zero_grad(set_to_none=True)
-    say(f"trouble      step {tried.step + 1:,}: {trouble}")
+    log_line(f"trouble      step {tried.step + 1:,}: {trouble}")
     _examine(training, trouble, tried)
     saved = None
     if len(training.undone) < training.config.train.max_rollbacks:
@@ -95,22 +95,22 @@ def recover(training: Training, tried: Tried, trouble: str) -> None:
     back_to = int(saved.progress["step"])
     undone = Rollback(tried.step + 1, back_to, tried.place.number, tried.place.piece, trouble)
     write_rollbacks(training.run, [*training.undone, undone])
-    take_up(training, saved)
-    say(
+    restore_checkpoint(training, saved)
+    log_line(
         f"going back   to step {back_to:,}, for a while with "
-        f"{training.config.train.rollback_rate:g} times the learning rate; "
+        f"{training.config.train.rollback_lr_factor:g} times the learning rate; "
         f"the text of step {undone.step:,} is not read again"
     )
 
 
-def _last_good(training: Training, tried: Tried) -> Saved | None:
-    saved = newest_whole(training.run)
+def _last_good(training: Training, tried: Tried) -> Checkpoint | None:
+    saved = latest_valid_checkpoint(training.run)
     if saved is None or saved.progress["step"] != training.at.step or training.at.step > tried.step:
         return saved
     if len(checkpoints(training.run)) == 1:  # nothing is before it, and it must not be lost
         return saved
-    leave_behind(training.run, saved.path)
-    return newest_whole(training.run)
+    archive(training.run, saved.path)
+    return latest_valid_checkpoint(training.run)
 
 
 def _examine(training: Training, trouble: str, tried: Tried) -> None:
@@ -127,14 +127,14 @@ def _examine(training: Training, trouble: str, tried: Tried) -> None:
         "piece": tried.place.piece,
         "batch": number,
         "dtype": training.at.dtype,
-        "implementation": training.at.implementation,
+        "backend": training.at.backend,
     }
-    say(f"found        {finding.sentence}")
+    log_line(f"found        {finding.sentence}")
     try:
         path = post_mortem.write(training.run, finding, scene, model=training.model, facts=facts)
-        say(f"post-mortem  {path}")
+        log_line(f"post-mortem  {path}")
     except UserError as error:
-        say(f"post-mortem  {error}")
+        log_line(f"post-mortem  {error}")
 
 
 def _first_bad(training: Training, tried: Tried) -> tuple[int, Scene, Finding]:

@@ -33,7 +33,7 @@ def write(
 ) -> Path:
     """Leave the post-mortem in the run's folder; returns the JSON file's path.
 
-    `facts` are the caller's: `step`, and for `look_again` `dtype` and `implementation`; loss,
+    `facts` are the caller's: `step`, and for `replay` `dtype` and `backend`; loss,
     gradient norm, learning rate, stage and index of the batch for the reader. Beside the JSON a
     safetensors file holds batch, state, random state and weights. Nothing there is overwritten.
     """
@@ -44,8 +44,8 @@ def write(
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path.with_suffix(".safetensors"), safetensors.torch.save(plain))
     code = (
-        "from ys_llm.training.recovery.post_mortem import look_again; "
-        f"print(look_again({str(path)!r}).sentence)"
+        "from ys_llm.training.recovery.post_mortem import replay; "
+        f"print(replay({str(path)!r}).sentence)"
     )
     described = {
         "sentence": finding.sentence,
@@ -57,7 +57,7 @@ def write(
             name: tensor.float().norm().item() for name, tensor in checkpoint.weights(model).items()
         },
         "versions": versions(),
-        "look_again": f"python -c {shlex.quote(code)}",
+        "replay": f"python -c {shlex.quote(code)}",
     }
     checkpoint.write_json(path, _plain(described))
     return path
@@ -125,13 +125,13 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def look_again(path: str | Path) -> Finding:
+def replay(path: str | Path) -> Finding:
     """Diagnose a post-mortem's batch anew, on CPU, with the weights it was computed with.
 
     Of a step that was on CUDA everything comes back but the dropout that was drawn there.
     """
     path = Path(path)
-    facts = checkpoint.read_json(path, needed=("dtype", "implementation", "finding"))
+    facts = checkpoint.read_json(path, needed=("dtype", "backend", "finding"))
     config = load_config(path.parent.parent / "config.yaml").config
     scene, weights = load(path)
     model = Model(config.model, vocab_size=len(weights["embedding.weight"]))
@@ -139,7 +139,7 @@ def look_again(path: str | Path) -> Finding:
     model.settle(
         batch_size=len(scene.batch.inputs_BT),
         precision=facts["dtype"],
-        taken=facts["implementation"],
+        taken=facts["backend"],
     )
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=facts["dtype"] == "bf16")
     found = diagnose(model.train(), scene, autocast=autocast)

@@ -35,7 +35,7 @@ from ys_llm.ops.three_tier.gpu.triton_recurrence import MaskedPass
 from ys_llm.ops.three_tier.types import flat
 
 
-def implementation(graphs: Graphs) -> Callable[..., Any]:
+def backend(graphs: Graphs) -> Callable[..., Any]:
     def run(
         drive_TBS: Tensor,
         weights: reference.Weights,
@@ -73,7 +73,7 @@ def test_a_replayed_pass_equals_the_reference(length: int) -> None:
     for label, case in recurrence_cases(length, torch.float64):
         expected = results(reference.reference, case)
         for call in range(3):  # as it is, captured, replayed
-            error = largest_error(results(implementation(graphs), case), expected)
+            error = largest_error(results(backend(graphs), case), expected)
             assert error <= TOLERANCES["float64"], f"{label}, {call=}: error {error:.1e}"
 
 
@@ -82,7 +82,7 @@ def test_many_passes_may_be_pending_and_are_gone_back_through_in_any_order() -> 
     cases = [case_of(seed=seed) for seed in range(5)]
     expected = [results(reference.reference, case) for case in cases]
     for order in ([4, 3, 2, 1, 0], [0, 1, 2, 3, 4], [2, 0, 4, 1, 3]):
-        pending = [implementation(graphs)(*case.arguments, **case.options) for case in cases]
+        pending = [backend(graphs)(*case.arguments, **case.options) for case in cases]
         for i in order:
             h_TBS, state = pending[i]
             outputs = [h_TBS, *state[:3]]
@@ -104,7 +104,7 @@ def test_many_passes_may_be_pending_and_are_gone_back_through_in_any_order() -> 
 def test_results_stay_what_they_are_when_the_capture_serves_another_pass() -> None:
     graphs = Graphs(rerun)
     first, second = case_of(seed=1), case_of(seed=2)
-    run = implementation(graphs)
+    run = backend(graphs)
     results(run, first)
     values = results(run, first)
     kept = [value.clone() for value in values]
@@ -117,7 +117,7 @@ def test_results_stay_what_they_are_when_the_capture_serves_another_pass() -> No
 def test_without_gradients_a_capture_comes_back_at_once() -> None:
     graphs, case = Graphs(rerun), case_of()
     for _ in range(5):
-        implementation(graphs)(*case.arguments, **case.options)
+        backend(graphs)(*case.arguments, **case.options)
     assert (graphs.lent, len(graphs.idle)) == (0, 1)
 
 
@@ -125,16 +125,16 @@ def test_a_capture_made_in_inference_mode_serves_training() -> None:
     graphs, case = Graphs(rerun), case_of()
     with torch.inference_mode():
         for _ in range(2):
-            implementation(graphs)(*case.arguments, **case.options)
+            backend(graphs)(*case.arguments, **case.options)
     assert len(graphs.idle) == 1
     expected = results(reference.reference, case)
-    assert largest_error(results(implementation(graphs), case), expected) <= TOLERANCES["float64"]
+    assert largest_error(results(backend(graphs), case), expected) <= TOLERANCES["float64"]
     assert len(graphs.idle) == 1
 
 
 def test_a_pass_that_is_dropped_gives_its_capture_back() -> None:
     graphs, case = Graphs(rerun), case_of()
-    pending = [implementation(graphs)(*case.arguments, **case.options) for _ in range(3)]
+    pending = [backend(graphs)(*case.arguments, **case.options) for _ in range(3)]
     assert graphs.lent == 2  # the first ran as it was
     del pending
     gc.collect()
@@ -144,27 +144,27 @@ def test_a_pass_that_is_dropped_gives_its_capture_back() -> None:
 def test_no_more_captures_are_made_than_allowed() -> None:
     graphs, case = Graphs(rerun, most=2), case_of()
     expected = results(reference.reference, case)
-    pending = [implementation(graphs)(*case.arguments, **case.options) for _ in range(5)]
+    pending = [backend(graphs)(*case.arguments, **case.options) for _ in range(5)]
     assert graphs.lent == 2
-    assert largest_error(results(implementation(graphs), case), expected) <= TOLERANCES["float64"]
+    assert largest_error(results(backend(graphs), case), expected) <= TOLERANCES["float64"]
     del pending
     for clock in range(4):
         for _ in range(2):
-            results(implementation(graphs), case_of(clock=clock))
+            results(backend(graphs), case_of(clock=clock))
     assert len(graphs.idle) == 2
 
 
 def test_a_shape_that_comes_once_is_not_captured_nor_a_short_one_ever() -> None:
     graphs = Graphs(rerun)
-    results(implementation(graphs), case_of(length=40))
+    results(backend(graphs), case_of(length=40))
     for _ in range(3):
-        results(implementation(graphs), case_of(length=15))
+        results(backend(graphs), case_of(length=15))
     assert not graphs.idle
 
 
 def test_going_back_twice_works_until_the_capture_serves_another_pass() -> None:
     graphs, case = Graphs(rerun), case_of()
-    run = implementation(graphs)
+    run = backend(graphs)
     results(run, case)
     h_TBS, _ = run(*case.arguments, **case.options)
     once = torch.autograd.grad(h_TBS.sum(), case.leaves[0], retain_graph=True)
@@ -181,10 +181,10 @@ def test_what_cannot_be_captured_runs_as_it_is_and_says_so_once() -> None:
 
     graphs, case = Graphs(broken), case_of()
     expected = results(reference.reference, case)
-    results(implementation(graphs), case)
+    results(backend(graphs), case)
     with pytest.warns(UserWarning, match="without a CUDA graph: operation not permitted"):
-        results(implementation(graphs), case)
-    error = largest_error(results(implementation(graphs), case), expected)
+        results(backend(graphs), case)
+    error = largest_error(results(backend(graphs), case), expected)
     assert error <= TOLERANCES["float64"]
 
 
@@ -196,7 +196,7 @@ def test_the_phase_of_the_clock_is_all_that_a_pass_knows_of_its_position() -> No
     for clock in (5, 26, 47):
         case = case_of("odd-periods", clock=clock)
         expected = results(reference.reference, case)
-        error = largest_error(results(implementation(graphs), case), expected)
+        error = largest_error(results(backend(graphs), case), expected)
         assert error <= TOLERANCES["float64"]
     assert len(graphs.idle) == 1
 
@@ -220,7 +220,7 @@ def test_a_capture_owns_all_that_it_reads() -> None:
 def test_off_cuda_they_are_windowed_to_the_bit(name: str) -> None:
     case = case_of(length=65)
     expected = results(reference.windowed, case)
-    assert all(map(torch.equal, results(reference.IMPLEMENTATIONS[name], case), expected))
+    assert all(map(torch.equal, results(reference.BACKENDS[name], case), expected))
 
 
 @pytest.mark.parametrize("name", ["cuda_graph", "triton"])
@@ -236,7 +236,7 @@ def test_neither_is_usable_nor_taken_off_cuda(name: str) -> None:
 def test_on_cuda_compiled_code_is_not_usable_and_triton_where_it_is_installed_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert reference.lack("compiled", "cuda") == (
+    assert reference.lack("cpp", "cuda") == (
         "it runs on a CPU, not on cuda",
         "Set train.device: cpu",
     )

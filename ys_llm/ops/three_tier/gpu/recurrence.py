@@ -37,8 +37,8 @@ def graphed_pass(
     clock = phase(weights, state.position)
     maker = _make_kernel_pass if by_triton else _make_torch_pass
     make = partial(maker, precision=precision, clock=clock)
-    made_by = (by_triton, precision, clock, _periods(weights))
-    begin = partial(GraphPass, _graphs(drive_TBS.device), made_by, make)
+    compiler_version = (by_triton, precision, clock, _periods(weights))
+    begin = partial(GraphPass, _graphs(drive_TBS.device), compiler_version, make)
     return run_pass(begin, drive_TBS, weights, state, starts_TB)
 
 

@@ -45,7 +45,8 @@ SNAKES = (
     "model.n_layers=1",
     "model.d_mlp=0",
     "model.dropout=0.1",
-    "model.options={d_state: 512, d_summary: 0, factored: true, shared_norm: true, summary_scale: fixed}",
+    "model.options={d_state: 512, d_summary: 0, factored: true, shared_norm: true, "
+    "summary_scale: fixed}",
 )
 TRAININGS: dict[str, tuple[str, ...]] = {
     "three tiers": ("train.seq_len=128",),

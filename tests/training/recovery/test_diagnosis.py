@@ -23,7 +23,7 @@ HUGE = 3e38  # the largest float32 is 3.4e38
 THREE_TIER = {"d_state": 16, "d_summary": 8}
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
-every_wiring = pytest.mark.parametrize("block", ["pre_norm", "plain"])
+every_block = pytest.mark.parametrize("block", ["pre_norm", "plain"])
 
 
 def small_model(mixer: str = "three_tier", **changes: Any) -> Any:
@@ -85,7 +85,7 @@ def trap(model: Any, layer: int) -> None:
 
 
 @every_mixer
-@every_wiring
+@every_block
 def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, block: str) -> None:
     model = small_model(mixer, block=block)
     scene = scene_of()
@@ -99,7 +99,7 @@ def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, block: str) -> None
 
 
 @every_mixer
-@every_wiring
+@every_block
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_bad_weight_is_named(mixer: str, block: str, value: float) -> None:
     model = small_model(mixer, block=block)
@@ -123,7 +123,7 @@ def tiers_of_every_mixer() -> list[Any]:
     ]
 
 
-@every_wiring
+@every_block
 @pytest.mark.parametrize(("mixer", "tier"), tiers_of_every_mixer())
 def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, block: str) -> None:
     model = small_model(mixer, block=block)
@@ -199,7 +199,7 @@ def test_an_overflow_of_the_main_state_is_found_at_its_step(backend: str) -> Non
 
 @pytest.mark.parametrize(("tier", "every"), [("local_summary", 16), ("global_summary", 64)])
 @pytest.mark.parametrize("position", [0, 20])
-@every_wiring
+@every_block
 def test_an_overflow_of_a_summary_is_found_at_its_first_renewal(
     tier: str, every: int, position: int, block: str
 ) -> None:
@@ -266,7 +266,7 @@ class BadBackward(torch.autograd.Function):
 
 
 @every_mixer
-@every_wiring
+@every_block
 def test_a_gradient_is_found_where_it_turns_bad(mixer: str, block: str) -> None:
     model = small_model(mixer, block=block)
     inner = model.blocks[1].mixer

@@ -83,7 +83,7 @@ def assert_same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
 
 
 @every_mixer
-@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
 def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run: Path) -> None:
     model = model_of(mixer, run)
     scene = scene_of(model, streams=streams)
@@ -101,7 +101,7 @@ def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run:
 
 
 @every_mixer
-@pytest.mark.parametrize("contiguous", [False, True])
+@pytest.mark.parametrize("streams", [False, True])
 def test_the_failure_is_found_again_in_the_files(mixer: str, streams: bool, run: Path) -> None:
     model = model_of(mixer, run)
     overflow(model)

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig, ModelConfig, Resolved, from_mapping
 from ys_llm.inference.generate import generate, prefill
-from ys_llm.inference.token_graph import TokenGraph
 from ys_llm.model.language_model import Model
 from ys_llm.ops.three_tier import reference
 from ys_llm.ops.three_tier.gemm import Gemm
@@ -211,22 +210,6 @@ def test_either_kind_of_kernels_serves_heads_that_both_can_hold(kernels: Any) ->
 
     error = largest_error(results(run, on_cuda(case)), results(reference.reference, case))
     assert error <= TOLERANCES["float32"]
-
-
-@pytest.mark.parametrize("local_interval", [16, 3])
-def test_generation_as_a_graph_gives_the_tokens_that_launches_give(local_interval: int) -> None:
-    torch.manual_seed(0)
-    options = {"d_state": 64, "local_interval": local_interval}
-    model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64, options=options), vocab_size=50)
-    model = model.cuda().double().eval()
-    ids = torch.randint(50, (1, 150), device="cuda")
-    with torch.inference_mode():
-        expected_BTV, _ = model(ids)
-        _, state = model(ids[:, :7])
-        advance = TokenGraph(model, state)
-        for position in range(7, 150):
-            logits_V = advance(int(ids[0, position]))
-            assert torch.allclose(logits_V, expected_BTV[0, position], atol=1e-9), position
 
 
 def test_generate_on_cuda_writes_what_it_writes_on_the_cpu() -> None:

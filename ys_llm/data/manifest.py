@@ -1,31 +1,22 @@
-"""MANIFEST.jsonl, which says of each record of a corpus where it came from.
+"""MANIFEST.jsonl, which records for each document of a generated corpus where it came from.
 
-It has a line for each kind with what all its records share (digest, seed, model, options), below it
-one for each file (its hash, how many records), and below that one for each record in it, in order,
-with what it has beside. A file is ours while it has the hash that the manifest gives it.
+It has one line per kind with the fields that all its records share (digest, seed, model, options),
+then one line per file (its SHA-256, its number of records), then one line per record of that file,
+in order, with the remaining fields. `ys gen-data` writes it; reading it is all that is done here.
 """
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from ys_llm.config.strict_reader import to_plain
-from ys_llm.data.records import document_id
 from ys_llm.errors import UserError
-from ys_llm.gendata.corpus.delta import NOTHING, merged, shared, without
-from ys_llm.gendata.generation.journal import Entry
-from ys_llm.gendata.recipes.item_key import item_key
-from ys_llm.system.files import write_atomically
 
 NAME = "MANIFEST.jsonl"
 _FILE_FIELDS = {"file": str, "records": int, "sha256": str, "was": list}
 _RECORD_FIELDS = {"document": str, "kind": str, "digest": str, "index": int, "seed": int}
-_FOLLOWING = ("key", "file")  # from the other fields, and from the place in the manifest
-_OWN = ("document", "index", "time", "seconds")  # of each record, even where some are alike
 _GIVE_BACK = "Put a good copy of the file back, or move it away: it can be made again."
 
 
@@ -89,7 +80,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _record(kind: Mapping[str, Any], file: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    line = _checked(merged(kind, fields), _RECORD_FIELDS)
+    line = _checked(_merged(kind, fields), _RECORD_FIELDS)
     key = item_key(line["digest"], line["index"], line["seed"])
     return {**line, "key": key, "file": file}
 
@@ -112,67 +103,23 @@ def _damaged(path: Path, line: int, found: str) -> UserError:
     return UserError(f"{path}:{line}: no line of a manifest: {found}", _GIVE_BACK)
 
 
-def manifest_line(entry: Entry) -> dict[str, Any]:
-    """What the manifest says of an accepted record.
-
-    Of a program's record no time: the same recipe is to give the same bytes again.
-    """
-    assert entry.record is not None, entry.key
-    origin = entry.provenance
-    assert entry.key == item_key(origin.digest, entry.index, origin.seed), entry.key
-    line: dict[str, Any] = {
-        "kind": entry.kind,
-        "digest": origin.digest,
-        "seed": origin.seed,
-        "document": document_id(entry.record.response, entry.record.prompt),
-        "index": entry.index,
-    }
-    verdicts = {
-        "verified": list(origin.verified),
-        "mended": list(origin.mended),
-        "rejected": [rejection.name for rejection in entry.rejections],
-    }
-    line |= {name: said for name, said in verdicts.items() if said}
-    if origin.model:
-        line |= {"model": origin.model, "model_digest": origin.model_digest}
-        line |= {"asked": to_plain(origin.asked), "time": origin.time, "seconds": origin.seconds}
-    return line
+def item_key(digest: str, index: int, seed: int) -> str:
+    """128 bits in hexadecimal; `digest` is that of the kind."""
+    return hashlib.blake2b(f"{digest}:{index}:{seed}".encode(), digest_size=16).hexdigest()
 
 
-def write_manifest(
-    folder: Path, manifest: Manifest, was: Mapping[str, bytes | None] | None = None
-) -> None:
-    """Write it if it has changed; `was` holds what is in files that are about to change."""
-    held = {name: data for name, data in (was or {}).items() if data is not None}
-    known = [
-        (name, replace(file, was=(sha256(held[name]),) if name in held else ()))
-        for name, file in sorted(manifest.items(), key=lambda pair: (pair[1].kind, pair[0]))
-    ]
-    by_kind = itertools.groupby(known, key=lambda pair: pair[1].kind)
-    lines = (line for kind, files in by_kind for line in _lines(kind, list(files)))
-    # Sorted, so that what was read and is written again has the same bytes.
-    texts = (json.dumps(line, ensure_ascii=False, sort_keys=True) for line in lines)
-    data = "".join(f"{text}\n" for text in texts).encode()
-    if read_bytes(folder / NAME) != data:
-        write_atomically(folder / NAME, data)
+def _are_records(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
 
 
-def _lines(kind: str, files: Iterable[tuple[str, File]]) -> Iterator[Mapping[str, Any]]:
-    """The lines of a kind: what its records share, then each file with the rest of its records."""
-    bare = {
-        name: [_without_names(line, _FOLLOWING) for line in file.records] for name, file in files
-    }
-    common = shared([_without_names(line, _OWN) for lines in bare.values() for line in lines])
-    if kind:
-        yield {"kind": kind} if common is NOTHING else common
-    for name, file in files:
-        head = {"file": name, "records": len(file.records), "sha256": file.sha256}
-        yield head | {"was": list(file.was)}
-        yield from (without(line, common) for line in bare[name])
-
-
-def _without_names(line: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name not in names}
+def _merged(common: Any, rest: Any) -> Any:
+    """The value again, of what is common and what it has beside that."""
+    if isinstance(common, Mapping) and isinstance(rest, Mapping):
+        both = {name: _merged(common[name], rest[name]) for name in common if name in rest}
+        return {**common, **rest, **both}
+    if _are_records(common) and _are_records(rest) and len(common) == len(rest):
+        return [_merged(part, own) for part, own in zip(common, rest, strict=True)]
+    return rest
 
 
 def read_bytes(path: Path) -> bytes | None:

@@ -38,13 +38,3 @@ def without(value: Any, common: Any) -> Any:
         return {name: own for name, own in rest.items() if own is not NOTHING}
     rests = [without(own, part) for own, part in zip(value, common, strict=True)]
     return [{} if rest is NOTHING else rest for rest in rests]
-
-
-def merged(common: Any, rest: Any) -> Any:
-    """The value again, of what is common and what it has beside that."""
-    if isinstance(common, Mapping) and isinstance(rest, Mapping):
-        both = {name: merged(common[name], rest[name]) for name in common if name in rest}
-        return {**common, **rest, **both}
-    if _are_records(common) and _are_records(rest) and len(common) == len(rest):
-        return [merged(part, own) for part, own in zip(common, rest, strict=True)]
-    return rest

@@ -9,17 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ys_llm.data.manifest import (
-    NAME,
-    File,
-    Manifest,
-    manifest_line,
-    read_bytes,
-    read_manifest,
-    sha256,
-    write_manifest,
-)
+from ys_llm.data.manifest import NAME, File, Manifest, read_bytes, read_manifest, sha256
 from ys_llm.errors import UserError
+from ys_llm.gendata.corpus.manifest import manifest_line, write_manifest
 from ys_llm.gendata.generation.journal import Entry
 from ys_llm.system.files import readable_os_errors, write_atomically
 

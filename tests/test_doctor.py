@@ -196,8 +196,7 @@ def test_the_whole_report_is_made_here(tmp_path: Path) -> None:
 def test_a_report_without_proc_says_unknown(checkup: Checkup, tmp_path: Path) -> None:
     rows = dict(report(replace(checkup, machine=machine.inspect_machine(tmp_path))))
     assert rows["features"] == "unknown"
-    assert "unknown free of" in rows["memory"]
-    assert "an unknown number of physical" in rows["cores"]
+    assert "unknown" not in rows["memory"]  # known on every platform
 
 
 def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be(tmp_path: Path) -> None:

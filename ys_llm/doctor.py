@@ -201,8 +201,8 @@ def _about_torch(checkup: Checkup) -> list[tuple[str, str]]:
     ]
 
 
-def _gb(count: int | None) -> str:
-    return "unknown" if count is None else f"{count / GB:.1f} GB"
+def _gb(count: int) -> str:
+    return f"{count / GB:.1f} GB"
 
 
 def _thread_settings(checkup: Checkup) -> str:
@@ -232,7 +232,7 @@ def little_disk(checkup: Checkup) -> str:
 def little_memory(checkup: Checkup) -> str:
     """The default run's peak has to fit."""
     free = checkup.machine.free_bytes
-    if free is None or free >= LITTLE_MEMORY:
+    if free >= LITTLE_MEMORY:
         return ""
     return f"only {_gb(free)} of memory are free: close programs, or --set train.batch_size=auto"
 

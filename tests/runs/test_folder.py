@@ -14,17 +14,16 @@ import pytest
 
 from ys_llm.errors import EXIT_NO_MODEL, UserError
 from ys_llm.runs.folder import (
-    LOCK,
+    CleanScope,
     Removal,
-    What,
     archive,
     find_run,
-    is_run,
     list_removals,
     locked,
     remove,
-    sweep,
+    remove_temp_files,
 )
+from ys_llm.system.lock import RUN_LOCK, is_run
 
 FILES = {
     "README.md": b"card",
@@ -58,16 +57,16 @@ def names(paths: list[Path]) -> list[str]:
     return sorted(path.name for path in paths)
 
 
-def doomed_names(run: Path, what: What) -> list[str]:
-    return names([item.path for item in plan(run, what)])
+def removed_names(run: Path, scope: CleanScope) -> list[str]:
+    return names([item.path for item in plan(run, scope)])
 
 
-def plan(run: Path, what: What) -> list[Removal]:
-    return list_removals(run, what, corpus=run.parent.parent / "corpus")
+def plan(run: Path, scope: CleanScope) -> list[Removal]:
+    return list_removals(run, scope, corpus=run.parent.parent / "corpus")
 
 
 def test_clean_takes_the_model_and_leaves_tokenizer_cache_and_configuration(run: Path) -> None:
-    assert doomed_names(run, "model") == [
+    assert removed_names(run, "model") == [
         "README.md",
         "checkpoints",
         "config.json",
@@ -76,7 +75,7 @@ def test_clean_takes_the_model_and_leaves_tokenizer_cache_and_configuration(run:
         "model.safetensors",
     ]
     remove(plan(run, "model"))
-    assert names(list(run.iterdir())) == [LOCK, "cache", "config.yaml", "tokenizer.json"]
+    assert names(list(run.iterdir())) == [RUN_LOCK, "cache", "config.yaml", "tokenizer.json"]
 
 
 def test_clean_all_takes_everything_that_a_run_makes_and_nothing_else(run: Path) -> None:
@@ -86,7 +85,7 @@ def test_clean_all_takes_everything_that_a_run_makes_and_nothing_else(run: Path)
         (run / name).mkdir()
     (run / "rollbacks.json").write_text("{}")
     remove(plan(run, "all"))
-    assert names(list(run.iterdir())) == [LOCK, "notes.txt", "plots"]
+    assert names(list(run.iterdir())) == [RUN_LOCK, "notes.txt", "plots"]
 
 
 def test_the_plan_tells_how_much_goes_and_counts_no_link(run: Path, tmp_path: Path) -> None:
@@ -107,9 +106,9 @@ def test_cleaning_removes_a_link_and_never_what_it_points_to(run: Path, tmp_path
     os.symlink(elsewhere, run / "checkpoints")
     (run / "metrics.jsonl").unlink()
     os.symlink(tmp_path / "nothing", run / "metrics.jsonl")
-    assert {"checkpoints", "metrics.jsonl"} <= set(doomed_names(run, "all"))
+    assert {"checkpoints", "metrics.jsonl"} <= set(removed_names(run, "all"))
     remove(plan(run, "all"))
-    assert names(list(run.iterdir())) == [LOCK]
+    assert names(list(run.iterdir())) == [RUN_LOCK]
     assert names(list(elsewhere.iterdir())) == ["step-00000005"]
 
 
@@ -164,7 +163,7 @@ def test_what_is_no_description_makes_no_run(tmp_path: Path, content: str) -> No
 
 
 def test_a_run_copied_without_its_hidden_files_is_one_still(run: Path) -> None:
-    (run / LOCK).unlink()
+    (run / RUN_LOCK).unlink()
     assert is_run(run)
 
 
@@ -204,7 +203,7 @@ def test_a_second_owner_is_refused_and_told_of_the_first_until_it_is_killed(run:
         other.kill()
         other.wait()
     with locked(run):
-        assert json.loads((run / LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((run / RUN_LOCK).read_text())["pid"] == os.getpid()
 
 
 def test_half_written_files_of_a_killed_process_are_swept_away(run: Path) -> None:
@@ -214,7 +213,7 @@ def test_half_written_files_of_a_killed_process_are_swept_away(run: Path) -> Non
         (run / name).write_bytes(b"half")
     (run / "checkpoints/.step-00000007.tmp").mkdir()
     (run / "checkpoints/.step-00000007.tmp/model.safetensors").write_bytes(b"half")
-    sweep(run)
+    remove_temp_files(run)
     assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
     assert {str(path.relative_to(run)) for path in run.rglob("*")} > set(FILES)
 

@@ -16,7 +16,7 @@ import pytest
 from support.training_runs import SMALL, SMALL_STATE
 from ys_llm.cli.main import main
 from ys_llm.errors import EXIT_FAILED
-from ys_llm.runs.folder import LOCK
+from ys_llm.system.lock import RUN_LOCK
 
 NOBODY = 65534
 PATIENCE_SECONDS = 60  # for a command that should refuse at once: a FIFO would keep it for ever
@@ -110,7 +110,7 @@ def _content(path: Path) -> object:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         return os.readlink(path)
-    if path.name == LOCK or not stat.S_ISREG(mode):  # a lock names whoever held it last
+    if path.name == RUN_LOCK or not stat.S_ISREG(mode):  # a lock names whoever held it last
         return stat.S_IFMT(mode)
     return path.read_bytes()
 

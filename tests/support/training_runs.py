@@ -17,7 +17,7 @@ from torch import Tensor
 from ys_llm.config.schema import load_config
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import checkpoints, read_tensors
-from ys_llm.runs.folder import LOCK
+from ys_llm.system.lock import RUN_LOCK
 from ys_llm.training.loop import TrainSummary
 from ys_llm.training.metrics import read_metrics
 
@@ -106,7 +106,7 @@ def assert_same_training(run: Path, other: Path) -> None:
 
 def snapshot(run: Path) -> dict[str, bytes]:
     """All files but the lock, which tells who trained last."""
-    files = (path for path in sorted(run.rglob("*")) if path.is_file() and path.name != LOCK)
+    files = (path for path in sorted(run.rglob("*")) if path.is_file() and path.name != RUN_LOCK)
     return {str(path): path.read_bytes() for path in files}
 
 

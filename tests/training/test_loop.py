@@ -30,7 +30,7 @@ from ys_llm.data.readers import read_documents, split_documents
 from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.runs.checkpoint import checkpoints, load_run, read_json, read_tensors
-from ys_llm.runs.folder import LOCK
+from ys_llm.system.lock import RUN_LOCK
 from ys_llm.training.loop import TrainSummary
 
 
@@ -130,7 +130,7 @@ def test_too_little_text_is_said_before_the_first_step(
     assert "5000" in message
     assert "--set train.seq_len=" in message
     left = {path.name for path in (tmp_path / "runs" / "mine").iterdir()}
-    assert left == {LOCK, "cache"}, "the vocabulary of this text would be kept for the next"
+    assert left == {RUN_LOCK, "cache"}, "the vocabulary of this text would be kept for the next"
 
 
 def test_the_recorded_gradient_is_the_true_one_and_clipping_sees_it(

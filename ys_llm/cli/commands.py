@@ -18,12 +18,12 @@ from ys_llm.errors import EXIT_FAILED, EXIT_USAGE, UserError
 if TYPE_CHECKING:
     from ys_llm.config.schema import GenerateConfig, Resolved
     from ys_llm.runs.checkpoint import LoadedRun
-    from ys_llm.runs.folder import What
+    from ys_llm.runs.folder import CleanScope
 
 RUNS_DIR = Path("runs")
 _MOST_PROCESSES = 8  # for curation
 _DATA_ACTIONS = {"curate": 1, "explain": 2, "trace": 1}  # words that follow
-_CLEAN: Mapping[str, What | None] = {"": None, "clean": "model", "clean all": "all"}
+_CLEAN: Mapping[str, CleanScope | None] = {"": None, "clean": "model", "clean all": "all"}
 
 
 def _resolve(arguments: argparse.Namespace) -> Resolved:
@@ -98,7 +98,7 @@ def _show_dry_run(resolved: Resolved) -> int:
     return 0
 
 
-def _clean(run: Path, what: What, *, corpus: Path, arguments: argparse.Namespace) -> bool:
+def _clean(run: Path, what: CleanScope, *, corpus: Path, arguments: argparse.Namespace) -> bool:
     """List what goes, ask, and remove it; whether it was done."""
     from ys_llm.runs.folder import list_removals, locked, remove
 

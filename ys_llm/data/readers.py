@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ys_llm.data.records import document_id
 from ys_llm.errors import UserError
-from ys_llm.runs.folder import is_run
+from ys_llm.system.lock import is_run
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 LONG_DOCUMENT_CHARS = 200_000  # a novel: longer plain documents give their end to validation

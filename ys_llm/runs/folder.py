@@ -14,26 +14,18 @@
 Nothing here needs torch.
 """
 
-import json
 import os
 import shutil
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ys_llm.errors import EXIT_NO_MODEL, UserError
-from ys_llm.system.files import make_folder, move_into, readable_os_errors, remove_folder
+from ys_llm.system.files import move_into, readable_os_errors, remove_folder
+from ys_llm.system.lock import RUN_LOCK, hold_lock, is_run
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two trainings apart there
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = ".ys-lock"
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: after a kill on the way a training begins anew, with no row missing
@@ -50,7 +42,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "model": _MODEL_NAMES,
     "all": (*_MODEL_NAMES, "config.yaml", "tokenizer.json", "cache"),
 }
-What = Literal["model", "all"]
+CleanScope = Literal["model", "all"]
 
 
 @dataclass(frozen=True)
@@ -91,36 +83,20 @@ def _trained_at(run: Path) -> float:
         return 0.0
 
 
-def is_run(folder: Path) -> bool:
-    """Whether `ys` made this folder: by its mark, or by a config.json of this model type."""
-    if (folder / LOCK).is_file():
-        return True
-    try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(described, dict) and described.get("model_type") == "ys"
-
-
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Own the run's folder, which is made where missing; the system frees it if we are killed.
+    """Own the run's folder, which is created where missing, until the context ends.
 
     Raises UserError where another process owns it, and where the folder is not a run's.
     """
     _refuse_foreign(run)
-    with readable_os_errors(run / LOCK):
-        make_folder(run)
-        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if fcntl is not None:
-            _lock(run, descriptor)
-        with readable_os_errors(run / LOCK):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(_this_process()).encode() + b"\n", 0)
+    with hold_lock(
+        run,
+        file=RUN_LOCK,
+        activity="being trained",
+        fix="Wait until it is done, stop it with Ctrl-C, or choose another --run",
+    ):
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _refuse_foreign(run: Path) -> None:
@@ -132,36 +108,12 @@ def _refuse_foreign(run: Path) -> None:
         held = sorted(os.listdir(run))
         if held:
             raise UserError(
-                f"{run} is no run of ys: it holds {held[0]} and no {LOCK}", "Choose another --run"
+                f"{run} is no run of ys: it holds {held[0]} and no {RUN_LOCK}",
+                "Choose another --run",
             )
 
 
-def _lock(run: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        owner = _owner(descriptor)
-        raise UserError(
-            f"{run} is being trained by process {owner.get('pid', '?')} on "
-            f"{owner.get('host', '?')}, since {owner.get('since', '?')}",
-            "Wait until it is done, stop it with Ctrl-C, or choose another --run",
-        ) from error
-
-
-def _owner(descriptor: int) -> dict[str, Any]:
-    try:
-        owner = json.loads(os.pread(descriptor, 1000, 0))
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
-
-
-def _this_process() -> dict[str, Any]:
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    return {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
-
-
-def sweep(run: Path) -> None:
+def remove_temp_files(run: Path) -> None:
     """Remove what a killed process left half-written; only its owner may."""
     for folder in (run, run / CHECKPOINTS, run / POST_MORTEM, *(run / "cache").glob("*")):
         for path in folder.glob(".*.tmp"):
@@ -173,7 +125,7 @@ def archive(run: Path, path: Path) -> Path:
     return move_into(run / SUPERSEDED, path)
 
 
-def list_removals(run: Path, what: What, *, corpus: Path) -> list[Removal]:
+def list_removals(run: Path, scope: CleanScope, *, corpus: Path) -> list[Removal]:
     """What `ys train clean` ("model") or `clean all` would remove: only names that a run makes.
 
     Raises UserError where the folder is a link or not a run's, or where the corpus lies in what
@@ -182,16 +134,16 @@ def list_removals(run: Path, what: What, *, corpus: Path) -> list[Removal]:
     if not os.path.lexists(run):
         return []
     _refuse_foreign(run)
-    doomed = [run / name for name in _NAMES[what] if os.path.lexists(run / name)]
+    removals = [run / name for name in _NAMES[scope] if os.path.lexists(run / name)]
     real_corpus = os.path.realpath(corpus)
-    for path in doomed:
+    for path in removals:
         real = os.path.realpath(path)
         if real == real_corpus or real_corpus.startswith(real + os.sep):
             raise UserError(
                 f"data.path {corpus} lies in {path}, which a clean would remove",
                 "Move the text to a folder of its own, and name it: --data PATH",
             )
-    return [Removal(path, _size(path)) for path in doomed]
+    return [Removal(path, _size(path)) for path in removals]
 
 
 def _size(path: Path) -> int:
@@ -204,9 +156,9 @@ def _size(path: Path) -> int:
     return sum(file.lstat().st_size for file in inner)
 
 
-def remove(doomed: list[Removal]) -> None:
+def remove(removals: list[Removal]) -> None:
     """Remove files and folders; a link is removed, never followed."""
-    for item in doomed:
+    for item in removals:
         if item.path.is_dir() and not item.path.is_symlink():
             remove_folder(item.path)
         else:

@@ -1,7 +1,7 @@
-"""Writing files and folders so that neither a reader nor a power cut ever meets half of one.
+"""Atomic, durable writes: neither a reader nor a power cut ever meets half of a file or folder.
 
-What is written reaches the disk under another name, and is renamed; then the folder that holds the
-name is synced too, because a rename outlives a power cut only when its folder does.
+Content is written and synced under a temporary name, then renamed; then the parent folder is
+synced, because a rename survives a power cut only when its folder has reached the disk.
 """
 
 import hashlib
@@ -14,17 +14,17 @@ from pathlib import Path
 
 from ys_llm.errors import UserError
 
-_HASHED_AT_ONCE = 1 << 20
+_HASH_CHUNK_BYTES = 1 << 20
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace `path` by `data` (text as UTF-8) in one step; its folder is made where missing.
+    """Replace the content of `path` by `data` (text as UTF-8) in one step; creates its folder.
 
     Raises UserError where the file cannot be written; the old content is then still there.
     """
     with readable_os_errors(path):
         make_folder(path.parent)
-        temporary = _hidden(path)
+        temporary = _temp_path(path)
         try:
             _write_synced(temporary, data)
             os.replace(temporary, path)
@@ -36,13 +36,13 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 
 def write_synced(path: Path, data: bytes | str) -> None:
-    """A new file in a folder that has not got its name yet; see `replace_folder`."""
+    """Write a new file into a folder under a temporary name; see `replace_folder`."""
     with readable_os_errors(path):
         _write_synced(path, data)
 
 
 def _write_synced(path: Path, data: bytes | str) -> None:
-    # 0o666 under the umask: the files of `tempfile` would be readable by their owner alone.
+    # 0o666 under the umask: files made by `tempfile` are readable by their owner only.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         _write_all(descriptor, data)
@@ -53,12 +53,12 @@ def _write_synced(path: Path, data: bytes | str) -> None:
 
 def _write_all(descriptor: int, data: bytes | str) -> None:
     rest = memoryview(data.encode("utf-8") if isinstance(data, str) else data)
-    while rest:  # the kernel takes 2 GiB at most, and less where it is interrupted
+    while rest:  # one call writes 2 GiB at most, and less when it is interrupted
         rest = rest[os.write(descriptor, rest) :]
 
 
 def replace_folder(aside: Path, final: Path) -> None:
-    """Give a folder full of synced files its name; what had the name before goes."""
+    """Rename a folder of synced files to `final`; a folder of that name is removed first."""
     with readable_os_errors(final):
         sync_folder(aside)
         if os.path.lexists(final):
@@ -68,36 +68,36 @@ def replace_folder(aside: Path, final: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder with all it holds; half of one is never seen under its own name."""
+    """Remove a folder and its content; a partial folder never has the final name."""
     with readable_os_errors(folder):
-        hidden = _hidden(folder)
-        os.replace(folder, hidden)
+        temporary = _temp_path(folder)
+        os.replace(folder, temporary)
         sync_folder(folder.parent)
-        shutil.rmtree(hidden)
+        shutil.rmtree(temporary)
 
 
 def move_into(folder: Path, path: Path) -> Path:
-    """Move a file or folder into `folder`, under a free name; returns where it is now."""
+    """Move a file or folder into `folder`, under a free name; returns its new path."""
     with readable_os_errors(path):
         make_folder(folder)
-        names = (f"{path.name}{ending}" for ending in _endings())
-        there = next(folder / name for name in names if not os.path.lexists(folder / name))
-        os.replace(path, there)
+        target = _free_name(folder / path.name)
+        os.replace(path, target)
         sync_folder(folder)
         sync_folder(path.parent)
-    return there
+    return target
 
 
-def _endings() -> Iterator[str]:
-    yield ""
-    number = 2
-    while True:
-        yield f"-{number}"
+def _free_name(path: Path) -> Path:
+    """`path`, or the first of `path-2`, `path-3` ... that does not exist."""
+    number, free = 1, path
+    while os.path.lexists(free):
         number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def make_folder(folder: Path) -> None:
-    """The folder with all above it, so that a power cut takes none of them away again."""
+    """Create a folder and its parents, each of which survives a power cut."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -107,9 +107,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make what was renamed in this folder outlive a power cut."""
-    if os.name == "nt":  # Windows opens no folders
-        return
+    """Make renames in this folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -118,7 +116,7 @@ def sync_folder(folder: Path) -> None:
 
 
 class Journal:
-    """A file that only grows, line by line; each line reaches the system at once."""
+    """An append-only file of lines; each line is passed to the operating system at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -131,12 +129,12 @@ class Journal:
             _write_all(self._descriptor, line + "\n")
 
     def sync(self) -> None:
-        """Make all lines outlive a power cut."""
+        """Make all lines survive a power cut."""
         with readable_os_errors(self.path):
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """No more lines."""
+        """Close the file; no line may follow."""
         os.close(self._descriptor)
 
 
@@ -144,14 +142,14 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(_HASHED_AT_ONCE):
+        while part := file.read(_HASH_CHUNK_BYTES):
             digest.update(part)
     return digest.hexdigest()
 
 
 @contextmanager
 def readable_os_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusal to write `path` into one line for the user."""
+    """Turn an OSError from writing `path` into a UserError."""
     try:
         yield
     except OSError as error:
@@ -161,5 +159,5 @@ def readable_os_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _hidden(path: Path) -> Path:
+def _temp_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -27,7 +27,7 @@ from ys_llm.model.costs import (
 )
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import checkpoints, load_weights, read_json, read_tensors
-from ys_llm.runs.folder import find_run, sweep
+from ys_llm.runs.folder import find_run, remove_temp_files
 from ys_llm.system.files import write_atomically
 from ys_llm.training.memory import check_fits, largest_batch_size
 from ys_llm.training.metrics import log_line
@@ -55,7 +55,7 @@ def set_up(config: Config, run: Path, *, from_step: int | None = None) -> Traini
     changed = check_config(run, config)
     if from_step is not None:
         go_back(run, from_step)
-    sweep(run)
+    remove_temp_files(run)
     keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)

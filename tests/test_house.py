@@ -1,9 +1,9 @@
 """The rules of the house, read from the source with `ast`.
 
-README.md shows the file tree in its first ```text block whose first line starts with `ys_llm/`: one
+README.md shows the layout in its first ```text block whose first line starts with `ys_llm/`: one
 entry a line, two spaces of indentation a level, the name first, a folder's name ending in `/`, a
-description after it. A folder with entries below it lists all it holds; `__init__.py`,
-`__main__.py` and hidden files need no line.
+description after it. It shows every top-level entry and every folder of the package, so that a new
+file, such as a mixer, edits no README; whatever else it shows exists. Hidden files need no line.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=name_of(path))
 
 
-def room_of(path: Path) -> str:
+def folder_of(path: Path) -> str:
     """The folder, or the file, directly below the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return parts[0]
@@ -110,7 +110,7 @@ def modules_imported(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: a relative import hides the room"
+            assert node.level == 0, f"line {node.lineno}: a relative import hides the folder"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
@@ -148,11 +148,11 @@ def test_a_file_imports_only_from_its_left(path: Path) -> None:
     inside = [module.split(".") for module in modules_imported(tree_of(path))]
     folders = {parts[1] for parts in inside if parts[0] == "ys_llm" and len(parts) > 1}
     folders.discard("__version__")
-    if room_of(path) == "__init__":
+    if folder_of(path) == "__init__":
         assert not folders, "ys_llm/__init__.py imports: every `import ys_llm` pays for it"
         return
-    wrong = sorted(folder for folder in folders if not may_import(room_of(path), folder))
-    if room_of(path) == "mixers":  # the protocol is theirs to share; they never know each other
+    wrong = sorted(folder for folder in folders if not may_import(folder_of(path), folder))
+    if folder_of(path) == "mixers":  # the protocol is theirs to share; they never know each other
         own = {parts[2] for parts in inside if parts[:2] == ["ys_llm", "mixers"] and parts[2:]}
         wrong = [folder for folder in wrong if folder != "mixers"] + sorted(own - {"protocol"})
     assert not wrong, f"{name_of(path)} may not import {', '.join(wrong)}"
@@ -165,7 +165,7 @@ def loads_torch(path: Path) -> bool:
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_what_must_start_fast_never_imports_torch(path: Path) -> None:
-    if room_of(path) in WITHOUT_TORCH and path.relative_to(PACKAGE).as_posix() not in NEEDS_TORCH:
+    if folder_of(path) in WITHOUT_TORCH and path.relative_to(PACKAGE).as_posix() not in NEEDS_TORCH:
         assert not loads_torch(path), f"{name_of(path)} imports torch"
 
 
@@ -173,7 +173,7 @@ def test_torch_is_not_loaded_by_anything_the_fast_folders_import() -> None:
     fast = [
         path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".")
         for path in SOURCES
-        if room_of(path) in WITHOUT_TORCH
+        if folder_of(path) in WITHOUT_TORCH
         and path.relative_to(PACKAGE).as_posix() not in NEEDS_TORCH
     ]
     lines = [f"import {module}" for module in sorted(fast)]
@@ -184,7 +184,7 @@ def test_torch_is_not_loaded_by_anything_the_fast_folders_import() -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_only_mixers_and_ops_name_a_mixer(path: Path) -> None:
     assert MIXERS, "there is no mixer"
-    if room_of(path) in {"mixers", "ops"} or name_of(path) == "ys_llm/config/schema.py":
+    if folder_of(path) in {"mixers", "ops"} or name_of(path) == "ys_llm/config/schema.py":
         return  # the schema names the default
     text = path.read_text(encoding="utf-8")
     named = [mixer for mixer in MIXERS if re.search(rf"\b{mixer}\b", text)]
@@ -236,7 +236,7 @@ def test_no_module_keeps_mutable_state(path: Path) -> None:
 def test_the_environment_is_read_in_config_and_cli_alone(path: Path) -> None:
     attributes = {ast.unparse(node) for node in ast.walk(tree_of(path)) if is_name(node)}
     reads = attributes & {"os.environ", "os.getenv", "os.environb", "environ", "getenv"}
-    assert not reads or room_of(path) in READS_ENVIRONMENT, f"{name_of(path)} reads {reads}"
+    assert not reads or folder_of(path) in READS_ENVIRONMENT, f"{name_of(path)} reads {reads}"
 
 
 def is_name(node: ast.AST) -> bool:
@@ -267,9 +267,32 @@ def parameters_of(function: Function) -> list[ast.arg]:
     return [argument for argument in every if argument and argument.arg not in ("self", "cls")]
 
 
+def autograd_methods(path: Path) -> set[Function]:
+    """`forward` and `backward` of autograd Functions: torch fixes how they are called."""
+    classes = (node for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef))
+    return {
+        node
+        for kind in classes
+        if any(ast.unparse(base).endswith("Function") for base in kind.bases)
+        for node in kind.body
+        if isinstance(node, Function)
+    }
+
+
+def calls_c(function: Function) -> bool:
+    """Whether a function passes its arguments on to a compiled library, one for one."""
+    return ast.get_docstring(function) is not None and "C call" in str(ast.get_docstring(function))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_functions_take_at_most_six_parameters(path: Path) -> None:
-    counts = {function.name: len(parameters_of(function)) for function in functions_of(path)}
+    """Autograd Functions, and functions whose docstring says that they are a `C call`, may more."""
+    excused = autograd_methods(path)
+    counts = {
+        function.name: len(parameters_of(function))
+        for function in functions_of(path)
+        if function not in excused and not calls_c(function)
+    }
     greedy = {name: count for name, count in counts.items() if count > MOST_PARAMETERS}
     assert not greedy, f"{name_of(path)}: over {MOST_PARAMETERS} parameters: {greedy}"
 
@@ -285,9 +308,9 @@ def test_everything_is_annotated(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_files_are_one_room(path: Path) -> None:
+def test_files_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{name_of(path)} has {lines} lines: it is two rooms"
+    assert lines <= LONGEST_FILE, f"{name_of(path)} has {lines} lines: it is two files"
 
 
 def public_things(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
@@ -303,7 +326,7 @@ def test_public_things_have_docstrings(path: Path) -> None:
     tree = tree_of(path)
     silent = [node.name for node in public_things(tree) if not ast.get_docstring(node)]
     assert not silent, f"{name_of(path)}: no docstring: {silent}"
-    assert ast.get_docstring(tree) or not tree.body, f"{name_of(path)} says not what it is"
+    assert ast.get_docstring(tree) or not tree.body, f"{name_of(path)} does not say what it is"
 
 
 @cache
@@ -362,12 +385,17 @@ def below(path: Path, folder: str) -> bool:
     return name_of(path).startswith(folder)
 
 
-def test_the_readme_shows_the_file_tree_as_it_is() -> None:
-    readme = ROOT / "README.md"
-    if not readme.exists():
-        pytest.skip("README.md is not written yet")
-    for folder, names in tree_shown(readme.read_text(encoding="utf-8")).items():
-        assert names == tree_on_disk(folder), f"README.md misdescribes {folder or 'the root'}"
+def folders_on_disk(folder: str) -> set[str]:
+    return {name for name in tree_on_disk(folder) if name.endswith("/")}
+
+
+def test_the_readme_shows_every_top_level_entry_and_every_folder_of_the_package() -> None:
+    shown = tree_shown((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert shown[""] == tree_on_disk(""), "README.md misdescribes the top level"
+    missing = folders_on_disk("ys_llm/") - shown["ys_llm/"]
+    assert not missing, f"README.md does not show {missing}"
+    gone = [folder + name for folder in shown for name in shown[folder] - tree_on_disk(folder)]
+    assert not gone, f"README.md shows what does not exist: {gone}"
 
 
 def test_a_tree_in_a_readme_is_read_level_by_level() -> None:

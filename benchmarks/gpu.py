@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ys_llm.config.schema import load_config
+from ys_llm.config.sources import load_config
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.language_model import Model
 from ys_llm.ops.three_tier.reference import BACKENDS, State

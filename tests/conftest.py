@@ -12,7 +12,7 @@ import torch
 from support.forked import ForkServer, fork_server
 from support.training_runs import TrainRun, sentences, settings, write_corpus
 
-from ys_llm.config.schema import load_config
+from ys_llm.config.sources import load_config
 from ys_llm.csrc import loader
 from ys_llm.runs.folder import list_removals, remove
 from ys_llm.training.loop import TrainSummary, train

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ys_llm.config.schema import load_config
+from ys_llm.config.sources import load_config
 from ys_llm.doctor import (
     GB,
     RULES,

@@ -26,7 +26,8 @@ from support.op_cases import (
 from support.training_runs import TrainRun, assert_same_training, column
 from torch import Tensor
 
-from ys_llm.config.schema import GenerateConfig, ModelConfig, Resolved, from_mapping
+from ys_llm.config.schema import GenerateConfig, ModelConfig
+from ys_llm.config.sources import Resolved, from_mapping
 from ys_llm.inference.generate import generate, prefill
 from ys_llm.model.language_model import Model
 from ys_llm.ops.three_tier import reference

@@ -21,7 +21,8 @@ from typing import TypeGuard
 import pytest
 import torch
 
-from ys_llm.config.schema import ModelConfig, load_config
+from ys_llm.config.schema import ModelConfig
+from ys_llm.config.sources import load_config
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from support import readme_claims as claims
 
-from ys_llm.config.schema import Config, to_yaml
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import to_yaml
 from ys_llm.model.language_model import Model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ys_llm.config.schema import Config, to_yaml
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import to_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = replace(

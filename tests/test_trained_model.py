@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ys_llm.config.schema import GenerateConfig, load_config
+from ys_llm.config.schema import GenerateConfig
+from ys_llm.config.sources import load_config
 from ys_llm.inference.generate import generate, prefill
 from ys_llm.inference.repl import pieces_of, run_once
 from ys_llm.runs.checkpoint import LoadedRun, load_run

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ys_llm.config.schema import load_config
+from ys_llm.config.sources import load_config
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.model.costs import product_rate, synchronise

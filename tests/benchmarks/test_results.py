@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from ys_llm.config.schema import Config, load_config
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 

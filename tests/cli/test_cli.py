@@ -16,7 +16,8 @@ import yaml
 
 from ys_llm import __version__
 from ys_llm.cli.main import _parser, main
-from ys_llm.config.schema import GenerateConfig, load_config, to_mapping
+from ys_llm.config.schema import GenerateConfig
+from ys_llm.config.sources import load_config, to_mapping
 from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE
 
 ROOT = Path(__file__).resolve().parents[2]

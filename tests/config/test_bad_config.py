@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.bad_cases import TRAIN, Case, check, file, put, table
 
+from ys_llm.cli.main import main
 from ys_llm.config.schema import TokenizerConfig
 from ys_llm.data.tokenizer import SMALLEST_VOCAB
 from ys_llm.errors import EXIT_USAGE
@@ -87,6 +88,13 @@ CONFIGS = (
     bad("misspelt choice", "train: {schedule: cosin}", "linear, cosine", "Did you mean cosine?"),
     bad("given twice", "run: a\nrun: b\n", "x.yaml:2: run is given twice, first in line 1"),
     bad("a tab", "train:\n\tseed: 1\n", "x.yaml:2: not valid YAML", "tab", "spaces"),
+    bad(
+        "a tab after a name", "train:\n  seed:\t- 1\n", "x.yaml:2: not valid YAML", "tab", "spaces"
+    ),
+    bad("an octal number", "train: {max_steps: 0100}", "train.max_steps is written 0100", "64"),
+    bad("a number in base 60", "train: {max_steps: 1:30}", "is written 1:30", "reads as 90"),
+    bad("a merge key", "a: &a {seed: 1}\ntrain:\n  <<: *a\n", "x.yaml:3: << is not", problems=2),
+    bad("another word for it", "train: {device: gpu}", 'found "gpu". Did you mean cuda?'),
     bad("an open bracket", "train: {seed: 1", "x.yaml", "not valid YAML"),
     bad("two documents", "run: a\n---\nrun: b\n", "x.yaml", "not valid YAML"),
     bad("a tag", "run: !!python/object/apply:os.system ['touch owned']\n", "has the tag"),
@@ -138,7 +146,7 @@ CONFIGS = (
     bad(
         "stages and steps",
         "train:\n  stages: [{seq_len: 8, batch_size: 2, steps: 3}]\n  max_steps: 100\n",
-        *("x.yaml:3: train.max_steps is 100", "train.stages decide, with steps 3 in all"),
+        *("x.yaml:3: train.max_steps is 100", "train.stages decide, with steps 3 in total"),
     ),
     Case(
         "steps typed over stages",
@@ -186,9 +194,11 @@ def test_the_smallest_vocabulary_is_the_tokenizers() -> None:
         ("YS_TRAIN__SEDE", "1", "YS_TRAIN__SEDE: train.sede is not a field. Did you mean seed?"),
         ("YS_TRAIN__SEED", "x", 'YS_TRAIN__SEED: train.seed must be an integer, found "x"'),
         ("YS_TRAIN", "1", "YS_TRAIN: train must be a mapping"),
-        ("YS_", "1", "YS_"),
         ("YS_TRAIN__", "1", "YS_TRAIN__"),
         ("YS_RUN", "a/b", "YS_RUN: run must be a folder name"),
+        ("YS_TRAIN_SEED", "1", "YS_TRAIN_SEED is not a setting. Did you mean YS_TRAIN__SEED?"),
+        ("YS_LEARNING_RATE", "1", "Did you mean YS_TRAIN__LEARNING_RATE?"),
+        ("YS_MODLE__D_MODEL", "1", "Did you mean YS_MODEL__D_MODEL?"),
         ("YS_DATA__PATH", "caf\udce9", "YS_DATA__PATH"),
     ],
 )
@@ -201,6 +211,24 @@ def test_a_bad_variable_is_named(
 ) -> None:
     monkeypatch.setenv(name, value)
     check(Case("", ("config", "show"), (says,), code=EXIT_USAGE), capsys)
+
+
+@pytest.mark.parametrize("name", ["YS_", "YS_HOME", "YS_SOMETHING", "YS_API_KEY"])
+def test_a_variable_of_somebody_else_is_only_warned_of(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "1")
+    assert main(["config", "show"]) == 0
+    assert capsys.readouterr().err == f"ys: {name} is not a setting and is ignored\n"
+
+
+@pytest.mark.parametrize("name", ["YS_DEBUG", "YS_CACHE_DIR"])
+def test_a_variable_that_is_used_elsewhere_is_not_warned_of(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "0")
+    assert main(["config", "show"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def train_set(note: str, *changes: str, says: tuple[str, ...], code: int = EXIT_USAGE) -> Case:

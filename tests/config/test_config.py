@@ -20,15 +20,16 @@ from ys_llm.config.schema import (
     Stage,
     TokenizerConfig,
     TrainConfig,
+)
+from ys_llm.config.sources import (
     annotated_yaml,
     from_mapping,
     load_config,
     load_dataclass,
-    parse_dataclass,
     to_mapping,
     to_yaml,
 )
-from ys_llm.config.strict_reader import field_helps, setting
+from ys_llm.config.strict_reader import field_helps, parse_dataclass, setting
 from ys_llm.config.yaml_io import dump_inline, dump_yaml, parse_yaml
 from ys_llm.errors import EXIT_USAGE, UserError
 
@@ -276,8 +277,8 @@ MISTAKES = [
     ("run: no", "run must be text, found false. Put it in quotes to make it text."),
     (
         "run: ../up",
-        "run must be a folder name of at most 60 letters, digits, '_', '-' and '.', "
-        'found "../up"',
+        "run must be a folder name of at most 60 letters, digits, '_', '-' and '.', the first of "
+        "them no '-' or '.', found \"../up\"",
     ),
     (
         "train: {device: cdua}",
@@ -311,7 +312,7 @@ MISTAKES = [
     (
         "train: {seed: [}",
         "not valid YAML: expected the node content, but found '}'. "
-        "See `ys config show` for one that is right.",
+        "See `ys config show` for a valid file.",
     ),
     ("run: a\n\trun: b", None),
 ]
@@ -342,11 +343,11 @@ def test_all_problems_of_all_sources_come_at_once(tmp_path: Path) -> None:
     problems = problems_of(text, tmp_path, overrides=overrides, environment=environment)
     assert problems == [
         "x.yaml:6: run is given twice, first in line 5",
+        "YS_TRAN__SEED is not a setting. Did you mean YS_TRAIN__SEED?",
         "--set seed: expected NAME=VALUE, as in train.seed=7",
         "--set: train.dtype is a single value, train.dtype.a is not a field",
         "--set run:1: not valid YAML: expected the node content, but found '<stream end>'. "
         "Put it in quotes to make it text.",
-        "YS_TRAN__SEED: tran is not a field. Did you mean train?",
         "x.yaml:5: run must be text, found 1. Put it in quotes to make it text.",
         '--set: model.d_model must be an integer, found "x"',
         "YS_MODEL__DROPOUT: model.dropout must be below 1.0, found 2",
@@ -363,7 +364,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         "missing": "missing does not exist. Give the path of a YAML file.",
         "latin": "latin is not UTF-8 text: byte 5 is 0xe9. Save it as UTF-8.",
         "control": "control: not valid YAML: unacceptable character #x0000: special characters are "
-        "not allowed. See `ys config show` for one that is right.",
+        "not allowed. See `ys config show` for a valid file.",
         "": f"{tmp_path} cannot be read: Is a directory. Give the path of a YAML file.",
     }
     for name, message in expected.items():

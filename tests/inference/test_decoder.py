@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from support.training_runs import TrainRun
 from torch import Tensor, nn
 
-from ys_llm.config.schema import GenerateConfig, ModelConfig, parse_dataclass
+from ys_llm.config.schema import GenerateConfig, ModelConfig
+from ys_llm.config.strict_reader import parse_dataclass
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.evaluation.bits_per_byte import evaluate_paths

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ys_llm.config.schema import ModelConfig, load_config
+from ys_llm.config.schema import ModelConfig
+from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import (

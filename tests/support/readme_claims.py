@@ -28,7 +28,8 @@ from typing import Any
 import torch
 import yaml
 
-from ys_llm.config.schema import Config, load_config, to_mapping
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config, to_mapping
 from ys_llm.model.language_model import Model
 
 NOT_COPIED = (".git", ".venv", "runs", "build", "dist", ".*cache", ".hypothesis", "__pycache__")

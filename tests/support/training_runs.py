@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ys_llm.config.schema import load_config
+from ys_llm.config.sources import load_config
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import checkpoints, read_tensors
 from ys_llm.system.lock import RUN_LOCK

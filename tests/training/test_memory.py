@@ -15,7 +15,8 @@ import pytest
 import torch
 from support.training_runs import ROOT, write_corpus
 
-from ys_llm.config.schema import Config, load_config, to_yaml
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.evaluation import bits_per_byte

@@ -28,7 +28,8 @@ from support.training_runs import (
     write_corpus,
 )
 
-from ys_llm.config.schema import Config, load_config, to_mapping, to_yaml
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.model.language_model import mixer_names

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from ys_llm.errors import EXIT_FAILED, EXIT_USAGE, UserError
 
 if TYPE_CHECKING:
-    from ys_llm.config.schema import GenerateConfig, Resolved
+    from ys_llm.config.schema import GenerateConfig
+    from ys_llm.config.sources import Resolved
     from ys_llm.runs.checkpoint import LoadedRun
     from ys_llm.runs.folder import CleanScope
 
@@ -27,11 +28,13 @@ _CLEAN: Mapping[str, CleanScope | None] = {"": None, "clean": "model", "clean al
 
 
 def _resolve(arguments: argparse.Namespace) -> Resolved:
-    from ys_llm.config.schema import load_config
+    from ys_llm.config.sources import load_config
 
     overrides = [*arguments.set, *_override("data.path", arguments.data)]
     overrides += _override("run", arguments.run)
     resolved = load_config(arguments.config, overrides=overrides, environment=os.environ)
+    for warning in resolved.warnings:
+        print(f"ys: {warning}", file=sys.stderr)
     saved = RUNS_DIR / resolved.config.run / "config.yaml"
     if arguments.config is None and saved.exists():
         return load_config(saved, overrides=overrides, environment=os.environ)
@@ -77,7 +80,7 @@ def _check_train_flags(arguments: argparse.Namespace, words: str) -> None:
 
 def _resolve_new(arguments: argparse.Namespace) -> Resolved:
     """The run that --new-data asks for: another one, which begins with this one's weights."""
-    from ys_llm.config.schema import load_config
+    from ys_llm.config.sources import load_config
     from ys_llm.runs.folder import find_run
 
     source = find_run(RUNS_DIR, arguments.run)
@@ -189,7 +192,8 @@ def _lines_of(path: Path) -> Iterator[str]:
 def _sampling(arguments: argparse.Namespace, saved: GenerateConfig) -> GenerateConfig:
     from dataclasses import asdict
 
-    from ys_llm.config.schema import GenerateConfig, parse_dataclass
+    from ys_llm.config.schema import GenerateConfig
+    from ys_llm.config.strict_reader import parse_dataclass
 
     values = asdict(saved)
     given = {name: getattr(arguments, name) for name in values}
@@ -344,7 +348,7 @@ def _on_corpus(arguments: argparse.Namespace, action: str, rest: list[str]) -> i
 
 def config_show(arguments: argparse.Namespace) -> int:
     """`ys config show`."""
-    from ys_llm.config.schema import annotated_yaml
+    from ys_llm.config.sources import annotated_yaml
 
     print(annotated_yaml(_resolve(arguments)), end="")
     return 0

@@ -1,7 +1,7 @@
-"""Settings that cannot be meant together: each is right alone, and one of them would do nothing.
+"""Settings that contradict each other: each is valid alone, and one of them would have no effect.
 
-They are compared as plain values under their dotted names, once every source has been read. Values
-that are as by default are nobody's mistake, so a default never contradicts what was asked for.
+They are compared as plain values under their dotted names, once every source has been read. A
+default never conflicts with a value that was set.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,22 +16,30 @@ _OF_STAGES = {_STEPS: "steps", "train.seq_len": "seq_len", "train.batch_size": "
 
 
 def conflicts(
-    values: Mapping[str, Any], *, defaults: Mapping[str, Any], origins: Mapping[str, str]
+    values: Mapping[str, Any],
+    *,
+    defaults: Mapping[str, Any],
+    origins: Mapping[str, str],
+    generated: bool,
 ) -> list[str]:
-    """One line for each pair that contradict each other, the place of the offending one first."""
-    asked = {name: value for name, value in values.items() if value != defaults[name]}
+    """One line for each conflicting pair, the origin of the offending value first.
+
+    `generated`: the file was written by ys from a finished configuration and contains every
+    setting, so that none of its values was written next to another on purpose.
+    """
+    given = {name: value for name, value in values.items() if value != defaults[name]}
     found = [
-        *_rates(asked, values),
-        *_warmup(asked, values, origins),
-        *_cooldown(asked, values),
-        *_patience(asked, values),
-        *_stages(values, origins),
+        *_rates(given, values),
+        *([] if generated else _warmup(given, values, origins)),
+        *_cooldown(given, values),
+        *_patience(given, values),
+        *_stages(values, origins, generated=generated),
     ]
     return [f"{origins[name]}: {name} is {values[name]}{problem}" for name, problem in found]
 
 
-def _rates(asked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if _FINAL_RATE in asked and values[_FINAL_RATE] > values[_RATE]:
+def _rates(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if _FINAL_RATE in given and values[_FINAL_RATE] > values[_RATE]:
         yield (
             _FINAL_RATE,
             f", above the peak {_RATE}, {values[_RATE]}. "
@@ -40,13 +48,12 @@ def _rates(asked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tupl
 
 
 def _warmup(
-    asked: Mapping[str, Any], values: Mapping[str, Any], origins: Mapping[str, str]
+    given: Mapping[str, Any], values: Mapping[str, Any], origins: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Not where the steps were cut down from outside, as one does to try a file out."""
+    """Not where the steps were reduced on the command line, to try a file out."""
     total = sum(stage["steps"] for stage in values[_STAGES]) or values[_STEPS]
     steps = _STAGES if values[_STAGES] else _STEPS
-    together = _same_file(origins[_WARMUP], origins[steps]) and _is_written_by_hand(origins)
-    if asked.get(_WARMUP, 0) > total and together:
+    if given.get(_WARMUP, 0) > total and _same_file(origins[_WARMUP], origins[steps]):
         yield (
             _WARMUP,
             f", and the run has {total} steps: it would never reach its learning rate. "
@@ -54,17 +61,17 @@ def _warmup(
         )
 
 
-def _cooldown(asked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if asked.get(_COOLDOWN, 0) > 0 and values[_SCHEDULE] != _WITH_COOLDOWN:
+def _cooldown(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if given.get(_COOLDOWN, 0) > 0 and values[_SCHEDULE] != _WITH_COOLDOWN:
         yield (
             _COOLDOWN,
             f", and {_SCHEDULE}: {values[_SCHEDULE]} has no cool-down. "
-            f"Take it out, or type --set {_SCHEDULE}={_WITH_COOLDOWN}.",
+            f"Remove it, or type --set {_SCHEDULE}={_WITH_COOLDOWN}.",
         )
 
 
-def _patience(asked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    if _PATIENCE in asked and values[_HELD_OUT] == 0:
+def _patience(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if _PATIENCE in given and values[_HELD_OUT] == 0:
         yield (
             _PATIENCE,
             f", and with {_HELD_OUT}: 0 there is nothing to evaluate. "
@@ -72,35 +79,29 @@ def _patience(asked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[t
         )
 
 
-def _stages(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What stages replace, where it is said beside them or over them and differs from theirs."""
+def _stages(
+    values: Mapping[str, Any], origins: Mapping[str, str], *, generated: bool
+) -> Iterator[tuple[str, str]]:
+    """Settings that stages replace, where they were set next to the stages or later."""
     stages = values[_STAGES]
     if not stages:
         return
     for name, part in _OF_STAGES.items():
         theirs = [stage[part] for stage in stages]
         right = [sum(theirs)] if part == "steps" else theirs
-        if values[name] not in right and _is_meant(name, origins):
+        if values[name] not in right and _is_set(name, origins, generated=generated):
             yield (
                 name,
                 f", but {_STAGES} decide, with {part} {', '.join(map(str, right))}"
-                f"{' in all' if part == 'steps' else ''}. "
-                f"Take it out, or change the stages: --set '{_STAGES}=[...]'.",
+                f"{' in total' if part == 'steps' else ''}. "
+                f"Remove it, or change the stages: --set '{_STAGES}=[...]'.",
             )
 
 
-def _is_meant(name: str, origins: Mapping[str, str]) -> bool:
-    """Whether somebody wrote this over or beside the stages.
-
-    A file that gives every setting was written by `ys` from a finished configuration, and there
-    the stages have replaced what stands beside them.
-    """
-    mine, theirs = _rank(origins[name]), _rank(origins[_STAGES])
-    return mine > theirs or (mine == theirs == _rank("file") and _is_written_by_hand(origins))
-
-
-def _is_written_by_hand(origins: Mapping[str, str]) -> bool:
-    return any(origin == "default" for path, origin in origins.items() if path.startswith("train."))
+def _is_set(name: str, origins: Mapping[str, str], *, generated: bool) -> bool:
+    """Whether the setting stands in the same file as the stages, by hand, or in a later source."""
+    own, stages = _rank(origins[name]), _rank(origins[_STAGES])
+    return own > stages or (own == stages == _rank("file") and not generated)
 
 
 def _same_file(one: str, other: str) -> bool:
@@ -109,7 +110,7 @@ def _same_file(one: str, other: str) -> bool:
 
 
 def _rank(origin: str) -> int:
-    """Later sources win: defaults, the file, the environment, --set."""
-    if origin == "--set":
+    """Later sources win: defaults, the file, the environment, the command line."""
+    if origin.startswith("--"):
         return 3
     return {"default": 0}.get(origin, 2 if origin.upper().startswith("YS_") else 1)

@@ -1,8 +1,8 @@
 """The strict reader: plain data in, frozen dataclasses out, every problem reported at once.
 
-It knows none of this project's fields. A field may carry, in its metadata, `help` (one line),
-limits on numbers (`minimum`, `maximum` inclusive; `above`, `below` exclusive) and, for text, a
-`pattern` that must match the whole of it together with `pattern_help`, which says it in words.
+It knows none of this project's fields. The metadata of a field may hold `help` (one line), limits
+on numbers (`minimum`, `maximum` inclusive; `above`, `below` exclusive), a `pattern` that must match
+the whole of a text, with `pattern_help` in words, and `synonyms`: other words for its choices.
 A dataclass may check fields against each other in `__post_init__` by raising ValueError.
 """
 
@@ -17,11 +17,11 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ys_llm.errors import EXIT_USAGE, UserError
 
-_SHOWN_CHARS = 60  # of a wrong value inside a message, which should stay one line
-_GREATEST = 2**63 - 1  # what torch, numpy and safetensors can hold
+_MAX_SHOWN = 60  # characters of a wrong value in a message, which should stay one line
+_MAX_INT = 2**63 - 1  # what torch, numpy and safetensors can hold
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _MISSING = dataclasses.MISSING
-INVALID = object()  # stands for a value whose problem has been told already
+INVALID = object()  # stands for a value whose problem was reported when it was parsed
 T = TypeVar("T")
 
 
@@ -45,8 +45,7 @@ def parse_dataclass(cls: type[T], mapping: Mapping[str, Any], *, where: str) -> 
 def raise_problems(problems: list[str]) -> None:
     """Raise all `problems`, one a line, as one UserError; do nothing where there are none."""
     if problems:
-        lines = "\n".join(filter(None, dict.fromkeys(problems)))
-        raise UserError(lines, exit_code=EXIT_USAGE)
+        raise UserError("\n".join(dict.fromkeys(problems)), exit_code=EXIT_USAGE)
 
 
 def to_plain(value: Any) -> Any:
@@ -93,15 +92,16 @@ class StrictReader:
     """Reads values by their type annotations and collects problems instead of stopping at one."""
 
     def __init__(self, root: type, locate: Callable[[str], str]) -> None:
-        """`root` is searched for suggestions; `locate` says where a dotted path was written."""
+        """`root` is searched for suggestions; `locate` maps a dotted path to its origin."""
         self.problems: list[str] = []
+        self._failures = 0  # problems, and values that were INVALID already
         self._root = root
         self._locate = locate
 
     def read(self, kind: Any, value: Any, path: str) -> Any:
-        """Return `value` as a `kind`; after a problem the result has no meaning."""
+        """Return `value` as a `kind`; after a problem the result is meaningless."""
         if value is INVALID:
-            self.problems.append("")  # no more to say; but what holds it must not be built
+            self._failures += 1
             return None
         origin = get_origin(kind)
         if dataclasses.is_dataclass(kind):
@@ -119,7 +119,7 @@ class StrictReader:
         if not _is_plain(kind, value):
             self._wrong(kind, value, path)
         elif kind is int and _beyond_64_bits(value):
-            words = f"at most {_GREATEST}" if value > 0 else f"at least {-_GREATEST}"
+            words = f"at most {_MAX_INT}" if value > 0 else f"at least {-_MAX_INT}"
             self._report(path, f"{path} must be {words}, found {_shown(value)}")
         elif kind is str and _HALF_CHARACTER.search(value):
             self._report(path, f"{path} must be text in UTF-8, found {_shown(value)}")
@@ -130,7 +130,7 @@ class StrictReader:
             value = {}
         if not isinstance(value, Mapping):
             return self._wrong(cls, value, path)
-        problems_before = len(self.problems)
+        failures_before = self._failures
         hints, arguments = get_type_hints(cls), {}
         for name in value:
             if name not in hints:
@@ -138,12 +138,15 @@ class StrictReader:
         for field in dataclasses.fields(cls):
             inner = join(path, field.name)
             if field.name in value:
+                if _is_synonym(field.metadata, value[field.name]):
+                    self._synonym(hints[field.name], field.metadata, value[field.name], inner)
+                    continue
                 arguments[field.name] = self.read(hints[field.name], value[field.name], inner)
                 shown = _shown(value[field.name])
                 self._check_limits(field.metadata, arguments[field.name], inner, shown=shown)
             elif field.default is _MISSING and field.default_factory is _MISSING:
                 self._report(inner, f"{inner} is missing, expected {_expected(hints[field.name])}")
-        if len(self.problems) > problems_before:
+        if self._failures > failures_before:
             return None
         return self._build(cls, arguments, path)
 
@@ -164,10 +167,11 @@ class StrictReader:
         for member in members:
             attempt = StrictReader(self._root, self._locate)
             result = attempt.read(member, value, path)
-            if not attempt.problems:
+            if not attempt._failures:
                 return result
             if _is_plain_kind(member) and _is_plain(member, value):  # right but for its size
                 self.problems += attempt.problems
+                self._failures += attempt._failures
                 return value
         return self._wrong(kind, value, path)
 
@@ -211,6 +215,9 @@ class StrictReader:
             for words in _broken_limits(limits, value):
                 self._report(path, f"{path} must be {words}, found {shown}")
 
+    def _synonym(self, kind: Any, metadata: Mapping[str, Any], value: Any, path: str) -> None:
+        self._wrong(kind, value, path, hint=f". Did you mean {metadata['synonyms'][value]}?")
+
     def _unknown(self, cls: Any, path: str, name: str) -> None:
         full = join(path, name)
         self._report(full, f"{full} is not a field. {_suggestion(self._root, cls, path, name)}")
@@ -222,7 +229,12 @@ class StrictReader:
         self._report(path, f"{subject} must be {_expected(kind)}, found {_shown(value)}{hint}")
 
     def _report(self, path: str, message: str) -> None:
+        self._failures += 1
         self.problems.append(f"{self._locate(path)}: {message}")
+
+
+def _is_synonym(metadata: Mapping[str, Any], value: Any) -> bool:
+    return isinstance(value, str) and value in metadata.get("synonyms", {})
 
 
 def _is_number(value: Any) -> bool:
@@ -235,7 +247,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _beyond_64_bits(value: float) -> bool:
-    return isinstance(value, int) and abs(value) > _GREATEST
+    return isinstance(value, int) and abs(value) > _MAX_INT
 
 
 def _is_plain_kind(kind: Any) -> bool:
@@ -284,7 +296,7 @@ def _shown(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except ValueError:  # Python writes out no integer of more than 4,300 digits
         return "a number of thousands of digits"
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def _suggestion(root: Any, cls: Any, path: str, name: str) -> str:

@@ -1,7 +1,7 @@
 """YAML as plain data with line numbers; tags are never executed, repeated keys are problems.
 
-Two deviations from YAML 1.1, as PyYAML reads it, both used for writing too: `3e-3` is a number,
-and a date is text.
+Three deviations from YAML 1.1 as PyYAML reads it: `3e-3` is a number and a date is text, in
+writing too; octal and base-60 numbers (0100, 1:30) are problems.
 """
 
 import math
@@ -16,13 +16,15 @@ import yaml
 from ys_llm.config.strict_reader import INVALID
 from ys_llm.errors import EXIT_USAGE, UserError
 
+GENERATED_MARK = "# written by ys"  # first line of a file that no hand has written
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str", "timestamp")}
-_MOST_BYTES = 10_000_000  # of a file that people write by hand; /dev/zero has no end
-_MOST_VALUES = 100_000
+_MAX_BYTES = 10_000_000  # of a file that people write by hand; /dev/zero has no end
+_MAX_VALUES = 100_000
 _SHOWN_CHARS = 40  # of a wrong value inside a message
 _GIVE_A_PATH = "Give the path of a YAML file."
-_LOOK_AT_ONE = "See `ys config show` for one that is right."
+_SEE_EXAMPLE = "See `ys config show` for a valid file."
+_OCTAL_OR_BASE_60 = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
 
@@ -54,13 +56,14 @@ class YamlText:
     values: Any
     lines: dict[str, int]
     problems: list[tuple[int, str]]  # line, message
+    generated: bool  # by ys itself
 
 
 def read_yaml(path: Path) -> YamlText:
     """Read one file. Raises UserError where it cannot be read or is not YAML at all."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
+            data = file.read(_MAX_BYTES + 1)
         text = data.decode("utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         raise _refused(f"{path} does not exist", _GIVE_A_PATH) from None
@@ -69,8 +72,8 @@ def read_yaml(path: Path) -> YamlText:
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is {error.object[error.start]:#04x}"
         raise _refused(f"{path} is not UTF-8 text: {where}", "Save it as UTF-8.") from error
-    if len(data) > _MOST_BYTES:
-        raise _refused(f"{path} has more than {_MOST_BYTES / 1e6:.0f} MB", _GIVE_A_PATH)
+    if len(data) > _MAX_BYTES:
+        raise _refused(f"{path} has more than {_MAX_BYTES / 1e6:.0f} MB", _GIVE_A_PATH)
     return parse_yaml(text, name=str(path))
 
 
@@ -79,7 +82,7 @@ def _refused(problem: str, fix: str) -> UserError:
 
 
 def parse_yaml(text: str, *, name: str) -> YamlText:
-    """Parse one text; `name` says in messages where it came from."""
+    """Parse one text; `name` is its source, as messages show it."""
     try:
         node = yaml.compose(text, Loader=_Loader)
         builder = _Builder(text, name)
@@ -87,26 +90,27 @@ def parse_yaml(text: str, *, name: str) -> YamlText:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
-        raise _refused(f"{name}{line}: not valid YAML: {_reason(error)}", _LOOK_AT_ONE) from error
+        raise _refused(f"{name}{line}: not valid YAML: {_reason(error)}", _SEE_EXAMPLE) from error
     except yaml.YAMLError as error:
         reason = str(error).splitlines()[0]
-        raise _refused(f"{name}: not valid YAML: {reason}", _LOOK_AT_ONE) from error
+        raise _refused(f"{name}: not valid YAML: {reason}", _SEE_EXAMPLE) from error
     except RecursionError as error:
         raise _refused(
-            f"{name}: brackets within brackets, too deep to read", _LOOK_AT_ONE
+            f"{name}: brackets within brackets, too deep to read", _SEE_EXAMPLE
         ) from error
-    return YamlText(values, builder.lines, builder.problems)
+    generated = text.startswith(GENERATED_MARK)
+    return YamlText(values, builder.lines, builder.problems, generated)
 
 
 def _reason(error: yaml.MarkedYAMLError) -> str:
     problem = str(error.problem)
     if "'\\t'" in problem:
-        return "a tab begins the line; indent with spaces"
+        return "a tab, where YAML allows only spaces"
     return problem.removeprefix("but ")
 
 
 def dump_yaml(value: Any) -> str:
-    """Write plain data as a block of YAML that `parse_yaml` gives back exactly."""
+    """Write plain data as a block of YAML that `parse_yaml` reads back exactly."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
@@ -132,16 +136,16 @@ class _Builder:
         self.lines: dict[str, int] = {}
         self.problems: list[tuple[int, str]] = []
         self._scalars = _Loader(text)
-        self._open: list[int] = []  # ids of the nodes around the present one
+        self._open: list[int] = []  # ids of the enclosing nodes
 
     def build(self, node: yaml.Node, path: str) -> Any:
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
         self._n_values += 1
-        if self._n_values > _MOST_VALUES:  # ten aliases of ten aliases of ten... fill any memory
+        if self._n_values > _MAX_VALUES:  # ten aliases of ten aliases of ten... fill any memory
             raise _refused(
-                f"{self._name} holds more than {_MOST_VALUES:,} values, aliases unfolded",
-                "Write out what is meant, without aliases.",
+                f"{self._name} holds more than {_MAX_VALUES:,} values, aliases expanded",
+                "Write the values out, without aliases.",
             )
         if id(node) in self._open:
             return self._problem(line, f"{path or 'the file'} contains itself")
@@ -171,6 +175,9 @@ class _Builder:
                 continue
             name = key_node.value  # as it is written: `on:` is a name, not true
             full = f"{path}.{name}" if path else name
+            if key_node.tag == _TAG + "merge":
+                self._problem(line, "<< is not supported; write the settings out")
+                continue
             if name in seen:
                 self._problem(line, f"{full} is given twice, first in line {seen[name]}")
                 continue
@@ -182,7 +189,14 @@ class _Builder:
         if node.tag == _TAG + "timestamp":
             return node.value
         try:
-            return self._scalars.construct_object(node)
+            value = self._scalars.construct_object(node)
+            if _is_misleading(node):
+                return self._problem(
+                    node.start_mark.line + 1,
+                    f"{path or 'the value'} is written {node.value}, which YAML 1.1 reads as "
+                    f"{value}. Write the number itself, or put it in quotes to make it text.",
+                )
+            return value
         except (ValueError, OverflowError, yaml.YAMLError, KeyError):
             tag = node.tag.removeprefix(_TAG)
             return self._problem(
@@ -193,6 +207,12 @@ class _Builder:
     def _problem(self, line: int, message: str) -> object:
         self.problems.append((line, message))
         return INVALID
+
+
+def _is_misleading(node: yaml.ScalarNode) -> bool:
+    """Whether YAML reads another number than people do: 0100 as octal 64, 1:30 in base 60 as 90."""
+    is_number = node.tag in (_TAG + "int", _TAG + "float")
+    return is_number and bool(_OCTAL_OR_BASE_60.fullmatch(node.value))
 
 
 def _clipped(text: str) -> str:

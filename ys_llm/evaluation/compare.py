@@ -22,7 +22,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ys_llm.config.schema import Config, Resolved, load_config, to_mapping
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import Resolved, load_config, to_mapping
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.system.files import write_atomically
 

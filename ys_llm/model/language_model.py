@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm import mixers
-from ys_llm.config.schema import ModelConfig, parse_dataclass
+from ys_llm.config.schema import ModelConfig
+from ys_llm.config.strict_reader import parse_dataclass
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops import cross_entropy, rms_norm, swiglu
 from ys_llm.ops.dropout import Dropout

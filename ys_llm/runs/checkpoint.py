@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ys_llm import __version__
-from ys_llm.config.schema import Config, load_config, to_mapping, to_yaml
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model

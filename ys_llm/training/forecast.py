@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from ys_llm.config.schema import Config, Resolved
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import Resolved
 from ys_llm.data.batches import batches_per_epoch, evaluation_span
 from ys_llm.data.readers import read_documents, split_documents
 from ys_llm.evaluation.bits_per_byte import evaluate_tokens

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ys_llm.config.schema import Resolved
+from ys_llm.config.sources import Resolved
 from ys_llm.data.shards import TokenShard
 from ys_llm.errors import EXIT_INTERRUPTED, UserError
 from ys_llm.evaluation.bits_per_byte import Evaluation, evaluate_tokens

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import Config, load_config, to_mapping
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config, to_mapping
 from ys_llm.config.strict_reader import flatten
 from ys_llm.data.readers import Document, Split
 from ys_llm.errors import EXIT_USAGE, UserError

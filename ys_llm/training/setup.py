@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import Config, TrainConfig, load_config, to_yaml
+from ys_llm.config.schema import Config, TrainConfig
+from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.csrc import loader
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import Seen, seen

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ys_llm.config.schema import Config, ModelConfig, TrainConfig, to_yaml
+from ys_llm.config.schema import Config, ModelConfig, TrainConfig
+from ys_llm.config.sources import to_yaml
 from ys_llm.data.batches import Batch
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model, mixer_names, pack_state

@@ -16,8 +16,8 @@ from math import perm
 from pathlib import Path
 from typing import Any, Literal
 
-from ys_llm.config.schema import load_dataclass, setting
-from ys_llm.config.strict_reader import parse_dataclass, raise_problems, to_plain
+from ys_llm.config.sources import load_dataclass
+from ys_llm.config.strict_reader import parse_dataclass, raise_problems, setting, to_plain
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.gendata.programs.makers import FACTS, MAKERS
 from ys_llm.gendata.recipes.templates import names_in

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ys_llm.config.schema import load_config
+from ys_llm.config.sources import load_config
 from ys_llm.data.batches import Batch
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model, pack_state, unpack_state

@@ -1,0 +1,75 @@
+"""Settings of earlier versions: what each is called now. Read by the error, and by `ys convert`.
+
+A name is a dotted path; options of mixers stand under `model.options`, whichever the mixer.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """The new dotted name of a setting, and of its values those that are called differently now.
+
+    `shown` replaces the name in messages, where the setting has also changed its form.
+    """
+
+    name: str
+    values: Mapping[Any, Any] = field(default_factory=dict)
+    shown: str = ""
+
+
+RENAMED: Mapping[str, Renamed] = {
+    "data.layout": Renamed("data.batching", {"windows": "shuffled", "streams": "contiguous"}),
+    "model.wiring": Renamed("model.block", {"bare": "plain"}),
+    "model.options.local_every": Renamed("model.options.local_interval"),
+    "model.options.entry": Renamed(
+        "model.options.summary_scale", {"raw": "fixed", "soft": "learned"}
+    ),
+    "train.implementation": Renamed("train.backend", {"compiled": "cpp"}),
+    "train.keep_every": Renamed("train.keep_checkpoint_every"),
+    "train.rollback_rate": Renamed("train.rollback_lr_factor"),
+    "train.begin_from": Renamed("train.init_from"),
+}
+
+
+def take_renamed(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Remove every setting with an old name from nested `values`; yield its path and a message."""
+    for path in list(_paths(values, "")):
+        known = RENAMED.get(_without_mixer(path))
+        if known:
+            value = _remove(values, path)
+            yield path, f"{path} is now {known.shown or known.name}{_and_its_value(known, value)}"
+
+
+def _and_its_value(known: Renamed, value: Any) -> str:
+    if isinstance(value, str) and value in known.values:
+        return f", and {value} is now {known.values[value]}"
+    return ""
+
+
+def _paths(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        yield path
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{path}.")
+
+
+def _without_mixer(path: str) -> str:
+    """model.options.MIXER.x as model.options.x."""
+    parts = path.split(".")
+    return (
+        ".".join(parts[:2] + parts[3:])
+        if parts[:2] == ["model", "options"] and len(parts) == 4
+        else path
+    )
+
+
+def _remove(values: dict[str, Any], path: str) -> Any:
+    *parents, name = path.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner[parent]
+    return inner.pop(name)

@@ -1,0 +1,207 @@
+"""Where the value of each setting comes from.
+
+Later sources win: defaults, the YAML file, `YS_*` in the environment, the command line.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ys_llm import __version__
+from ys_llm.config.conflicts import conflicts
+from ys_llm.config.environment import read_environment
+from ys_llm.config.renamed import take_renamed
+from ys_llm.config.schema import Config
+from ys_llm.config.strict_reader import (
+    StrictReader,
+    field_helps,
+    flatten,
+    join,
+    parse_dataclass,
+    raise_problems,
+    to_plain,
+)
+from ys_llm.config.yaml_io import (
+    GENERATED_MARK,
+    YamlText,
+    dump_inline,
+    dump_yaml,
+    parse_yaml,
+    read_yaml,
+)
+from ys_llm.errors import UserError
+
+_COMMENT_COLUMN = 40  # of `ys config show`; a longer value pushes its own comment to the right
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting from the command line: its dotted name, its value as YAML, and the flag."""
+
+    name: str
+    text: str
+    origin: str = "--set"
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration, and for each dotted name where its value came from."""
+
+    config: Config
+    origins: Mapping[str, str]  # "default" | "configs/x.yaml:12" | "YS_TRAIN__SEED" | "--set"
+    warnings: tuple[str, ...] = ()
+
+
+def load_config(
+    path: Path | None,
+    *,
+    overrides: Sequence[str | Override] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Read `path`, then YS_* of `environment`, then `overrides` ("train.seed=7"); later ones win.
+
+    Raises UserError with every problem of every source, one a line, with file and line.
+    """
+    sources = _Sources()
+    if path is not None:
+        sources.add_file(read_yaml(path), str(path))
+    sources.add_environment(environment or {})
+    for override in overrides:
+        sources.add_override(override)
+    return sources.resolve()
+
+
+def load_dataclass(cls: type[Any], path: Path) -> Any:
+    """Read a YAML file as a `cls`; for files other than configurations, such as recipes."""
+    sources = _Sources()
+    sources.add_file(read_yaml(path), str(path))
+    return sources.parse(cls)
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Config:
+    """Read what `to_mapping` returned; raises UserError on anything else."""
+    return parse_dataclass(Config, mapping, where="configuration")
+
+
+def to_mapping(config: Config) -> dict[str, Any]:
+    """Return dicts, lists and scalars that JSON and YAML can hold."""
+    mapping: dict[str, Any] = to_plain(config)
+    return mapping
+
+
+def to_yaml(config: Config) -> str:
+    """Write a configuration file that reads back as `config`, marked as written by ys."""
+    return f"{_mark()}\n{dump_yaml(to_mapping(config))}"
+
+
+def annotated_yaml(resolved: Resolved) -> str:
+    """Write a configuration file whose comments say where each value comes from and its meaning."""
+    helps = field_helps(Config)
+    rows = list(_rows(to_mapping(resolved.config), "", depth=0))
+    width = min(_COMMENT_COLUMN, max(len(text) for text, _ in rows))
+    origin_width = max(len(origin) for origin in resolved.origins.values())
+    lines = [_mark()]
+    for text, path in rows:
+        comment = (
+            f"# {resolved.origins[path]:<{origin_width}}  {helps.get(path, '')}" if path else ""
+        )
+        lines.append(f"{text:<{width}}  {comment}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _mark() -> str:
+    return f"{GENERATED_MARK} {__version__}"
+
+
+def _rows(mapping: Mapping[str, Any], prefix: str, *, depth: int) -> Iterator[tuple[str, str]]:
+    for name, value in mapping.items():
+        head, path = f"{'  ' * depth}{dump_inline(name)}:", join(prefix, name)
+        if isinstance(value, Mapping) and value:
+            yield head, ""
+            yield from _rows(value, path, depth=depth + 1)
+        else:
+            yield f"{head} {dump_inline(value)}", path
+
+
+class _Sources:
+    """Plain values merged from several places, each with its origin."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._warnings: list[str] = []
+        self._values: dict[str, Any] = {}
+        self._origins: dict[str, str] = {}
+        self._generated = False
+
+    def add_file(self, text: YamlText, name: str) -> None:
+        self.problems += [f"{name}:{line}: {message}" for line, message in text.problems]
+        self._origins.update({path: f"{name}:{line}" for path, line in text.lines.items()})
+        self._origins[""] = name
+        self._generated = text.generated
+        if isinstance(text.values, dict):
+            self._values = text.values
+        elif text.values is not None and not text.problems:
+            expected = "expected NAME: VALUE lines, as `ys config show` prints them"
+            self.problems.append(f"{name}:{text.lines['']}: {expected}")
+
+    def add_environment(self, environment: Mapping[str, str]) -> None:
+        found = read_environment(environment, Config)
+        self.problems += found.problems
+        self._warnings += found.warnings
+        for variable, dotted, text in found.settings:
+            self._put(dotted, text, origin=variable)
+
+    def add_override(self, override: str | Override) -> None:
+        if isinstance(override, Override):
+            self._put(override.name, override.text, origin=override.origin)
+            return
+        dotted, equals, text = override.partition("=")
+        if equals and dotted.strip():
+            self._put(dotted.strip(), text, origin="--set")
+        else:
+            self.problems.append(f"--set {override}: expected NAME=VALUE, as in train.seed=7")
+
+    def _put(self, dotted: str, text: str, *, origin: str) -> None:
+        """Set one value, written as YAML."""
+        try:
+            parsed = parse_yaml(text, name=f"{origin} {dotted}")
+        except UserError as error:
+            self.problems.append(f"{error.problem}. Put it in quotes to make it text.")
+            return
+        self.problems += [f"{origin} {dotted}: {message}" for _, message in parsed.problems]
+        *parents, name = dotted.split(".")
+        inner, path = self._values, ""
+        for parent in parents:
+            inner, path = inner.setdefault(parent, {}), join(path, parent)
+            self._origins.setdefault(path, origin)
+            if not isinstance(inner, dict):
+                self.problems.append(f"{origin}: {path} is a single value, {dotted} is not a field")
+                return
+        inner[name] = parsed.values if text.strip() else ""
+        for known in [known for known in self._origins if known.startswith(f"{dotted}.")]:
+            del self._origins[known]
+        self._origins[dotted] = origin
+
+    def parse(self, cls: type[Any]) -> Any:
+        reader = StrictReader(cls, self._origin)
+        instance = reader.read(cls, self._values, "")
+        raise_problems(self.problems + reader.problems)
+        return instance
+
+    def resolve(self) -> Resolved:
+        for path, message in take_renamed(self._values):
+            self.problems.append(f"{self._origin(path)}: {message}")
+        config = self.parse(Config)
+        given, values = flatten(self._values), flatten(to_mapping(config))
+        origins = {path: self._origin(path) if path in given else "default" for path in values}
+        defaults = {**dict.fromkeys(values), **flatten(to_mapping(Config()))}
+        raise_problems(
+            conflicts(values, defaults=defaults, origins=origins, generated=self._generated)
+        )
+        return Resolved(config, origins, tuple(self._warnings))
+
+    def _origin(self, path: str) -> str:
+        while path and path not in self._origins:
+            path = path.rpartition(".")[0]
+        return self._origins.get(path, "configuration")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from ys_llm.config.sources import load_config
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.language_model import Model
+from ys_llm.model.state import initial_positions
 from ys_llm.ops.three_tier.reference import BACKENDS, State
 from ys_llm.system.files import write_atomically
 
@@ -179,7 +180,11 @@ def layer_results(name: str, shape: tuple[int, ...], precision: str) -> list[Ten
     starts_TB = torch.rand(70, batch_size, device="cuda") < 0.03
     state = mixer.init_state(batch_size)
     h_TBS, after = BACKENDS[name](
-        drive_TBS, mixer._weights(), State(**state), starts_TB=starts_TB, precision=precision
+        drive_TBS,
+        mixer._weights(),
+        State(**state, position=0),
+        starts_TB=starts_TB,
+        precision=precision,
     )
     outputs = [h_TBS.float(), *after[:3]]
     used = [p for n, p in mixer.named_parameters() if not n.startswith(("in_proj", "out_proj"))]
@@ -193,11 +198,12 @@ def layer_step(name: str, shape: tuple[int, ...], x_BTD: Tensor) -> Callable[[],
     options = Options(d_state=shape[3], n_heads=shape[4])
     mixer = Mixer(shape[2], options, backend=name).cuda()
     grad_BTD = torch.randn_like(x_BTD)
+    state, position_B = mixer.init_state(len(x_BTD)), initial_positions(len(x_BTD))
 
     def step() -> None:
         mixer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            y_BTD, _ = mixer(x_BTD)
+            y_BTD, _ = mixer(x_BTD, state, None, position_B)
         y_BTD.backward(grad_BTD.to(y_BTD.dtype))
 
     return step
@@ -233,7 +239,7 @@ def model_step(model: Model, tokens_BT: Tensor) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss, _ = model.loss(tokens_BT, tokens_BT)
+            loss, _ = model(tokens_BT, targets_BT=tokens_BT)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
+from ys_llm.model.state import initial_positions
+from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.reference import BACKENDS, State, usable
 from ys_llm.training.setup import resolve_dtype
 
@@ -103,7 +105,8 @@ def default_case(shape: Shape) -> str:
     """What `ys train` would take here: the backend and the dtype of `auto`."""
     dtype, _ = resolve_dtype(TrainConfig(), torch.device("cpu"))
     mixer = _mixer(shape, "auto")
-    name, _ = mixer.settle(batch_size=shape.B, precision="bf16" if dtype == "bf16" else "fp32")
+    precision: Precision = "bf16" if dtype == "bf16" else "fp32"
+    name, _ = mixer.select_backend(batch_size=shape.B, precision=precision)
     return f"{name} {dtype}"
 
 
@@ -118,11 +121,12 @@ def layer_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callable[[],
     x_BTE = torch.randn(shape.B, shape.T, shape.E, requires_grad=True)
     cotangent = torch.randn(shape.B, shape.T, shape.E)
     leaves = [x_BTE, *mixer.parameters()]
+    state, position_B = mixer.init_state(shape.B), initial_positions(shape.B)
 
     def run() -> object:
         mixer.backend = name
         with _autocast(dtype):
-            y_BTE, _ = mixer(x_BTE)
+            y_BTE, _ = mixer(x_BTE, state, None, position_B)
         return torch.autograd.grad(y_BTE, leaves, cotangent.to(y_BTE.dtype), allow_unused=True)
 
     return run
@@ -183,8 +187,9 @@ def _results(mixer: Mixer, name: str, x_BTE: Tensor, dtype: str) -> list[Tensor]
     """Outputs, the state after them, and every gradient."""
     mixer.backend = name
     with _autocast(dtype):
-        y_BTE, state = mixer(x_BTE)
-    outputs = [y_BTE, *(value for value in state.values() if isinstance(value, Tensor))]
+        before, position_B = mixer.init_state(len(x_BTE)), initial_positions(len(x_BTE))
+        y_BTE, state = mixer(x_BTE, before, None, position_B)
+    outputs = [y_BTE, *state.values()]
     generator = torch.Generator().manual_seed(2)
     loss = x_BTE.new_zeros(())
     for output in outputs:

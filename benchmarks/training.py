@@ -133,7 +133,7 @@ def _watched(training: Training) -> Iterator[dict[str, float]]:
         return run
 
     parts: tuple[tuple[Any, str, str], ...] = (
-        (training.model, "loss", "forward"),
+        (training.model, "forward", "forward"),
         (torch.autograd, "backward", "backward"),
         (torch.nn.utils, "clip_grad_norm_", "backward"),
         (training.optimizer, "step", "optimizer"),

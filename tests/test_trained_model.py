@@ -50,8 +50,8 @@ def test_ten_thousand_tokens_are_what_the_full_pass_says(loaded: LoadedRun) -> N
     made = list(generate(loaded.model, read, sampling=sampling, end_id=-1))
     ids = torch.tensor([prompt + [step.id for step in made]])
     with torch.inference_mode():
-        x_BTD, _ = loaded.model.hidden(ids[:, :-1])
-        logprobs_TV = loaded.model.head(x_BTD[:, len(prompt) - 1 :])[0].log_softmax(-1)
+        logits_BTV, _ = loaded.model(ids[:, :-1])
+        logprobs_TV = logits_BTV[0, len(prompt) - 1 :].log_softmax(-1)
     full = logprobs_TV.gather(1, ids[0, len(prompt) :, None])[:, 0]
     stepwise = torch.tensor([step.logprob for step in made])
     assert len(made) == 10_000

@@ -116,7 +116,10 @@ def _choices(device: torch.device) -> tuple[tuple[str, str], tuple[str, str]]:
     config = load_config(None).config
     dtype, why = resolve_dtype(config.train, device)
     model = Model(config.model, vocab_size=1, backend=config.train.backend)
-    kernels = model.to(device).settle(batch_size=config.train.plan[0].batch_size, precision=dtype)
+    kernels = model.to(device).select_backend(
+        batch_size=config.train.plan[0].batch_size,
+        precision="bf16" if dtype == "bf16" else "fp32",
+    )
     return (dtype, why), kernels
 
 

@@ -5,12 +5,11 @@ Each is tested with `Options()` and with the settings in its `CONTRACT_OPTIONS`,
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import ys_llm.mixers
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
+from ys_llm.mixers.protocol import mixer_module, mixer_names
 from ys_llm.model import costs
 from ys_llm.model.language_model import Model
+from ys_llm.model.state import state_bytes, tensors_of
 
-FILES = sorted(Path(ys_llm.mixers.__file__).parent.glob("[!_]*.py"))
+NAMES = mixer_names()
 D_MODEL = 32
 T = 70  # past the longest period of a summary and a few steps into the next
 SAME = {"rtol": 1e-10, "atol": 1e-10}  # float64: another order of the same sums, nothing more
@@ -38,27 +38,36 @@ class Case(NamedTuple):
     options: Any
 
     def mixer(self, backend: str = "auto") -> Any:
-        module = importlib.import_module(f"ys_llm.mixers.{self.name}")
-        return module.Mixer(D_MODEL, self.options, backend=backend)
+        return mixer_module(self.name).Mixer(D_MODEL, self.options, backend=backend)
 
 
 def cases() -> Iterator[Any]:
-    for path in FILES:
-        module = importlib.import_module(f"ys_llm.mixers.{path.stem}")
+    for name in NAMES:
+        module = mixer_module(name)
         settings = (module.Options(), *getattr(module, "CONTRACT_OPTIONS", ()))
         for number, options in enumerate(settings):
-            yield pytest.param(Case(path.stem, options), id=f"{path.stem}-{number}")
+            yield pytest.param(Case(name, options), id=f"{name}-{number}")
 
 
 every_mixer = pytest.mark.parametrize("case", [*cases()])
 
 
+def run(
+    mixer: Any, x_BTD: Tensor, state: Any = None, starts_BT: Tensor | None = None, position: int = 0
+) -> tuple[Tensor, Any]:
+    """One pass from this state, or from the first one, of rows that are all at one clock."""
+    state = mixer.init_state(len(x_BTD)) if state is None else state
+    output: tuple[Tensor, Any] = mixer(x_BTD, state, starts_BT, torch.full((len(x_BTD),), position))
+    return output
+
+
 def streamed(mixer: nn.Module, pieces: list[Tensor], starts: list[Tensor] | None = None) -> Any:
     """Outputs of the pieces one after the other with the state carried, and the last state."""
-    state, outputs = None, []
+    state, outputs, position = None, [], 0
     for number, piece in enumerate(pieces):
-        output, state = mixer(piece, state, starts[number] if starts else None)
+        output, state = run(mixer, piece, state, starts[number] if starts else None, position)
         outputs.append(output)
+        position += piece.shape[1]
     return torch.cat(outputs, dim=1), state
 
 
@@ -69,36 +78,24 @@ def starts_at(*rows: tuple[int, ...]) -> Tensor:
     return starts_BT
 
 
-def tensors_in(state: Any) -> Iterator[Tensor]:
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, dict):
-        for value in state.values():
-            yield from tensors_in(value)
-    elif isinstance(state, list | tuple):
-        for value in state:
-            yield from tensors_in(value)
-
-
 def assert_same_state(state: Any, expected: Any) -> None:
-    assert state["position"] == expected["position"]
-    for ours, theirs in zip(tensors_in(state), tensors_in(expected), strict=True):
+    for ours, theirs in zip(tensors_of(state), tensors_of(expected), strict=True):
         torch.testing.assert_close(ours, theirs, **SAME)
 
 
 def test_there_are_mixers_to_test() -> None:
-    assert len(FILES) >= 2
+    assert len(NAMES) >= 2
 
 
 @every_mixer
 @torch.no_grad()
 def test_a_token_changes_no_output_before_it(case: Case) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(1, T, D_MODEL, dtype=torch.float64)
-    expected, _ = mixer(x_BTD)
+    expected, _ = run(mixer, x_BTD)
     for t in range(T):
         changed_BTD = x_BTD.clone()
         changed_BTD[:, t] += torch.randn(D_MODEL, dtype=torch.float64)
-        output, _ = mixer(changed_BTD)
+        output, _ = run(mixer, changed_BTD)
         torch.testing.assert_close(output[:, :t], expected[:, :t], **SAME)
         assert not torch.allclose(output[:, t], expected[:, t]), f"output {t} ignores token {t}"
 
@@ -109,7 +106,7 @@ def test_a_token_changes_no_output_before_it(case: Case) -> None:
 def test_two_passes_with_the_carried_state_equal_one(case: Case, packed: bool) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
     starts_BT = starts_at(DOCUMENT_STARTS, (0, 16, 33)) if packed else None
-    expected, last = mixer(x_BTD, None, starts_BT)
+    expected, last = run(mixer, x_BTD, None, starts_BT)
     for t in range(1, T):
         starts = None if starts_BT is None else [starts_BT[:, :t], starts_BT[:, t:]]
         output, state = streamed(mixer, [x_BTD[:, :t], x_BTD[:, t:]], starts)
@@ -121,7 +118,7 @@ def test_two_passes_with_the_carried_state_equal_one(case: Case, packed: bool) -
 @torch.no_grad()
 def test_one_token_at_a_time_equals_one_pass(case: Case) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
-    expected, last = mixer(x_BTD)
+    expected, last = run(mixer, x_BTD)
     output, state = streamed(mixer, list(x_BTD.split(1, dim=1)))
     torch.testing.assert_close(output, expected, **SAME)
     assert_same_state(state, last)
@@ -131,16 +128,18 @@ def test_one_token_at_a_time_equals_one_pass(case: Case) -> None:
 @torch.no_grad()
 def test_starting_from_init_state_equals_starting_from_none(case: Case) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
-    torch.testing.assert_close(mixer(x_BTD, mixer.init_state(2))[0], mixer(x_BTD)[0], **SAME)
+    torch.testing.assert_close(
+        run(mixer, x_BTD, mixer.init_state(2))[0], run(mixer, x_BTD)[0], **SAME
+    )
 
 
 @every_mixer
 @torch.no_grad()
 def test_a_pass_leaves_the_state_it_was_given_as_it_was(case: Case) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
-    _, state = mixer(x_BTD)
-    first, _ = mixer(x_BTD, state)
-    second, _ = mixer(x_BTD, state)
+    _, state = run(mixer, x_BTD)
+    first, _ = run(mixer, x_BTD, state)
+    second, _ = run(mixer, x_BTD, state)
     assert torch.equal(first, second)
 
 
@@ -148,8 +147,8 @@ def test_a_pass_leaves_the_state_it_was_given_as_it_was(case: Case) -> None:
 @torch.no_grad()
 def test_rows_of_a_batch_know_nothing_of_each_other(case: Case) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(3, T, D_MODEL, dtype=torch.float64)
-    together, _ = mixer(x_BTD)
-    alone = [mixer(row_TD[None])[0] for row_TD in x_BTD]
+    together, _ = run(mixer, x_BTD)
+    alone = [run(mixer, row_TD[None])[0] for row_TD in x_BTD]
     torch.testing.assert_close(together, torch.cat(alone), **SAME)
 
 
@@ -157,12 +156,10 @@ def test_rows_of_a_batch_know_nothing_of_each_other(case: Case) -> None:
 @torch.no_grad()
 def test_a_packed_row_equals_its_documents_run_apart(case: Case) -> None:
     mixer, x_BTD = case.mixer().double(), torch.randn(1, T, D_MODEL, dtype=torch.float64)
-    packed, _ = mixer(x_BTD, None, starts_at(DOCUMENT_STARTS))
+    packed, _ = run(mixer, x_BTD, None, starts_at(DOCUMENT_STARTS))
     bounds = [0, *DOCUMENT_STARTS, T]
     for begin, end in pairwise(bounds):
-        state = mixer.init_state(1)
-        state["position"] = begin  # the clock goes on across documents
-        alone, _ = mixer(x_BTD[:, begin:end], state)
+        alone, _ = run(mixer, x_BTD[:, begin:end], position=begin)  # the clock goes on
         torch.testing.assert_close(packed[:, begin:end], alone, **SAME)
 
 
@@ -170,7 +167,7 @@ def test_a_packed_row_equals_its_documents_run_apart(case: Case) -> None:
 def test_no_gradient_crosses_a_document_start(case: Case) -> None:
     mixer = case.mixer().double()
     x_BTD = torch.randn(1, T, D_MODEL, dtype=torch.float64, requires_grad=True)
-    output, _ = mixer(x_BTD, None, starts_at((40,)))
+    output, _ = run(mixer, x_BTD, None, starts_at((40,)))
     output[:, 40:].square().sum().backward()
     assert x_BTD.grad is not None
     assert x_BTD.grad[:, :40].count_nonzero() == 0
@@ -185,7 +182,7 @@ def test_every_parameter_learns(case: Case) -> None:
     optimizer = torch.optim.SGD(mixer.parameters(), lr=0.1)
     for _ in range(2):
         optimizer.zero_grad()
-        (mixer(x_BTD)[0] - target_BTD).square().mean().backward()
+        (run(mixer, x_BTD)[0] - target_BTD).square().mean().backward()
         for name, parameter in mixer.named_parameters():
             assert parameter.grad is not None, f"{name} has no part in the output"
             assert parameter.grad.isfinite().all(), f"the gradient of {name} is not finite"
@@ -201,15 +198,15 @@ def test_every_parameter_learns(case: Case) -> None:
 def test_state_bytes_are_those_of_a_streamed_state(case: Case, seq_len: int) -> None:
     mixer, x_BTD = case.mixer(), torch.randn(3, seq_len, D_MODEL)
     _, state = streamed(mixer, list(x_BTD.split(1, dim=1)))
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(state))
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))
     assert mixer.state_bytes(3, seq_len) == held
 
 
-def flops(run: nn.Module, inputs: Tensor) -> float:
+def flops(passed: Any, inputs: Tensor) -> float:
     """FLOPs of one pass as torch counts them, with the one kernel that it has no count for."""
     counts = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops}
     with FlopCounterMode(display=False, custom_mapping=counts) as counter:
-        run(inputs)
+        passed(inputs)
     return float(counter.get_total_flops())
 
 
@@ -226,7 +223,9 @@ def test_flops_per_token_are_those_that_are_executed(
     """Counted on both paths: either may do needless work (masked blocks, a product done twice)."""
     monkeypatch.setattr(loader, "ready", lambda name, **_: None)  # torch cannot count its work
     x_BTD = torch.randn(1, 128, D_MODEL)
-    counted = min(flops(case.mixer(name), x_BTD) for name in ("reference", "auto")) / 128
+    counted = (
+        min(flops(partial(run, case.mixer(name)), x_BTD) for name in ("reference", "auto")) / 128
+    )
     assert case.mixer().flops_per_token(128) == pytest.approx(counted, rel=0.03)
 
 
@@ -238,7 +237,7 @@ def test_the_fast_path_equals_the_reference_with_its_gradients(case: Case) -> No
     for starts_BT in (None, starts_at(DOCUMENT_STARTS, (0,))):
         passes = []
         for mixer in (fast, reference):
-            output, state = mixer(x_BTD, None, starts_BT)
+            output, state = run(mixer, x_BTD, None, starts_BT)
             parameters = list(mixer.parameters())
             gradients = torch.autograd.grad(
                 output.square().sum(), parameters, allow_unused=True, materialize_grads=True
@@ -266,15 +265,16 @@ def test_measure_tells_the_real_size_of_a_model(case: Case) -> None:
     assert sum(parts.values()) == costs.parameter_count(model)
     assert costs.parameter_count(model) == 2 * (mixer + 3 * 32 * 48 + 2 * 32) + 32 + 2 * 20 * 32
     _, state = model(tokens_BT)
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(state))
-    assert costs.state_bytes(model, batch_size=3, seq_len=T) == held
+    assert costs.state_bytes(model, batch_size=3, seq_len=T) == state_bytes(state)
 
 
 @every_mixer
 @torch.no_grad()
 def test_measure_adds_the_trunks_flops_to_the_mixers(case: Case) -> None:
     model, tokens_BT = model_of(case, vocab_size=20, n_layers=2, d_mlp=48), torch.ones(1, T).long()
-    trunk = (flops(model, tokens_BT) - 2 * flops(case.mixer(), torch.randn(1, T, D_MODEL))) / T
+    trunk = (
+        flops(model, tokens_BT) - 2 * flops(partial(run, case.mixer()), torch.randn(1, T, D_MODEL))
+    ) / T
     counted = trunk + 2 * case.mixer().flops_per_token(T)
     assert costs.flops_per_token(model, T) == counted
 
@@ -299,7 +299,7 @@ def test_a_short_training_run_beats_unigram_and_bigram(case: Case) -> None:
     for _ in range(160):
         phase_B1 = torch.randint(len(PATTERN), (16, 1), generator=generator)
         tokens_BT = PATTERN[(phase_B1 + torch.arange(33)) % len(PATTERN)]
-        loss, _ = model.loss(tokens_BT[:, :-1], tokens_BT[:, 1:])
+        loss, _ = model(tokens_BT[:, :-1], targets_BT=tokens_BT[:, 1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
+from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.costs import (
     flops_per_token,
     parameter_count,
@@ -18,7 +19,7 @@ from ys_llm.model.costs import (
     product_rate,
     state_bytes,
 )
-from ys_llm.model.language_model import Model, mixer_names
+from ys_llm.model.language_model import Model
 
 VOCAB_SIZE = 90
 SHAPES: dict[str, dict[str, Any]] = {

@@ -16,16 +16,13 @@ from torch import Tensor
 from ys_llm.config.schema import ModelConfig
 from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import mixer_module, mixer_names
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import (
     EMBEDDING_STD,
     Model,
-    detached,
-    mixer_module,
-    mixer_names,
-    pack_state,
-    unpack_state,
 )
+from ys_llm.model.state import detach, flatten, unflatten
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 VOCAB_SIZE = 50
@@ -79,7 +76,7 @@ def test_the_bare_frame_starts_as_its_source_does() -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_new_model_predicts_nearly_uniformly(mixer: str, tied: bool) -> None:
     model = small_model(mixer=mixer, tie_embeddings=tied)
-    loss, _ = model.loss(some_tokens(40), some_tokens(40))
+    loss, _ = model(some_tokens(40), targets_BT=some_tokens(40))
     assert loss.item() == pytest.approx(math.log(VOCAB_SIZE), rel=0.02)
 
 
@@ -89,7 +86,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(mixer: str) -> None:
     tokens_BT, targets_BT = some_tokens(20), some_tokens(20)
     logits_BTV, _ = model(tokens_BT)
     expected = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
-    loss, _ = model.loss(tokens_BT, targets_BT)
+    loss, _ = model(tokens_BT, targets_BT=targets_BT)
     torch.testing.assert_close(loss, expected)
 
 
@@ -104,9 +101,9 @@ def test_logits_are_float32_under_bf16_autocast() -> None:
 def test_a_state_comes_back_from_a_file_as_it_was(mixer: str) -> None:
     model = small_model(mixer=mixer, n_layers=11)  # layer 10 must not come before layer 2
     _, state = model(some_tokens(19))
-    data = safetensors.torch.save({k: v.contiguous() for k, v in pack_state(state).items()})
-    restored = unpack_state(safetensors.torch.load(data))
-    assert restored["position"] == state["position"] == 19
+    data = safetensors.torch.save({k: v.contiguous() for k, v in flatten(state).items()})
+    restored = unflatten(safetensors.torch.load(data), like=model.init_state(1))
+    assert restored["position_B"].tolist() == state["position_B"].tolist() == [19, 19]
     assert [sorted(layer) for layer in restored["layers"]] == [sorted(x) for x in state["layers"]]
     more_BT = some_tokens(70)
     assert torch.equal(model(more_BT, restored)[0], model(more_BT, state)[0])
@@ -116,9 +113,9 @@ def test_a_state_comes_back_from_a_file_as_it_was(mixer: str) -> None:
 def test_a_detached_state_carries_values_but_no_gradient(mixer: str) -> None:
     model = small_model(mixer=mixer)
     _, state = model(some_tokens(5))
-    cut = pack_state(detached(state))
+    cut = flatten(detach(state))
     assert not any(tensor.requires_grad for tensor in cut.values())
-    for name, tensor in pack_state(state).items():
+    for name, tensor in flatten(state).items():
         assert torch.equal(cut[name], tensor)
 
 
@@ -127,7 +124,7 @@ def test_a_tied_head_is_one_matrix_with_the_embedding() -> None:
     assert parameter_count(tied) == parameter_count(apart) - VOCAB_SIZE * 16
     assert tied.output.weight is tied.embedding.weight
     zeros_BT = torch.zeros(2, 5, dtype=torch.int64)
-    loss, _ = tied.loss(zeros_BT, zeros_BT)
+    loss, _ = tied(zeros_BT, targets_BT=zeros_BT)
     loss.backward()
     assert tied.embedding.weight.grad is not None
     assert tied.embedding.weight.grad[1].count_nonzero()  # as a class, though never an input
@@ -152,10 +149,11 @@ def test_an_unknown_mixer_is_refused_with_the_names_there_are() -> None:
 
 @every_mixer
 def test_a_mixer_says_which_kernel_it_takes(mixer: str) -> None:
-    taken, why = small_model(mixer=mixer).settle(batch_size=2, precision="fp32")
+    taken, why = small_model(mixer=mixer).select_backend(batch_size=2, precision="fp32")
     assert taken
     assert why
-    again, _ = small_model(mixer=mixer).settle(batch_size=2, precision="fp32", taken=taken)
+    model = small_model(mixer=mixer)
+    again, _ = model.select_backend(batch_size=2, precision="fp32", previous=taken)
     assert again == taken
 
 

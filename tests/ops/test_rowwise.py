@@ -13,7 +13,8 @@ from torch import Tensor
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.mixers import three_tier
-from ys_llm.model.language_model import Model, detached
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import detach
 from ys_llm.ops import cross_entropy, rms_norm, rowwise, swiglu
 
 EPS, B, T, D, M, V = 1e-5, 3, 40, 33, 17, 50
@@ -31,7 +32,7 @@ def time_major(x_BTD: Tensor) -> Tensor:
 
 
 def norm(x_BTD: Tensor, added_BTD: Tensor) -> tuple[Tensor, ...]:
-    return rms_norm.compiled(x_BTD, added_BTD, torch.linspace(0.5, 2, D, dtype=x_BTD.dtype), EPS)
+    return rms_norm.cpp(x_BTD, added_BTD, torch.linspace(0.5, 2, D, dtype=x_BTD.dtype), EPS)
 
 
 def mlp(x_BTD: Tensor, added_BTD: Tensor) -> tuple[Tensor, ...]:
@@ -79,21 +80,21 @@ def test_a_bad_number_makes_its_row_bad_and_no_other(bad: float) -> None:
 def test_a_bad_logit_makes_the_loss_bad(bad: float) -> None:
     x_ND, weight_VD = torch.randn(T, D), torch.randn(V, D)
     x_ND[3, 0] = bad
-    loss = cross_entropy.compiled(x_ND, weight_VD, None, torch.zeros(T, dtype=torch.int64))
+    loss = cross_entropy.cpp(x_ND, weight_VD, None, torch.zeros(T, dtype=torch.int64))
     assert not loss.isfinite()
 
 
 @pytest.mark.parametrize("target", [-1, V, 1 << 40])
 def test_a_target_that_is_no_class_gives_no_loss(target: int) -> None:
     targets_N = torch.tensor([0, target, 1])
-    assert cross_entropy.compiled(torch.randn(3, D), torch.randn(V, D), None, targets_N).isnan()
+    assert cross_entropy.cpp(torch.randn(3, D), torch.randn(V, D), None, targets_N).isnan()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_extreme_logits_give_the_loss_of_torch(dtype: torch.dtype) -> None:
     logits_NV = torch.randn(T, V, dtype=dtype) * torch.logspace(-3, 4, T, dtype=dtype)[:, None]
     targets_N, eye = torch.randint(V, (T,)), torch.eye(V, dtype=dtype)
-    loss = cross_entropy.compiled(logits_NV, eye, None, targets_N)
+    loss = cross_entropy.cpp(logits_NV, eye, None, targets_N)
     expected = torch.nn.functional.cross_entropy(logits_NV.double(), targets_N)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
@@ -141,9 +142,9 @@ def test_one_output_may_be_left_unused() -> None:
 
 def test_what_no_kernel_is_for_takes_torchs_operators() -> None:
     x_BTD, gain_D = torch.randn(B, T, D).half(), torch.ones(D).half()
-    _, y = rms_norm.compiled(x_BTD, x_BTD, gain_D, EPS)
+    _, y = rms_norm.cpp(x_BTD, x_BTD, gain_D, EPS)
     torch.testing.assert_close(y, rms_norm.fused_backward(x_BTD, x_BTD, gain_D, EPS)[1])
-    mixed = rms_norm.compiled(x_BTD.float(), x_BTD, gain_D.float(), EPS)  # half added to float
+    mixed = rms_norm.cpp(x_BTD.float(), x_BTD, gain_D.float(), EPS)  # half added to float
     assert mixed[1].dtype == torch.float32
 
 
@@ -153,11 +154,19 @@ def model_of(mixer: str, **changes: Any) -> Model:
     return Model(config, vocab_size=V)
 
 
+def read_by_head(model: Model, tokens_BT: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    handle = model.final_dropout.register_forward_hook(lambda _, __, x_BTD: seen.append(x_BTD))
+    model(tokens_BT)
+    handle.remove()
+    return seen[0]
+
+
 def loss_and_gradients(model: Model, *, bf16: bool) -> tuple[float, list[Tensor]]:
     generator = torch.Generator().manual_seed(2)
     tokens_BT, targets_BT = torch.randint(V, (2, B, T), generator=generator)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        loss, _ = model.loss(tokens_BT, targets_BT, None, tokens_BT == 0)
+        loss, _ = model(tokens_BT, None, tokens_BT == 0, targets_BT=targets_BT)
     return loss.item(), list(torch.autograd.grad(loss, list(model.parameters())))
 
 
@@ -185,7 +194,7 @@ def test_a_stream_in_the_order_of_time_changes_nothing_but_memory(mixer: str, bl
         results.append(
             (model(torch.arange(20).view(2, 10))[0], loss_and_gradients(model, bf16=False))
         )
-        x_BTD, _ = model.hidden(torch.arange(20).view(2, 10))
+        x_BTD = read_by_head(model, torch.arange(20).view(2, 10))
         assert x_BTD.shape == (2, 10, 16)
         if block == "pre_norm":
             assert x_BTD.transpose(0, 1).is_contiguous() == order
@@ -197,8 +206,8 @@ def test_a_stream_in_the_order_of_time_changes_nothing_but_memory(mixer: str, bl
 
 def test_a_carried_state_keeps_no_memory_but_its_own() -> None:
     model = Model(ModelConfig(d_model=16, n_layers=1, d_mlp=0), vocab_size=V)
-    _, state = model.loss(*torch.zeros(2, B, T, dtype=torch.int64))
-    carried = detached(state)["layers"][0]
+    _, state = model(torch.zeros(B, T, dtype=torch.int64))
+    carried = detach(state)["layers"][0]
     assert three_tier.Options().d_state == carried["main"].shape[1]
     for tensor in (carried["main"], carried["local_summary"], carried["global_summary"]):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes

@@ -67,7 +67,7 @@ def trained(model: Model, *, steps: int = 2) -> torch.optim.AdamW:
     """The optimizer after a few steps on this model."""
     optimizer = make_optimizer(model, TrainConfig())
     for _ in range(steps):
-        loss, _ = model.loss(torch.randint(258, (2, 9)), torch.randint(258, (2, 9)))
+        loss, _ = model(torch.randint(258, (2, 9)), targets_BT=torch.randint(258, (2, 9)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

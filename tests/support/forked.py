@@ -165,7 +165,7 @@ def _warm_up() -> None:
     import ys_llm.cli
     import ys_llm.inference.repl
     import ys_llm.training.loop  # noqa: F401
-    from ys_llm.model.language_model import mixer_module, mixer_names
+    from ys_llm.mixers.protocol import mixer_module, mixer_names
 
     torch.set_num_threads(1)
     for name in mixer_names():

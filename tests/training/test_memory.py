@@ -21,7 +21,8 @@ from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.evaluation import bits_per_byte
 from ys_llm.inference import generate
-from ys_llm.model.language_model import Model, mixer_names
+from ys_llm.mixers.protocol import mixer_names
+from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import save_model
 from ys_llm.training import memory
 from ys_llm.training.loop import gradients

@@ -32,7 +32,7 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
-from ys_llm.model.language_model import mixer_names
+from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import reference
 from ys_llm.runs.checkpoint import checkpoints, load_run, read_json
 from ys_llm.system.files import sha256_of

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.nn import functional
 
 from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
 from ys_llm.data.readers import Document, read_documents
@@ -83,10 +81,14 @@ def evaluate_tokens(
     with _evaluating(model):
         for batch in batches:
             starts_BT = batch.starts_BT.to(device) if reset_at_document else None
-            x_BTD, state = model.hidden(
-                batch.inputs_BT.to(device), state if batch.carry else None, starts_BT
+            targets_BT = batch.targets_BT.to(device)
+            loss, state = model(
+                batch.inputs_BT.to(device),
+                state if batch.carry else None,
+                starts_BT,
+                targets_BT=targets_BT,
             )
-            nats += float(_nats(model, x_BTD, batch.targets_BT.to(device)).sum(dtype=torch.float64))
+            nats += loss.item() * int((targets_BT != IGNORE_INDEX).sum())
     return Evaluation(
         loss=nats / n_tokens,
         bits_per_byte=nats / math.log(2) / max(1, n_bytes),
@@ -129,8 +131,9 @@ def loss_by_position(
                 tokens_BT = torch.from_numpy(data.tokens[positions].astype(np.int64)).to(device)
                 inputs_BT = tokens_BT[:, :-1]
                 starts_BT = inputs_BT == end_id if reset_at_document else None
-                x_BTD, state = model.hidden(inputs_BT, state, starts_BT)
-                nats[k] += float(_nats(model, x_BTD, tokens_BT[:, 1:]).sum(dtype=torch.float64))
+                targets_BT = tokens_BT[:, 1:]
+                loss, state = model(inputs_BT, state, starts_BT, targets_BT=targets_BT)
+                nats[k] += loss.item() * targets_BT.numel()
     n_tokens = n_streams * seq_len
     return [
         PositionLoss(k * seq_len, (k + 1) * seq_len - 1, float(nats[k]) / n_tokens, n_tokens)
@@ -236,19 +239,6 @@ def _evaluating(model: Model) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def _nats(model: Model, x_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-    """Loss of each scored target, in one row; logits are made for a part of the rows at a time."""
-    scored = targets_BT != IGNORE_INDEX
-    x_parts = torch.split(x_BTD[scored], _HEAD_TOKENS)
-    target_parts = torch.split(targets_BT[scored], _HEAD_TOKENS)
-    return torch.cat(
-        [
-            functional.cross_entropy(model.head(x_ND).float(), targets_N, reduction="none")
-            for x_ND, targets_N in zip(x_parts, target_parts, strict=True)
-        ]
-    )
 
 
 def _bytes_of(document: Document) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
-from ys_llm.model.language_model import RMS_EPS, Model, State
+from ys_llm.model.language_model import Model
+from ys_llm.model.layers import RMS_EPS
+from ys_llm.model.state import State
 from ys_llm.ops.decode_spec import DecodeSpec, LinearMap, linear_map
 from ys_llm.ops.three_tier.types import EPS, Summary
 
@@ -114,7 +116,7 @@ class Decoder:
         self.bytes_per_token = 0.0  # of weights, those of summaries by their share of tokens
         self._dtype = model.embedding.weight.dtype
         blocks: list[Any] = list(model.blocks)
-        plans: list[DecodeSpec] = [block.mixer.decode_spec() for block in blocks]
+        plans = [spec for mixer in model.mixers if (spec := mixer.decode_spec()) is not None]
         self._vocab_size, self._shape = model.vocab_size, (len(blocks), 3, _d_state(plans[0]))
         self._layers = (_Layer * len(blocks))(*map(self._layer, blocks, plans))
         self._model = self._described(model, plans[0])
@@ -129,18 +131,15 @@ class Decoder:
         """A text that stands where the state (of one row) does; the state itself stays as it is."""
         layers = state["layers"]
         rows = [layer[name][0] for layer in layers for name in _STATES]
-        return Text(torch.stack(rows).view(self._shape), layers[0]["position"])
+        return Text(torch.stack(rows).view(self._shape), int(state["position_B"][0]))
 
     def state(self, text: Text) -> State:
         """The inverse of `text`."""
         layers = [
-            {
-                **{name: row.clone()[None] for name, row in zip(_STATES, rows, strict=True)},
-                "position": text.position,
-            }
+            {name: row.clone()[None] for name, row in zip(_STATES, rows, strict=True)}
             for rows in text.states
         ]
-        return {"position": text.position, "layers": layers}
+        return {"position_B": torch.tensor([text.position]), "layers": layers}
 
     def step(
         self, texts: Sequence[Text], ids: Sequence[int], *, threads: int | None = None
@@ -272,7 +271,7 @@ def decoder_of(model: Model) -> Decoder | None:
     `decode_spec`, and where someone listens to its modules (hooks), which only torch would call.
     """
     kernel = loader.ready("decode")
-    if kernel is None or not all(hasattr(block.mixer, "decode_spec") for block in _blocks(model)):
+    if kernel is None or any(mixer.decode_spec() is None for mixer in model.mixers):
         return None
     dtypes = {parameter.dtype for parameter in model.parameters()}
     on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
@@ -280,10 +279,6 @@ def decoder_of(model: Model) -> Decoder | None:
         return None
     with torch.no_grad():
         return Decoder(model, kernel)
-
-
-def _blocks(model: Model) -> Iterable[Any]:
-    return model.blocks
 
 
 def _has_listeners(model: Model) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ Numbers = npt.NDArray[np.float64]
 Marks = npt.NDArray[np.bool_]
 
 PENALTY_WINDOW = 64  # tokens that the repetition penalty looks back on
-_HEAD_TOKENS = 128  # logits made at a time when scoring: 32 MB at a vocabulary of 65,536
+_SCORED_TOKENS = 128  # of a chunk whose tokens are scored: 32 MB of logits at 65,536 words
 _LONGEST_PIECE = 1 << 18  # characters without a space that are held back for a border
 _COLDEST = 1e-9  # a temperature below this is 0: float64 keeps nothing of the other tokens
 _FEW_TOKENS = 64  # that a trained model mostly chooses between
@@ -112,13 +112,16 @@ def prefill(
     recent: deque[int] = deque(maxlen=PENALTY_WINDOW)
     logits_V: Tensor | None = None
     n_tokens = 0
+    if observe is not None:  # logits of all tokens of a chunk are made
+        chunk_tokens = min(chunk_tokens, _SCORED_TOKENS)
     while chunk := list(islice(source, chunk_tokens)):
         with _inference(model):
-            x_BTD, state = model.hidden(_row(model, chunk), state)
+            kind: Literal["all", "last"] = "last" if observe is None else "all"
+            logits_BTV, state = model(_row(model, chunk), state, logits=kind)
             if observe is not None:
-                for step in _score(model, x_BTD, chunk, logits_V, n_candidates):
+                for step in _score(logits_BTV[0], chunk, logits_V, n_candidates):
                     observe(step)
-            logits_V = model.head(x_BTD[:, -1:])[0, 0]
+            logits_V = logits_BTV[0, -1]
         recent.extend(chunk)
         n_tokens += len(chunk)
     if logits_V is None:
@@ -341,16 +344,13 @@ class _TorchAdvance:
 
 
 def _score(
-    model: Model, x_BTD: Tensor, ids: Sequence[int], before_V: Tensor | None, n_candidates: int
+    logits_TV: Tensor, ids: Sequence[int], before_V: Tensor | None, n_candidates: int
 ) -> Iterator[Step]:
     """The steps of one chunk; `before_V` are the logits after the chunk before it, if any."""
     if before_V is not None:
         yield _step(ids[0], _log_softmax(before_V), n_candidates)
-    for first in range(0, len(ids) - 1, _HEAD_TOKENS):
-        part = slice(first, min(first + _HEAD_TOKENS, len(ids) - 1))
-        logprobs_TV = _log_softmax(model.head(x_BTD[:, part])[0])
-        for id, logprobs_V in zip(ids[part.start + 1 :], logprobs_TV, strict=False):
-            yield _step(id, logprobs_V, n_candidates)
+    for id, logprobs_V in zip(ids[1:], _log_softmax(logits_TV[:-1]), strict=True):
+        yield _step(id, logprobs_V, n_candidates)
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

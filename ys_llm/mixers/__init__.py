@@ -1,1 +1,1 @@
-"""Sequence mixers, one file each; the trunk in `model.py` finds them by file name."""
+"""Sequence mixers, one file each; `protocol` says what a mixer is and finds it by its name."""

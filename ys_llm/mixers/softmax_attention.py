@@ -1,4 +1,4 @@
-"""Causal softmax attention: the neighbour every other mixer is measured against.
+"""Causal softmax attention: the baseline that every other mixer is compared with.
 
 With the trunk's RMSNorm and SwiGLU this is the block of Llama.
 
@@ -7,9 +7,9 @@ Ainslie et al. 2023; the assembly without biases, Touvron et al. 2023; the optio
 window, Beltagy et al. 2020.
 
 Glossary (our name = the papers' symbol): `q_proj`, `k_proj`, `v_proj`, `out_proj` = W_Q, W_K, W_V,
-W_O; `n_heads` = h; `n_kv_heads` = g; head width P = d_k = d_v; `position` = m; `rope_theta` =
-theta. Two letters beside the shape table of `model.py`: G key/value heads, N keys held (past and
-present).
+W_O; `n_heads` = h; `n_kv_heads` = g; head width P = d_k = d_v; `position_B` = m; `rope_theta` =
+theta. Two letters besides those of `language_model.py`: G key/value heads, N keys, past and
+present.
 
 Recurrence, row vectors, t the clock, head i of group j = i * G // H, R_t the rotation of channel
 pair (c, c + P/2) by the angle t * rope_theta ** (-2c / P):
@@ -18,9 +18,10 @@ pair (c, c + P/2) by the angle t * rope_theta ** (-2c / P):
     a_ts = softmax_s(q_t . k_s / sqrt(P))    over s <= t of t's own document, t - s < window
     y_t = concat_i(sum_s a_ts v_s) out_proj
 
-State: every key and value in view and the number of the document each belongs to. It grows by one
-column a token unless `window` bounds it. The clock goes on across documents: only t - s enters
-q_t . k_s, so a packed row equals its documents run apart.
+State: every key and value in view, and the number of the document each belongs to, from 1. It
+grows by one column a token unless `window` bounds it. Document 0 is padding: no query is of it, so
+rows that have read texts of different lengths can be padded on the left and batched. The clock runs
+on across documents: only t - s enters q_t . k_s, so a packed row equals its documents run apart.
 
 Differs from the source: channel c is paired with c + P/2 (Su et al. pair neighbours), a fixed
 permutation of the projections' columns; weights start at N(0, 0.02) at every depth.
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.ops.precision import Precision
 
 INIT_STD = 0.02  # of GPT-2 and its descendants
 
@@ -74,7 +76,10 @@ CONTRACT_OPTIONS = (
 
 
 class Mixer(nn.Module):
-    """Multi-head causal attention over a growing (or windowed) store of keys and values."""
+    """Multi-head causal attention over a growing (or windowed) cache of keys and values."""
+
+    backends = ("reference", "sdpa")
+    time_major = False
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
@@ -102,46 +107,54 @@ class Mixer(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        state: dict[str, Any] | None = None,
-        starts_BT: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Any]]:
+        state: dict[str, Tensor],
+        starts_BT: Tensor | None,
+        position_B: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mix `x_BTD` along time; `starts_BT` marks tokens that see nothing before themselves."""
-        if state is None:
-            state = self.init_state(x_BTD.shape[0])
-        rotation = self._rotation(state["position"], x_BTD)
-        query_BHTP = _rotate(self._heads(self.q_proj(x_BTD)), rotation)
-        new_BGTP = _rotate(self._heads(self.k_proj(x_BTD)), rotation)
-        keys_BGNP = _append(state["keys"], new_BGTP, dim=2)
-        values_BGNP = _append(state["values"], self._heads(self.v_proj(x_BTD)), dim=2)
-        document_BN = _append(state["document"], _documents(x_BTD, state, starts_BT), dim=1)
-        plain = starts_BT is None and state["keys"].shape[2] == 0
-        mixed_BHTP = self._attend(query_BHTP, keys_BGNP, values_BGNP, document_BN, plain=plain)
-        kept = slice(_first_kept(keys_BGNP.shape[2], self.window), None)
-        return self.out_proj(mixed_BHTP.transpose(1, 2).flatten(2)), {
-            "position": state["position"] + x_BTD.shape[1],
-            "keys": keys_BGNP[:, :, kept],
-            "values": values_BGNP[:, :, kept],
+        rotation = self._rotation(position_B, x_BTD)
+        query_BTHP = _rotate(self._heads(self.q_proj(x_BTD)), rotation)
+        new_keys = _rotate(self._heads(self.k_proj(x_BTD)), rotation)
+        keys_BNGP = _append(state["keys"], new_keys)
+        values_BNGP = _append(state["values"], self._heads(self.v_proj(x_BTD)))
+        document_BN = _append(state["document"], _documents(x_BTD, state, starts_BT))
+        plain = starts_BT is None and state["keys"].shape[1] == 0
+        mixed_BTHP = self._attend(query_BTHP, keys_BNGP, values_BNGP, document_BN, plain=plain)
+        kept = slice(_first_kept(keys_BNGP.shape[1], self.window), None)
+        return self.out_proj(mixed_BTHP.flatten(2)), {
+            "keys": keys_BNGP[:, kept],
+            "values": values_BNGP[:, kept],
             "document": document_BN[:, kept],
         }
 
-    def init_state(self, batch_size: int) -> dict[str, Any]:
-        """Return the empty store at clock 0."""
+    def select_backend(
+        self, *, batch_size: int, precision: Precision, previous: str = ""
+    ) -> tuple[str, str]:
+        """sdpa unless the configuration says otherwise: torch picks its own kernel inside."""
+        return self.backend, "torch's scaled_dot_product_attention"
+
+    def decode_spec(self) -> None:
+        """None: torch takes the tokens."""
+        return None
+
+    def init_state(self, batch_size: int) -> dict[str, Tensor]:
+        """The empty cache."""
         weight = self.k_proj.weight
-        empty = weight.new_zeros(batch_size, self.n_kv_heads, 0, self.d_head)
+        empty = weight.new_zeros(batch_size, 0, self.n_kv_heads, self.d_head)
         document = torch.zeros(batch_size, 0, dtype=torch.int32, device=weight.device)
-        return {"position": 0, "keys": empty, "values": empty, "document": document}
+        return {"keys": empty, "values": empty.clone(), "document": document}
 
     def state_bytes(self, batch_size: int, seq_len: int) -> int:
-        """Bytes held after `seq_len` tokens: a key, a value and a document number for each."""
-        held = seq_len - _first_kept(seq_len, self.window)
+        """Bytes after `seq_len` tokens: a key, a value and a document number for each in view."""
+        n_keys = seq_len - _first_kept(seq_len, self.window)
         channels = 2 * self.n_kv_heads * self.d_head
         per_token = channels * self.k_proj.weight.element_size() + torch.int32.itemsize
-        return batch_size * held * per_token
+        return batch_size * n_keys * per_token
 
     def flops_per_token(self, seq_len: int) -> int:
         """Forward FLOPs (multiply-add = 2), mean over the first `seq_len` tokens.
 
-        Counts the products that causality asks for, (seq_len + 1) / 2 keys a token; a kernel that
+        Counts the matmuls that causality asks for, (seq_len + 1) / 2 keys a token; a kernel that
         fills masked blocks does more, up to twice the attention part.
         """
         weights = sum(parameter.numel() for parameter in self.parameters())
@@ -154,34 +167,41 @@ class Mixer(nn.Module):
         return f"n_heads={self.n_heads}, window={self.window}, rope_theta={self.rope_theta}"
 
     def _heads(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.view(*x_BTC.shape[:2], -1, self.d_head).transpose(1, 2)
+        return x_BTC.view(*x_BTC.shape[:2], -1, self.d_head)
 
-    def _rotation(self, position: int, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+    def _rotation(self, position_B: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every angle, B x T x 1 x P/2; B is 1 where all rows stand alike."""
         # float64: at clock 100,000 a float32 angle is already wrong by 0.004 rad.
         here: dict[str, Any] = {"dtype": torch.float64, "device": x_BTD.device}
+        if bool((position_B == position_B[0]).all()):
+            position_B = position_B[:1]
         pair = torch.arange(0, self.d_head, 2, **here) / self.d_head
-        clock = torch.arange(position, position + x_BTD.shape[1], **here)
-        angle = clock[:, None] * self.rope_theta**-pair
+        clock_BT = position_B.to(**here)[:, None] + torch.arange(x_BTD.shape[1], **here)
+        angle = clock_BT[:, :, None, None] * self.rope_theta**-pair
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, document: Tensor, *, plain: bool
     ) -> Tensor:
+        """B x T x H x P, from keys and values of B x N x G x P."""
+        query, keys, values = (x.transpose(1, 2) for x in (query, keys, values))
         grouped = self.n_kv_heads != self.n_heads
         outgrown = 0 < self.window < keys.shape[2]
         if self.backend == "reference":
             share = self.n_heads // self.n_kv_heads
-            keys, values = (held.repeat_interleave(share, dim=1) for held in (keys, values))
-            return attend_by_step(query, keys, values, document, window=self.window)
-        if plain and not outgrown:
-            return F.scaled_dot_product_attention(
+            keys, values = (x.repeat_interleave(share, dim=1) for x in (keys, values))
+            mixed = attend_by_step(query, keys, values, document, window=self.window)
+        elif plain and not outgrown:
+            mixed = F.scaled_dot_product_attention(
                 query, keys, values, is_causal=True, enable_gqa=grouped
             )
-        visible = _visible(document, query.shape[2], self.window)
-        return F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=visible[:, None], enable_gqa=grouped
-        )
+        else:
+            visible = _visible(document, query.shape[2], self.window)
+            mixed = F.scaled_dot_product_attention(
+                query, keys, values, attn_mask=visible[:, None], enable_gqa=grouped
+            )
+        return mixed.transpose(1, 2)
 
 
 def attend_by_step(
@@ -213,25 +233,26 @@ def _resolve(backend: str) -> str:
     )
 
 
-def _append(held: Tensor, new: Tensor, *, dim: int) -> Tensor:
-    return torch.cat([held.to(new.dtype), new], dim=dim) if held.shape[dim] else new
+def _append(past: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([past.to(new.dtype), new], dim=1) if past.shape[1] else new
 
 
-def _first_kept(held: int, window: int) -> int:
+def _first_kept(n_keys: int, window: int) -> int:
     # The next token is itself one of the window: window - 1 older ones remain in its view.
-    return max(0, held - (window - 1)) if window else 0
+    return max(0, n_keys - (window - 1)) if window else 0
 
 
-def _rotate(x_BHTP: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+def _rotate(x_BTHP: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
-    left, right = x_BHTP.to(cos.dtype).chunk(2, dim=-1)
+    left, right = x_BTHP.to(cos.dtype).chunk(2, dim=-1)
     turned = torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
-    return turned.to(x_BHTP.dtype)
+    return turned.to(x_BTHP.dtype)
 
 
-def _documents(x_BTD: Tensor, state: dict[str, Any], starts_BT: Tensor | None) -> Tensor:
-    held_BN: Tensor = state["document"]
-    last_B1 = held_BN[:, -1:] if held_BN.shape[1] else held_BN.new_zeros(x_BTD.shape[0], 1)
+def _documents(x_BTD: Tensor, state: dict[str, Tensor], starts_BT: Tensor | None) -> Tensor:
+    past_BN = state["document"]
+    last_B1 = past_BN[:, -1:] if past_BN.shape[1] else past_BN.new_zeros(x_BTD.shape[0], 1)
+    last_B1 = last_B1.clamp_min(1)  # 0 where the row has read nothing: padding alone
     if starts_BT is None:
         return last_B1.repeat(1, x_BTD.shape[1])
     return last_B1 + starts_BT.cumsum(dim=1, dtype=torch.int32)

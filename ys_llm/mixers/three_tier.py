@@ -20,15 +20,17 @@ summaries enter softly: their output shapers start at 0 and `entry`, learned per
 """
 
 from dataclasses import dataclass, field
+from functools import partial
+from math import lcm
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.ops import linear
 from ys_llm.ops.decode_spec import DecodeSpec, linear_map, map_then_matrix, matrix_then_map
-from ys_llm.ops.three_tier.gemm import Precision
+from ys_llm.ops.linear import linear, linear_without_bias
+from ys_llm.ops.precision import Precision, compute_precision
 from ys_llm.ops.three_tier.reference import (
     BACKENDS,
     EPS,
@@ -37,6 +39,7 @@ from ys_llm.ops.three_tier.reference import (
     Weights,
     choose,
     lack,
+    reference,
     usable,
 )
 
@@ -123,7 +126,8 @@ class SummaryTier(nn.Module):
 class Mixer(nn.Module):
     """The three-tier mixer: x_BTD -> o_BTD with the state of `init_state` carried."""
 
-    time_major = True  # it goes through x_BTD step by step: best where memory is in that order
+    backends = tuple(BACKENDS)
+    time_major = True  # it reads x_BTD step by step
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
@@ -147,11 +151,10 @@ class Mixer(nn.Module):
         ):
             self.entry = nn.Parameter(torch.full((d_state,), SOFT_ENTRY))
 
-    def settle(self, *, batch_size: int, precision: Precision, taken: str = "") -> tuple[str, str]:
-        """Resolve `backend: auto` for this machine, or take what was `taken` before.
-
-        Returns the choice and its reason.
-        """
+    def select_backend(
+        self, *, batch_size: int, precision: Precision, previous: str = ""
+    ) -> tuple[str, str]:
+        """Resolve `backend: auto` by a timed probe, or keep the `previous` one."""
         if lacking := lack(self.backend, self.state_controller.device.type):
             problem, remedy = lacking
             raise UserError(
@@ -161,40 +164,55 @@ class Mixer(nn.Module):
         if self.backend != "auto":
             return self.backend, "as configured"
         self.backend, why = choose(
-            batch_size=batch_size, weights=self._weights(), precision=precision, taken=taken
+            batch_size=batch_size, weights=self._weights(), precision=precision, taken=previous
         )
         return self.backend, why
 
     def _recurrence(self, steps: int, device_type: str) -> Any:
-        """What was settled; else compiled code where it is there and pays, and torch elsewhere."""
+        """The selected backend; before a selection compiled code where it is available and pays."""
         if self.backend not in ("auto", "cpp"):
             return BACKENDS[self.backend]
         compiles = steps >= FEWEST_STEPS and device_type == "cpu" and usable("cpp")
         return BACKENDS["cpp" if compiles else "windowed"]
 
     def forward(
-        self, x_BTD: Tensor, state: dict[str, Any] | None = None, starts_BT: Tensor | None = None
-    ) -> tuple[Tensor, dict[str, Any]]:
+        self,
+        x_BTD: Tensor,
+        state: dict[str, Tensor],
+        starts_BT: Tensor | None,
+        position_B: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
-        state = self.init_state(x_BTD.shape[0]) if state is None else state
-        x_TBD = x_BTD.transpose(0, 1)
-        if self.options.factored:
-            drive_TBS = self.in_proj(x_TBD) @ self.input_influencer
-        else:  # the bias is added where the drive is read
-            drive_TBS = linear.fused_backward(x_TBD, self.in_proj.weight)
-        recurrence = self._recurrence(len(drive_TBS), x_BTD.device.type)
-        h_TBS, after = recurrence(
+        drive_TBS, drive_bias = self._drive(x_BTD.transpose(0, 1))
+        if (clock := self._common_clock(position_B)) is None:
+            run, clock = partial(reference, position_B=position_B), 0
+        else:
+            run = self._recurrence(len(drive_TBS), x_BTD.device.type)
+        h_TBS, after = run(
             drive_TBS,
-            self._weights(),
-            State(
-                state["main"], state["local_summary"], state["global_summary"], state["position"]
-            ),
+            self._weights()._replace(drive_bias=drive_bias),
+            State(state["main"], state["local_summary"], state["global_summary"], clock),
             starts_TB=None if starts_BT is None else starts_BT.t(),
-            precision=_precision(x_BTD.device.type),
+            precision=compute_precision(x_BTD),
         )
+        new_state = after._asdict()
+        del new_state["position"]
+        read_TBS = h_TBS @ self.output_shaper if self.options.factored else h_TBS
+        return linear(self.out_proj, read_TBS).transpose(0, 1), new_state
+
+    def _drive(self, x_TBD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the input adds to each step, and a bias that the recurrence adds in passing."""
         if self.options.factored:
-            return self.out_proj(h_TBS @ self.output_shaper).transpose(0, 1), after._asdict()
-        return linear.fused_backward(h_TBS, self.out_proj.weight).transpose(0, 1), after._asdict()
+            return linear(self.in_proj, x_TBD) @ self.input_influencer, None
+        return linear_without_bias(self.in_proj, x_TBD)
+
+    def _common_clock(self, position_B: Tensor) -> int | None:
+        """A clock that renews the summaries of all rows when their own do; None: there is none."""
+        options = self.options
+        cycle = lcm(*(e for e in (options.local_interval, options.global_interval) if e))
+        phase_B = position_B % cycle
+        first = int(phase_B[0])
+        return first if bool((phase_B == first).all()) else None
 
     def decode_spec(self) -> DecodeSpec:
         """In, the recurrence, out: the factored chains folded into one map each."""
@@ -203,12 +221,13 @@ class Mixer(nn.Module):
             out_map = matrix_then_map(self.output_shaper, self.out_proj)
         else:
             in_map, out_map = linear_map(self.in_proj), linear_map(self.out_proj)
-        return DecodeSpec(in_map, self._weights()._replace(drive_bias=None), out_map)
+        return DecodeSpec(in_map, self._weights(), out_map)
 
-    def init_state(self, batch_size: int) -> dict[str, Any]:
-        """The state before the first token: zeros, and the clock at 0."""
+    def init_state(self, batch_size: int) -> dict[str, Tensor]:
+        """The state before the first token: zeros."""
         zeros = self.state_controller.new_zeros(batch_size, self.options.d_state)
-        return State(zeros, zeros.clone(), zeros.clone(), 0)._asdict()
+        names = ("main", "local_summary", "global_summary")
+        return {name: zeros.clone() for name in names}
 
     def state_bytes(self, batch_size: int, seq_len: int) -> int:
         """Bytes of a streamed state after `seq_len` tokens: the same for every length."""
@@ -243,7 +262,7 @@ class Mixer(nn.Module):
             self.norm.bias,
             self.output_shaper if options.factored else None,
             getattr(self, "entry", None),
-            None if options.factored else self.in_proj.bias,
+            None,
             **tiers,
         )
 
@@ -258,13 +277,6 @@ def _linear(d_in: int, d_out: int, *, bias: bool) -> nn.Linear:
     linear = nn.Linear(d_in, d_out, bias=bias)
     nn.init.xavier_uniform_(linear.weight)
     return linear
-
-
-def _precision(device_type: str) -> Precision:
-    """bf16 operands where the caller trains under bf16 autocast, else full precision."""
-    if not torch.is_autocast_enabled(device_type):
-        return "fp32"
-    return "bf16" if torch.get_autocast_dtype(device_type) == torch.bfloat16 else "fp32"
 
 
 def _check(options: Options, backend: str) -> None:

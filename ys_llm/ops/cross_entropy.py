@@ -1,115 +1,235 @@
 """Cross-entropy of a linear head without ever holding all logits.
 
-    loss = mean_n ( logsumexp_v(x_n W^T + b)_v - (x_n W^T + b)_{target_n} )      nats per token
-    d logits_n = (softmax(logits_n) - onehot(target_n)) / N
+    nats_n = logsumexp_v(z_n) - z_{n, target_n},   z_n = x_n W^T + b
+    loss = sum_n w_n nats_n / sum_n w_n            nats per token; w_n = 1 without weights
+    d z_n = w_n (softmax(z_n) - onehot(target_n)) / sum_n w_n
+
+A target that is IGNORE_INDEX, or whose weight is 0, does not count; where none counts the loss and
+all gradients are 0. Weights are not negative.
 
 `chunked` forms the gradients of x, W and b while the logits of a chunk are at hand, so that the
 peak is one chunk of logits instead of N x V numbers, and backward only scales what is there.
-`cpp` does so with one kernel between the products, in place.
+`cpp` does so with one kernel between the matmuls, in place. Rows that do not count are left out
+before the first matmul: in an evaluation they are up to half of all, and no kernel need know them.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from ys_llm.data.batches import IGNORE_INDEX
 from ys_llm.ops import rowwise
+from ys_llm.ops.linear import is_plain
+from ys_llm.ops.precision import compute_dtype
 
-CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MiB in float32
+CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in float32
+MODULE_ROWS = 256  # of one chunk of a head that is called: how many logits it makes is unknown
+
+_Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Any]
 
 
-def reference(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-    """Mean nats per token, all logits at once."""
-    logits_NV = torch.nn.functional.linear(x_ND, weight_VD, bias_V)
-    return torch.nn.functional.cross_entropy(logits_NV, targets_N)
+def cross_entropy(
+    head: nn.Module, x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None = None
+) -> Tensor:
+    """Mean nats of the targets that count, for the logits head(x).
+
+    The compiled kernel is taken where there is one. A head that is more than a plain nn.Linear (an
+    adapter, a hook, a parametrisation) is called, one chunk of rows at a time.
+    """
+    if not is_plain(head):
+        return _of_module(head, x_ND, targets_N, weights_N)
+    weight, bias = head.weight, head.bias
+    assert isinstance(weight, Tensor)
+    assert bias is None or isinstance(bias, Tensor)
+    op = cpp if rowwise.is_available(x_ND) else chunked
+    return op(x_ND, weight, bias, targets_N, weights_N)
 
 
-def chunked(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+def reference(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+) -> Tensor:
+    """All logits at once."""
+    logits_NV = functional.linear(x_ND, weight_VD, bias_V)
+    nats_N = functional.cross_entropy(
+        logits_NV, targets_N, reduction="none", ignore_index=IGNORE_INDEX
+    )
+    counts_N = (targets_N != IGNORE_INDEX).to(nats_N.dtype)
+    weights_N = counts_N if weights_N is None else counts_N * weights_N
+    total = weights_N.sum()
+    return (weights_N * nats_N).sum() / torch.where(total > 0, total, 1)
+
+
+def chunked(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+) -> Tensor:
     """As `reference`, one chunk of rows at a time; bf16 operands under bf16 autocast."""
-    return _loss(x_ND, weight_VD, bias_V, targets_N, _softmax)
+    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, _softmax)
 
 
-def cpp(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+def cpp(
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+) -> Tensor:
     """As `chunked`, with the compiled kernel for what is done with the logits."""
-    known = rowwise.letters(rowwise.product_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
+    known = rowwise.letters(compute_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
     step = _compiled_softmax if known else _softmax
-    return _loss(x_ND, weight_VD, bias_V, targets_N, step)
+    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, step)
 
 
-def fastest(x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-    """The compiled kernel where there is one, else torch's operators."""
-    take = cpp if rowwise.is_available(x_ND) else chunked
-    return take(x_ND, weight_VD, bias_V, targets_N)
+def counted_rows(
+    x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The rows whose targets count, with their targets and weights."""
+    counts_N = targets_N != IGNORE_INDEX
+    if weights_N is not None:
+        counts_N = counts_N & (weights_N != 0)
+    if bool(counts_N.all()):
+        return x_ND, targets_N, weights_N
+    rows = counts_N.nonzero().squeeze(1)
+    return x_ND[rows], targets_N[rows], None if weights_N is None else weights_N[rows]
 
 
 def _loss(
-    x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, softmax: Any
+    x_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    weights_N: Tensor | None,
+    softmax: _Step,
 ) -> Tensor:
-    dtype = rowwise.product_dtype(x_ND)
+    dtype = compute_dtype(x_ND)
+    x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
     with torch.autocast(x_ND.device.type, enabled=False):
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
-            x_ND, weight_VD, bias_V, targets_N, (dtype, softmax)
+            x_ND, weight_VD, bias_V, targets_N, weights_N, dtype, softmax
         )
     return loss
 
 
 def _softmax(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, d_bias: Tensor | None
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor | None,
+    d_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Nats of each row, and d logits, whose sum over the rows is added to d_bias."""
+    """Weighted nats of each row, and d logits, whose sum over the rows is added to d_bias."""
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         exact += bias
     log_p, picked = torch.log_softmax(exact, -1), targets.unsqueeze(1)
     nats = -log_p.gather(1, picked).squeeze(1)
     d_logits = log_p.exp_().scatter_add_(1, picked, log_p.new_full((), -1.0).expand(picked.shape))
+    if weights is not None:
+        nats, d_logits = nats * weights, d_logits.mul_(weights.unsqueeze(1))
     if d_bias is not None:
         d_bias += d_logits.sum(0)
     return nats, d_logits.to(logits.dtype)
 
 
 def _compiled_softmax(
-    logits: Tensor, bias: Tensor | None, targets: Tensor, d_bias: Tensor | None
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    weights: Tensor | None,
+    d_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `_softmax`; the logits become their gradients."""
     exact = torch.promote_types(logits.dtype, torch.float32)
     nats = torch.empty(len(logits), dtype=exact)
+    summed = d_bias if weights is None else None  # the kernel's sum over the rows has no weights
     name = f"cross_entropy_{rowwise.letters(logits)}"
-    rowwise.run(name, logits, bias, targets.contiguous(), nats, d_bias, *logits.shape)
+    rowwise.run(name, logits, bias, targets.contiguous(), nats, summed, *logits.shape)
+    if weights is not None:
+        nats *= weights
+        logits *= weights.unsqueeze(1)
+        if d_bias is not None:
+            d_bias += logits.sum(0, dtype=d_bias.dtype)
     return nats, logits
 
 
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, how: Any
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor | None,
+        dtype: torch.dtype,
+        softmax: _Step,
     ) -> Tensor:
-        dtype, softmax = how
         x_used, weight_used = x.to(dtype), weight.to(dtype)
-        d_x, d_weight = torch.empty_like(x_used), torch.zeros_like(weight)
-        d_bias = None if bias is None else torch.zeros_like(bias)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        d_x = torch.empty_like(x_used) if needs_x else None
+        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         nats = []
         size = max(1, CHUNK_ELEMENTS // len(weight))
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
             logits = x_used[part] @ weight_used.t()
-            nats_n, d_logits = softmax(logits, bias, targets[part], d_bias)
+            w_part = None if weights is None else weights[part]
+            nats_n, d_logits = softmax(logits, bias, targets[part], w_part, d_bias)
             nats.append(nats_n)
-            if any(ctx.needs_input_grad):
+            if d_x is not None:
                 torch.mm(d_logits, weight_used, out=d_x[part])
+            if d_weight is not None:
                 rowwise.add_to(d_weight, d_logits.t() @ x_used[part])
             del logits, d_logits  # before the next ones are made
         ctx.save_for_backward(d_x, d_weight, d_bias)
-        ctx.count, ctx.dtype = len(x), x.dtype
-        return torch.cat(nats).sum() / len(x)
+        ctx.dtype, ctx.total = x.dtype, len(x) if weights is None else weights.sum()
+        if not nats:  # no target counts
+            ctx.total = 1
+            return weight.new_zeros(())
+        loss: Tensor = torch.cat(nats).sum() / ctx.total
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         d_x, d_weight, d_bias = ctx.saved_tensors
-        scale = grads[0] / ctx.count
+        scale = grads[0] / ctx.total
+        d_x = None if d_x is None else (d_x * scale).to(ctx.dtype)
+        d_weight = None if d_weight is None else d_weight * scale
         d_bias = None if d_bias is None else d_bias * scale
-        return (d_x * scale).to(ctx.dtype), d_weight * scale, d_bias, None, None
+        return d_x, d_weight, d_bias, None, None, None, None
+
+
+def _of_module(
+    head: nn.Module, x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None
+) -> Tensor:
+    """The loss of head(x), its logits made a chunk at a time, and once more for the gradients."""
+    x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
+    if not len(x_ND):
+        return x_ND.sum()  # 0, with gradients of zeros
+
+    def nats(x: Tensor, targets: Tensor) -> Tensor:
+        logits: Tensor = head(x)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(exact, targets, reduction="none")
+
+    pairs = zip(x_ND.split(MODULE_ROWS), targets_N.split(MODULE_ROWS), strict=True)
+    nats_N = torch.cat([checkpoint(nats, *pair, use_reentrant=False) for pair in pairs])
+    if weights_N is None:
+        return nats_N.mean()
+    loss: Tensor = (nats_N * weights_N).sum() / weights_N.sum()
+    return loss
 
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {

@@ -1,26 +1,64 @@
-"""A linear map of very many rows whose weights' gradient is `weight_grad`'s.
+"""A linear layer over many rows, whose weight gradient is `weight_grad`'s.
 
-y = x W^T;   dx = dy W;   dW = dy^T x          x: ... x K, W: M x K
+y = x W^T + b;   dx = dy W;   dW = dy^T x          x: ... x K, W: M x K
+
+`linear` takes a module, not a weight: a module that is anything more than a plain nn.Linear (an
+adapter around it, a forward hook, a parametrisation, a quantised layer) is called as it is.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ys_llm.ops import weight_grad
-from ys_llm.ops.rowwise import product_dtype
+from ys_llm.ops.precision import compute_dtype
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling `module` is x W^T + b of its own weight and bias and nothing else.
+
+    A parametrised module has another class; a hook or a replaced `forward` may do anything. Only
+    hooks with `observes_only = True` set on them do not count: where a module is not called, they
+    are not either.
+    """
+    if type(module) is not nn.Linear or "forward" in vars(module):
+        return False
+    hooks = (
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(),
+        *module._backward_pre_hooks.values(),
+    )
+    return all(getattr(hook, "observes_only", False) for hook in hooks)
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
+    """module(x), by `fused_backward` where the module is a plain nn.Linear."""
+    y, bias = linear_without_bias(module, x)
+    return y if bias is None else y + bias
+
+
+def linear_without_bias(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """As `linear`, leaving the bias to whoever can add it in passing; None: nothing is left."""
+    if is_plain(module):
+        weight, bias = module.weight, module.bias
+        assert isinstance(weight, Tensor)
+        assert bias is None or isinstance(bias, Tensor)
+        return fused_backward(x, weight), bias
+    y: Tensor = module(x)
+    return y, None
 
 
 def reference(x: Tensor, weight_MK: Tensor) -> Tensor:
-    """As the equation has it; under autocast in its dtype."""
+    """x W^T; under autocast in its dtype."""
     return torch.nn.functional.linear(x, weight_MK)
 
 
 def fused_backward(x: Tensor, weight_MK: Tensor) -> Tensor:
-    """As `reference`, with the gradient of the weights in the dtype of their sums."""
-    dtype = product_dtype(x)
+    """As `reference`; the gradient of the weight keeps the dtype in which it was summed."""
+    dtype = compute_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _Linear.apply(x.to(dtype), weight_MK)  # type: ignore[no-untyped-call]
     return y
@@ -29,16 +67,18 @@ def fused_backward(x: Tensor, weight_MK: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        x_NK, used = x.reshape(-1, x.shape[-1]), weight.to(x.dtype)
-        ctx.save_for_backward(x_NK, used)
+        x_NK, weight_used = x.reshape(-1, x.shape[-1]), weight.to(x.dtype)
+        ctx.save_for_backward(x_NK, weight_used)
         ctx.dtype, ctx.shape = weight.dtype, x.shape
-        return (x_NK @ used.t()).view(*x.shape[:-1], -1)
+        return (x_NK @ weight_used.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x_NK, used = ctx.saved_tensors
+        x_NK, weight_used = ctx.saved_tensors
         dy_NM = grads[0].reshape(-1, grads[0].shape[-1])
-        d_x = (dy_NM @ used).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        d_x = (dy_NM @ weight_used).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:  # frozen, as under an adapter
+            return d_x, None
         return d_x, weight_grad.fastest(dy_NM, x_NK).to(ctx.dtype)
 
 

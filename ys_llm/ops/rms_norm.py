@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from ys_llm.ops import rowwise
+from ys_llm.ops.precision import compute_dtype
 
 
 def reference(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The stream x + added, and its RMSNorm over the last dimension."""
     stream = x if added is None else x + added
     y = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps) * gain_D
-    return stream, y.to(rowwise.product_dtype(x))
+    return stream, y.to(compute_dtype(x))
 
 
 def fused_backward(
@@ -30,19 +31,16 @@ def fused_backward(
 ) -> tuple[Tensor, Tensor]:
     """As `reference`, on any device."""
     stream = x if added is None else x + added
-    return stream, _RmsNorm.apply(stream, gain_D, eps).to(rowwise.product_dtype(x))  # type: ignore[no-untyped-call]
+    return stream, _RmsNorm.apply(stream, gain_D, eps).to(compute_dtype(x))  # type: ignore[no-untyped-call]
 
 
 def cpp(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `reference`, by the compiled kernel; for what it does not know, `fused_backward`."""
     addend = x.dtype if added is None else added.dtype
-    if (
-        rowwise.letters(x, addend, rowwise.product_dtype(x)) not in _KERNELS
-        or gain_D.dtype != x.dtype
-    ):
+    if rowwise.letters(x, addend, compute_dtype(x)) not in _KERNELS or gain_D.dtype != x.dtype:
         return fused_backward(x, added, gain_D, eps)
     made: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
-        x, added, gain_D, eps, rowwise.product_dtype(x)
+        x, added, gain_D, eps, compute_dtype(x)
     )
     return (x, made[0]) if added is None else (made[1], made[0])
 

@@ -26,14 +26,6 @@ def letters(*tensors: Tensor | torch.dtype) -> str:
     return "".join(_LETTERS[dtype] for dtype in dtypes) if known else ""
 
 
-def product_dtype(x: Tensor) -> torch.dtype:
-    """What the operands of a product with x are here: autocast's dtype, or that of x."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
-        return x.dtype
-    return torch.get_autocast_dtype(device)
-
-
 def run(name: str, *arguments: Tensor | int | float | None) -> None:
     """Call a kernel, with the threads that torch has."""
     kernels = loader.ready("rows")

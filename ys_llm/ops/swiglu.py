@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from ys_llm.ops import rowwise
+from ys_llm.ops.precision import compute_dtype
 
 
 def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Ten
 
 def cpp(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
     """As `reference`, with the compiled kernel between the products."""
-    dtype = rowwise.product_dtype(x)
+    dtype = compute_dtype(x)
     if not rowwise.letters(dtype):
         return reference(x, gate_MD, up_MD, down_DM)
     with torch.autocast(x.device.type, enabled=False):

@@ -24,7 +24,7 @@ from ys_llm.errors import EXIT_INTERRUPTED, UserError
 from ys_llm.evaluation.bits_per_byte import Evaluation, evaluate_tokens
 from ys_llm.inference.generate import complete
 from ys_llm.model.costs import parameter_count
-from ys_llm.model.language_model import detached
+from ys_llm.model.state import detach
 from ys_llm.runs import checkpoint
 from ys_llm.runs.folder import locked
 from ys_llm.training.memory import give_back_freed_memory
@@ -161,9 +161,11 @@ def gradients(training: Training) -> Tried:
         starts_BT = batch.starts_BT if training.config.data.reset_at_document else None
         scenes.append(observe(batch, state, starts_BT))
         with training.autocast():
-            loss, state = training.model.loss(batch.inputs_BT, batch.targets_BT, state, starts_BT)
+            loss, state = training.model(
+                batch.inputs_BT, state, starts_BT, targets_BT=batch.targets_BT
+            )
         if training.config.data.batching == "contiguous":
-            training.carried = detached(state)
+            training.carried = detach(state)
         torch.autograd.backward(loss / config.grad_accum_steps)
         total += loss.item() / config.grad_accum_steps
         del loss, state  # else what they hold is held beside the next batch's

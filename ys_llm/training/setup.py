@@ -242,10 +242,10 @@ def select_backends(training: Training) -> None:
         log_line(f"compiler     {compile_kernels()}")
     if config.dtype != "auto" or not training.at.dtype:
         training.at.dtype, _ = resolve_dtype(config, training.device)
-    training.at.backend, why = training.model.settle(
+    training.at.backend, why = training.model.select_backend(
         batch_size=max(stage.batch_size for stage in config.plan),
-        precision=training.at.dtype,
-        taken=training.at.backend,
+        precision="bf16" if training.at.dtype == "bf16" else "fp32",
+        previous=training.at.backend,
     )
     log_line(f"device       {describe(training.device)}, {training.at.dtype}")
     log_line(f"kernels      {training.at.backend}: {why}")

@@ -26,7 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ys_llm.model.costs import state_bytes
-from ys_llm.model.language_model import Model, detached
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import detach
 from ys_llm.ops import cross_entropy
 from ys_llm.training.heap import Heap
 
@@ -185,8 +186,8 @@ class Tracer:
             for _ in range(_CARRIED_BATCHES if carried else 1 + accumulated):
                 tokens_BT, starts_BT = self._batch(batch_size, seq_len)
                 with self._autocast():
-                    x_BTD, after = self.model.hidden(tokens_BT, state, starts_BT)
-                state, dtype = detached(after) if carried else None, x_BTD.dtype
+                    x_BTD, after = self.model._hidden(tokens_BT, state, starts_BT)
+                state, dtype = detach(after) if carried else None, x_BTD.dtype
                 forward = len(live)
                 loss = _Loss.apply(x_BTD)  # type: ignore[no-untyped-call]
                 del x_BTD
@@ -219,9 +220,7 @@ class Tracer:
             with live:
                 x_ND.view_as(x_ND)  # seen now, or at its first piece: not the loss's either way
                 with self._autocast():
-                    loss = cross_entropy.fastest(
-                        x_ND.requires_grad_(), head.weight, head.bias, targets_N
-                    )
+                    loss = cross_entropy.cross_entropy(head, x_ND.requires_grad_(), targets_N)
                 turn = len(live)
                 torch.autograd.backward(loss)
             alive = live.trace().alive() - x_ND.nbytes
@@ -256,7 +255,7 @@ class Tracer:
         with self._evaluating(self.precision), live:
             for _ in range(pieces):
                 tokens_BT, starts_BT = self._batch(batch_size, seq_len)
-                x_BTD, state = self.model.hidden(tokens_BT, state, starts_BT)
+                x_BTD, state = self.model._hidden(tokens_BT, state, starts_BT)
                 x_BTD.flatten(0, 1).clone()  # as those that are scored are picked
         return live.trace()
 
@@ -269,7 +268,7 @@ class Tracer:
         x_ND, targets_N = self._rows(n_tokens, torch.float32)
         live = LiveTensors(self.device)
         with self._evaluating(self.precision), live:
-            functional.cross_entropy(self.model.head(x_ND).float(), targets_N, reduction="none")
+            functional.cross_entropy(self.model.output(x_ND).float(), targets_N, reduction="none")
         return live.trace().peak()
 
     def reading(self, n_tokens: int) -> Trace:
@@ -278,8 +277,8 @@ class Tracer:
         with self._evaluating("fp32"), live:
             for _ in range(2):
                 tokens_BT, _ = self._batch(1, n_tokens)
-                x_BTD, state = self.model.hidden(tokens_BT, state)
-                self.model.head(x_BTD[:, -1:])
+                x_BTD, state = self.model._hidden(tokens_BT, state, None)
+                self.model.output(x_BTD[:, -1:])
         return live.trace()
 
     def _batch(self, batch_size: int, seq_len: int) -> tuple[Tensor, Tensor | None]:

@@ -14,7 +14,8 @@ from ys_llm.data.batches import Batch, BatchPlan, batch_at
 from ys_llm.data.shards import TokenShard
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError
-from ys_llm.model.language_model import Model, State, pack_state, unpack_state
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import State, flatten, tensors_of, to_device, unflatten
 from ys_llm.runs.checkpoint import (
     Checkpoint,
     check_tokenizer,
@@ -155,8 +156,8 @@ def save(training: Training) -> None:
     began = time.perf_counter()
     tensors, config = random_state(training.device), training.config.train
     if training.carried is not None:
-        packed = pack_state(training.carried)
-        tensors |= {f"{_CARRIED}{name}": tensor for name, tensor in packed.items()}
+        carried = flatten(training.carried)
+        tensors |= {f"{_CARRIED}{name}": tensor for name, tensor in carried.items()}
     progress = vars(training.at) | {
         "tokenizer_fingerprint": training.tokenizer.fingerprint,
         "circumstances": training.circumstances,
@@ -195,18 +196,21 @@ def _take_up_tensors(training: Training, saved: Checkpoint) -> None:
     if training.device.type == "cuda" and "random.cuda" not in saved.tensors:
         # Checkpoint on a CPU: from the seed alone, dropout would begin again with its first masks.
         torch.cuda.manual_seed(training.config.train.seed + training.at.step)
-    packed = {
-        name.removeprefix(_CARRIED): tensor.to(training.device)
+    carried = {
+        name.removeprefix(_CARRIED): tensor
         for name, tensor in saved.tensors.items()
         if name.startswith(_CARRIED)
     }
-    fits = bool(packed) and _has_rows_of_next_batch(training, packed)
-    training.carried = unpack_state(packed) if fits else None
+    training.carried = None
+    if carried:
+        state = unflatten(carried, like=training.model.init_state(1))
+        if _has_rows_of_next_batch(training, state):
+            training.carried = to_device(state, training.device)
 
 
-def _has_rows_of_next_batch(training: Training, packed: Mapping[str, Tensor]) -> bool:
+def _has_rows_of_next_batch(training: Training, state: State) -> bool:
     """Not so where the plan was changed, or is at its end."""
     if training.at.step >= training.total_steps:
         return False
     _, stage, _ = stage_at(training.config.train, training.at.step)
-    return all(len(tensor) == stage.batch_size for tensor in packed.values() if tensor.dim())
+    return all(len(tensor) == stage.batch_size for tensor in tensors_of(state))

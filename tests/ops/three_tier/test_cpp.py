@@ -196,4 +196,4 @@ def test_a_run_that_took_compiled_code_goes_on_without_it(monkeypatch: pytest.Mo
 def test_a_backend_of_another_device_is_refused_with_the_way_out(name: str) -> None:
     mixer = three_tier.Mixer(16, three_tier.Options(d_state=32), backend=name)
     with pytest.raises(UserError, match=r"runs on a CUDA device, not on cpu"):
-        mixer.settle(batch_size=2, precision="fp32")
+        mixer.select_backend(batch_size=2, precision="fp32")

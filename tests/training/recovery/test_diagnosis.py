@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.data.batches import Batch
-from ys_llm.model.language_model import Model, mixer_names
+from ys_llm.mixers.protocol import mixer_names
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import map_state
 from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose, first_bad, observe
 
 VOCAB_SIZE = 30
@@ -63,11 +65,7 @@ def plant(parameter: Tensor, value: float) -> None:
 def carried(model: Any) -> Any:
     """A state as a batch leaves it, tensors of its own."""
     _, state = model(torch.randint(RARE, (B, 20)))
-    layers = [
-        {name: v.detach().clone() if torch.is_tensor(v) else v for name, v in layer.items()}
-        for layer in state["layers"]
-    ]
-    return {"position": state["position"], "layers": layers}
+    return map_state(state, lambda tensor: tensor.detach().clone())
 
 
 @torch.no_grad()
@@ -91,7 +89,7 @@ def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, block: str) -> None
     scene = scene_of()
     finding = found(model, scene)
     assert finding.kind == "not reproduced"
-    loss, _ = model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)
+    loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
     assert finding.loss == loss.item()
     torch.autograd.backward(loss)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
@@ -220,7 +218,8 @@ def test_a_state_that_only_the_next_batch_would_read_is_found_too() -> None:
         model.blocks[0].mixer.global_summary.output_shaper.fill_(HUGE)
         model.blocks[0].mixer.global_summary.norm.bias.fill_(1)
     scene = scene_of(length=64)  # renewed after the last token
-    assert model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)[0].isfinite()
+    loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
+    assert loss.isfinite()
     finding = found(model, scene)
     assert (finding.tiers, finding.step) == (("global_summary",), 63)
 
@@ -312,7 +311,7 @@ def test_a_norm_that_overflows_over_finite_gradients_is_told() -> None:
 def test_dropout_is_drawn_as_it_was() -> None:
     model = small_model(dropout=0.5)
     scene = scene_of()
-    loss, _ = model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)
+    loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
     assert found(model, scene).loss == loss.item()
     torch.rand(3)
     assert found(model, scene).loss == loss.item()
@@ -322,7 +321,7 @@ def test_bf16_operands_are_used_again() -> None:
     model, scene = small_model("softmax_attention"), scene_of()
     autocast = torch.autocast("cpu", torch.bfloat16)
     with autocast:
-        loss, _ = model.loss(scene.batch.inputs_BT, scene.batch.targets_BT)
+        loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
     assert diagnose(model, scene, autocast=autocast).loss == loss.item()
 
 

@@ -20,7 +20,9 @@ from ys_llm.config.schema import Config, ModelConfig, TrainConfig
 from ys_llm.config.sources import to_yaml
 from ys_llm.data.batches import Batch
 from ys_llm.errors import UserError
-from ys_llm.model.language_model import Model, mixer_names, pack_state
+from ys_llm.mixers.protocol import mixer_names
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import flatten
 from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose, observe
 from ys_llm.training.recovery.post_mortem import load, replay, write
 
@@ -55,7 +57,7 @@ def model_of(mixer: str, run: Path) -> Any:
     run.mkdir()
     (run / "config.yaml").write_text(to_yaml(config))
     model = Model(config.model, vocab_size=VOCAB_SIZE).train()
-    model.settle(batch_size=B, precision="fp32", taken="windowed")
+    model.select_backend(batch_size=B, precision="fp32", previous="windowed")
     return model
 
 
@@ -96,7 +98,7 @@ def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run:
     assert (again.starts_BT is None) == (scene.starts_BT is None)
     assert (again.state is None) == (scene.state is None)
     if scene.state is not None and again.state is not None:
-        assert_same(pack_state(again.state), pack_state(scene.state))
+        assert_same(flatten(again.state), flatten(scene.state))
     assert_same(dict(again.random), dict(scene.random))
     assert_same(weights, dict(model.named_parameters()))
 

@@ -7,12 +7,13 @@ once, by `choose`, and each pass prepares its weights once (`Gemm.operand`).
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16"]
+from ys_llm.ops.precision import Precision as Precision
+
 BF16_ERROR = 1e-2  # of a product with bfloat16 operands; 2.4e-3 is what their 8 bits give
 ONEDNN_GAIN = 1.05  # a smaller gain is noise of the probe
 

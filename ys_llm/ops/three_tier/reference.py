@@ -26,7 +26,7 @@ from ys_llm.ops.three_tier import gemm
 from ys_llm.ops.three_tier.cpp import cpp_pass, library, unavailable_reason, units
 from ys_llm.ops.three_tier.gemm import Gemm, Precision
 from ys_llm.ops.three_tier.gpu.recurrence import graphed_pass
-from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights, flat, is_renewed
+from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights, flat
 from ys_llm.ops.three_tier.windowed import windowed_pass
 
 __all__ = [
@@ -56,38 +56,52 @@ def reference(
     *,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
+    position_B: Tensor | None = None,
 ) -> tuple[Tensor, State]:
     """The literal loop over t; returns every h (T x B x S) and the state after the last token.
 
+    Rows at different clocks: `position_B` (int64, on the CPU) instead of `state.position`.
     `precision="bf16"` rounds the products' operands to bfloat16; sums, state and LN stay exact.
     """
     h, local, glob, position = state
     states = []
-    for t, drive_BS in enumerate(drive_TBS, start=position):
+    for step, drive_BS in enumerate(drive_TBS):
+        t = step + (position if position_B is None else position_B)
         if starts_TB is not None:
-            keep_B1 = (~starts_TB[t - position]).unsqueeze(1).to(h.dtype)
+            keep_B1 = (~starts_TB[step]).unsqueeze(1).to(h.dtype)
             h, local, glob = h * keep_B1, local * keep_B1, glob * keep_B1
         held = local + glob if weights.entry is None else weights.entry * (local + glob)
         pre = _product(h, weights.state_controller, precision) + drive_BS + held
         pre = pre if weights.drive_bias is None else pre + weights.drive_bias
         h = _layer_norm(pre, weights.gain, weights.bias, weights.n_heads)
         y = h if weights.output_shaper is None else _product(h, weights.output_shaper, precision)
-        if is_renewed(weights.global_summary, t):
-            glob = _updated(glob, y, weights.global_summary, weights.n_heads, precision)
-        if is_renewed(weights.local_summary, t):
-            local = _updated(local, y, weights.local_summary, weights.n_heads, precision)
+        glob = _updated(glob, y, weights.global_summary, t, weights.n_heads, precision)
+        local = _updated(local, y, weights.local_summary, t, weights.n_heads, precision)
         states.append(h)
     return torch.stack(states), State(h, local, glob, position + len(states))
 
 
 def _updated(
-    held_BS: Tensor, y_BS: Tensor, summary: Summary | None, n_heads: int, precision: Precision
+    held_BS: Tensor,
+    y_BS: Tensor,
+    summary: Summary | None,
+    t: int | Tensor,
+    n_heads: int,
+    precision: Precision,
 ) -> Tensor:
-    assert summary is not None
+    """The summary after step t: renewed in the rows whose clock ends one of its periods."""
+    if summary is None:
+        return held_BS
+    renewed = t % summary.every == summary.every - 1
+    if not (renewed.any() if isinstance(renewed, Tensor) else renewed):
+        return held_BS
     pre = _product(held_BS, summary.state_controller, precision)
     pre = pre + _product(y_BS, summary.input_influencer, precision)
     normed = _layer_norm(pre, summary.gain, summary.bias, n_heads)
-    return _product(normed, summary.output_shaper, precision)
+    new_BS = _product(normed, summary.output_shaper, precision)
+    if isinstance(renewed, Tensor):
+        return torch.where(renewed.to(new_BS.device).unsqueeze(1), new_BS, held_BS)
+    return new_BS
 
 
 def _product(x_BS: Tensor, matrix: Tensor, precision: Precision) -> Tensor:

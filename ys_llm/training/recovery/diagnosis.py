@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from ys_llm.data.batches import Batch
-from ys_llm.model.language_model import Model, State
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import State, flatten
 
 Kind = Literal[
     "weights", "state", "forward", "loss", "backward", "norm", "not reproduced", "finite"
@@ -172,7 +173,7 @@ def _bad_weights(model: Model) -> Finding | None:
 
 def _bad_state(state: State | None) -> Finding | None:
     for number, layer in enumerate([] if state is None else state["layers"]):
-        bad = _bad_entries(layer)
+        bad = _bad_entries(flatten(layer))
         if bad:
             where = f"blocks.{number}.mixer"
             return Finding("state", where, number, tuple(bad), rows=_rows_of(bad))
@@ -184,7 +185,7 @@ def _bad_pass(model: Model, scene: Scene, autocast: torch.autocast) -> Finding:
     watch = _Watch(model, batch.inputs_BT.shape)
     _restore(scene)
     with watch, autocast:
-        loss, _ = model.loss(batch.inputs_BT, batch.targets_BT, scene.state, scene.starts_BT)
+        loss, _ = model(batch.inputs_BT, scene.state, scene.starts_BT, targets_BT=batch.targets_BT)
     if watch.culprit:
         return _in_forward(watch, autocast)
     if not math.isfinite(loss.item()):
@@ -219,10 +220,15 @@ class _Watch:
 
     def __enter__(self) -> "_Watch":
         for name, module in self.model.named_modules():
-            self._handles += [
-                module.register_forward_pre_hook(partial(self._before, name)),
-                module.register_forward_hook(partial(self._after, name)),
-            ]
+            if name:  # not the model itself: of its output, the loss, more is said elsewhere
+                before: Any = partial(self._before, name)
+                after: Any = partial(self._after, name)
+                # So that the pass takes the kernels of the step, and has its bits.
+                before.observes_only = after.observes_only = True
+                self._handles += [
+                    module.register_forward_pre_hook(before),
+                    module.register_forward_hook(after),
+                ]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -286,7 +292,7 @@ def _in_forward(watch: _Watch, autocast: torch.autocast) -> Finding:
 
 
 def _first_bad_step(
-    mixer: Any, x_BTD: Tensor, state: Any, starts_BT: Tensor | None
+    mixer: Any, x_BTD: Tensor, state: Any, starts_BT: Tensor | None, position_B: Tensor
 ) -> tuple[tuple[str, ...], _Place]:
     """Entries of the state that are bad first, and the step after which they or the output are.
 
@@ -295,8 +301,8 @@ def _first_bad_step(
 
     def bad_after(length: int) -> dict[str, tuple[int, ...]]:
         starts = None if starts_BT is None else starts_BT[:, :length]
-        y_BTD, after = mixer(x_BTD[:, :length], state, starts)
-        return _bad_entries({"output": y_BTD, **after})
+        y_BTD, after = mixer(x_BTD[:, :length], state, starts, position_B)
+        return _bad_entries({"output": y_BTD, **flatten(after)})
 
     good, bad = 0, x_BTD.shape[1]
     while bad - good > 1:
@@ -314,10 +320,10 @@ def _in_head(model: Model, scene: Scene, autocast: torch.autocast) -> Finding:
     batch = scene.batch
     _restore(scene)
     with torch.no_grad(), autocast:
-        x_BTD, _ = model.hidden(batch.inputs_BT, scene.state, scene.starts_BT)
+        x_BTD = _read_by_head(model, scene)
         logits_bad, loss_bad = [], []
         for x_TD, targets_T in zip(x_BTD, batch.targets_BT, strict=True):
-            logits_TV = model.head(x_TD)
+            logits_TV = model.output(x_TD).float()
             losses_T = nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
             logits_bad.append(~torch.isfinite(logits_TV).all(-1))
             loss_bad.append(~torch.isfinite(losses_T))
@@ -325,6 +331,16 @@ def _in_head(model: Model, scene: Scene, autocast: torch.autocast) -> Finding:
     if place.step is not None:
         return Finding("loss", "output", None, (), *place)
     return Finding("loss", "cross_entropy", None, (), *_place(torch.stack(loss_bad)))
+
+
+def _read_by_head(model: Model, scene: Scene) -> Tensor:
+    seen: list[Tensor] = []
+    handle = model.final_dropout.register_forward_hook(lambda _, __, x_BTD: seen.append(x_BTD))
+    try:
+        model(scene.batch.inputs_BT, scene.state, scene.starts_BT, logits="last")
+    finally:
+        handle.remove()
+    return seen[0]
 
 
 def _in_backward(model: Model, watch: _Watch) -> Finding | None:
@@ -361,10 +377,11 @@ def _grad_norm(model: Model) -> float:
     return get_total_norm([grad for _, grad in _gradients(model)]).item()
 
 
-def _bad_entries(layer: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _bad_entries(layer: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     """Entries of a mixer's state that are not finite, with the rows in which they are not."""
-    tensors = {name: v for name, v in layer.items() if torch.is_tensor(v) and v.dim() > 1}
-    bad = {name: _indices(~torch.isfinite(v).flatten(1).all(1)) for name, v in tensors.items()}
+    bad = {
+        name: _indices(~torch.isfinite(v).reshape(len(v), -1).all(1)) for name, v in layer.items()
+    }
     return {name: rows for name, rows in bad.items() if rows}
 
 

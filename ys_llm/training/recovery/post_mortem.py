@@ -18,7 +18,8 @@ from torch import Tensor
 from ys_llm.config.sources import load_config
 from ys_llm.data.batches import Batch
 from ys_llm.errors import UserError
-from ys_llm.model.language_model import Model, pack_state, unpack_state
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import flatten, unflatten
 from ys_llm.runs import checkpoint
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import versions
@@ -79,8 +80,7 @@ def _packed(scene: Scene) -> dict[str, Tensor]:
     }
     tensors |= {f"{_RANDOM}{name}": tensor for name, tensor in scene.random.items()}
     if scene.state is not None:
-        packed = pack_state(scene.state)
-        tensors |= {f"{_STATE}{name}": tensor for name, tensor in packed.items()}
+        tensors |= {f"{_STATE}{name}": tensor for name, tensor in flatten(scene.state).items()}
     return tensors
 
 
@@ -107,14 +107,21 @@ def load(path: Path) -> tuple[Scene, dict[str, Tensor]]:
             f"Name the .json beside a .safetensors that a training wrote into {path.parent}",
         )
     starts_BT, state = tensors["starts_BT"], _under(_STATE, tensors)
+    weights = _under(_WEIGHTS, tensors)
     batch = Batch(tensors["inputs_BT"], tensors["targets_BT"], starts_BT, facts["carry"])
     scene = Scene(
         batch,
-        unpack_state(state) if state else None,
+        unflatten(state, like=_model(path, weights).init_state(1)) if state else None,
         starts_BT if facts["reset_at_document"] else None,
         _under(_RANDOM, tensors),
     )
-    return scene, _under(_WEIGHTS, tensors)
+    return scene, weights
+
+
+def _model(path: Path, weights: Mapping[str, Tensor]) -> Model:
+    """The run's model, its weights random."""
+    config = load_config(path.parent.parent / "config.yaml").config
+    return Model(config.model, vocab_size=len(weights["embedding.weight"]))
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -132,14 +139,13 @@ def replay(path: str | Path) -> Finding:
     """
     path = Path(path)
     facts = checkpoint.read_json(path, needed=("dtype", "backend", "finding"))
-    config = load_config(path.parent.parent / "config.yaml").config
     scene, weights = load(path)
-    model = Model(config.model, vocab_size=len(weights["embedding.weight"]))
+    model = _model(path, weights)
     checkpoint.load_weights(model, weights, path.with_suffix(".safetensors"))
-    model.settle(
+    model.select_backend(
         batch_size=len(scene.batch.inputs_BT),
-        precision=facts["dtype"],
-        taken=facts["backend"],
+        precision="bf16" if facts["dtype"] == "bf16" else "fp32",
+        previous=facts["backend"],
     )
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=facts["dtype"] == "bf16")
     found = diagnose(model.train(), scene, autocast=autocast)

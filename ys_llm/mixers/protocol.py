@@ -1,0 +1,84 @@
+"""What a sequence mixer is, and how one is found: by the name of its file in this folder.
+
+A file of this folder holds `Options`, a frozen dataclass of what a configuration may set under
+`model.options.<name>`, and `Mixer`, a `torch.nn.Module` with the methods below, built as
+`Mixer(d_model, options, backend=name)`. It may hold `CONTRACT_OPTIONS`, more settings to test.
+`tests/mixers` tests every file here against this contract.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.ops.decode_spec import DecodeSpec
+from ys_llm.ops.precision import Precision
+
+_NOT_MIXERS = ("protocol",)
+
+
+class Mixer(Protocol):
+    """A causal map over time with a carried state.
+
+    The state is a tree (dicts, lists, tuples) of tensors, batch first; a leaf that grows with time
+    has time as its second dimension. It holds no clock: `position_B` says how many tokens each row
+    has read.
+    """
+
+    backends: tuple[str, ...]  # names that `backend` may have, "auto" aside
+    backend: str  # in use; "auto" until `select_backend`
+    time_major: bool  # fastest where x_BTD lies in memory as T x B x D
+
+    def __call__(
+        self, x_BTD: Tensor, state: Any, starts_BT: Tensor | None, position_B: Tensor
+    ) -> tuple[Tensor, Any]:
+        """Return y_BTD and the state after the last token, for any T >= 1.
+
+        `starts_BT` (bool) marks first tokens of documents, before which the mixer sees nothing.
+        `position_B` (int64, on the CPU) are the clocks of the first tokens. Rows may be at
+        different clocks, and zeros that pad a growing leaf on the left must change nothing.
+        """
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """As `torch.nn.Module` has them."""
+
+    def init_state(self, batch_size: int) -> Any:
+        """The state before the first token."""
+
+    def state_bytes(self, batch_size: int, seq_len: int) -> int:
+        """Bytes of the state after `seq_len` tokens."""
+
+    def flops_per_token(self, seq_len: int) -> int:
+        """Forward FLOPs of all matmuls, multiply-add = 2, mean over the first `seq_len` tokens."""
+
+    def select_backend(
+        self, *, batch_size: int, precision: Precision, previous: str = ""
+    ) -> tuple[str, str]:
+        """Resolve `backend: auto` for this machine; returns the backend and the reason.
+
+        `previous` is what the run used before, or another layer: it is kept where it can run.
+        """
+
+    def decode_spec(self) -> DecodeSpec | None:
+        """What the compiled decode step needs; None where there is no compiled step."""
+
+
+def mixer_names() -> list[str]:
+    """The mixers there are: the files of `ys_llm/mixers/`."""
+    found = pkgutil.iter_modules([str(Path(__file__).parent)])
+    return sorted(module.name for module in found if module.name not in _NOT_MIXERS)
+
+
+def mixer_module(name: str) -> Any:
+    """The module of a mixer, with its `Options` and `Mixer`; UserError where there is none."""
+    if name not in mixer_names():
+        raise UserError(
+            f"model.mixer: there is no mixer {name!r}",
+            f"Choose one of {', '.join(mixer_names())}, or write ys_llm/mixers/{name}.py",
+            exit_code=EXIT_USAGE,
+        )
+    return importlib.import_module(f"ys_llm.mixers.{name}")

@@ -1,0 +1,110 @@
+"""The layers around a mixer: RMSNorm, SwiGLU, and the blocks they make up.
+
+pre_norm:  x <- x + mixer(RMSNorm(x));  x <- x + MLP(RMSNorm(x))
+           MLP(x) = (silu(x gate) * (x up)) down                      SwiGLU, Shazeer 2020
+plain:     x <- mixer(Dropout(x))
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ys_llm.config.schema import ModelConfig
+from ys_llm.ops import rms_norm, swiglu
+from ys_llm.ops.dropout import Dropout
+
+RMS_EPS = 1e-5
+
+
+class Residual(NamedTuple):
+    """The residual stream x + delta, which the next norm sums in the same pass."""
+
+    x_BTD: Tensor
+    delta_BTD: Tensor | None = None
+
+
+class RMSNorm(nn.Module):
+    """s = x + delta, and s / rms(s) * weight over the last dimension."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+
+    def forward(self, x_BTD: Tensor, delta_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream and its normalised copy."""
+        return rms_norm.fastest(x_BTD, delta_BTD, self.weight, RMS_EPS)
+
+
+class Identity(nn.Module):
+    """Takes the place of RMSNorm in a plain model."""
+
+    def forward(self, x_BTD: Tensor, delta_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream twice."""
+        if delta_BTD is not None:
+            x_BTD = x_BTD + delta_BTD
+        return x_BTD, x_BTD
+
+
+class SwiGLU(nn.Module):
+    """(silu(x gate) * (x up)) down, without biases."""
+
+    def __init__(self, d_model: int, d_mlp: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_mlp, bias=False)
+        self.up = nn.Linear(d_model, d_mlp, bias=False)
+        self.down = nn.Linear(d_mlp, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """B x T x D to the same."""
+        return swiglu.fastest(x_BTD, self.gate.weight, self.up.weight, self.down.weight)
+
+    def initialise(self, *, n_layers: int) -> None:
+        """Normal by fan-in; `down`, which writes to the residual stream, shrinks with the depth."""
+        d_mlp, d_model = self.gate.weight.shape
+        nn.init.normal_(self.gate.weight, std=d_model**-0.5)
+        nn.init.normal_(self.up.weight, std=d_model**-0.5)
+        nn.init.normal_(self.down.weight, std=(2 * n_layers * d_mlp) ** -0.5)
+
+
+class Block(nn.Module):
+    """One pre-norm residual layer: a mixer over time, then an MLP over channels if d_mlp > 0."""
+
+    def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.d_model)
+        self.mixer = mixer
+        self.has_mlp = config.d_mlp > 0
+        if self.has_mlp:
+            self.mlp_norm = RMSNorm(config.d_model)
+            self.mlp = SwiGLU(config.d_model, config.d_mlp)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, residual: Residual, state: Any, starts_BT: Tensor | None, position_B: Tensor
+    ) -> tuple[Residual, Any]:
+        """The residual stream after this layer, and the mixer's state."""
+        x_BTD, normed_BTD = self.mixer_norm(*residual)
+        mixed_BTD, state = self.mixer(normed_BTD, state, starts_BT, position_B)
+        residual = Residual(x_BTD, self.dropout(mixed_BTD))
+        if self.has_mlp:
+            x_BTD, normed_BTD = self.mlp_norm(*residual)
+            residual = Residual(x_BTD, self.dropout(self.mlp(normed_BTD)))
+        return residual, state
+
+
+class PlainBlock(nn.Module):
+    """The mixer after dropout: no norm, no residual, no MLP."""
+
+    def __init__(self, config: ModelConfig, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.dropout = Dropout(config.dropout)
+
+    def forward(
+        self, residual: Residual, state: Any, starts_BT: Tensor | None, position_B: Tensor
+    ) -> tuple[Residual, Any]:
+        """The mixer's output and its state."""
+        x_BTD = self.dropout(residual.x_BTD)
+        mixed_BTD, state = self.mixer(x_BTD, state, starts_BT, position_B)
+        return Residual(mixed_BTD), state

@@ -13,8 +13,9 @@ from benchmarks import writing
 from benchmarks.limits import ROOT
 from benchmarks.rounds import Effort, Group, seconds_of
 from ys_llm.config.sources import load_config
-from ys_llm.data.readers import Split, read_documents, split_documents
+from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import prepare
+from ys_llm.data.split import Split, split_documents
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.training.setup import build
 

@@ -14,7 +14,7 @@ from benchmarks.limits import ROOT
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config
-from ys_llm.data.readers import Split
+from ys_llm.data.split import Split
 from ys_llm.model.costs import flops_per_token, parameter_count
 from ys_llm.training.loop import gradients, learn
 from ys_llm.training.metrics import Metrics, Progress

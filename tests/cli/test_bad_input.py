@@ -22,6 +22,7 @@ from support.bad_cases import (
 )
 
 from ys_llm.data import readers
+from ys_llm.data.text_files import CorpusFiles
 from ys_llm.errors import EXIT_FAILED
 
 FOX = "The fox saw the hen.\n" * 40
@@ -84,7 +85,7 @@ TEXTS = (
     Case(
         "latin-1",
         TRAIN,
-        ("texts/a.txt:2: byte 0xe9 at offset 10", "iconv -f LATIN1 -t UTF-8"),
+        ("texts/a.txt:2: byte 0xe9 at offset 10", "iconv -f CP1252 -t UTF-8"),
         file("texts/a.txt", b"one line\nd\xe9j\xe0 vu\n"),
     ),
     Case(
@@ -102,20 +103,20 @@ TEXTS = (
     Case(
         "a program named .txt",
         TRAIN,
-        ("texts/a.txt:1: byte 0x00 at offset 4", "if it is no text, take it away"),
+        ("texts/a.txt is a program; expected text in UTF-8", "Move it out"),
         file("texts/a.txt", b"\x7fELF\x00\x01\x02\x03" * 100),
     ),
     Case("a table named .csv", (*TRAIN, "--data", "a.csv"), ("a.csv", ".txt"), file("a.csv", FOX)),
     Case(
         "a link to nothing",
         TRAIN,
-        ("texts/b.txt is a link to nothing", "take it away"),
+        ("texts/b.txt is a link to nothing", "remove the link"),
         link("texts/b.txt", "gone.txt"),
     ),
     Case(
         "a link to itself",
         TRAIN,
-        ("texts/b.txt is a link to nothing", "take it away"),
+        ("texts/b.txt is a link to nothing", "remove the link"),
         link("texts/b.txt", "b.txt"),
     ),
     Case(
@@ -127,7 +128,7 @@ TEXTS = (
     Case(
         "a pipe",
         TRAIN,
-        ("texts/b.txt is a pipe", "Copy what it holds"),
+        ("texts/b.txt is a pipe", "Copy its content"),
         special("texts/b.txt", os.mkfifo),
     ),
     Case(
@@ -160,7 +161,7 @@ TEXTS = (
     Case(
         "json too deep",
         TRAIN,
-        ("a.jsonl:2: brackets within brackets", "deep", *SHAPES),
+        ("a.jsonl:2: brackets nested too deep", *SHAPES),
         jsonl("[" * 10**6),
     ),
     Case("a number too long", TRAIN, ("a.jsonl:2: not JSON", "digits"), jsonl("9" * 5000)),
@@ -208,8 +209,8 @@ TEXTS = (
     Case(
         "all held out",
         (*TRAIN, "--set", "data.validation_fraction=0.999999"),
-        ("the only document fell to validation", "--set data.validation_fraction=0"),
-        file("texts/a.txt", FOX),
+        ("all 2 documents fell to validation", "--set data.validation_fraction=0"),
+        file("texts/a.jsonl", '{"text": "one"}\n{"text": "two"}\n'),
     ),
 )
 
@@ -233,7 +234,8 @@ def test_what_may_not_be_read_is_named(
         assert exit_code(*TRAIN) == EXIT_FAILED
     Path(locked).chmod(0o755)
     assert capsys.readouterr().err == (
-        f"ys: {locked} cannot be read: Permission denied. Make it readable, or take it away.\n"
+        f"ys: {locked} cannot be read: Permission denied. "
+        "Make it readable, or move it out of the folder.\n"
     )
     assert everything(except_for="runs/new") == before
 
@@ -242,18 +244,19 @@ def test_a_text_that_vanishes_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     put("texts/a.txt", FOX)
-    listed = readers._files
+    listed = readers.find_files
 
-    def list_and_remove(root: Path) -> Any:
-        for path in listed(root):
+    def list_and_remove(root: Path, *, command: str) -> CorpusFiles:
+        files = listed(root, command=command)
+        for path in files.paths:
             path.unlink()
-            yield path
+        return files
 
-    monkeypatch.setattr(readers, "_files", list_and_remove)
+    monkeypatch.setattr(readers, "find_files", list_and_remove)
     assert exit_code(*TRAIN) == EXIT_FAILED
     assert capsys.readouterr().err == (
-        "ys: texts/a.txt was there when the folder was listed and is gone now. "
-        "Wait until whatever moves it has done, then type the command again.\n"
+        "ys: texts/a.txt was removed after the folder was listed. "
+        "Wait until the program that moves it is done, then type the command again.\n"
     )
 
 

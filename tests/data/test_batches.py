@@ -23,7 +23,7 @@ from ys_llm.data.batches import (
     evaluation_span,
     permute,
 )
-from ys_llm.data.readers import Document
+from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
@@ -71,7 +71,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 def test_a_shard_is_the_documents_between_end_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     data = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training")
-    by_key = sorted(DOCUMENTS, key=lambda document: document.key)
+    by_key = sorted(DOCUMENTS, key=lambda document: document.content_hash)
     expected = [END]
     for document in by_key:
         if document.prompt is not None:

@@ -1,18 +1,20 @@
-"""Documents are read exactly, split by content alone, and refused with file and line."""
+"""Documents are read exactly, or refused with file and line."""
 
 import json
-import random
+import tracemalloc
+from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ys_llm.data.readers import (
-    LONG_DOCUMENT_CHARS,
-    Document,
-    Split,
-    read_documents,
-    split_documents,
-)
+from ys_llm.config.schema import DataFormat
+from ys_llm.data import readers
+from ys_llm.data.readers import Item, read_corpus, read_documents, read_items
+from ys_llm.data.records import Record
+from ys_llm.data.text_files import CorpusFiles, passed_over_line
 from ys_llm.errors import UserError
 
 
@@ -38,17 +40,6 @@ def refusal(path: Path) -> UserError:
         read_documents(path)
     assert caught.value.fix, "every refusal says what to do"
     return caught.value
-
-
-def some_documents(n: int) -> list[Document]:
-    return [Document(f"The story of number {i}.", source=f"{i}.txt") for i in range(n)]
-
-
-def sides(split: Split) -> dict[str, str]:
-    found = {document.key: "training" for document in split.training}
-    for document in split.validation:
-        assert found.setdefault(document.key, "validation") == "validation"
-    return found
 
 
 def test_text_markdown_and_jsonl_are_read_at_every_depth(folder: Path) -> None:
@@ -153,16 +144,125 @@ def test_a_bad_line_of_json_is_refused_with_its_line(folder: Path, line: str, pr
 
 def test_json_that_is_nested_too_deep_is_refused_too(folder: Path) -> None:
     path = write(folder / "a.jsonl", "[" * 200_000)
-    assert refusal(folder).problem.startswith(f"{path}:1: brackets within brackets")
+    assert refusal(folder).problem.startswith(f"{path}:1: brackets nested too deep")
 
 
-def test_bytes_that_are_no_text_are_refused_with_line_and_offset(folder: Path) -> None:
+def test_a_byte_that_is_not_text_is_named_with_line_and_offset(folder: Path) -> None:
     path = write(folder / "a.txt", b"one\ntwo \xe9t\xe9")
     error = refusal(folder)
     assert error.problem == f"{path}:2: byte 0xe9 at offset 8 is not UTF-8"
-    assert error.fix.startswith("If the file is LATIN1, type: iconv -f LATIN1 -t UTF-8 OLD > NEW")
-    path = write(folder / "a.txt", "one".encode("utf-16"))
-    assert "If the file is UTF-16" in refusal(path).fix
+    assert f"iconv -f CP1252 -t UTF-8 {path} > NEW" in error.fix
+
+
+def test_the_first_bad_byte_ends_the_reading(folder: Path) -> None:
+    path = folder / "a.txt"
+    with path.open("wb") as file:
+        file.truncate(50_000_000)  # a hole, which reads as zeros
+    tracemalloc.start()
+    error = refusal(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert error.problem == f"{path}:1: byte 0x00 at offset 0 is not a character of a text"
+    assert "does not look like text" in error.fix
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("before", [1 << 20, (1 << 20) - 1, (1 << 20) - 2])
+def test_offset_and_line_count_from_the_beginning_of_the_file(folder: Path, before: int) -> None:
+    text = ("x" * 99 + "\n") * 20_000
+    path = write(folder / "a.txt", text[:before].encode() + "é".encode() + b"\xff\xffz")
+    line = before // 100 + 1
+    expected = f"{path}:{line}: byte 0xff at offset {before + 2} is not UTF-8"
+    assert refusal(path).problem == expected
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<start>", "<end>", "<", "end>", "a", "\n", "é", "\r\n", " "]), max_size=30
+    ),
+    st.sampled_from(["a.md", "a.jsonl"]),
+)
+def test_what_is_read_does_not_depend_on_where_blocks_end(pieces: list[str], name: str) -> None:
+    text = "".join(pieces)
+
+    def outcome(blocks: list[str]) -> object:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(readers, "read_blocks", lambda path, errors="strict": iter(blocks))
+            patch.setattr(readers, "find_files", lambda path, command: CorpusFiles([path]))
+            items = list(read_items(Path(name)))
+            try:
+                return items, read_documents(Path(name))
+            except UserError as error:
+                return items, str(error)
+
+    assert outcome([text]) == outcome(list(text))
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), min_size=1, max_size=8))
+def test_records_survive_being_written_and_read(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
+) -> None:
+    plain = str.maketrans("", "", "<>\r\n\0")  # the tags, and blank lines before a prompt
+    records = [Record(p.translate(plain).strip(), f"a{r.translate(plain)}") for p, r in pairs]
+    path = tmp_path_factory.getbasetemp() / "records.md"
+    path.write_text("".join(record.text() for record in records), encoding="utf-8", newline="")
+    assert list(read_items(path)) == [Item(i, record) for i, record in enumerate(records, start=1)]
+    found = [(document.prompt, document.text) for document in read_documents(path)]
+    assert sorted(found) == sorted((record.prompt, record.response) for record in records)
+
+
+def test_plain_text_that_mentions_the_tags_is_read_as_it_is(folder: Path) -> None:
+    text = "A record is a prompt, <start>, a response and <end>. Then <start> again.\n"
+    path = write(folder / "a.md", text)
+    error = refusal(folder)
+    assert error.problem.startswith(f"{path}:1: <start> has no <end> after it")
+    assert "--set data.format=text" in error.fix
+    documents = read_documents(folder, data_format="text")
+    assert [(document.prompt, document.text) for document in documents] == [(None, text)]
+
+
+def test_a_folder_of_records_takes_no_plain_text(folder: Path) -> None:
+    write(folder / "a.md", "q<start>a<end>")
+    path = write(folder / "b.md", "\nplain text")
+    with pytest.raises(UserError) as caught:
+        read_documents(folder, data_format="records")
+    assert caught.value.problem.startswith(f"{path}:2: there is no <start>")
+    assert len(read_documents(folder)) == 2
+
+
+def test_jsonl_is_read_as_jsonl_under_every_format(folder: Path) -> None:
+    write(folder / "a.jsonl", '{"text": "one"}\n{"prompt": "p", "response": "two <start>"}\n')
+    formats: tuple[DataFormat, ...] = get_args(DataFormat)
+    found = {
+        frozenset((d.prompt, d.text) for d in read_documents(folder, data_format=data_format))
+        for data_format in formats
+    }
+    assert found == {frozenset({(None, "one"), ("p", "two <start>")})}
+
+
+def test_files_of_other_kinds_are_counted_by_their_endings(folder: Path) -> None:
+    for name in ("a.txt", "b.pdf", "c.json", "d.csv", "e.jsonl.gz", "f.PDF", "Makefile"):
+        write(folder / name, "some text")
+    for name in (".hidden.pdf", "README.md", "MANIFEST.jsonl", ".git/x.bin"):
+        write(folder / name, "not counted")
+    corpus = read_corpus(folder)
+    assert [document.text for document in corpus.documents] == ["some text"]
+    assert passed_over_line(corpus.passed_over) == (
+        "6 files: 2 .pdf, 1 .csv, 1 .json, 1 .jsonl.gz, 1 without an ending"
+    )
+
+
+def test_a_folder_without_text_says_what_it_holds(folder: Path) -> None:
+    for name in ("a.pdf", "b.pdf", "c.docx"):
+        write(folder / name, "x")
+    error = refusal(folder)
+    assert error.problem.endswith("file that is not empty; it holds 3 files: 2 .pdf, 1 .docx")
+    assert error.fix.startswith("Convert those to text")
+
+
+def test_at_most_six_endings_are_listed() -> None:
+    counts = Counter({f".{letter}": 1 for letter in "abcdefgh"})
+    assert passed_over_line(counts) == "8 files: 1 .a, 1 .b, 1 .c, 1 .d, 1 .e, 1 .f, 2 others"
 
 
 def test_a_path_without_text_is_refused_with_what_to_type(folder: Path) -> None:
@@ -187,82 +287,3 @@ def test_names_and_order_of_files_do_not_matter(folder: Path, tmp_path: Path) ->
     lines = [json.dumps({"text": text}) for text in reversed(texts)]
     other = write(tmp_path / "other.jsonl", "\n".join(lines))
     assert [d.text for d in read_documents(folder)] == [d.text for d in read_documents(other)]
-
-
-def test_the_key_tells_prompt_from_text_and_forgets_the_source() -> None:
-    alike = [Document("ab", source=source) for source in ("x", "y")]
-    different = [Document("ab"), Document("ab", ""), Document("b", "a"), Document("", "ab")]
-    assert alike[0].key == alike[1].key
-    assert len({document.key for document in different}) == 4
-    assert Document("é", "日").n_bytes == 5
-
-
-def test_a_document_never_moves_when_files_are_added_renamed_or_reordered() -> None:
-    documents = some_documents(400)
-    before = sides(split_documents(documents, validation_fraction=0.2))
-    more = [Document(d.text, source="renamed") for d in documents] + [
-        Document(f"Something new, {i}.") for i in range(400)
-    ]
-    random.Random(0).shuffle(more)
-    after = sides(split_documents(more, validation_fraction=0.2))
-    assert {key: after[key] for key in before} == before
-
-
-def test_the_validation_side_has_about_the_fraction_asked_for() -> None:
-    split = split_documents(some_documents(5000), validation_fraction=0.1)
-    assert 400 < len(split.validation) < 600
-    assert len(split.training) + len(split.validation) == 5000
-
-
-def test_a_document_stays_in_validation_when_the_fraction_grows() -> None:
-    small, large = (
-        {d.key for d in split_documents(some_documents(500), validation_fraction=f).validation}
-        for f in (0.1, 0.3)
-    )
-    assert small < large
-
-
-def test_duplicates_land_on_one_side_and_the_leak_check_counts_them() -> None:
-    split = split_documents(some_documents(300) + some_documents(200), validation_fraction=0.2)
-    sides(split)
-    n_training, n_validation = len(split.training), len(split.validation)
-    assert split.leak_check == (
-        f"0 of {n_validation} validation documents are also among the {n_training} for training; "
-        "200 exact duplicates, each on the side of its original"
-    )
-
-
-def test_the_leak_check_reports_a_real_leak() -> None:
-    novel = "".join(f"Line {i} of a novel.\n" for i in range(20_000))
-    cut = int(len(novel) * 0.9)
-    tails = [Document(novel), Document(novel[cut:])]
-    assert len(novel[cut:]) < LONG_DOCUMENT_CHARS
-    expected = "1 of 1 validation documents are also among the 2 for training; 1 exact duplicates"
-    assert split_documents(tails, validation_fraction=0.1).leak_check == expected
-
-
-def test_one_long_text_gives_its_last_tenth_to_validation() -> None:
-    text = "".join(f"Line {i} of a play.\n" for i in range(60_000))
-    split = split_documents([Document(text, source="play.txt")], validation_fraction=0.1)
-    assert [document.text for document in split.training] == [text[: int(len(text) * 0.9)]]
-    assert split.training[0].text + split.validation[0].text == text
-    assert split.validation[0].source == "play.txt"
-
-
-def test_long_records_and_shorter_texts_are_never_cut() -> None:
-    long = "x" * (LONG_DOCUMENT_CHARS + 1)
-    documents = [Document(long, prompt="p"), Document(long[:-1]), *some_documents(20)]
-    split = split_documents(documents, validation_fraction=0.5)
-    assert len(split.training) + len(split.validation) == 22
-
-
-def test_a_fraction_of_zero_trains_on_everything() -> None:
-    long = Document("word " * LONG_DOCUMENT_CHARS)
-    split = split_documents([long, *some_documents(50)], validation_fraction=0.0)
-    assert len(split.training) == 51
-    assert split.validation == []
-
-
-def test_nothing_left_to_train_on_is_refused() -> None:
-    with pytest.raises(UserError, match="all 3 documents fell to validation"):
-        split_documents(some_documents(3), validation_fraction=0.999999)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ys_llm.config.schema import Config, ModelConfig, TrainConfig
-from ys_llm.data.readers import Document
+from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError

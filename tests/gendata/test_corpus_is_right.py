@@ -95,7 +95,7 @@ def test_training_data_has_the_promised_size() -> None:
 
 def test_the_manifest_knows_every_document_that_is_trained_on() -> None:
     lines = [line for file in read_manifest(CORPUS).values() for line in file.records]
-    documents = [document.key for document in read_documents(CORPUS)]
+    documents = [document.id for document in read_documents(CORPUS)]
     assert sorted(documents) == sorted(line["document"] for line in lines)
     for kind in program_kinds(ROOT / DEFAULT_FOLDER):
         own = [line for line in lines if line["kind"] == kind.name]

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ys_llm.data.readers import read_documents
+from ys_llm.data import readers
+from ys_llm.data.readers import Item, read_documents, read_items
+from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.curation import (
     RULE_SETS,
@@ -29,13 +31,11 @@ from ys_llm.gendata.curation import (
     explain,
     rules_named,
 )
-from ys_llm.gendata.curation import reading as reading_module
 from ys_llm.gendata.curation.batch import curate_record
 from ys_llm.gendata.curation.legacy_phrases import AIMS, ANCESTOR
-from ys_llm.gendata.curation.reading import Item, kind_of, read_items
+from ys_llm.gendata.curation.reading import kind_of
 from ys_llm.gendata.curation.rule import Edit, all_verdicts
 from ys_llm.gendata.programs.makers import MAKERS
-from ys_llm.gendata.record import Record
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 LABELS = Path(__file__).parent / "labels" / "curation.jsonl"
@@ -354,7 +354,7 @@ def test_broken_files_are_read_as_far_as_they_are_whole(tmp_path: Path) -> None:
 def test_a_huge_line_is_read_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading_module, "LONGEST_PIECE", 3_000_000)
+    monkeypatch.setattr(readers, "LONGEST_PIECE", 3_000_000)
     good = record_of("A whole record.").text()
     path = tmp_path / "huge.md"
     path.write_text(f"{good}x<start>{'y' * 9_000_000}<end>{good}", encoding="utf-8")
@@ -375,9 +375,9 @@ def test_records_come_through_the_reader_as_they_were_written(tmp_path: Path) ->
 def test_the_reader_does_not_hang_on_where_its_blocks_end(pieces: list[str]) -> None:
     text = "".join(pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading_module, "_blocks", lambda path: iter([text]))
+        patch.setattr(readers, "read_blocks", lambda path, errors: iter([text]))
         whole = list(read_items(Path("a.md")))
-        patch.setattr(reading_module, "_blocks", lambda path: iter(text))
+        patch.setattr(readers, "read_blocks", lambda path, errors: iter(text))
         assert list(read_items(Path("a.md"))) == whole
 
 

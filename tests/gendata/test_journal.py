@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.generation.journal import (
     NAME,
@@ -21,7 +22,6 @@ from ys_llm.gendata.generation.journal import (
     Rejection,
     read_journal,
 )
-from ys_llm.gendata.record import Record
 
 ASKED = Question("Tell me of “Zürich”.", "Be short.", {"seed": 7, "temperature": 0.5})
 ORIGIN = Provenance(

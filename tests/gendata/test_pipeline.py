@@ -454,7 +454,7 @@ def test_records_of_other_kinds_are_not_made_again(tmp_path: Path) -> None:
     kinds = write_kinds(tmp_path / "kinds", spell=KINDS["spell"], other=KINDS["spell"])
     fill(order(kinds, "spell"), tmp_path / "out")
     fill(order(kinds, "other"), tmp_path / "out")
-    keys = [document.key for document in read_documents(tmp_path / "out")]
+    keys = [document.id for document in read_documents(tmp_path / "out")]
     assert len(set(keys)) == len(keys) > ALL_SPELLINGS
     assert {"spell-01.md", "other-01.md"} <= content(tmp_path / "out").keys()
 

@@ -17,8 +17,8 @@ from support.gendata_runs import content, entries, fill, llm, order, write_kinds
 from ys_llm.data.manifest import NAME as MANIFEST
 from ys_llm.data.manifest import read_manifest
 from ys_llm.data.provenance import seen, trace
-from ys_llm.data.readers import Document, read_documents
-from ys_llm.data.records import document_id
+from ys_llm.data.readers import read_documents
+from ys_llm.data.records import Document, document_id
 from ys_llm.errors import EXIT_FAILED, UserError
 from ys_llm.gendata import command
 from ys_llm.gendata.corpus import files as corpus_files
@@ -67,11 +67,11 @@ def records(out: Path) -> list[Mapping[str, Any]]:
 def test_the_manifest_names_exactly_what_training_reads(made: Path) -> None:
     documents = read_documents(made)
     assert documents and all(document.prompt is not None for document in documents)
-    assert Counter(document.key for document in documents) == Counter(
+    assert Counter(document.id for document in documents) == Counter(
         line["document"] for line in records(made)
     )
     for document in documents:
-        known = next(line for line in records(made) if line["document"] == document.key)
+        known = next(line for line in records(made) if line["document"] == document.id)
         assert Path(document.source.rpartition(":")[0]).name == known["file"]
 
 
@@ -79,7 +79,7 @@ def test_the_manifest_names_exactly_what_training_reads(made: Path) -> None:
     ("prompt", "text"), [(None, "a"), ("", "a"), ("é\n", "“a”\r\n"), ("a", "")]
 )
 def test_the_key_of_a_document_is_that_of_the_corpus(prompt: str | None, text: str) -> None:
-    assert document_id(text, prompt) == Document(text, prompt).key
+    assert document_id(text, prompt) == Document(text, prompt).id
 
 
 def test_the_manifest_says_where_a_record_came_from(made: Path) -> None:
@@ -323,7 +323,7 @@ def test_a_folder_without_a_manifest_cannot_be_asked(tmp_path: Path) -> None:
 
 
 def test_a_model_card_learns_what_its_documents_were_made_by(made: Path, tmp_path: Path) -> None:
-    documents = [document.key for document in read_documents(made)]
+    documents = [document.id for document in read_documents(made)]
     found = seen(made, [*documents, "0" * 32])
     assert found.unknown == 1 and sum(found.counts.values()) == len(documents)
     by_kind = Counter[str]()
@@ -333,13 +333,13 @@ def test_a_model_card_learns_what_its_documents_were_made_by(made: Path, tmp_pat
         assert HAS_A_HASH.fullmatch(source.digest)
     assert by_kind == Counter(line["kind"] for line in records(made))
     assert seen(made.parent, documents) == replace(found, unknown=0), "folders below count too"
-    tales = [document.key for document in read_documents(made / "tale-01.md")]
+    tales = [document.id for document in read_documents(made / "tale-01.md")]
     assert {source.kind for source in seen(made / "tale-01.md", tales).counts} == {"tale"}
     assert seen(tmp_path, documents).unknown == len(documents)
 
 
 def test_what_is_not_known_is_not_claimed(made: Path, tmp_path: Path) -> None:
-    mine = Document("My own text.").key
+    mine = Document("My own text.").id
     assert seen(made, [mine, mine]).unknown == 2 and not seen(made, [mine]).counts
 
 

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ys_llm.data.records import Record
 from ys_llm.errors import UserError
-from ys_llm.gendata.record import Record
 from ys_llm.gendata.verifiers.code import answered
 from ys_llm.gendata.verifiers.sums import calculated
 from ys_llm.gendata.verifiers.verify import VERIFIERS, verifier

@@ -15,7 +15,8 @@ import torch
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config
-from ys_llm.data.readers import read_documents, split_documents
+from ys_llm.data.readers import read_documents
+from ys_llm.data.split import split_documents
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.model.language_model import Model
 from ys_llm.training.loop import train

@@ -26,8 +26,9 @@ from support.training_runs import (
 )
 
 from ys_llm.data.batches import BatchPlan, batch_at, batches_per_epoch
-from ys_llm.data.readers import read_documents, split_documents
+from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import TokenShard, prepare
+from ys_llm.data.split import split_documents
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.runs.checkpoint import checkpoints, load_run, read_json, read_tensors
 from ys_llm.system.lock import RUN_LOCK

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from ys_llm.config.strict_reader import setting
 
 Kind = Literal["bpe", "words", "chars", "bytes"]
+DataFormat = Literal["auto", "text", "records"]
 
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
@@ -21,6 +22,12 @@ class DataConfig:
         "file or folder of .txt, .md and .jsonl, read recursively",
         pattern=r"[^\0]+",
         pattern_help="the path of a file or folder",
+    )
+    format: DataFormat = field(
+        default="auto",
+        metadata={
+            "help": ".txt and .md: text = plain, records = with <start> and <end>; auto = either"
+        },
     )
     validation_fraction: float = setting(
         0.05, "fraction of documents held out, chosen by content hash", minimum=0.0, below=1.0

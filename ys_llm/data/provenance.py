@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.data import manifest
-from ys_llm.data.records import document_id
+from ys_llm.data.readers import read_items
+from ys_llm.data.records import Record, document_id
 from ys_llm.errors import UserError
-from ys_llm.gendata.curation.reading import read_items
-from ys_llm.gendata.record import Record
 
 _SHOWN_CHARS = 300  # of a prompt
 

@@ -1,324 +1,234 @@
-"""Documents: reading `.txt`, `.md` and `.jsonl`, the record format, the split by content.
+"""Documents read from `.txt`, `.md` and `.jsonl`: strictly for training, leniently for curation.
 
-A record file holds `PROMPT<start>RESPONSE<end>`, many times; what is in it is told by its content:
-the first `<start>` comes before the first `<end>`. Any other `.txt` or `.md` is one plain document,
-in which `<end>` is text. A line of `.jsonl` holds `{"text": ...}` or
-`{"prompt": ..., "response": ...}`.
+A record file holds `PROMPT<start>RESPONSE<end>`, many times. Under `data.format: auto` a `.txt` or
+`.md` is one where its first `<start>` comes before its first `<end>`; any other is one plain
+document. A line of `.jsonl` holds `{"text": ...}` or `{"prompt": ..., "response": ...}`.
 """
 
 import json
-import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from ys_llm.data.records import document_id
+from ys_llm.config.schema import DataFormat
+from ys_llm.data.records import END, START, Document, Record
+from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks, shown
 from ys_llm.errors import UserError
-from ys_llm.system.lock import is_run
 
-SUFFIXES = (".txt", ".md", ".jsonl")
-LONG_DOCUMENT_CHARS = 200_000  # a novel: longer plain documents give their end to validation
-START, END = "<start>", "<end>"
+LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; more is no record
 
 _TAG = re.compile(f"{START}|{END}")
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\r?\n)+")
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_MAKE_READABLE = "Make it readable, or take it away."
-_SHOWN_FIELDS = 5  # of an object with others than ours, inside a message
-_SPECIAL = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISDIR, "folder"))
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SHOWN_FIELDS = 5  # of an object with unknown ones, inside a message
 
 
 @dataclass(frozen=True)
-class Document:
-    """One text; `prompt` is None where it is plain, else `text` is the response to it."""
+class Corpus:
+    """The documents of a path, and how many files of other kinds lie among them."""
 
-    text: str
-    prompt: str | None = None
-    source: str = ""
-
-    @cached_property
-    def key(self) -> str:
-        """Hash of prompt and text, never of the source."""
-        return document_id(self.text, self.prompt)
-
-    @cached_property
-    def n_bytes(self) -> int:
-        """Bytes of prompt and text as UTF-8."""
-        return _utf8_bytes(self.prompt or "") + _utf8_bytes(self.text)
-
-
-def _utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
+    documents: list[Document]
+    passed_over: Counter[str]
 
 
 @dataclass(frozen=True)
-class Split:
-    """The two sides, and one line that says what was found when they were compared."""
+class Item:
+    """One record of a file, counted from 1; or the text in its place and the problem with it.
 
-    training: list[Document]
-    validation: list[Document]
-    leak_check: str
-
-
-def read_documents(path: Path, *, retype: str = "ys train --data PATH") -> list[Document]:
-    """Read a file, or a folder with all below it; sorted by content, so that names do not matter.
-
-    In folders `README.md`, `manifest*` and names that begin with a dot are skipped; so are empty
-    texts, and the folders of runs. Raises UserError, with file and line, on anything that cannot be
-    read as it should be; `retype` is what it tells to type where the path itself is wrong.
+    A line `{"text": ...}` is an item with its text, without a record and without a problem. `line`
+    is where the record begins, or where the problem is.
     """
-    name = _shown(path)
-    if not os.path.exists(path):
-        found = "is a link to nothing" if path.is_symlink() else "does not exist"
-        raise UserError(f"{name} {found}; expected a file or folder of text", f"Type: {retype}")
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        raise UserError(
-            f"{name} is none of {', '.join(SUFFIXES)}",
-            f"Rename it if it is text, then type: {retype}",
-        )
-    documents = [document for file in _files(path) for document in _read_file(file)]
+
+    number: int
+    record: Record | None
+    problem: str = ""
+    text: str = ""
+    line: int = field(default=0, compare=False)
+
+
+def read_documents(
+    path: Path, *, data_format: DataFormat = "auto", command: str = "ys train --data PATH"
+) -> list[Document]:
+    """Return the documents of `read_corpus`."""
+    return read_corpus(path, data_format=data_format, command=command).documents
+
+
+def read_corpus(
+    path: Path, *, data_format: DataFormat = "auto", command: str = "ys train --data PATH"
+) -> Corpus:
+    """Read a file, or a folder and all folders below it.
+
+    The documents are sorted by content, so that names of files do not matter; empty texts are left
+    out. Under the format `text` every `.txt` and `.md` is one plain document, tags and all; under
+    `records` each must hold records. Raises UserError, with file and line, for anything that
+    cannot be read in full; `command` is what it advises to type where the path itself is wrong.
+    """
+    files = find_files(path, command=command)
+    documents = [doc for file in files.paths for doc in _read_file(file, data_format)]
     if not documents:
-        raise UserError(
-            f"{name} holds no text: no {', '.join(SUFFIXES)} file that is not empty",
-            f"Put some there, or type: {retype}",
-        )
-    return sorted(documents, key=lambda document: (document.key, document.source))
+        raise _no_text(path, files.passed_over, command)
+    documents.sort(key=lambda document: (document.content_hash, document.source))
+    return Corpus(documents, files.passed_over)
 
 
-def split_documents(documents: Iterable[Document], *, validation_fraction: float) -> Split:
-    """Send each document to one side by its own content alone, whatever else there is.
+def read_items(path: Path) -> Iterator[Item]:
+    """Yield every record of a record file in order; broken ones as items with a problem.
 
-    A plain document over LONG_DOCUMENT_CHARS is cut: its last `validation_fraction` of characters
-    is validation. Raises UserError where nothing is left to train on.
+    Reads in bounded memory: of a piece longer than LONGEST_PIECE only the first part is given.
+    Bytes that are not UTF-8 become U+FFFD.
     """
-    training: list[Document] = []
-    validation: list[Document] = []
-    for document in documents:
-        if document.prompt is None and len(document.text) > LONG_DOCUMENT_CHARS:
-            cut = int(len(document.text) * (1 - validation_fraction))
-            _add(training, document, document.text[:cut])
-            _add(validation, document, document.text[cut:])
-        else:
-            side = validation if _place(document) < validation_fraction else training
-            side.append(document)
-    if validation and not training:
-        whole = (
-            "the only document" if len(validation) == 1 else f"all {len(validation):,} documents"
-        )
-        raise UserError(
-            f"{whole} fell to validation, none to training",
-            "Add text, or type: ys train --set data.validation_fraction=0",
-        )
-    return Split(training, validation, _leak_check(training, validation))
+    blocks = read_blocks(path, errors="replace")
+    if _is_jsonl(path):
+        return (_json_item(*numbered) for numbered in _json_lines(blocks, longest=LONGEST_PIECE))
+    return _record_items(blocks, longest=LONGEST_PIECE)
 
 
-def _add(side: list[Document], whole: Document, text: str) -> None:
-    if text:
-        side.append(Document(text, source=whole.source))
+def is_record_file(path: Path) -> bool:
+    """Return whether a file holds records; if not, it is one plain text."""
+    return _is_jsonl(path) or _begins_with_record(read_blocks(path, errors="replace"), [])
 
 
-def _place(document: Document) -> float:
-    """Return the document's place in [0, 1), as good as random and always the same."""
-    return int(document.key[:13], 16) / 16**13  # 52 bits: exact in a float
-
-
-def _leak_check(training: Sequence[Document], validation: Sequence[Document]) -> str:
-    counts = Counter(document.key for document in (*training, *validation))
-    shared = {document.key for document in training} & {document.key for document in validation}
-    copies = sum(counts.values()) - len(counts)
-    leaked = sum(document.key in shared for document in validation)
-    return (
-        f"{leaked:,} of {len(validation):,} validation documents are also among the "
-        f"{len(training):,} for training; {copies:,} exact duplicates"
-        + ("" if leaked else ", each on the side of its original" if copies else "")
-    )
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """Walk in a fixed order; what links lead to is read once, so that a loop of links ends."""
-    if not root.is_dir():
-        yield root
-        return
-    seen: set[str] = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
-        real = os.path.realpath(folder)
-        if real in seen or is_run(Path(folder)):  # with --data . the runs lie among the texts
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(filter(_is_corpus_file, names)):
-            file = Path(folder, name)
-            real = os.path.realpath(file)
-            if real not in seen:
-                seen.add(real)
-                yield file
-
-
-def _is_corpus_file(name: str) -> bool:
-    name = name.lower()
-    skipped = name == "readme.md" or name.startswith((".", "manifest"))
-    return not skipped and name.endswith(SUFFIXES)
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(
-        f"{_shown(error.filename)} cannot be read: {error.strerror}", _MAKE_READABLE
-    ) from error
-
-
-def _shown(path: Path | str) -> str:
-    """The name on one line; it may be no UTF-8, and hold line breaks."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def _read_file(path: Path) -> Iterator[Document]:
-    text, name = _read_text(path), _shown(path)
-    if path.suffix.lower() == ".jsonl":
-        yield from _json_lines(text, name)
-    elif START in text and END not in text[: text.index(START)]:
-        yield from _records(text, name)
-    elif text.strip():
-        yield Document(text, source=name)
-
-
-def _read_text(path: Path) -> str:
-    """Decode UTF-8 without its byte-order mark; line ends stay as they are."""
-    data, name = _read_bytes(path), _shown(path)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _not_text(data, name, error.start, "is not UTF-8") from error
-    if "\0" in text:
-        raise _not_text(data, name, data.index(b"\0"), "is no character of a text")
-    return text.removeprefix("\ufeff")
-
-
-def _not_text(data: bytes, name: str, offset: int, problem: str) -> UserError:
-    line = data.count(b"\n", 0, offset) + 1
-    encoding = "LATIN1"
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "UTF-16"
-    elif data[offset] == 0:  # UTF-16 writes every second byte of English as 0
-        encoding = "UTF-16LE" if offset % 2 else "UTF-16BE"
+def _no_text(path: Path, passed_over: Counter[str], command: str) -> UserError:
+    found = f"; it holds {passed_over_line(passed_over)}" if passed_over else ""
     return UserError(
-        f"{name}:{line}: byte 0x{data[offset]:02x} at offset {offset} {problem}",
-        f"If the file is {encoding}, type: iconv -f {encoding} -t UTF-8 OLD > NEW; "
-        "if it is no text, take it away.",
+        f"{shown(path)} holds no text: no {', '.join(SUFFIXES)} file that is not empty{found}",
+        f"{'Convert those to text' if passed_over else 'Add some'}, or type: {command}",
     )
 
 
-def _read_bytes(path: Path) -> bytes:
-    """All of a regular file. What is none is named before it is opened: a pipe would never end."""
-    name = _shown(path)
-    try:
-        _refuse_special(name, path.stat().st_mode)
-        with path.open("rb") as file:
-            before = os.fstat(file.fileno())
-            data = file.read()
-            after = os.fstat(file.fileno())
-    except OSError as error:
-        raise _cannot_read(path, error) from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise UserError(
-            f"{name} changed while it was read",
-            "Wait until whatever writes it has done, then type the command again.",
+def _is_jsonl(path: Path) -> bool:
+    return path.suffix.lower() == ".jsonl"
+
+
+def _read_file(path: Path, data_format: DataFormat) -> Iterator[Document]:
+    name, blocks = shown(path), read_blocks(path)
+    if _is_jsonl(path):
+        return _documents_of_jsonl(blocks, name)
+    begun: list[str] = []
+    if data_format == "records" or (data_format == "auto" and _begins_with_record(blocks, begun)):
+        return _documents_of_records(_record_items(chain(begun, blocks)), name, data_format)
+    text = "".join(chain(begun, blocks))
+    return iter([Document(text, source=name)] if text.strip() else [])
+
+
+def _begins_with_record(blocks: Iterable[str], read: list[str]) -> bool:
+    """Read on to the first tag and return whether it is `<start>`; `read` takes what was read."""
+    tail = ""
+    for block in blocks:
+        read.append(block)
+        if found := _TAG.search(tail + block):
+            return found[0] == START
+        tail = (tail + block)[1 - len(START) :]  # a tag may lie across two blocks
+    return False
+
+
+def _documents_of_records(
+    items: Iterator[Item], name: str, data_format: DataFormat
+) -> Iterator[Document]:
+    for item in items:
+        if item.record is None:
+            raise _malformed(f"{name}:{item.line}", item.problem, data_format)
+        yield Document(item.record.response, item.record.prompt, f"{name}:{item.line}")
+
+
+def _malformed(where: str, problem: str, data_format: DataFormat) -> UserError:
+    if data_format == "records":
+        fix = "Correct the record, or leave out --set data.format=records"
+    else:
+        fix = (
+            "Correct the record. Where the .txt and .md files are plain text that mentions the "
+            "tags, add --set data.format=text"
         )
-    return data
+    return UserError(f"{where}: {problem}; expected PROMPT{START}RESPONSE{END}", fix)
 
 
-def _refuse_special(name: str, mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
-    kind = next((kind for is_kind, kind in _SPECIAL if is_kind(mode)), "device")
-    raise UserError(
-        f"{name} is a {kind}; expected a file of text",
-        "Copy what it holds into a file, or take it away.",
-    )
+def _documents_of_jsonl(blocks: Iterable[str], name: str) -> Iterator[Document]:
+    for number, line in _json_lines(blocks):
+        try:
+            fields = _json_fields(line)
+        except ValueError as error:
+            raise UserError(
+                f"{name}:{number}: {error}",
+                'Each line is {"text": "..."} or {"prompt": "...", "response": "..."}.',
+            ) from error
+        text = fields["text"] if "text" in fields else fields["response"]
+        if text.strip():
+            yield Document(text, fields.get("prompt"), f"{name}:{number}")
 
 
-def _cannot_read(path: Path, error: OSError) -> UserError:
-    name = _shown(path)
-    if path.is_symlink() and not os.path.exists(path):
-        return UserError(f"{name} is a link to nothing", "Mend it, or take it away.")
-    if isinstance(error, FileNotFoundError):
-        return UserError(
-            f"{name} was there when the folder was listed and is gone now",
-            "Wait until whatever moves it has done, then type the command again.",
+def _record_items(blocks: Iterable[str], *, longest: int | None = None) -> Iterator[Item]:
+    line = 1
+    for number, (piece, ended) in enumerate(_split(blocks, END, longest), start=1):
+        if ended or piece.strip():
+            yield _record_item(number, piece, ended, line)
+        line += piece.count("\n")
+
+
+def _record_item(number: int, piece: str, ended: bool, line: int) -> Item:
+    prompt, *responses = piece.split(START)
+    without_blank_lines = _BLANK_LINES.sub("", prompt)
+    begin = line + prompt.count("\n") - without_blank_lines.count("\n")
+    if ended and len(responses) == 1 and responses[0].strip():
+        return Item(number, Record(without_blank_lines, responses[0]), line=begin)
+    if responses:
+        line += prompt.count("\n")
+        alone = ended and len(responses) == 1
+        problem = (
+            f"nothing between {START} and {END}" if alone else f"{START} has no {END} after it"
         )
-    return UserError(f"{name} cannot be read: {error.strerror}", _MAKE_READABLE)
+    elif ended:
+        line += prompt.count("\n")
+        problem = f"{END} has no {START} before it"
+    else:
+        line = begin
+        problem = f"text after the last {END}" if number > 1 else f"there is no {START}"
+    return Item(number, None, problem, piece, line)
 
 
-def _records(text: str, name: str) -> Iterator[Document]:
-    position, line, counted = 0, 1, 0
-    tags = _TAG.finditer(text)
-    for start in tags:
-        end = next(tags, None)
-        if start[0] == END:
-            raise _malformed(text, name, start.start(), "<end> has no <start> before it")
-        if end is None or end[0] == START:
-            raise _malformed(text, name, start.start(), "<start> has no <end> after it")
-        response = text[start.end() : end.start()]
-        if not response.strip():
-            raise _malformed(text, name, start.start(), "nothing between <start> and <end>")
-        prompt = _BLANK_LINES.sub("", text[position : start.start()])
-        begin = start.start() - len(prompt)
-        line += text.count("\n", counted, begin)
-        counted, position = begin, end.end()
-        yield Document(response, prompt, f"{name}:{line}")
-    rest = _BLANK_LINES.sub("", text[position:])
-    if rest.strip():
-        raise _malformed(text, name, len(text) - len(rest), "text after the last <end>")
-
-
-def _malformed(text: str, name: str, offset: int, problem: str) -> UserError:
-    line = text.count("\n", 0, offset) + 1
-    return UserError(
-        f"{name}:{line}: {problem}; expected PROMPT<start>RESPONSE<end>",
-        'Mend the record; or, if the file is plain text, save it as .jsonl: {"text": "..."}',
-    )
-
-
-def _json_lines(text: str, name: str) -> Iterator[Document]:
+def _json_lines(blocks: Iterable[str], *, longest: int | None = None) -> Iterator[tuple[int, str]]:
     # Not splitlines: JSON strings may hold U+2028 and other line ends of Unicode as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        document = _json_document(line, f"{name}:{number}")
-        if document.text.strip():
-            yield document
+    for number, (line, _) in enumerate(_split(blocks, "\n", longest), start=1):
+        if line.strip():
+            yield number, line
 
 
-def _json_document(line: str, source: str) -> Document:
+def _json_item(number: int, line: str) -> Item:
+    try:
+        fields = _json_fields(line)
+    except ValueError as error:
+        return Item(number, None, str(error), line, number)
+    if "text" in fields:
+        return Item(number, None, "", line, number)
+    return Item(number, Record(fields["prompt"], fields["response"]), line=number)
+
+
+def _json_fields(line: str) -> dict[str, str]:
+    """Return `text`, or `prompt` and `response`; raise ValueError with the problem otherwise."""
     try:
         fields = json.loads(line, object_pairs_hook=_without_repeats)
     except RecursionError as error:
-        raise _bad_json(source, "brackets within brackets, too deep to read") from error
+        raise ValueError("brackets nested too deep to read") from error
     except ValueError as error:
-        problem = str(error).partition(";")[0]  # behind it is advice on the settings of Python
-        raise _bad_json(source, f"not JSON ({problem})") from error
+        problem = str(error).partition(";")[0]  # the rest is advice on the settings of Python
+        raise ValueError(f"not JSON ({problem})") from error
     if not isinstance(fields, dict):
-        raise _bad_json(source, f"found {type(fields).__name__}, not an object")
+        raise ValueError(f"found {type(fields).__name__}, not an object")
     known = sorted(fields.keys() & {"text", "prompt", "response"})
     if known not in (["text"], ["prompt", "response"]):
-        raise _bad_json(source, f"found the fields {_names(list(fields))}")
-    for field in known:
-        if not isinstance(fields[field], str):
-            raise _bad_json(source, f"{field!r} is {type(fields[field]).__name__}, not a string")
-        if _HALF_CHARACTER.search(fields[field]):
-            raise _bad_json(source, f"{field!r} holds half of a character (a lone surrogate)")
-    if known == ["text"]:
-        return Document(fields["text"], source=source)
-    return Document(fields["response"], fields["prompt"], source)
+        raise ValueError(f"found the fields {_names(list(fields))}")
+    for name in known:
+        if not isinstance(fields[name], str):
+            raise ValueError(f"{name!r} is {type(fields[name]).__name__}, not a string")
+        if _LONE_SURROGATE.search(fields[name]):
+            raise ValueError(f"{name!r} holds half of a character (a lone surrogate)")
+    return {name: fields[name] for name in known}
 
 
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The object; of a field given twice, JSON's reader would silently drop the first."""
+    """Build the object; of a field given twice, the JSON reader would silently drop the first."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         counts = Counter(name for name, _ in pairs)
@@ -328,13 +238,31 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _names(fields: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in fields[:_SHOWN_FIELDS])
+    listed = ", ".join(repr(name[:40]) for name in fields[:_SHOWN_FIELDS])
     more = len(fields) - _SHOWN_FIELDS
-    return (shown or "none") + (f" and {more:,} more" if more > 0 else "")
+    return (listed or "none") + (f" and {more:,} more" if more > 0 else "")
 
 
-def _bad_json(source: str, problem: str) -> UserError:
-    return UserError(
-        f"{source}: {problem}",
-        'Each line is {"text": "..."} or {"prompt": "...", "response": "..."}.',
-    )
+def _split(
+    blocks: Iterable[str], separator: str, longest: int | None = None
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text between separators, and whether a separator ended it.
+
+    Of a piece longer than `longest` a first part is yielded, as one that was not ended.
+    """
+    parts: list[str] = []  # of the piece that has not ended yet
+    carry, size, cut = "", 0, False
+    for block in blocks:
+        *ended, rest = (carry + block).split(separator)
+        for piece in ended:
+            yield "".join(parts if cut else (*parts, piece)), not cut
+            parts, size, cut = [], 0, False
+        border = max(0, len(rest) - len(separator) + 1)  # a separator may lie across two blocks
+        size += border
+        if longest is None or size <= longest:
+            parts.append(rest[:border])
+        else:
+            cut = True
+        carry = rest[border:]
+    if parts or carry:
+        yield "".join((*parts, carry)), False

@@ -1,13 +1,98 @@
-"""The name of a document: a hash of what it says, by which corpora and manifests know it."""
+"""What a document is: plain text or a prompt with its response, its file format, and its identity.
+
+A record file holds `PROMPT<start>RESPONSE<end>`, any number of times. The two marks are what the
+tokenizer's control tokens are named after; inside a text they are characters like any others.
+"""
 
 import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+
+START, END = "<start>", "<end>"
+
+_HASHED_CHARS = 1 << 20  # encoded at a time, so that a novel is not copied whole
+
+
+@dataclass(frozen=True)
+class Record:
+    """A prompt and the response to it, as the generator writes and curation reads them."""
+
+    prompt: str
+    response: str
+
+    def text(self) -> str:
+        """Return the record as it stands in a file, followed by a blank line."""
+        for part in (self.prompt, self.response):
+            assert START not in part and END not in part, part
+        return f"{self.prompt}{START}{self.response}{END}\n\n"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text to train on; with a prompt, `text` is the response to it."""
+
+    text: str
+    prompt: str | None = None
+    source: str = ""
+
+    @cached_property
+    def id(self) -> str:
+        """Return `document_id`: the same for texts that differ in line ends alone."""
+        if self._is_canonical:
+            return self.content_hash
+        return document_id(self.text, self.prompt)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Return the hash of prompt and text to the character; token caches depend on it."""
+        return content_hash(self.text, self.prompt)
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Return the length of prompt and text as UTF-8."""
+        return _utf8_length(self.prompt or "") + _utf8_length(self.text)
+
+    @property
+    def _is_canonical(self) -> bool:
+        return _is_canonical(self.prompt or "") and _is_canonical(self.text)
 
 
 def document_id(text: str, prompt: str | None = None) -> str:
-    """128 bits in hexadecimal; `prompt` is None where the document is plain text."""
+    """Identify a document by what a reader sees: 128 bits in hexadecimal.
+
+    Line ends (CRLF, CR, LF), blanks before them, and blanks and line ends at the end of the text do
+    not count: a conversion of line ends leaves every document what it was. `prompt` is None for
+    plain text.
+    """
+    return content_hash(_canonical(text), None if prompt is None else _canonical(prompt))
+
+
+def content_hash(text: str, prompt: str | None = None) -> str:
+    """Hash prompt and text exactly: 128 bits in hexadecimal."""
     digest = hashlib.blake2b(digest_size=16)
     if prompt is not None:
-        asked = prompt.encode()
-        digest.update(b"prompt %d " % len(asked) + asked)
-    digest.update(b"text " + text.encode())
+        data = prompt.encode()
+        digest.update(b"prompt %d " % len(data) + data)
+    digest.update(b"text ")
+    for start in range(0, len(text), _HASHED_CHARS):
+        digest.update(text[start : start + _HASHED_CHARS].encode())
     return digest.hexdigest()
+
+
+def _canonical(text: str) -> str:
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "\n".join(line.rstrip(" \t") for line in lines).rstrip("\n")
+
+
+def _is_canonical(text: str) -> bool:
+    """Return whether `_canonical` would change nothing; far cheaper than to try."""
+    return not text.endswith((" ", "\t", "\n")) and not any(
+        ending in text for ending in ("\r", " \n", "\t\n")
+    )
+
+
+def _utf8_length(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    starts = range(0, len(text), _HASHED_CHARS)
+    return sum(len(text[start : start + _HASHED_CHARS].encode()) for start in starts)

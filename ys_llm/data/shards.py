@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ys_llm.data.readers import Document
+from ys_llm.data.records import Document
 from ys_llm.data.tokenizer import Tokenizer, id_format
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_folder, readable_os_errors, write_atomically
@@ -73,11 +73,11 @@ def prepare(
             f"The {label} split holds no documents",
             "Add text files, or change data.validation_fraction.",
         )
-    keyed = sorted(((document.key, document) for document in documents), key=lambda pair: pair[0])
-    folder = cache_dir / _cache_key([key for key, _ in keyed], tokenizer)
+    ordered = sorted(documents, key=lambda document: document.content_hash)
+    folder = cache_dir / _cache_key([document.content_hash for document in ordered], tokenizer)
     cached = _read_shard(folder)
     if cached is None:
-        _write_shard(folder, [document for _, document in keyed], tokenizer, label=label)
+        _write_shard(folder, ordered, tokenizer, label=label)
         cached = _read_shard(folder)
     if cached is None:
         raise UserError(

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
-from ys_llm.data.readers import Document, read_documents
+from ys_llm.data.readers import read_documents
+from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, prepare
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
@@ -171,7 +172,9 @@ def cached_baselines(
     """
     digest = hashlib.blake2b(b"baselines 1", digest_size=16)
     for side in (training, validation):
-        digest.update("\n".join(["", "", *sorted(document.key for document in side)]).encode())
+        digest.update(
+            "\n".join(["", "", *sorted(document.content_hash for document in side)]).encode()
+        )
     path = cache_dir / digest.hexdigest() / "baselines.json"
     kept = _read_baselines(path)
     if kept is None:
@@ -224,7 +227,9 @@ def positions_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[tuple[s
 
 def _shards(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenShard]]:
     for path in paths:
-        documents = read_documents(path, retype="ys eval RUN PATH")
+        documents = read_documents(
+            path, data_format=loaded.config.data.format, command="ys eval RUN PATH"
+        )
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
             label = path.name or str(path)
             yield path, prepare(documents, loaded.tokenizer, cache_dir=Path(cache), label=label)

@@ -17,7 +17,7 @@ import torch
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved
 from ys_llm.data.batches import batches_per_epoch, evaluation_span
-from ys_llm.data.readers import read_documents, split_documents
+from ys_llm.data.split import load_split
 from ys_llm.evaluation.bits_per_byte import evaluate_tokens
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.runs.checkpoint import save_checkpoint
@@ -78,10 +78,7 @@ def _forecast(config: Config, run: Path, folder: Path) -> Iterator[str]:
 
 
 def _prepared(config: Config, run: Path, *, cache: Path) -> Training:
-    split = split_documents(
-        read_documents(Path(config.data.path)), validation_fraction=config.data.validation_fraction
-    )
-    training = build(config, run, split, cache=cache)
+    training = build(config, run, load_split(config.data), cache=cache)
     select_backends(training)
     return training
 

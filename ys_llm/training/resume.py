@@ -18,7 +18,8 @@ import torch
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config, to_mapping
 from ys_llm.config.strict_reader import flatten
-from ys_llm.data.readers import Document, Split
+from ys_llm.data.records import Document
+from ys_llm.data.split import Split
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.runs.checkpoint import (
     Checkpoint,
@@ -254,7 +255,9 @@ def circumstances(split: Split, at: TrainProgress, device: torch.device) -> dict
 
 def _described(documents: Sequence[Document]) -> str:
     """A line that is the same for the same texts: how many, how much, and a hash over all."""
-    digest = hashlib.blake2b("".join(sorted(d.key for d in documents)).encode(), digest_size=8)
+    digest = hashlib.blake2b(
+        "".join(sorted(d.content_hash for d in documents)).encode(), digest_size=8
+    )
     size = sum(document.n_bytes for document in documents)
     return f"{len(documents):,} documents, {size:,} bytes, {digest.hexdigest()}"
 

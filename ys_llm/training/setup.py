@@ -14,8 +14,8 @@ from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.csrc import loader
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import Seen, seen
-from ys_llm.data.readers import Split, read_documents, split_documents
 from ys_llm.data.shards import prepare
+from ys_llm.data.split import Split, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.evaluation.bits_per_byte import cached_baselines
@@ -60,9 +60,7 @@ def set_up(config: Config, run: Path, *, from_step: int | None = None) -> Traini
     keep_freed_memory()
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    split = split_documents(
-        read_documents(Path(config.data.path)), validation_fraction=config.data.validation_fraction
-    )
+    split = load_split(config.data)
     training = build(config, run, split, cache=run / "cache")
     training.sources = _sources(config, split)
     # Not before: the vocabulary of a text too short to train on must not outlive the complaint.
@@ -84,7 +82,7 @@ def with_batch_size_of(run: Path, config: Config) -> Config:
 def _sources(config: Config, split: Split) -> list[dict[str, Any]]:
     """What wrote the training documents, for the model card; nothing where no manifest tells."""
     try:
-        found = seen(Path(config.data.path), (document.key for document in split.training))
+        found = seen(Path(config.data.path), (document.id for document in split.training))
     except (UserError, OSError) as error:  # it may be another program's: texts can be read without
         log_line(f"written by   unknown: {error}")
         return []
@@ -147,6 +145,8 @@ def build(config: Config, run: Path, split: Split, *, cache: Path) -> Training:
         f"{len(split.validation):,} held out"
     )
     log_line(f"leak check   {split.leak_check}")
+    for label, note in split.notes.items():
+        log_line(f"{label:<12} {note}")
     device = device_of(config.train)
     tokenizer = _tokenizer(config, run, split)
     config = _with_batch_size(config, tokenizer, device)

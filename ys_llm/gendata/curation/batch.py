@@ -4,15 +4,15 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ys_llm.data.readers import Item
+from ys_llm.data.records import Record
 from ys_llm.gendata.curation.near_duplicates import (
     Shingles,
     Signature,
     shingles_of,
     signature_of,
 )
-from ys_llm.gendata.curation.reading import Item
 from ys_llm.gendata.curation.rule import Curated, Rule, Verdict, apply_rules
-from ys_llm.gendata.record import Record
 
 BATCH_CHARS = 400_000  # a few milliseconds to send, a tenth of a second to work on
 

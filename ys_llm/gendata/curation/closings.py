@@ -3,6 +3,7 @@
 import json
 import re
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
 from ys_llm.gendata.curation.text import (
     CLOSING,
@@ -12,7 +13,6 @@ from ys_llm.gendata.curation.text import (
     is_verse,
     sentence_starts,
 )
-from ys_llm.gendata.record import Record
 
 _TAIL = 2000  # characters in which an offer is looked for
 _PROSE_PARAGRAPHS = 3  # from here on a last line without a full stop is a cut

@@ -6,9 +6,9 @@ from collections import Counter
 
 import numpy as np
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
 from ys_llm.gendata.curation.text import is_verse
-from ys_llm.gendata.record import Record
 
 _LEADS = {2: "ÂÃ", 3: "â", 4: "ð"}  # of UTF-8 sequences, read as cp1252; the usual ones alone
 _TAIL_BYTES = bytes(range(0x80, 0xC0))

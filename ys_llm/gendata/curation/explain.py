@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ys_llm.data.readers import Item, is_record_file, read_items
+from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.gendata.curation.reading import Item, corpus_files, is_record_file, read_items
+from ys_llm.gendata.curation.reading import corpus_files
 from ys_llm.gendata.curation.report import difference
 from ys_llm.gendata.curation.rule import Edit, Rule, Verdict, all_verdicts, apply_rules
 from ys_llm.gendata.curation.rules import STANDARD
-from ys_llm.gendata.record import Record
 
 _SHOWN = 60  # characters on both sides of what a rule found
 

@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict
-from ys_llm.gendata.record import Record
 
 AIMS: dict[str, str] = {
     "note:": "note",

@@ -3,9 +3,9 @@
 import re
 from collections.abc import Iterator
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
 from ys_llm.gendata.curation.text import FENCE, is_quoted, without_code
-from ys_llm.gendata.record import Record
 
 _NOTE_LINE = re.compile(
     r"""[ \t]*(?:[-+*]\ |\d+[.)]\ )?[*_(\[#\ ]*

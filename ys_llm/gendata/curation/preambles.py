@@ -2,8 +2,8 @@
 
 import re
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
-from ys_llm.gendata.record import Record
 
 _HEAD = 700  # characters; an opening longer than that is no opening
 _COPIED_WORDS = 8  # in a row: two texts on one subject do not share so many by chance

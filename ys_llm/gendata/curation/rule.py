@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.gendata.curation.closings import OFFER, TRUNCATED
 from ys_llm.gendata.curation.corruption import LANGUAGE, MOJIBAKE, REPETITION
@@ -15,7 +16,6 @@ from ys_llm.gendata.curation.notes_and_links import (
 )
 from ys_llm.gendata.curation.preambles import COPY, ECHO, PREAMBLE, REFUSAL
 from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
-from ys_llm.gendata.record import Record
 
 
 def _empty(record: Record) -> Outcome:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ys_llm.data.records import END, START, Record
 from ys_llm.gendata.curation.rule import Rule, apply_rules
 from ys_llm.gendata.curation.rules import rules_named
 from ys_llm.gendata.generation.journal import Question, Rejection
 from ys_llm.gendata.recipes import items
 from ys_llm.gendata.recipes.items import Item
 from ys_llm.gendata.recipes.kinds import Kind, Step
-from ys_llm.gendata.record import END, START, Record
 
 if TYPE_CHECKING:
     from ys_llm.gendata.backends.ollama import Answer, Request

@@ -2,9 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ys_llm.data.records import document_id
+from ys_llm.data.records import Record, document_id
 from ys_llm.gendata.generation.journal import Rejection
-from ys_llm.gendata.record import Record
 
 if TYPE_CHECKING:
     from ys_llm.gendata.curation.near_duplicates import NearDuplicates

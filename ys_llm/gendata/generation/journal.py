@@ -15,8 +15,8 @@ from types import NoneType
 from typing import Any, Literal
 
 from ys_llm.config.strict_reader import to_plain
+from ys_llm.data.records import Record
 from ys_llm.errors import UserError
-from ys_llm.gendata.record import Record
 from ys_llm.system.files import (
     Journal,
     make_folder,

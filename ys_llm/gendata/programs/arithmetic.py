@@ -2,9 +2,9 @@
 
 import random
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import counted
 from ys_llm.gendata.programs.words import CHILDREN
-from ys_llm.gendata.record import Record
 
 COLUMNS = ("Ones", "Tens", "Hundreds", "Thousands")
 GOODS = ("apple", "button", "marble", "shell", "pear", "coin", "card", "cherry", "stone", "egg",

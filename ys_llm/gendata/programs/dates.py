@@ -3,8 +3,8 @@
 import random
 from collections.abc import Callable
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import counted
-from ys_llm.gendata.record import Record
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September",

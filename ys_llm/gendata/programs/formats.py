@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable
 
 import yaml
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, ANIMALS, CHILDREN, FOODS, THINGS
-from ys_llm.gendata.record import Record
 
 Value = str | int | float | bool
 Row = dict[str, Value]

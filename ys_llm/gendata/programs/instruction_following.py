@@ -4,7 +4,7 @@ import json
 import random
 import re
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 from ys_llm.gendata.verifiers.constraints import OBEYED
 
 # Plain sentences without a comma, each true by itself and beginning with its subject.

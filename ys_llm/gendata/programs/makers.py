@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.arithmetic import arithmetic
 from ys_llm.gendata.programs.dates import dates
 from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
@@ -17,7 +18,6 @@ from ys_llm.gendata.programs.stories.retelling import cloze, retelling
 from ys_llm.gendata.programs.stories.scenes import scenes
 from ys_llm.gendata.programs.stories.story import story
 from ys_llm.gendata.programs.units import units
-from ys_llm.gendata.record import Record
 
 MAKERS: Mapping[str, Callable[[random.Random], Record]] = {
     "arithmetic": arithmetic,

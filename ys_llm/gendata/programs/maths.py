@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 COMPARED = {"<": operator.lt, ">": operator.gt, "==": operator.eq, "!=": operator.ne}
 ASKING = ("What is {}?", "Calculate {}.", "Work out {} step by step.", "{} = ?")

@@ -4,10 +4,10 @@ import itertools
 import random
 from collections.abc import Callable
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import listed
 from ys_llm.gendata.programs.spelling import MORE_WORDS
 from ys_llm.gendata.programs.words import CHILDREN
-from ys_llm.gendata.record import Record
 
 NAMES = CHILDREN["she"] + CHILDREN["he"]
 PLACES = ("first", "second", "third", "fourth", "fifth", "sixth")

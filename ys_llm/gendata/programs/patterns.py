@@ -5,8 +5,8 @@ import re
 from collections.abc import Callable
 from string import ascii_lowercase
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.spelling import MORE_WORDS
-from ys_llm.gendata.record import Record
 
 Wish = tuple[
     str, str, Callable[[random.Random], str]

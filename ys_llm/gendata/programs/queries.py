@@ -2,8 +2,8 @@
 
 import random
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.sql_tables import ASKING, markdown, random_table
-from ys_llm.gendata.record import Record
 from ys_llm.gendata.verifiers.code import answered_with_names
 
 ENDINGS = ("Answer in SQL.", "Write the SQL query and its result.", "Use SQL.")

@@ -3,9 +3,9 @@
 import random
 from string import ascii_lowercase
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import counted
 from ys_llm.gendata.programs.words import ANIMAL_NAMES, ANIMALS, CHILDREN, THINGS, TRAITS
-from ys_llm.gendata.record import Record
 
 MORE_WORDS = (
     "accordion", "address", "alligator", "alphabet", "apricot", "asparagus", "avocado", "balloon",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.data.manifest import item_key
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.makers import FACTS, MAKERS
 from ys_llm.gendata.recipes.combine import combination, noise
 from ys_llm.gendata.recipes.kinds import Kind, Step
 from ys_llm.gendata.recipes.templates import fill
-from ys_llm.gendata.record import Record
 
 _SEEDS = 2**31  # what a back end takes as a seed
 _DECORATION = re.compile(r"^(?:[#>*•-]+ +|\d+[.)] +)+|^(?:title|name)\s*: *", re.IGNORECASE)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 _FENCE = re.compile(r"```(\w*)[ \t]*\n(.*?)```", re.DOTALL)
 _SQL_SECONDS = 2.0

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 Value = int | str
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 _EQUATION = re.compile(
     r"(-?\(*\d[\d.\s()+*/-]*?)\s*=\s*(-?\d+(?:\.\d+)?)(?![\d.]*\s*[+*/-]\s*[\d(])"

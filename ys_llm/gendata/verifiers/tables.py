@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 
 from ys_llm.config.yaml_io import parse_yaml
+from ys_llm.data.records import Record
 from ys_llm.errors import UserError
-from ys_llm.gendata.record import Record
 
 Rows = list[dict[str, str]]
 _FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```\s*$", re.DOTALL)

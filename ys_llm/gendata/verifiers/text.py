@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _OPTION = re.compile(r"^\s*([A-D])[).:]\s*(\S.*?)\s*$", re.MULTILINE)

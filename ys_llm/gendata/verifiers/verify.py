@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, get_type_hints
 
 from ys_llm.config.strict_reader import StrictReader, raise_problems
-from ys_llm.gendata.record import Record
+from ys_llm.data.records import Record
 from ys_llm.gendata.verifiers.code import python, regex, sql
 from ys_llm.gendata.verifiers.constraints import constraints
 from ys_llm.gendata.verifiers.sums import arithmetic, spelling

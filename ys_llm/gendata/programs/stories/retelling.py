@@ -7,11 +7,11 @@ import random
 import re
 from collections.abc import Callable
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import listed, sentences
 from ys_llm.gendata.programs.stories.stage import CHILD_KIND, Character
 from ys_llm.gendata.programs.stories.story import Story, make_story
 from ys_llm.gendata.programs.words import ANIMAL_NAMES, CHILDREN, THINGS
-from ys_llm.gendata.record import Record
 
 Asked = tuple[str, str]
 SAID = re.compile(

@@ -3,9 +3,9 @@
 import random
 from dataclasses import dataclass, field
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import listed, plural
 from ys_llm.gendata.programs.words import CHILDREN
-from ys_llm.gendata.record import Record
 
 ITEMS = ("ball", "book", "cup", "hat", "key", "spoon", "doll", "kite", "shoe", "bell", "coat",
          "drum", "pencil", "ribbon")  # fmt: skip

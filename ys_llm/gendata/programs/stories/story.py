@@ -4,6 +4,7 @@ import random
 import re
 from dataclasses import dataclass
 
+from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import expand, sentences, tidy
 from ys_llm.gendata.programs.stories import (
     plots_heart,
@@ -15,7 +16,6 @@ from ys_llm.gendata.programs.stories import (
 from ys_llm.gendata.programs.stories.plot import Plot
 from ys_llm.gendata.programs.stories.pronouns import pronominalise
 from ys_llm.gendata.programs.stories.stage import Character, Stage, set_stage
-from ys_llm.gendata.record import Record
 
 PLOTS: tuple[Plot, ...] = (
     *plots_things.PLOTS,

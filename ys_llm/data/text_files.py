@@ -1,0 +1,220 @@
+"""The files of a corpus: which ones are read, and their text, a megabyte at a time.
+
+Only `.txt`, `.md` and `.jsonl` are read. In folders, `README.md`, `manifest*`, names that begin
+with a dot and the folders of runs are skipped; all other files are counted by their ending, so that
+a header can name what was passed over.
+"""
+
+import codecs
+import os
+import shlex
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ys_llm.data.encodings import SIGNATURE_BYTES, encoding_advice, file_format
+from ys_llm.errors import UserError
+from ys_llm.system.lock import is_run
+
+SUFFIXES = (".txt", ".md", ".jsonl")
+
+_BLOCK_BYTES = 1 << 20
+_SAMPLE_BYTES = 1 << 16  # from the first bad byte on, to tell the encoding by
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_SHOWN_ENDINGS = 6
+_MAKE_READABLE = "Make it readable, or move it out of the folder."
+_SPECIAL = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISDIR, "folder"))
+
+
+@dataclass(frozen=True)
+class CorpusFiles:
+    """The files to read, in a fixed order, and how many others there are of each ending."""
+
+    paths: list[Path] = field(default_factory=list)
+    passed_over: Counter[str] = field(default_factory=Counter)
+
+
+def find_files(root: Path, *, command: str) -> CorpusFiles:
+    """List the text files of a folder and all folders below it; a file is a list of itself.
+
+    Links are followed, and each file is listed once. Raises UserError where `root` does not exist
+    or is a file of another kind; `command` is what it then advises to type.
+    """
+    name = shown(root)
+    if not os.path.exists(root):
+        found = "is a link to nothing" if root.is_symlink() else "does not exist"
+        raise UserError(f"{name} {found}; expected a file or folder of text", f"Type: {command}")
+    if root.is_dir():
+        return _walk(root)
+    if root.suffix.lower() not in SUFFIXES:
+        raise _wrong_suffix(root, command)
+    return CorpusFiles([root])
+
+
+def passed_over_line(passed_over: Mapping[str, int]) -> str:
+    """Describe the files that were not read, by their endings: `3 files: 2 .pdf, 1 .csv`."""
+    ranked = sorted(passed_over, key=lambda ending: (-passed_over[ending], ending))
+    parts = [f"{passed_over[ending]:,} {ending}" for ending in ranked[:_SHOWN_ENDINGS]]
+    rest = sum(passed_over[ending] for ending in ranked[_SHOWN_ENDINGS:])
+    total = sum(passed_over.values())
+    noun = "file" if total == 1 else "files"
+    return f"{total:,} {noun}: {', '.join([*parts, *([f'{rest:,} others'] if rest else [])])}"
+
+
+def read_blocks(path: Path, *, errors: str = "strict") -> Iterator[str]:
+    """Yield the text of a UTF-8 file in order, without its byte-order mark; line ends stay.
+
+    With `errors="replace"` bad bytes become U+FFFD. Otherwise raises UserError at the first byte
+    that is not text, before the rest is read. A pipe or device is refused, not opened.
+    """
+    blocks = _read_bytes(path)
+    if errors == "replace":
+        yield from codecs.iterdecode(blocks, "utf-8-sig", errors)
+        return
+    decoder = _StrictDecoder(path)
+    for block in blocks:
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
+
+
+class _StrictDecoder:
+    """Decodes UTF-8 block by block and remembers what an error message needs."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._head = b""
+        self._n_bytes = 0  # in the blocks before this one
+        self._n_lines = 0
+
+    def decode(self, block: bytes, *, final: bool = False) -> str:
+        self._head = self._head or block[:SIGNATURE_BYTES]
+        try:
+            text = self._decoder.decode(block, final)
+        except UnicodeDecodeError as error:
+            pending = len(error.object) - len(block)
+            raise self._refusal(error.object, error.start, pending, "is not UTF-8") from error
+        if "\0" in text:
+            raise self._refusal(block, block.index(b"\0"), 0, "is not a character of a text")
+        if self._n_bytes == 0:
+            text = text.removeprefix("\ufeff")
+        self._n_bytes += len(block)
+        self._n_lines += block.count(b"\n")
+        return text
+
+    def _refusal(self, data: bytes, start: int, pending: int, problem: str) -> UserError:
+        """Say what is wrong at `data[start]`; `pending` bytes of data were in an earlier block."""
+        name = shown(self._path)
+        if known := file_format(self._head):
+            what, advice = known
+            return UserError(f"{name} is {what}; expected text in UTF-8", advice)
+        line = self._n_lines + data.count(b"\n", 0, start) + 1
+        offset = self._n_bytes - pending + start
+        line_start = data.rfind(b"\n", 0, start) + 1
+        advice = encoding_advice(
+            self._head,
+            data[line_start : start + _SAMPLE_BYTES],
+            name=shlex.quote(name),
+        )
+        return UserError(
+            f"{name}:{line}: byte 0x{data[start]:02x} at offset {offset} {problem}", advice
+        )
+
+
+def shown(path: Path | str) -> str:
+    """Return a path as one printable line, even where it is not UTF-8 or holds line breaks."""
+    text = str(path).encode("utf-8", "backslashreplace").decode()
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _wrong_suffix(path: Path, command: str) -> UserError:
+    expected = ", ".join(SUFFIXES)
+    head = next(_read_bytes(path), b"")[:SIGNATURE_BYTES]
+    if known := file_format(head):
+        what, advice = known
+        return UserError(f"{shown(path)} is {what}; expected one of {expected}", advice)
+    return UserError(
+        f"{shown(path)} is none of {expected}", f"Rename it if it is text, then type: {command}"
+    )
+
+
+def _walk(root: Path) -> CorpusFiles:
+    """List in a fixed order; what links lead to is listed once, so that a loop of links ends."""
+    files = CorpusFiles()
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
+        real = os.path.realpath(folder)
+        if real in seen or is_run(Path(folder)):  # with --data . the runs lie among the texts
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in names if not _is_about_the_corpus(name)):
+            path = Path(folder, name)
+            if not name.lower().endswith(SUFFIXES):
+                files.passed_over[_ending(path)] += 1
+            elif (real := os.path.realpath(path)) not in seen:
+                seen.add(real)
+                files.paths.append(path)
+    return files
+
+
+def _is_about_the_corpus(name: str) -> bool:
+    name = name.lower()
+    return name == "readme.md" or name.startswith((".", "manifest"))
+
+
+def _ending(path: Path) -> str:
+    """Return the ending that tells what a file is: `.pdf`, `.jsonl.gz`."""
+    suffixes = path.suffixes[-2:] if path.suffix.lower() in _COMPRESSED else path.suffixes[-1:]
+    ending = shown("".join(suffixes).lower())
+    return ending if 1 < len(ending) <= 20 else "without an ending"
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(
+        f"{shown(error.filename)} cannot be read: {error.strerror}", _MAKE_READABLE
+    ) from error
+
+
+def _read_bytes(path: Path) -> Iterator[bytes]:
+    """Yield a regular file in blocks; a pipe would never end, so anything else is refused."""
+    name = shown(path)
+    try:
+        _refuse_special(name, path.stat().st_mode)
+        with path.open("rb") as file:
+            before = os.fstat(file.fileno())
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise _cannot_read(path, error) from error
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise UserError(
+            f"{name} changed while it was read",
+            "Wait until the program that writes it is done, then type the command again.",
+        )
+
+
+def _refuse_special(name: str, mode: int) -> None:
+    if stat.S_ISREG(mode):
+        return
+    kind = next((kind for is_kind, kind in _SPECIAL if is_kind(mode)), "device")
+    raise UserError(
+        f"{name} is a {kind}; expected a file of text",
+        "Copy its content into a file, or move it out of the folder.",
+    )
+
+
+def _cannot_read(path: Path, error: OSError) -> UserError:
+    name = shown(path)
+    if path.is_symlink() and not os.path.exists(path):
+        return UserError(f"{name} is a link to nothing", "Correct or remove the link.")
+    if isinstance(error, FileNotFoundError):
+        return UserError(
+            f"{name} was removed after the folder was listed",
+            "Wait until the program that moves it is done, then type the command again.",
+        )
+    return UserError(f"{name} cannot be read: {error.strerror}", _MAKE_READABLE)

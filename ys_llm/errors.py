@@ -1,5 +1,7 @@
 """The one exception that a user sees without a traceback, and the exit codes of `ys`."""
 
+import shlex
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NO_MODEL = 3
@@ -24,3 +26,25 @@ class UserError(Exception):
             return self.problem
         stop = "" if self.problem.endswith((".", "?", "!")) else "."
         return f"{self.problem}{stop} {self.fix}"
+
+
+class UsageError(Exception):
+    """Words or flags of a command that contradict each other; shown with the command's usage."""
+
+
+def command_line(*words: str, **flags: object) -> str:
+    """A `ys` command to type, quoted for a shell: every advised command is built here.
+
+    A flag that is None, "" or False is left out, one that is True takes no value, and a list
+    repeats it; `_` in its name is `-`.
+    """
+    parts = ["ys", *words]
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            parts.append(flag)
+        elif isinstance(value, list | tuple):
+            parts += [part for item in value for part in (flag, shlex.quote(str(item)))]
+        elif value not in (None, "", False):
+            parts += [flag, shlex.quote(str(value))]
+    return " ".join(parts)

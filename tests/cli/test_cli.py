@@ -15,13 +15,13 @@ import pytest
 import yaml
 
 from ys_llm import __version__
-from ys_llm.cli.main import _parser, main
+from ys_llm.cli.main import COMMANDS, main, parse
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.config.sources import load_config, to_mapping
 from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE
+from ys_llm.runs.folder import locked
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("train", "run", "eval", "gen-data", "config")
 TINY = (
     "data.validation_fraction=0.2",
     "tokenizer.kind=bytes",
@@ -78,7 +78,7 @@ def ys(*words: str, cwd: Path = ROOT, text: str = "") -> subprocess.CompletedPro
 def test_help_loads_no_heavy_library() -> None:
     heavy = ("torch", "yaml", "numpy", "tokenizers", "dataclasses", "asyncio")
     code = (
-        "import sys; from ys_llm.cli import main\n"
+        "import sys; from ys_llm.cli.main import main\n"
         "try: main(['--help'])\n"
         f"finally: print('LOADED', [name for name in {heavy} if name in sys.modules])\n"
     )
@@ -91,50 +91,51 @@ def test_help_loads_no_heavy_library() -> None:
 
 
 def test_help_loads_few_modules() -> None:
-    """A clock would test the machine; what `ys --help` costs is what it imports: 24 modules."""
+    """A clock would test the machine; what `ys --help` costs is what it imports beyond these."""
     code = (
-        "import sys; before = len(sys.modules); from ys_llm.cli import main\n"
+        "import argparse, gettext, importlib, locale, shlex, shutil, sys, traceback, typing\n"
+        "before = len(sys.modules); from ys_llm.cli.main import main\n"
         "try: main(['--help'])\n"
         "finally: print(len(sys.modules) - before)\n"
     )
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert int(shown.stdout.splitlines()[-1]) <= 40
+    assert int(shown.stdout.splitlines()[-1]) <= 12
 
 
 def test_version() -> None:
     assert ys("--version").stdout == f"ys {__version__}\n"
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_each_verb_is_listed_and_explains_itself_both_ways(
-    verb: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_is_listed_and_explains_itself_both_ways(
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     texts = []
-    for words in (["help"], [verb, "--help"], ["help", verb]):
+    for words in (["help"], [command, "--help"], ["help", command]):
         with pytest.raises(SystemExit) as caught:
             main(words)
         assert caught.value.code == 0
         texts.append(capsys.readouterr().out)
-    assert f"\n    {verb} " in texts[0]
+    assert f"\n    {command} " in texts[0]
     assert texts[1] == texts[2]
-    assert f"\n  ys {verb}" in texts[1].partition("examples:")[2]
+    assert f"\n  ys {command}" in texts[1].partition("examples:")[2]
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS])
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_every_example_in_a_help_text_is_made_of_words_that_exist(
-    verb: str, capsys: pytest.CaptureFixture[str]
+    command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([verb, "--help"] if verb else ["--help"])
+        main([command, "--help"] if command else ["--help"])
     shown = capsys.readouterr().out
     examples = re.findall(r"^  (ys .+?)(?: {2,}.*)?$", shown.partition("examples:")[2], re.M)
     assert examples
     for example in examples:
         words = shlex.split(re.split(r" [<>] ", example)[0])[1:]
         if words[0] != "help":
-            assert callable(_parser().parse_args(words).run_verb)
+            assert parse(words).command == words[0]
 
 
 def test_without_words_the_overview_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,13 +159,19 @@ WRONG_WORDS = [
     (["fly"], "invalid choice: 'fly'"),
     (["train", "clear"], "expected nothing, `clean` or `clean all`, found `clear`"),
     (["train", "clean", "everything"], "found `clean everything`"),
-    (["train", "--learning-rate", "1"], "unrecognized arguments: --learning-rate"),
+    (["train", "--learning-rate", "1"], "Did you mean --set train.learning_rate=VALUE?"),
+    (["train", "--lr", "1"], "Did you mean --set train.learning_rate=VALUE?"),
+    (["train", "--new-data", "x"], "--new-data is now --init-from RUN --data PATH"),
+    (["train", "--from", "3"], "--from is now --resume-step STEP"),
+    (["run", "--plain"], "--plain is now --raw"),
+    (["run", "--weights", "int8"], "--weights is now --quantize"),
+    (["eval", "x", "y", "--weights", "int8"], "--weights is now --quantize"),
     (["train", "--conf", "x"], "unrecognized arguments: --conf"),
     (["run", "--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
     (["run", "--prompt", "x", "--logprobs", "2"], "--logprobs needs --json"),
     (["run", "--json", "--logprobs", "-1"], "--logprobs must be at least 0, found -1"),
-    (["run", "--prompts", "x", "--prompt", "y"], "--prompts prints JSON of its own"),
-    (["run", "--weights", "int4"], "argument --weights: invalid choice: 'int4'"),
+    (["run", "--prompts", "x", "--prompt", "y"], "--prompts prints JSON by itself"),
+    (["run", "--quantize", "int4"], "argument --quantize: invalid choice: 'int4'"),
     (["eval", "default"], "the following arguments are required: PATH"),
     (["config"], "the following arguments are required: action"),
 ]
@@ -215,7 +222,7 @@ def test_before_training_there_is_no_model(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("how", ["before the verb", "after the verb", "in the environment"])
+@pytest.mark.parametrize("how", ["before the command", "after the command", "in the environment"])
 def test_debug_shows_the_traceback(
     how: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -223,7 +230,7 @@ def test_debug_shows_the_traceback(
     if how == "in the environment":
         monkeypatch.setenv("YS_DEBUG", "1")
     else:
-        words.insert(0 if how == "before the verb" else len(words), "--debug")
+        words.insert(0 if how == "before the command" else len(words), "--debug")
     assert main(words) == EXIT_USAGE
     error = capsys.readouterr().err
     assert error.startswith("Traceback ")
@@ -290,7 +297,7 @@ def test_a_corpus_is_made_where_torch_is_not_installed(folder: Path) -> None:
     (folder / "configs").symlink_to(ROOT / "configs")
     code = (
         "import sys; sys.modules['torch'] = None\n"  # `import torch` now raises ImportError
-        "from ys_llm.cli import main\n"
+        "from ys_llm.cli.main import main\n"
         "sys.exit(main(['gen-data', '--count', '1', '--out', 'made']))"
     )
     for outcome in ("files written.", "Nothing to do."):
@@ -388,9 +395,9 @@ def test_what_rounded_weights_lose_is_told_by_eval(
     monkeypatch.chdir(trained)
     bits = {}
     for weights in ("fp32", "bf16", "int8"):
-        assert main(["eval", "tiny", "corpus", "--json", "--weights", weights]) == 0
+        assert main(["eval", "tiny", "corpus", "--json", "--quantize", weights]) == 0
         bits[weights] = json.loads(capsys.readouterr().out)[0]["bits_per_byte"]
-        assert main(["run", "tiny", "--prompt", "The", "--weights", weights]) == 0
+        assert main(["run", "tiny", "--prompt", "The", "--quantize", weights]) == 0
         capsys.readouterr()
     assert len(set(bits.values())) == 3
     assert bits["int8"] == pytest.approx(bits["fp32"], rel=0.01)
@@ -422,7 +429,7 @@ def test_a_text_that_is_not_utf8_is_refused(
     monkeypatch.chdir(trained)
     send(monkeypatch, b"caf\xe9")
     assert main(["run"]) == EXIT_FAILED
-    assert "ys: the text on stdin is not UTF-8. Convert it" in capsys.readouterr().err
+    assert "ys: the text on stdin is not UTF-8. Save it as UTF-8." in capsys.readouterr().err
     assert main(["run", "--prompt", "caf\udce9"]) == EXIT_USAGE
     assert "ys: --prompt is not UTF-8 text" in capsys.readouterr().err
 
@@ -433,8 +440,8 @@ def test_sampling_flags_are_checked_like_the_configuration(
     monkeypatch.chdir(trained)
     assert main(["run", "--prompt", "x", "--top-p", "2", "--seed", "-1"]) == EXIT_USAGE
     assert capsys.readouterr().err == (
-        "ys: ys run: top_p must be at most 1.0, found 2.0\n"
-        "ys: ys run: seed must be at least 0, found -1\n"
+        "ys: --top-p: generate.top_p must be at most 1.0, found 2.0\n"
+        "ys: --seed: generate.seed must be at least 0, found -1\n"
     )
 
 
@@ -466,9 +473,9 @@ def test_clean_asks_at_a_terminal_and_no_means_no(
     assert main(["train", "clean", "--run", "tiny"]) == EXIT_FAILED
     error = capsys.readouterr().err
     assert re.search(r"^removing runs/tiny/model.safetensors, [\d,.]+ [kM]B$", error, re.MULTILINE)
-    assert re.search(r"^in all [\d,.]+ [kM]B$", error, re.MULTILINE)
+    assert re.search(r"^total [\d,.]+ [kM]B$", error, re.MULTILINE)
     assert "tokenizer.json" not in error
-    assert error.endswith("Remove these and train anew? [y/N] nothing was removed\n")
+    assert error.endswith("Remove these and train from scratch? [y/N] nothing was removed\n")
     assert Path("runs/tiny/model.safetensors").exists()
 
 
@@ -478,9 +485,11 @@ def test_clean_without_a_terminal_removes_nothing_unless_told_to(trained: Path) 
     words = ["--run", "tiny", "--set", "train.max_steps=3"]
     refused = ys("train", "clean", "all", *words, cwd=trained)
     assert refused.returncode == EXIT_USAGE
-    assert "type: ys train clean all --yes" in refused.stderr
+    advised = re.search(r"type: (ys train clean all .*--yes)$", refused.stderr, re.M)
+    assert advised
+    assert "removing" in refused.stderr
     assert (run / "model.safetensors").stat().st_mtime_ns == before
-    result = ys("train", "clean", "all", *words, "--yes", cwd=trained)
+    result = ys(*shlex.split(advised.group(1))[1:], cwd=trained)
     assert result.returncode == 0, result.stderr
     assert "removing runs/tiny/tokenizer.json, " in result.stderr
     assert (run / "model.safetensors").stat().st_mtime_ns > before
@@ -507,7 +516,7 @@ def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
     for number in range(30):
         Path(f"sea poems/{number}.txt").write_text(f"The sea, the sea, wave {number} of the sea.")
     before = (trained / "runs/tiny/model.safetensors").read_bytes()
-    words = ["train", "--run", "tiny", "--new-data", "sea poems", "--set", "train.max_steps=2"]
+    words = ["train", "--init-from", "tiny", "--data", "sea poems", "--set", "train.max_steps=2"]
     assert main(words) == 0
     assert "begins with  the weights of runs/tiny, step " in capsys.readouterr().err
     config = load_config(Path("runs/tiny-sea-poems/config.yaml")).config
@@ -525,9 +534,13 @@ def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--from", "-1"], "--from must be at least 0, found -1"),
-        (["clean", "--from", "0", "--yes"], "removes the checkpoints"),
-        (["--new-data", "x", "--data", "y"], "takes the configuration of the run"),
+        (["--resume-step", "-1"], "--resume-step must be at least 0, found -1"),
+        (["clean", "--resume-step", "0", "--yes"], "removes the checkpoints"),
+        (
+            ["--init-from", "x", "--data", "y", "--config", "z"],
+            "uses the configuration of that run",
+        ),
+        (["--init-from", "x"], "--init-from needs --data PATH"),
     ],
 )
 def test_flags_of_train_that_cannot_be_meant_together(
@@ -537,3 +550,74 @@ def test_flags_of_train_that_cannot_be_meant_together(
         main(["train", *words])
     assert caught.value.code == EXIT_USAGE
     assert said in capsys.readouterr().err
+
+
+# --- platforms and locales ---
+
+
+def test_windows_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["config", "show"]) == EXIT_FAILED
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "ys: ys runs on Linux and macOS (Windows: through WSL)\n"
+
+
+FOREIGN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def ys_in_the_c_locale(*words: str, cwd: Path, text: str = "") -> tuple[bytes, bytes, int]:
+    """The command where neither the locale nor Python's settings say UTF-8."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ys_llm", *words],
+        cwd=cwd,
+        input=text.encode(),
+        env=os.environ | FOREIGN | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+    )
+    return done.stdout, done.stderr, done.returncode
+
+
+def test_arguments_paths_and_stdin_are_utf8_whatever_the_locale(trained: Path) -> None:
+    words = ("run", "tiny", "--json", "--max-tokens", "0")
+    given, error, code = ys_in_the_c_locale(*words, "--prompt", "Привет", cwd=trained)
+    assert code == 0, error
+    sent, error, code = ys_in_the_c_locale(*words, cwd=trained, text="Привет")
+    assert code == 0, error
+    assert json.loads(sent)["prompt"]["ids"] == json.loads(given)["prompt"]["ids"]
+    (trained / "тексты").mkdir()
+    (trained / "тексты" / "один.txt").write_text("Жил-был кот. " * 20, encoding="utf-8")
+    shown, error, code = ys_in_the_c_locale("eval", "tiny", "тексты/один.txt", cwd=trained)
+    assert code == 0, error
+    assert "тексты/один.txt" in shown.decode()
+
+
+def test_the_environment_reaches_generation(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    lengths = []
+    for variables, words in (
+        ({}, []),
+        ({"YS_GENERATE__MAX_TOKENS": "3"}, []),
+        ({"YS_GENERATE__MAX_TOKENS": "3"}, ["--max-tokens", "2"]),
+    ):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        assert main(["run", "tiny", "--prompt", "The", "--json", "--seed", "1", *words]) == 0
+        lengths.append(len(capsys.readouterr().out))
+    assert lengths[0] > lengths[1] > lengths[2]
+
+
+def test_a_clean_during_a_training_is_refused_before_anything_is_listed(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    with locked(Path("runs/tiny")):
+        assert main(["train", "clean", "--run", "tiny", "--yes"]) == EXIT_FAILED
+    error = capsys.readouterr().err
+    assert "removing" not in error
+    assert "runs/tiny is being trained by process" in error

@@ -63,7 +63,7 @@ def made_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_ys(out: Path, *words: str, hash_seed: str = "0") -> str:
     script = (
         "import sys; sys.modules['torch'] = sys.modules['ollama'] = None\n"
-        "from ys_llm.cli import main; sys.exit(main(['gen-data', *sys.argv[1:]]))"
+        "from ys_llm.cli.main import main; sys.exit(main(['gen-data', *sys.argv[1:]]))"
     )
     arguments = [sys.executable, "-c", script, "--out", str(out), *words]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

@@ -1,0 +1,127 @@
+"""What several commands share: the flags of a configuration, and typed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+if TYPE_CHECKING:
+    from ys_llm.config.sources import Override, Resolved
+    from ys_llm.runs.checkpoint import LoadedRun
+
+RUNS_DIR = Path("runs")
+Quantization = Literal["fp32", "bf16", "int8"]
+T = TypeVar("T")
+
+
+def typed(cls: type[T], namespace: argparse.Namespace) -> T:
+    """The parsed arguments as a dataclass with a field for each of them."""
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    return cls(**{name: getattr(namespace, name) for name in names})
+
+
+class Renamed(argparse.Action):
+    """A flag of an earlier version: refused with what it is called now."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, now: str) -> None:
+        super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
+        self._now = now
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Exit with 2 and the new name."""
+        parser.error(f"{option_string} is now {self._now}")
+
+
+@dataclass(frozen=True)
+class ConfigArguments:
+    """Where the settings of a run come from."""
+
+    config: str | None = None
+    data: str | None = None
+    run: str | None = None
+    set: list[str] = field(default_factory=list)
+
+    def flags(self) -> dict[str, object]:
+        """The same flags again, for a command to advise."""
+        return {"config": self.config, "data": self.data, "run": self.run, "set": self.set}
+
+
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """--config, --data, --run and --set."""
+    add = parser.add_argument
+    add("--config", metavar="NAME_OR_FILE", help="a shipped configuration, or a YAML file")
+    add("--data", metavar="PATH", help="text to train on: --set data.path=PATH")
+    add("--run", metavar="NAME", help="name of the run: --set run=NAME")
+    help_of_set = "one setting, its value written as YAML; may be repeated"
+    add("--set", metavar="A.B=VALUE", action="append", default=[], help=help_of_set)
+
+
+def add_quantize_flag(parser: argparse.ArgumentParser) -> None:
+    """--quantize, and its former name."""
+    parser.add_argument(
+        "--quantize",
+        choices=get_args(Quantization),
+        default="fp32",
+        help="quantise the weights of linear layers (default: fp32, as trained)",
+    )
+    parser.add_argument("--weights", action=Renamed, now="--quantize")
+
+
+def override(name: str, value: object, *, flag: str) -> list[Override]:
+    """A setting from a flag; none where the flag was not given."""
+    from ys_llm.config.sources import Override
+    from ys_llm.config.yaml_io import dump_inline
+
+    return [] if value is None else [Override(name, dump_inline(value), flag)]
+
+
+def overrides_of(arguments: ConfigArguments) -> list[str | Override]:
+    """What the command line sets."""
+    return [
+        *arguments.set,
+        *override("data.path", arguments.data, flag="--data"),
+        *override("run", arguments.run, flag="--run"),
+    ]
+
+
+def resolve(arguments: ConfigArguments) -> Resolved:
+    """The configuration: of --config, else of the run that exists, else the defaults."""
+    from ys_llm.config.shipped import find_config
+
+    overrides = overrides_of(arguments)
+    if arguments.config is not None:
+        return load(find_config(arguments.config), overrides)
+    resolved = load(None, overrides)
+    saved = RUNS_DIR / resolved.config.run / "config.yaml"
+    return load(saved, overrides, warn=False) if saved.exists() else resolved
+
+
+def load(path: Path | None, overrides: list[str | Override], *, warn: bool = True) -> Resolved:
+    """A file, the environment and the command line; warns of variables that are no settings."""
+    from ys_llm.config.sources import load_config
+
+    resolved = load_config(path, overrides=overrides, environment=os.environ)
+    for warning in resolved.warnings if warn else ():
+        print(f"ys: {warning}", file=sys.stderr)
+    return resolved
+
+
+def load_quantized(run: Path, quantization: Quantization) -> LoadedRun:
+    """A trained run with the weights of its linear layers quantised as --quantize says."""
+    from ys_llm.model.quantize import quantize_linears
+    from ys_llm.runs.checkpoint import load_run
+
+    loaded = load_run(run)
+    quantize_linears(loaded.model, quantization)
+    return loaded

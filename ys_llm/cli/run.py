@@ -1,0 +1,171 @@
+"""`ys run`: one completion, one for each line of a file, or a conversation."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ys_llm.cli.common import (
+    RUNS_DIR,
+    Quantization,
+    Renamed,
+    add_quantize_flag,
+    load_quantized,
+    override,
+)
+from ys_llm.errors import EXIT_USAGE, UsageError, UserError, command_line
+
+if TYPE_CHECKING:
+    from ys_llm.config.schema import GenerateConfig
+
+EXAMPLES = """\
+examples:
+  ys run                                        prompt after prompt; `exit` leaves
+  ys run mine --prompt "Once upon a time" --max-tokens 100 --seed 1
+  ys run < letter.txt                           complete a text; its last line break is dropped
+  ys run --json --logprobs 5 --max-tokens 0 --prompt "score this"
+  ys run --prompts questions.txt --seed 1 > answers.jsonl
+
+Text goes to stdout, timings to stderr. Defaults come from the run's `generate` section and from
+YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
+as fast as one by one. `ys eval --quantize` shows what quantised weights lose.
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of `ys run`; None is what was not given."""
+
+    name: str | None
+    prompt: str | None
+    prompts: Path | None
+    raw: bool
+    json: bool
+    logprobs: int
+    quantize: Quantization
+    max_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `ys run`."""
+    add = parser.add_argument
+    add("name", metavar="RUN", nargs="?", help="name or folder of a run (default: the latest)")
+    add("--prompt", metavar="TEXT", help="complete this and exit")
+    add("--prompts", metavar="FILE", type=Path, help="complete each line; print a JSON object each")
+    add("--raw", action="store_true", help="continue the text instead of answering it")
+    add("--json", action="store_true", help="print an object: ids, texts, log-probabilities")
+    add("--logprobs", metavar="K", type=int, default=0, help="with --json: the K best alternatives")
+    add("--max-tokens", metavar="N", type=int, help="most tokens generated; 0 scores the prompt")
+    add("--temperature", metavar="T", type=float, help="0 = greedy decoding")
+    add("--top-k", metavar="K", type=int, help="sample from the K most likely tokens; 0 = all")
+    add("--top-p", metavar="P", type=float, help="nucleus sampling with this probability")
+    add("--min-p", metavar="P", type=float, help="drop tokens below P times the most likely one")
+    add("--repetition-penalty", metavar="F", type=float, help="above 1: fewer repeated tokens")
+    add("--seed", metavar="N", type=int, help="same seed, same text")
+    add_quantize_flag(parser)
+    add("--plain", action=Renamed, now="--raw")
+
+
+def run(arguments: Arguments) -> int:
+    """Generate what was asked for; the exit code."""
+    _check(arguments)
+    prompt = None if arguments.prompts else _prompt(arguments)
+    from ys_llm.inference.repl import run_batch, run_interactive, run_once
+    from ys_llm.runs.folder import find_run
+
+    loaded = load_quantized(find_run(RUNS_DIR, arguments.name), arguments.quantize)
+    sampling = _sampling(arguments, loaded.path / "config.yaml")
+    if arguments.prompts:
+        run_batch(loaded, _lines_of(arguments.prompts), sampling, plain=arguments.raw)
+    elif prompt is None:
+        run_interactive(loaded, sampling, plain=arguments.raw)
+    else:
+        run_once(
+            loaded,
+            prompt,
+            sampling,
+            as_json=arguments.json,
+            logprobs=arguments.logprobs,
+            plain=arguments.raw,
+        )
+    return 0
+
+
+def _check(arguments: Arguments) -> None:
+    """Refuse arguments that contradict each other."""
+    if arguments.logprobs < 0:
+        raise UsageError(f"--logprobs must be at least 0, found {arguments.logprobs}")
+    if arguments.logprobs and not arguments.json:
+        raise UsageError("--logprobs needs --json")
+    if arguments.prompts is not None and (arguments.prompt is not None or arguments.json):
+        raise UsageError("--prompts prints JSON by itself; leave out --prompt and --json")
+
+
+def _sampling(arguments: Arguments, saved: Path) -> GenerateConfig:
+    """The run's own settings, then the environment, then the flags."""
+    from ys_llm.cli.common import load
+    from ys_llm.config.schema import GenerateConfig
+    from ys_llm.config.strict_reader import field_helps
+
+    overrides = []
+    for name in field_helps(GenerateConfig):
+        value = getattr(arguments, name)
+        flag = f"--{name.replace('_', '-')}"
+        overrides += override(f"generate.{name}", value, flag=flag)
+    return load(saved, [*overrides]).config.generate
+
+
+def _lines_of(path: Path) -> Iterator[str]:
+    """The non-empty lines of a file, without their line breaks."""
+    try:
+        with path.open(encoding="utf-8", newline="\n") as file:
+            yield from (line.rstrip("\r\n") for line in file if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text", "Save it as UTF-8.") from error
+
+
+def _prompt(arguments: Arguments) -> str | Iterable[str] | None:
+    """--prompt, else the text on stdin; None where somebody sits at a terminal."""
+    text = arguments.prompt
+    if text is not None and text.encode(errors="ignore").decode() != text:
+        fix = "Give it as UTF-8, or on stdin."
+        raise UserError("--prompt is not UTF-8 text", fix, exit_code=EXIT_USAGE)
+    if text is not None:
+        return text
+    if sys.stdin is None:
+        fix = f"Type: {command_line('run', *filter(None, [arguments.name]), prompt='TEXT')}"
+        raise UserError("stdin is closed, and no prompt is given", fix, exit_code=EXIT_USAGE)
+    if not sys.stdin.isatty():
+        return _text_of_stdin()
+    if arguments.json:
+        raise UsageError("--json needs --prompt, or a text on stdin")
+    return None
+
+
+def _text_of_stdin() -> Iterator[str]:
+    """Pieces of bounded size, whatever the length, without the last line break."""
+    from ys_llm.inference.repl import pieces_of
+
+    # Line breaks are not translated: the model must read exactly what was sent.
+    sys.stdin.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+    pending = ""
+    try:
+        for piece in pieces_of(sys.stdin):
+            text = pending + piece
+            body = text.removesuffix("\n").removesuffix("\r")
+            pending = text[len(body) :]
+            yield body
+    except UnicodeDecodeError as error:
+        raise UserError("the text on stdin is not UTF-8", "Save it as UTF-8.") from error
+    if pending not in ("", "\n", "\r\n"):
+        yield pending

@@ -29,7 +29,8 @@ from ys_llm.config.sources import load_config
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import initial_positions
-from ys_llm.ops.three_tier.reference import BACKENDS, State
+from ys_llm.ops.three_tier.select import BACKENDS
+from ys_llm.ops.three_tier.types import State
 from ys_llm.system.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,8 @@ from ys_llm.config.schema import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.state import initial_positions
 from ys_llm.ops.precision import Precision
-from ys_llm.ops.three_tier.reference import BACKENDS, State, usable
+from ys_llm.ops.three_tier.select import BACKENDS, is_available
+from ys_llm.ops.three_tier.types import State
 from ys_llm.training.setup import resolve_dtype
 
 LOOP = "reference fp32"  # the literal loop, which every bar is measured by
@@ -54,7 +55,7 @@ SHAPES = (
 
 def measure(effort: Effort, *, left_out: dict[str, str]) -> list[Group]:
     """One group a shape; `left_out` names backends that are not to run, and why."""
-    names = [name for name in BACKENDS if usable(name) and name not in left_out]
+    names = [name for name in BACKENDS if is_available(name, "cpu") and name not in left_out]
     groups = []
     for shape in SHAPES:
         small = replace(shape, B=2, T=32, E=32, S=shape.S // 16) if effort.quick else shape

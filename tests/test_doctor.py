@@ -24,7 +24,7 @@ from ys_llm.doctor import (
     report,
     try_writing,
 )
-from ys_llm.ops.three_tier import reference
+from ys_llm.ops.three_tier import select
 from ys_llm.system import machine
 from ys_llm.system.machine import Machine
 
@@ -165,7 +165,7 @@ def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
     assert taken in ("fp32", "bf16")
     assert why
     kernels, why = checkup.kernels
-    assert kernels in reference.BACKENDS
+    assert kernels in select.BACKENDS
     assert why
     assert load_config(None).config.model.mixer == "three_tier"
 

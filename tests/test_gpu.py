@@ -5,24 +5,14 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.op_cases import (
-    RECURRENCES,
-    TOLERANCES,
-    Case,
-    Setting,
-    largest_error,
-    leaf,
-    recurrence_case,
-    recurrence_weights,
-    tensors_in,
-)
+from support.op_cases import Case, assert_within, leaf, results, tensors_in
+from support.op_cases.three_tier import RECURRENCES, Setting, recurrence_case, recurrence_weights
 from support.training_runs import TrainRun, assert_same_training, column
 from torch import Tensor
 
@@ -30,10 +20,14 @@ from ys_llm.config.schema import GenerateConfig, ModelConfig
 from ys_llm.config.sources import Resolved, from_mapping
 from ys_llm.inference.generate import generate, prefill
 from ys_llm.model.language_model import Model
-from ys_llm.ops.three_tier import reference
+from ys_llm.ops.accuracy import TOLERANCES
 from ys_llm.ops.three_tier.gemm import Gemm
-from ys_llm.ops.three_tier.gpu.recurrence import graphed_pass, run_pass
-from ys_llm.ops.three_tier.gpu.triton_recurrence import DenseKernels, HeadKernels, KernelPass
+from ys_llm.ops.three_tier.gpu.recurrence import resets_everywhere
+from ys_llm.ops.three_tier.gpu.triton_steps import DenseSteps, HeadSteps, operands_of
+from ys_llm.ops.three_tier.reference import reference
+from ys_llm.ops.three_tier.select import BACKENDS, missing_requirement
+from ys_llm.ops.three_tier.types import State, one_clock
+from ys_llm.ops.three_tier.windowed import WindowedPass, run_pass
 from ys_llm.training.loop import train
 
 pytestmark = [
@@ -43,11 +37,8 @@ pytestmark = [
 
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-BY = {
-    "cuda_graph": pytest.param(False, id="cuda_graph"),
-    "triton": pytest.param(True, id="triton", marks=needs_triton),
-}
-by_each = pytest.mark.parametrize("by_triton", BY.values())
+EXPERIMENTAL = ("cuda_graph", pytest.param("triton", marks=needs_triton))
+by_each = pytest.mark.parametrize("name", EXPERIMENTAL)
 
 
 def on_cuda(case: Case) -> Case:
@@ -69,25 +60,6 @@ def on_cuda(case: Case) -> Case:
     return Case(arguments, options, [moved[id(v)] for v in case.leaves])
 
 
-def results(function: Callable[..., Any], case: Case) -> list[Tensor]:
-    """As `test_ops.results`, wherever the case lies, brought to the CPU."""
-    outputs = list(tensors_in(function(*case.arguments, **case.options)))
-    generator = torch.Generator().manual_seed(1)
-    grads = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outputs]
-    gradients = torch.autograd.grad(outputs, case.leaves, grads, allow_unused=True)
-    pairs = zip(gradients, case.leaves, strict=True)
-    filled = [torch.zeros_like(v) if g is None else g for g, v in pairs]
-    return [*(o.detach().cpu() for o in outputs), *(g.cpu() for g in filled)]
-
-
-def graphed(by_triton: bool) -> Callable[..., Any]:
-    def run(drive: Tensor, weights: Any, state: Any, **options: Any) -> Any:
-        starts_TB, precision = options.get("starts_TB"), options.get("precision", "fp32")
-        return graphed_pass(drive, weights, state, starts_TB, precision, by_triton=by_triton)
-
-    return run
-
-
 def ragged(setting: Setting, length: int, batch_size: int) -> Case:
     torch.manual_seed(length)
     weights = recurrence_weights(setting, torch.float32)
@@ -95,22 +67,27 @@ def ragged(setting: Setting, length: int, batch_size: int) -> Case:
     drive_TBS = leaf(length, batch_size, setting.d_state, dtype=torch.float32)
     leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBS, weights, states])}
     starts_TB = torch.rand(length, batch_size) < 0.05
-    arguments = (drive_TBS, weights, reference.State(*states, 0))
+    arguments = (drive_TBS, weights, State(*states, 0))
     return Case(arguments, {"starts_TB": starts_TB}, list(leaves.values()))
 
 
 @by_each
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 65])
-def test_the_recurrence_equals_the_reference_on_cuda(by_triton: bool, length: int) -> None:
-    for name, setting in RECURRENCES.items():
+def test_the_recurrence_equals_the_reference_on_cuda(name: str, length: int) -> None:
+    for label, setting in RECURRENCES.items():
         for position, busy in ((0, False), (5, True)):
             case = recurrence_case(
-                setting, length, position=position, held=busy, starts=busy, dtype=torch.float64
+                setting,
+                length,
+                position=position,
+                with_state=busy,
+                starts=busy,
+                dtype=torch.float64,
             )
-            expected = results(reference.reference, case)
+            expected = results(reference, case)
             for call in range(3):  # as it is, captured, replayed
-                error = largest_error(results(graphed(by_triton), on_cuda(case)), expected)
-                assert error <= TOLERANCES["float64"], f"{name}, {busy=}, {call=}: {error:.1e}"
+                values = results(BACKENDS[name], on_cuda(case))
+                assert_within(TOLERANCES["float64"], values, expected, f"{label}, {busy=}, {call=}")
 
 
 WIDE = {
@@ -123,41 +100,32 @@ WIDE = {
 
 @by_each
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", WIDE)
-def test_wide_states_stay_in_the_table_of_tolerances(
-    by_triton: bool, precision: str, name: str
-) -> None:
+@pytest.mark.parametrize("wide", WIDE)
+def test_wide_states_stay_in_the_table_of_tolerances(name: str, precision: str, wide: str) -> None:
     bound = TOLERANCES["float32" if precision == "fp32" else "bf16 in the loop"]
     for batch_size in (5, 64):
-        case = ragged(WIDE[name], 40, batch_size)
-        expected = results(reference.reference, case)
+        case = ragged(WIDE[wide], 40, batch_size)
+        expected = results(reference, case)
         moved = on_cuda(case)
         moved = moved._replace(options={**moved.options, "precision": precision})
         for call in range(3):
-            error = largest_error(results(graphed(by_triton), moved), expected)
-            assert error <= bound, f"{batch_size=}, {call=}: error {error:.1e}"
+            assert_within(
+                bound, results(BACKENDS[name], moved), expected, f"{batch_size=}, {call=}"
+            )
 
 
 @by_each
-def test_passes_that_are_pending_do_not_disturb_each_other(by_triton: bool) -> None:
+def test_passes_that_are_pending_do_not_disturb_each_other(name: str) -> None:
     cases = [on_cuda(ragged(WIDE["dense 512"], 33, rows)) for rows in (4, 4, 4, 4)]
     for number, case in enumerate(cases):
         with torch.no_grad():
             case.leaves[0].add_(number)
-    expected = [results(reference.reference, case) for case in cases]
-    run = graphed(by_triton)
+    expected = [results(reference, case) for case in cases]
     for _ in range(3):
-        pending = [list(tensors_in(run(*c.arguments, **c.options))) for c in cases]
-        for case, outputs, theirs in reversed(list(zip(cases, pending, expected, strict=True))):
-            generator = torch.Generator().manual_seed(1)
-            grads = [torch.randn(o.shape, generator=generator).cuda() for o in outputs]
-            gradients = torch.autograd.grad(outputs, case.leaves, grads, allow_unused=True)
-            filled = [
-                torch.zeros_like(v) if g is None else g
-                for g, v in zip(gradients, case.leaves, strict=True)
-            ]
-            ours = [*(o.detach().cpu() for o in outputs), *(g.cpu() for g in filled)]
-            assert largest_error(ours, theirs) <= TOLERANCES["float32"]
+        pending = [BACKENDS[name](*c.arguments, **c.options) for c in cases]
+        for i in reversed(range(len(cases))):
+            values = results(lambda *_, given=pending[i], **__: given, cases[i])
+            assert_within(TOLERANCES["float32"], values, expected[i], f"pass {i}")
 
 
 BARRIER = """
@@ -188,29 +156,31 @@ def compare_one_launch_with_many() -> None:
         drive_WBS, grad_WBS = torch.randn(2, 64, 64, 2048, device="cuda")
         found = []
         for together in (True, False):
-            kernels = DenseKernels(weights, "bf16", n_processors=processors, together=together)
+            operands = operands_of(weights, "bf16")
+            steps = DenseSteps(operands, n_processors=processors, together=together)
             pre_WBS, d_h_WBS = drive_WBS.clone(), grad_WBS.clone()
-            h_WBS, trail = kernels.forward(pre_WBS, h_BS, None)
-            d_pre_WBS = kernels.backward(d_h_WBS, torch.zeros_like(h_BS), trail, None)
+            no_resets = resets_everywhere(None, torch.float32)
+            h_WBS, trail = steps.forward(pre_WBS, h_BS, no_resets)
+            d_pre_WBS = steps.backward(d_h_WBS, torch.zeros_like(h_BS), trail, no_resets)
             found.append((h_WBS, d_h_WBS, d_pre_WBS))
         assert all(map(torch.equal, *found))
 
 
 @needs_triton
-@pytest.mark.parametrize("kernels", [HeadKernels, DenseKernels])
+@pytest.mark.parametrize("kernels", [HeadSteps, DenseSteps])
 def test_either_kind_of_kernels_serves_heads_that_both_can_hold(kernels: Any) -> None:
     case = ragged(Setting(d_state=192, n_heads=3, entry=True), 40, 20)
-    options = {"n_processors": 132} if kernels is DenseKernels else {}
+    options = {"n_processors": 132} if kernels is DenseSteps else {}
 
     def run(drive_TBS: Tensor, weights: Any, state: Any, *, starts_TB: Tensor) -> Any:
-        def begin(weights: Any, starts_TB: Tensor | None) -> KernelPass:
-            gemm, made = Gemm("fp32", onednn=False), kernels(weights, "fp32", **options)
-            return KernelPass(weights, gemm, state.position, starts_TB, made)
+        def begin(weights: Any, starts_TB: Tensor | None) -> WindowedPass:
+            resets = resets_everywhere(starts_TB, torch.float32)
+            steps = kernels(operands_of(weights, "fp32"), **options)
+            return WindowedPass(weights, Gemm("fp32"), one_clock(state), resets, steps)
 
         return run_pass(begin, drive_TBS, weights, state, starts_TB)
 
-    error = largest_error(results(run, on_cuda(case)), results(reference.reference, case))
-    assert error <= TOLERANCES["float32"]
+    assert_within(TOLERANCES["float32"], results(run, on_cuda(case)), results(reference, case))
 
 
 def test_generate_on_cuda_writes_what_it_writes_on_the_cpu() -> None:
@@ -246,20 +216,20 @@ YS_V0_3 = {
         "d_summary": 0,
         "factored": True,
         "shared_norm": True,
-        "entry": "raw",
+        "summary_scale": "fixed",
     },
 }
 STACK = {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"d_state": 32}}
 
 
-@pytest.mark.parametrize("backend", ["auto", "windowed", *BY])
+@pytest.mark.parametrize("backend", ["auto", "windowed", *EXPERIMENTAL])
 @pytest.mark.parametrize("model", [STACK, YS_V0_3], ids=["stack", "ys_v0_3"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_training_on_cuda_learns(
     tmp_path: Path, dtype: str, model: dict[str, Any], backend: str
 ) -> None:
-    if lack := reference.lack(backend):
-        pytest.skip(lack[0])
+    if backend != "auto" and (missing := missing_requirement(backend)):
+        pytest.skip(missing[0])
     text = "".join(f"the {n} cats sat on the {n} mats. " for n in range(500))
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     config = from_mapping(

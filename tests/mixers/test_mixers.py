@@ -203,11 +203,18 @@ def test_state_bytes_are_those_of_a_streamed_state(case: Case, seq_len: int) -> 
 
 
 def flops(passed: Any, inputs: Tensor) -> float:
-    """FLOPs of one pass as torch counts them, with the one kernel that it has no count for."""
-    counts = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops}
+    """FLOPs of one pass as torch counts them, with the two kernels that it has no count for."""
+    counts = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
+        torch.ops.mkldnn._linear_pointwise: linear_flops,
+    }
     with FlopCounterMode(display=False, custom_mapping=counts) as counter:
         passed(inputs)
     return float(counter.get_total_flops())
+
+
+def linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * int(weight[0])
 
 
 def flash_flops(query: Any, keys: Any, *_: Any, **__: Any) -> int:

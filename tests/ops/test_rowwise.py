@@ -39,7 +39,7 @@ def mlp(x_BTD: Tensor, added_BTD: Tensor) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     shapes = ((M, D), (M, D), (D, M))
     weights = [torch.randn(s, generator=generator).to(x_BTD.dtype) for s in shapes]
-    return (swiglu.compiled(x_BTD + added_BTD, *weights),)
+    return (swiglu.cpp(x_BTD + added_BTD, *weights),)
 
 
 def with_gradients(function: Any, order: Callable[[Tensor], Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ def kernel() -> None:
 def test_sums_are_exact_to_float32_whatever_the_number_of_rows(rows: int, k: int, m: int) -> None:
     x_NK, dy_NM = torch.randn(rows, k).bfloat16(), torch.randn(rows, m).bfloat16()
     expected = x_NK.double().t() @ dy_NM.double()
-    error = (weight_grad.compiled(x_NK, dy_NM) - expected).norm() / expected.norm()
+    error = (weight_grad.cpp(x_NK, dy_NM) - expected).norm() / expected.norm()
     assert error < 1e-6
 
 
@@ -28,20 +28,20 @@ def test_rows_may_lie_apart_and_threads_do_not_change_the_bits(threads_as_they_w
     wide_x, wide_dy = torch.randn(700, 256).bfloat16(), torch.randn(700, 160).bfloat16()
     x_NK, dy_NM = wide_x[:, 64:192], wide_dy[:, 32:96]
     torch.set_num_threads(1)
-    alone = weight_grad.compiled(x_NK, dy_NM)
+    alone = weight_grad.cpp(x_NK, dy_NM)
     torch.set_num_threads(2)
-    assert torch.equal(weight_grad.compiled(x_NK, dy_NM), alone)
-    assert torch.equal(weight_grad.compiled(x_NK.contiguous(), dy_NM.contiguous()), alone)
+    assert torch.equal(weight_grad.cpp(x_NK, dy_NM), alone)
+    assert torch.equal(weight_grad.cpp(x_NK.contiguous(), dy_NM.contiguous()), alone)
 
 
 def test_a_bad_number_spoils_its_row_alone() -> None:
     x_NK, dy_NM = torch.randn(600, 64).bfloat16(), torch.randn(600, 32).bfloat16()
     x_NK[555, 7] = float("nan")
-    grad = weight_grad.compiled(x_NK, dy_NM)
+    grad = weight_grad.cpp(x_NK, dy_NM)
     assert grad[7].isnan().all()
     assert grad[torch.arange(64) != 7].isfinite().all()
 
 
 def test_what_has_no_whole_blocks_is_left_to_torch() -> None:
     x_NK, dy_NM = torch.randn(300, 40).bfloat16(), torch.randn(300, 64).bfloat16()
-    assert torch.equal(weight_grad.compiled(x_NK, dy_NM), weight_grad.plain(x_NK, dy_NM))
+    assert torch.equal(weight_grad.cpp(x_NK, dy_NM), weight_grad.plain(x_NK, dy_NM))

@@ -1,7 +1,7 @@
 """The Triton kernels compiled for an H100 (sm_90), with the tilings that shapes get there.
 
-Needs no GPU: Triton brings its assembler along. Run by `test_triton.py` in a process of its own,
-with a cache of its own. A kernel that spills registers to memory is told here, not by a slow run.
+Needs no GPU: Triton contains the assembler. Run by `test_triton.py` in a process of its own, with a
+cache of its own. A kernel that spills registers to memory fails here instead of running slowly.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ys_llm.ops.three_tier.gemm import Precision
+from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.gpu import triton_dense, triton_heads
-from ys_llm.ops.three_tier.gpu.triton_recurrence import DenseKernels, HeadKernels
+from ys_llm.ops.three_tier.gpu.triton_steps import DenseSteps, HeadSteps, operands_of
 from ys_llm.ops.three_tier.types import Weights
 
 PROCESSORS = 132
@@ -43,7 +43,7 @@ def stack_bytes(
 ) -> int:
     """Compile for compute capability 9.0; bytes per thread that did not fit into registers.
 
-    As a launch does, it tells the compiler which pointers and numbers are multiples of 16.
+    As for a launch, the compiler is told which pointers and numbers are multiples of 16.
     """
     options = {name: constants.pop(name) for name in LAUNCH & set(constants)}
     types = dict.fromkeys(constants, "constexpr") | dict.fromkeys(NUMBERS, "i32")
@@ -72,11 +72,11 @@ def test_kernels_of_narrow_heads_fit_into_registers(
 ) -> None:
     if precision == "fp32" and width > 64:
         pytest.skip("such heads are wide ones in float32")
-    kernels = HeadKernels(weights_of(width, heads), precision)
-    _, tiling = kernels._tiling(batch_size)
+    kernels = HeadSteps(operands_of(weights_of(width, heads), precision))
+    _, tiling = kernels.tiling(batch_size)
     for kernel in (triton_heads.forward, triton_heads.backward):
         constants = {**tiling, "MASKED": masked, "WIDEN": False}
-        operands = TYPES[kernels.matrix_HPP.dtype]
+        operands = TYPES[kernels.operands.matrix_HPP.dtype]
         stack = stack_bytes(kernel, constants, {"width": width}, operands, tmp_path)
         assert stack <= FEW_BYTES
 
@@ -87,10 +87,10 @@ def test_kernels_of_narrow_heads_fit_into_registers(
 def test_kernels_of_wide_heads_fit_into_registers(
     width: int, heads: int, batch_size: int, precision: Precision, begins: bool, tmp_path: Path
 ) -> None:
-    kernels = DenseKernels(weights_of(width, heads), precision, n_processors=PROCESSORS)
+    kernels = DenseSteps(operands_of(weights_of(width, heads), precision), n_processors=PROCESSORS)
     for kernel in (triton_dense.forward, triton_dense.backward):
-        constants = {**kernels._tiling(batch_size), "MASKED": True, "WIDEN": False}
+        constants = {**kernels.tiling(batch_size), "MASKED": True, "WIDEN": False}
         constants |= {"WIDTH": width, "N_HEADS": heads, "BEGINS": begins}
         constants |= {"launch_cooperative_grid": begins}
-        operands = TYPES[kernels.matrix_HPP.dtype]
+        operands = TYPES[kernels.operands.matrix_HPP.dtype]
         assert stack_bytes(kernel, constants, {}, operands, tmp_path) <= FEW_BYTES

@@ -33,7 +33,7 @@ from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import mixer_names
-from ys_llm.ops.three_tier import reference
+from ys_llm.ops.three_tier import select
 from ys_llm.runs.checkpoint import checkpoints, load_run, read_json
 from ys_llm.system.files import sha256_of
 from ys_llm.training.loop import train
@@ -389,7 +389,7 @@ def test_the_kernels_that_were_settled_on_are_those_of_the_first_step_too(
     first = checkpoints(run)[0]
     assert first.name == "step-00000000"
     settled = read_json(first / "progress.json")
-    assert settled["backend"] in {*reference.BACKENDS} - {"reference"}
+    assert settled["backend"] in {*select.BACKENDS} - {"reference"}
     assert settled["dtype"] == "fp32"
 
 

@@ -20,7 +20,6 @@ summaries enter softly: their output shapers start at 0 and `entry`, learned per
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from math import lcm
 from typing import Any, Literal
 
@@ -31,19 +30,15 @@ from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops.decode_spec import DecodeSpec, linear_map, map_then_matrix, matrix_then_map
 from ys_llm.ops.linear import linear, linear_without_bias
 from ys_llm.ops.precision import Precision, compute_precision
-from ys_llm.ops.three_tier.reference import (
+from ys_llm.ops.three_tier.reference import reference
+from ys_llm.ops.three_tier.select import (
     BACKENDS,
-    EPS,
-    State,
-    Summary,
-    Weights,
-    choose,
-    lack,
-    reference,
-    usable,
+    default_backend,
+    missing_requirement,
+    select,
 )
+from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights
 
-FEWEST_STEPS = 16  # of a pass for which packing the weights pays
 SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries from here; LOG.md
 
 
@@ -155,7 +150,7 @@ class Mixer(nn.Module):
         self, *, batch_size: int, precision: Precision, previous: str = ""
     ) -> tuple[str, str]:
         """Resolve `backend: auto` by a timed probe, or keep the `previous` one."""
-        if lacking := lack(self.backend, self.state_controller.device.type):
+        if lacking := missing_requirement(self.backend, self.state_controller.device.type):
             problem, remedy = lacking
             raise UserError(
                 f"train.backend: {self.backend}: {problem}",
@@ -163,8 +158,8 @@ class Mixer(nn.Module):
             )
         if self.backend != "auto":
             return self.backend, "as configured"
-        self.backend, why = choose(
-            batch_size=batch_size, weights=self._weights(), precision=precision, taken=previous
+        self.backend, why = select(
+            self._weights(), batch_size=batch_size, precision=precision, previous=previous
         )
         return self.backend, why
 
@@ -172,8 +167,7 @@ class Mixer(nn.Module):
         """The selected backend; before a selection compiled code where it is available and pays."""
         if self.backend not in ("auto", "cpp"):
             return BACKENDS[self.backend]
-        compiles = steps >= FEWEST_STEPS and device_type == "cpu" and usable("cpp")
-        return BACKENDS["cpp" if compiles else "windowed"]
+        return BACKENDS[default_backend(device_type=device_type, steps=steps)]
 
     def forward(
         self,
@@ -184,10 +178,10 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
         drive_TBS, drive_bias = self._drive(x_BTD.transpose(0, 1))
-        if (clock := self._common_clock(position_B)) is None:
-            run, clock = partial(reference, position_B=position_B), 0
-        else:
-            run = self._recurrence(len(drive_TBS), x_BTD.device.type)
+        clock = self._common_clock(position_B)
+        run = self._recurrence(len(drive_TBS), x_BTD.device.type)
+        if clock is None:
+            run, clock = reference, position_B
         h_TBS, after = run(
             drive_TBS,
             self._weights()._replace(drive_bias=drive_bias),
@@ -206,7 +200,7 @@ class Mixer(nn.Module):
             return linear(self.in_proj, x_TBD) @ self.input_influencer, None
         return linear_without_bias(self.in_proj, x_TBD)
 
-    def _common_clock(self, position_B: Tensor) -> int | None:
+    def _common_clock(self, position_B: Tensor) -> int | Tensor | None:
         """A clock that renews the summaries of all rows when their own do; None: there is none."""
         options = self.options
         cycle = lcm(*(e for e in (options.local_interval, options.global_interval) if e))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
-from ys_llm.ops.three_tier.gemm import Precision
-from ys_llm.ops.three_tier.types import State, Summary, Weights, flat, unflat
+from ys_llm.ops.precision import Precision
+from ys_llm.ops.three_tier.types import State, Summary, Weights, flat, one_clock, unflat
 from ys_llm.ops.weight_grad import fastest
 
 KERNEL = "recurrence"
@@ -335,20 +335,25 @@ class _Recurrence(torch.autograd.Function):
         )
 
 
-def cpp_pass(
+def cpp(
     drive_TBS: Tensor,
     weights: Weights,
     state: State,
-    starts_TB: Tensor | None,
-    precision: Precision,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
-    """Run `_Recurrence`; outside autocast, since the precision of every product is settled."""
-    settings = (weights, _Code(_operands(drive_TBS, precision)), state.position, starts_TB)
+    """As `reference`, in C++ compiled on this machine: one call forward, one call backward.
+
+    On a CPU only, and only where `library` finds it. With bfloat16 operands every h is bfloat16, as
+    the next matmul takes it; the state stays float32. Runs outside autocast.
+    """
+    settings = (weights, _Code(_operands(drive_TBS, precision)), one_clock(state), starts_TB)
     with torch.autocast("cpu", enabled=False):
         h_TBS, main, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
             settings, drive_TBS, *state[:3], *flat(weights)
         )
-    return h_TBS, State(main, local, glob, state.position + len(drive_TBS))
+    return h_TBS, State(main, local, glob, one_clock(state) + len(drive_TBS))
 
 
 def _operands(drive: Tensor, precision: Precision) -> _Operands:

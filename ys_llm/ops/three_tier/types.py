@@ -1,18 +1,19 @@
-"""What the three-tier recurrence takes and keeps: weights, state and the clock of the summaries."""
+"""Types of the three-tier recurrence: weights, state, and the clock of the summaries."""
 
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-_PLAIN = 6  # tensors of `Weights` before its summaries
-EPS = 1e-5  # of every LayerNorm, torch's default and the source's
+EPS = 1e-5  # of every LayerNorm: torch's default, and the source's
+_MAIN_TENSORS = 6  # tensors of `Weights` before its summaries
+_SUMMARY_TENSORS = 5
 
 
 class Summary(NamedTuple):
-    """Weights of one summary tier and its period in steps.
+    """Weights of one summary tier and the number of steps between its updates.
 
-    It is renewed R wide and held S wide: A and B (controller, influencer) are S x R, gain and bias
-    R, C (shaper) R x S; R = S in the source.
+    The update is R wide inside and S wide outside: A and B (controller, influencer) are S x R, gain
+    and bias R, C (shaper) R x S. In the source R = S.
     """
 
     state_controller: Tensor
@@ -26,7 +27,7 @@ class Summary(NamedTuple):
 class Weights(NamedTuple):
     """Weights of the recurrence. state_controller is S x S, or H x P x P for H heads of width P.
 
-    gain, bias, entry and drive_bias have one number for each of the S channels.
+    gain, bias, entry (the scale of L + G) and drive_bias have one number per channel.
     """
 
     state_controller: Tensor
@@ -40,36 +41,47 @@ class Weights(NamedTuple):
 
     @property
     def n_heads(self) -> int:
-        """Blocks of the state controller."""
+        """Number of diagonal blocks of the state controller."""
         return 1 if self.state_controller.dim() == 2 else len(self.state_controller)
+
+    @property
+    def summaries(self) -> tuple[Summary | None, Summary | None]:
+        """Local, then global."""
+        return self.local_summary, self.global_summary
 
 
 class State(NamedTuple):
-    """What the recurrence remembers: each B x S, and the clock t of the next token."""
+    """State of the recurrence: three B x S tensors, and the clock t of the next token.
+
+    The clock is one number for all rows; `reference` also takes one per row (B, int64, on the CPU).
+    """
 
     main: Tensor
     local_summary: Tensor
     global_summary: Tensor
-    position: int = 0
+    position: int | Tensor = 0
 
 
-def is_renewed(summary: Summary | None, t: int) -> bool:
-    """Whether this summary is renewed after the output of step t."""
-    return summary is not None and t % summary.every == summary.every - 1
+def one_clock(state: State) -> int:
+    """The clock of all rows."""
+    assert isinstance(state.position, int), "only `reference` takes a clock per row"
+    return state.position
 
 
 def flat(weights: Weights) -> list[Tensor | None]:
     """All tensors of the weights in one list, as autograd takes them."""
-    tensors: list[Any] = list(weights[:_PLAIN])
-    for summary in (weights.local_summary, weights.global_summary):
-        tensors += [None] * 5 if summary is None else summary[:5]
+    tensors: list[Any] = list(weights[:_MAIN_TENSORS])
+    for summary in weights.summaries:
+        tensors += [None] * _SUMMARY_TENSORS if summary is None else summary[:_SUMMARY_TENSORS]
     return tensors
 
 
 def unflat(tensors: list[Any], like: Weights) -> Weights:
-    """The inverse of `flat`; the periods, which are no tensors, come from `like`."""
-    tiers = [
-        tier and Summary._make([*tensors[begin : begin + 5], tier.every])
-        for begin, tier in ((_PLAIN, like.local_summary), (_PLAIN + 5, like.global_summary))
+    """The inverse of `flat`; the update intervals, which are not tensors, come from `like`."""
+    main, rest = tensors[:_MAIN_TENSORS], tensors[_MAIN_TENSORS:]
+    groups = (rest[:_SUMMARY_TENSORS], rest[_SUMMARY_TENSORS:])
+    summaries = [
+        summary and Summary._make([*group, summary.every])
+        for group, summary in zip(groups, like.summaries, strict=True)
     ]
-    return Weights._make([*tensors[:_PLAIN], *tiers])
+    return Weights._make([*main, *summaries])

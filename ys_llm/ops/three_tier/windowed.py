@@ -1,70 +1,68 @@
-"""The three-tier recurrence, window by window, with its way back written by hand.
+"""The three-tier recurrence window by window, with a hand-written backward pass.
 
-Forward, per step: one product and one LayerNorm; what L and G add is constant inside a window and
-joins the drive beforehand. Backward, per step: the LayerNorm's input gradient and one product,
+L and G change only at the end of a window, so inside one they are part of the drive. What remains
+per step: forward, one matmul and one LayerNorm; backward, the LayerNorm's input gradient and one
+matmul,
 
     dpre_t = LN'(dh_t);   dh_{t-1} = grad_{t-1} + dpre_t state_controller^T
 
-and the gradient of every weight is one product or reduction over all steps after the loop.
-Equation and semantics: `recurrence.py`, whose `reference` this is tied to.
+The gradient of every weight is one matmul or reduction over all steps after the loop. The equation
+is that of `reference.py`. Runs on any device.
 """
 
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.gemm import Gemm, transposed
-from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights, flat, is_renewed, unflat
+from ys_llm.ops.three_tier.types import (
+    State,
+    Summary,
+    Weights,
+    flat,
+    one_clock,
+    unflat,
+)
+from ys_llm.ops.three_tier.window_steps import (
+    Norm,
+    Resets,
+    Steps,
+    StepTrail,
+    TorchSteps,
+    find_resets,
+)
 
 
-class Norm(NamedTuple):
-    """LayerNorm per head with its statistics, and its backward with respect to the input."""
+def windowed(
+    drive_TBS: Tensor,
+    weights: Weights,
+    state: State,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, State]:
+    """As `reference`.
 
-    gain: Tensor
-    bias: Tensor
-    width: int
+    On a CPU matmuls inside the loop are float32 whatever the precision, because a bfloat16 matmul
+    there rounds its sum as well; elsewhere their operands are bfloat16 where that is asked for.
+    """
 
-    def forward(self, pre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """LN(pre), with the mean and 1 / sqrt(variance + EPS) of every row of a head."""
-        if pre.shape[-1] == self.width:
-            return torch.native_layer_norm(pre, [self.width], self.gain, self.bias, EPS)
-        rows = pre.reshape(-1, self.width)
-        x_hat, mean, rstd = torch.native_layer_norm(rows, [self.width], None, None, EPS)
-        return torch.addcmul(self.bias, x_hat.view_as(pre), self.gain), mean, rstd
+    def begin(own: Weights, starts_TB: Tensor | None) -> "WindowedPass":
+        resets = find_resets(starts_TB, own.gain.dtype)
+        steps = TorchSteps(own, Gemm(precision))
+        return WindowedPass(own, Gemm(precision), one_clock(state), resets, steps)
 
-    def backward(self, grad: Tensor, pre: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        """The gradient of `pre`."""
-        backward = torch.ops.aten.native_layer_norm_backward
-        wanted = [True, False, False]
-        if pre.shape[-1] == self.width:
-            dense = backward(grad, pre, [self.width], mean, rstd, self.gain, self.bias, wanted)
-            return cast(Tensor, dense[0])
-        rows, grads = pre.reshape(-1, self.width), (grad * self.gain).view(-1, self.width)
-        return cast(
-            Tensor, backward(grads, rows, [self.width], mean, rstd, None, None, wanted)[0]
-        ).view_as(pre)
-
-    def parameter_grads(
-        self, grad: Tensor, pre: Tensor, mean: Tensor, rstd: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients of gain and bias, reduced once over all rows after the loop."""
-        if pre.shape[-1] == self.width:
-            wanted = [False, True, True]
-            backward = torch.ops.aten.native_layer_norm_backward
-            shape = [self.width]
-            _, *fused = backward(grad, pre, shape, mean, rstd, self.gain, self.bias, wanted)
-            return fused[0], fused[1]
-        rows = pre.reshape(-1, self.width)
-        x_hat = ((rows - mean.reshape(-1, 1)) * rstd.reshape(-1, 1)).view(-1, self.gain.shape[0])
-        grad = grad.reshape(-1, self.gain.shape[0])
-        return (grad * x_hat).sum(0), grad.sum(0)
+    return run_pass(begin, drive_TBS, weights, state, starts_TB)
 
 
 class _Update(NamedTuple):
-    """What one firing of a summary leaves for its backward; all B x S but the statistics."""
+    """What one update of a summary leaves for its backward pass."""
 
-    held: Tensor
+    old: Tensor
     y: Tensor
     pre: Tensor
     normed: Tensor
@@ -72,240 +70,277 @@ class _Update(NamedTuple):
     rstd: Tensor
 
 
-class _Tier:
-    """One summary during a pass: its weights as operands, and the trail of its updates."""
+class _UpdateGrads(NamedTuple):
+    """The gradients of one update from which those of its weights are formed."""
+
+    new: Tensor
+    normed: Tensor
+    pre: Tensor
+
+
+class _SummaryTier:
+    """One summary's weights as operands, and its update forward and backward."""
 
     def __init__(self, summary: Summary, gemm: Gemm, n_heads: int) -> None:
         self.gemm, self.summary = gemm, summary
         self.norm = Norm(summary.gain, summary.bias, len(summary.gain) // n_heads)
         self.operands = [gemm.operand(matrix) for matrix in summary[:3]]
-        self.updates: list[_Update] = []
-        self.grads: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def update(self, held_BS: Tensor, y_BS: Tensor) -> Tensor:
-        """LN(held A + y B) C."""
+    def update(self, old_BS: Tensor, y_BS: Tensor) -> tuple[Tensor, _Update]:
+        """LN(old A + y B) C."""
         controller, influencer, shaper = self.operands
-        pre = self.gemm.product(held_BS, controller)
-        pre = self.gemm.add_product(pre, y_BS, influencer, out=pre)
+        pre = self.gemm.matmul(old_BS, controller)
+        pre = self.gemm.add_matmul(pre, y_BS, influencer, out=pre)
         normed, mean, rstd = self.norm.forward(pre)
-        self.updates.append(_Update(held_BS, y_BS, pre, normed, mean, rstd))
-        return self.gemm.product(normed, shaper)
+        return self.gemm.matmul(normed, shaper), _Update(old_BS, y_BS, pre, normed, mean, rstd)
 
-    def update_backward(self, grad_held: Tensor) -> tuple[Tensor, Tensor]:
-        """The latest update not yet gone back through: gradients of the old held state and of y."""
+    def update_backward(
+        self, d_new: Tensor, update: _Update
+    ) -> tuple[Tensor, Tensor, _UpdateGrads]:
+        """Gradients of the old summary and of y, and those that the weights' are formed from."""
         controller, influencer, shaper = self.operands
-        trail = self.updates[-1 - len(self.grads)]
-        d_normed = self.gemm.product(grad_held, transposed(shaper))
-        d_pre = self.norm.backward(d_normed, trail.pre, trail.mean, trail.rstd)
-        self.grads.append((grad_held, d_normed, d_pre))
-        d_held = self.gemm.product(d_pre, transposed(controller))
-        return d_held, self.gemm.product(d_pre, transposed(influencer))
+        d_normed = self.gemm.matmul(d_new, transposed(shaper))
+        d_pre = self.norm.backward(d_normed, update.pre, update.mean, update.rstd)
+        d_old = self.gemm.matmul(d_pre, transposed(controller))
+        d_y = self.gemm.matmul(d_pre, transposed(influencer))
+        return d_old, d_y, _UpdateGrads(d_new, d_normed, d_pre)
 
-    def weight_grads(self) -> tuple[Tensor, ...]:
-        """Gradients of A, B, C, gain and bias: one product each over all updates."""
-        if not self.updates:
+    def weight_grads(self, trail: list[tuple[_Update, _UpdateGrads]]) -> tuple[Tensor, ...]:
+        """Gradients of A, B, C, gain and bias: one matmul each over all updates."""
+        if not trail:
             return tuple(torch.zeros_like(weight) for weight in self.summary[:5])
-        held, y, pre, normed, mean, rstd = zip(*self.updates, strict=True)
-        d_held, d_normed, d_pre = zip(*reversed(self.grads), strict=True)
+        updates, all_grads = zip(*trail, strict=True)
+        old, y, pre, normed, mean, rstd = map(torch.cat, zip(*updates, strict=True))
+        d_new, d_normed, d_pre = map(torch.cat, zip(*all_grads, strict=True))
         a, b, c = self.summary[:3]
         grad = self.gemm.weight_grad
         return (
-            grad(torch.cat(held), torch.cat(d_pre), a),
-            grad(torch.cat(y), torch.cat(d_pre), b),
-            grad(torch.cat(normed), torch.cat(d_held), c),
-            *self.norm.parameter_grads(*map(torch.cat, (d_normed, pre, mean, rstd))),
+            grad(old, d_pre, a),
+            grad(y, d_pre, b),
+            grad(normed, d_new, c),
+            *self.norm.parameter_grads(d_normed, pre, mean, rstd),
         )
 
 
-class Pass:
-    """One run over T steps and back; lives as long as autograd may ask for the way back."""
+@dataclass
+class _Window:
+    """One window of a pass: steps begin to end, and what they leave for the backward pass."""
+
+    begin: int
+    end: int
+    reset_mask: Tensor | None  # W x B x 1: 0 from a document's start on; None: none starts
+    summary_sum: Tensor
+    trail: StepTrail
+    updates: dict[int, _Update] = field(default_factory=dict)  # by tier
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the forward pass leaves for the backward pass."""
+
+    h0: Tensor
+    pre: Tensor
+    windows: list[_Window]
+
+
+class Pass(Protocol):
+    """A forward pass over T steps and its backward pass."""
+
+    def forward(
+        self, drive: Tensor, h: Tensor, summaries: list[Tensor], /
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Every h, and L and G after the last step."""
+
+    def backward(
+        self, h: Tensor, grad_h: Tensor, grad_summaries: list[Tensor], /
+    ) -> list[Tensor | None]:
+        """Gradients of drive, h0, L0, G0 and every weight, in the order of `types.flat`."""
+
+
+class WindowedPass:
+    """A `Pass` window by window: `steps` inside windows, torch's operators between them."""
 
     def __init__(
-        self, weights: Weights, gemm: Gemm, position: int, starts_TB: Tensor | None
+        self, weights: Weights, gemm: Gemm, position: int, resets: Resets, steps: Steps
     ) -> None:
-        controller = weights.state_controller
         self.weights, self.gemm, self.position = weights, gemm, position
-        self.controller = gemm.operand(controller)
-        self.norm = Norm(weights.gain, weights.bias, controller.shape[-1])
+        self.resets, self.steps = resets, steps
         self.shaper = None if weights.output_shaper is None else gemm.operand(weights.output_shaper)
-        summaries = (weights.local_summary, weights.global_summary)
-        self.tiers = [s and _Tier(s, gemm, weights.n_heads) for s in summaries]
-        self.keep_TB1 = (
-            None if starts_TB is None else (~starts_TB).unsqueeze(2).to(controller.dtype)
-        )
-        self.cut = [] if starts_TB is None else starts_TB.any(1).tolist()
-        self.held_sums: list[Tensor] = []
-        self.alive: list[Tensor | None] = []
+        self.tiers = [s and _SummaryTier(s, gemm, weights.n_heads) for s in weights.summaries]
 
-    def windows(self, length: int) -> list[tuple[int, int, list[int]]]:
-        """(begin, end, tiers that fire after step end - 1), in steps of this pass."""
-        fired = [
-            [i for i, tier in enumerate(self.tiers) if tier and is_renewed(tier.summary, t)]
+    def forward(
+        self, drive: Tensor, h: Tensor, summaries: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Pass`."""
+        self._saved = _Saved(h, torch.empty_like(drive, memory_format=torch.contiguous_format), [])
+        states = [h]
+        for begin, end, due in self._windows(len(drive)):
+            resets = self.resets.window(begin, end)
+            mask, summary_sum = _reset_mask(resets), summaries[0] + summaries[1]
+            pre_WBS = self._saved.pre[begin:end]
+            torch.add(drive[begin:end], self._addend(summary_sum, mask), out=pre_WBS)
+            window_states, trail = self.steps.forward(pre_WBS, states[-1], resets)
+            states += window_states
+            window = _Window(begin, end, mask, summary_sum, trail)
+            summaries = self._updated(window, summaries, states[-1], due)
+            self._saved.windows.append(window)
+        return torch.stack(states[1:]), summaries
+
+    def _windows(self, length: int) -> list[tuple[int, int, list[int]]]:
+        """(begin, end, tiers to update after step end - 1), in steps of this pass."""
+        due = [
+            [i for i, s in enumerate(self.weights.summaries) if s and (t + 1) % s.every == 0]
             for t in range(self.position, self.position + length)
         ]
-        ends = [t + 1 for t in range(length) if fired[t] or t == length - 1]
-        return [(b, e, fired[e - 1]) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
+        ends = [t + 1 for t in range(length) if due[t] or t == length - 1]
+        return [(b, e, due[e - 1]) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
 
-    def forward(self, drive: Tensor, h: Tensor, held: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Every h, and L and G after the last step; leaves what `backward` needs in self."""
-        self.h0, self.pre = h, torch.empty_like(drive)
-        states, self.means, self.rstds = [h], list[Tensor](), list[Tensor]()
-        for begin, end, fires in self.windows(len(drive)):
-            self._add_held(drive, begin, end, held)
-            states += self.walk(begin, end, states[-1])
-            held = self._updated(held, states[-1], fires)
-        return torch.stack(states[1:]), held
+    def _addend(self, summary_sum: Tensor, reset_mask: Tensor | None) -> Tensor:
+        """drive_bias + entry * (L + G) for a window; L + G is 0 once a document has started."""
+        entry, drive_bias = self.weights.entry, self.weights.drive_bias
+        addend = summary_sum if entry is None else entry * summary_sum
+        addend = addend if reset_mask is None else reset_mask * addend
+        return addend if drive_bias is None else addend + drive_bias
 
-    def walk(self, begin: int, end: int, h: Tensor) -> list[Tensor]:
-        """Every h of a window's steps, `h` being the one before; `pre` comes as what is added."""
-        states = []
-        for t in range(begin, end):
-            if self.cut and self.cut[t]:
-                h = h * cast(Tensor, self.keep_TB1)[t]
-            pre = self.gemm.add_product(self.pre[t], h, self.controller, out=self.pre[t])
-            h, mean, rstd = self.norm.forward(pre)
-            states.append(h)
-            self.means.append(mean)
-            self.rstds.append(rstd)
-        return states
+    def _updated(
+        self, window: _Window, summaries: list[Tensor], h: Tensor, due: list[int]
+    ) -> list[Tensor]:
+        """L and G after a window; the trail of their updates goes into `window`."""
+        mask = window.reset_mask
+        summaries = [value if mask is None else value * mask[-1] for value in summaries]
+        if due:
+            y = h if self.shaper is None else self.gemm.matmul(h, self.shaper)
+            for i in due:
+                tier = cast(_SummaryTier, self.tiers[i])
+                summaries[i], window.updates[i] = tier.update(summaries[i], y)
+        return summaries
 
-    def _add_held(self, drive: Tensor, begin: int, end: int, held: list[Tensor]) -> None:
-        """pre = drive + drive_bias + entry * (L + G) for a window.
-
-        L + G is 0 from a document's start on.
-        """
-        held_sum, entry = held[0] + held[1], self.weights.entry
-        alive = None
-        if self.keep_TB1 is not None and any(self.cut[begin:end]):
-            alive = self.keep_TB1[begin:end].cumprod(0)
-        self.held_sums.append(held_sum)
-        self.alive.append(alive)
-        addend = held_sum if entry is None else entry * held_sum
-        if alive is not None:
-            addend = alive * addend
-        if self.weights.drive_bias is not None:
-            addend = addend + self.weights.drive_bias
-        torch.add(drive[begin:end], addend, out=self.pre[begin:end])
-
-    def _updated(self, held: list[Tensor], h: Tensor, fires: list[int]) -> list[Tensor]:
-        alive = self.alive[-1]
-        held = [value if alive is None else value * alive[-1] for value in held]
-        if fires:
-            y = h if self.shaper is None else self.gemm.product(h, self.shaper)
-            for i in fires:
-                held[i] = cast(_Tier, self.tiers[i]).update(held[i], y)
-        return held
-
-    def backward(self, h: Tensor, grad_h: Tensor, grad_held: list[Tensor]) -> list[Tensor | None]:
-        """Gradients of drive, h0, L0, G0 and every weight, in the order of `flat`."""
-        self.d_h, self.d_pre = grad_h.clone(), torch.empty_like(grad_h)
-        self.y_grads: list[tuple[int, Tensor]] = []
-        for tier in filter(None, self.tiers):
-            tier.grads.clear()  # a graph kept by its owner may be gone back through twice
-        entry = self.weights.entry
+    def backward(
+        self, h: Tensor, grad_h: Tensor, grad_summaries: list[Tensor]
+    ) -> list[Tensor | None]:
+        """See `Pass`."""
+        grads = _Grads(
+            grad_h.clone(memory_format=torch.contiguous_format),
+            torch.empty_like(self._saved.pre),
+            list(grad_summaries),
+        )
+        entry, drive_bias = self.weights.entry, self.weights.drive_bias
         d_entry = None if entry is None else torch.zeros_like(entry)
-        for index, (begin, end, fires) in reversed(list(enumerate(self.windows(len(grad_h))))):
-            self._updated_backward(end - 1, fires, grad_held)
-            self.walk_back(begin, end)
-            grad_held = self._held_backward(index, self.d_pre[begin:end], grad_held, d_entry)
-        d_h0 = self.gemm.product(self.kept(0), transposed(self.controller))
-        d_drive_bias = None if self.weights.drive_bias is None else self.d_pre.sum((0, 1))
-        main = [*self._main_grads(h), d_entry, d_drive_bias]
-        return [self.d_pre, d_h0, *grad_held, *main, *self._tier_grads()]
+        after = torch.zeros_like(self._saved.h0)
+        for window in reversed(self._saved.windows):
+            begin, end = window.begin, window.end
+            self._updates_backward(window, grads)
+            resets = self.resets.window(begin, end)
+            d_pre = self.steps.backward(grads.h[begin:end], after, window.trail, resets)
+            grads.pre[begin:end] = d_pre
+            after = resets.masked(0, d_pre[0])
+            self._addend_backward(window, d_pre, grads, d_entry)
+        d_h0 = self.gemm.matmul(after, transposed(self.gemm.operand(self.weights.state_controller)))
+        d_drive_bias = None if drive_bias is None else grads.pre.sum((0, 1))
+        main = [*self._main_grads(h, grads), d_entry, d_drive_bias]
+        return [grads.pre, d_h0, *grads.summaries, *main, *self._tier_grads(grads)]
 
-    def walk_back(self, begin: int, end: int) -> None:
-        """A window's `d_pre`, and its `d_h` complete, from the last step to the first."""
-        back = transposed(self.controller)
-        for t in reversed(range(begin, end)):
-            d_h = self.d_h[t]
-            if t + 1 < len(self.d_h):
-                self.gemm.add_product(d_h, self.kept(t + 1), back, out=d_h)
-            self.d_pre[t] = self.norm.backward(d_h, self.pre[t], self.means[t], self.rstds[t])
-
-    def kept(self, t: int) -> Tensor:
-        """The gradient that passes from step t to the state before it: none over a start."""
-        if self.cut and self.cut[t]:
-            return self.d_pre[t] * cast(Tensor, self.keep_TB1)[t]
-        return self.d_pre[t]
-
-    def _updated_backward(self, t: int, fires: list[int], grad_held: list[Tensor]) -> None:
+    def _updates_backward(self, window: _Window, grads: "_Grads") -> None:
+        """Through the updates at the end of a window."""
         d_ys = []
-        for i in fires:
-            grad_held[i], d_y = cast(_Tier, self.tiers[i]).update_backward(grad_held[i])
+        for i, update in window.updates.items():
+            tier = cast(_SummaryTier, self.tiers[i])
+            grads.summaries[i], d_y, of_update = tier.update_backward(grads.summaries[i], update)
+            grads.updates[i].append((update, of_update))
             d_ys.append(d_y)
         if d_ys:
             d_y = torch.stack(d_ys).sum(0)
-            self.y_grads.append((t, d_y))
-            shaper = self.shaper
-            self.d_h[t] += d_y if shaper is None else self.gemm.product(d_y, transposed(shaper))
+            grads.y.append((window.end - 1, d_y))
+            d_h = d_y if self.shaper is None else self.gemm.matmul(d_y, transposed(self.shaper))
+            grads.h[window.end - 1] += d_h
 
-    def _held_backward(
-        self, index: int, d_pre: Tensor, grad_held: list[Tensor], d_entry: Tensor | None
-    ) -> list[Tensor]:
-        alive, entry = self.alive[index], self.weights.entry
-        if alive is not None:
-            grad_held, d_pre = [grad * alive[-1] for grad in grad_held], d_pre * alive
+    def _addend_backward(
+        self, window: _Window, d_pre: Tensor, grads: "_Grads", d_entry: Tensor | None
+    ) -> None:
+        """Through what L and G add to the steps of a window; `d_entry` is added to in place."""
+        mask, entry = window.reset_mask, self.weights.entry
+        if mask is not None:
+            grads.summaries = [grad * mask[-1] for grad in grads.summaries]
+            d_pre = d_pre * mask
         d_sum = d_pre.sum(0)
         if d_entry is not None and entry is not None:
-            d_entry += (d_sum * self.held_sums[index]).sum(0)
+            d_entry += (d_sum * window.summary_sum).sum(0)
             d_sum = d_sum * entry
-        return [grad + d_sum for grad in grad_held]
+        grads.summaries = [grad + d_sum for grad in grads.summaries]
 
-    def _main_grads(self, h: Tensor) -> list[Tensor | None]:
+    def _main_grads(self, h: Tensor, grads: "_Grads") -> list[Tensor | None]:
         """Gradients of the state controller, gain, bias and output shaper."""
-        d_pre = self.d_pre if self.keep_TB1 is None else self.d_pre * self.keep_TB1
+        keep_TB = self.resets.keep_TB
+        masked = grads.pre if keep_TB is None else grads.pre * keep_TB.unsqueeze(2)
         grad, controller = self.gemm.weight_grad, self.weights.state_controller
-        d_controller = grad(self.h0, d_pre[0], controller)
-        d_controller += grad(h[:-1].flatten(0, 1), d_pre[1:].flatten(0, 1), controller)
-        rows = (*self.pre.shape[:2], -1) if self.norm.width == h.shape[-1] else (-1, 1)
-        means, rstds = (torch.cat(stats).view(rows) for stats in (self.means, self.rstds))
-        d_gain, d_bias = self.norm.parameter_grads(self.d_h, self.pre, means, rstds)
+        d_controller = grad(self._saved.h0, masked[0], controller)
+        d_controller += grad(h[:-1].flatten(0, 1), masked[1:].flatten(0, 1), controller)
+        trails = [window.trail for window in self._saved.windows]
+        mean, rstd = (torch.cat([trail[i] for trail in trails]) for i in (1, 2))
+        norm = Norm(self.weights.gain, self.weights.bias, controller.shape[-1])
+        d_gain, d_bias = norm.parameter_grads(grads.h, self._saved.pre, mean, rstd)
         shaper = self.weights.output_shaper
         d_shaper = None if shaper is None else torch.zeros_like(shaper)
-        if d_shaper is not None and self.y_grads:
-            steps, d_ys = zip(*self.y_grads, strict=True)
+        if d_shaper is not None and grads.y:
+            steps, d_ys = zip(*grads.y, strict=True)
             d_shaper = grad(torch.cat([h[t] for t in steps]), torch.cat(d_ys), d_shaper)
         return [d_controller, d_gain, d_bias, d_shaper]
 
-    def _tier_grads(self) -> list[Tensor | None]:
-        grads: list[Tensor | None] = []
-        for tier in self.tiers:
-            grads += [None] * 5 if tier is None else tier.weight_grads()
-        return grads
+    def _tier_grads(self, grads: "_Grads") -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for tier, trail in zip(self.tiers, grads.updates, strict=True):
+            found += [None] * 5 if tier is None else tier.weight_grads(trail)
+        return found
+
+
+@dataclass
+class _Grads:
+    """Gradients while the backward pass moves from the last window to the first."""
+
+    h: Tensor
+    pre: Tensor
+    summaries: list[Tensor]
+    y: list[tuple[int, Tensor]] = field(default_factory=list)  # by step
+    updates: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))  # by tier
+
+
+def _reset_mask(resets: Resets) -> Tensor | None:
+    """W x B x 1: 0 from the first start of a document in this window on."""
+    if resets.keep_TB is None or not any(resets.has_reset):
+        return None
+    return resets.keep_TB.cumprod(0).unsqueeze(2)
+
+
+Begin = Callable[[Weights, Tensor | None], Pass]
 
 
 class _Recurrence(torch.autograd.Function):
-    """The bridge to autograd: tensors in, tensors out, and the pass kept between."""
+    """The bridge to autograd; the pass is kept between forward and backward."""
 
     @staticmethod
-    def forward(ctx: Any, settings: Any, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
-        like, gemm, position, starts_TB = settings
-        drive, h0, local, glob, *flat = tensors
-        ctx.run = Pass(unflat(flat, like), gemm, position, starts_TB)
-        with gemm.context(drive):
-            h_TBS, held = ctx.run.forward(drive, h0, [local, glob])
-        ctx.save_for_backward(h_TBS)  # an output: kept through autograd, or it would own itself
-        return h_TBS, held[0].clone(), held[1].clone()
+    def forward(
+        ctx: Any, begin: Begin, like: Weights, starts_TB: Tensor | None, *tensors: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        drive, h0, local, glob, *weights = tensors
+        ctx.run = begin(unflat(weights, like), starts_TB)
+        h_TBS, summaries = ctx.run.forward(drive, h0, [local, glob])
+        ctx.save_for_backward(h_TBS)  # through autograd: an output kept by ctx would be a cycle
+        return h_TBS, summaries[0].clone(), summaries[1].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         grad_h, grad_local, grad_global = grads
         (h_TBS,) = ctx.saved_tensors
-        with ctx.run.gemm.context(h_TBS):
-            return None, *ctx.run.backward(h_TBS, grad_h, [grad_local, grad_global])
+        with torch.autocast(h_TBS.device.type, enabled=False):
+            return None, None, None, *ctx.run.backward(h_TBS, grad_h, [grad_local, grad_global])
 
 
-def windowed_pass(
-    drive_TBS: Tensor,
-    weights: Weights,
-    state: State,
-    starts_TB: Tensor | None,
-    gemm: Gemm,
+def run_pass(
+    begin: Begin, drive_TBS: Tensor, weights: Weights, state: State, starts_TB: Tensor | None
 ) -> tuple[Tensor, State]:
-    """Run `_Recurrence`; outside autocast, since the precision of every product is the gemm's."""
-    settings = (weights, gemm, state.position, starts_TB)
+    """The recurrence by the pass that `begin` makes; outside autocast, which would cast again."""
     with torch.autocast(drive_TBS.device.type, enabled=False):
         h_TBS, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            settings, drive_TBS.to(weights.gain.dtype), *state[:3], *flat(weights)
+            begin, weights, starts_TB, drive_TBS.to(weights.gain.dtype), *state[:3], *flat(weights)
         )
-    return h_TBS, State(h_TBS[-1], local, glob, state.position + len(drive_TBS))
+    return h_TBS, State(h_TBS[-1], local, glob, one_clock(state) + len(drive_TBS))

@@ -1,6 +1,6 @@
 """The Triton kernels, tested without a GPU: interpreted on the CPU, and compiled for an H100.
 
-Each in a process of its own: whether Triton interprets is settled when it is imported.
+Each in a process of its own: whether Triton interprets is decided when it is imported.
 """
 
 from __future__ import annotations

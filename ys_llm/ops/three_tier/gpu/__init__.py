@@ -1,1 +1,1 @@
-"""Experimental GPU backends of the recurrence; no GPU has run them yet."""
+"""Experimental CUDA backends of the recurrence: no GPU has run them yet, and `auto` takes none."""

@@ -1,12 +1,12 @@
-"""Passes of the recurrence as CUDA graphs: thousands of launches become one call each way.
+"""Experimental: passes of the recurrence as CUDA graphs, one call instead of thousands of launches.
 
-A graph repeats its launches on the memory it was captured with. So a `Capture` has tensors of its
-own: inputs and weights are copied in, results are copied out. It is lent to one forward pass and
-comes back when that pass has gone back, or is dropped: what the way back needs stays untouched
-meanwhile, however many passes are pending, and layers of the same shape share captures.
+A graph repeats its launches on the memory it was captured with. So a `Capture` has its own tensors:
+inputs and weights are copied in, results are copied out. A forward pass leases a capture, which is
+returned after backward (or when the pass is dropped), so saved tensors are not overwritten however
+many passes are pending. Layers of the same shape share captures.
 
-`Graphs` owns them: a bounded number, the longest unused making room. A shape is captured when it
-comes a second time. Where there is no capture the pass runs as it is; its results are the same.
+`Graphs` owns a bounded number of captures and drops the least recently used. A shape is captured
+when it occurs a second time. Without a capture the pass runs normally, with the same results.
 """
 
 import gc
@@ -16,44 +16,30 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ys_llm.ops.three_tier.types import Weights, flat, unflat
+from ys_llm.ops.three_tier.windowed import Begin, Pass
 
-MOST_CAPTURES = 32  # each holds what a pass of its shape holds
-FEWEST_STEPS = 16  # a shorter pass is launched sooner than its weights are copied
-_MOST_SHAPES = 1024  # counted before counting begins anew
+MOST_CAPTURES = 32  # each keeps the memory of one pass of its shape
+FEWEST_STEPS = 16  # for a shorter pass, copying the weights would take longer than launching
+_MOST_SHAPES = 1024  # counted before the counts are cleared
 
 Replay = Callable[[], Any]
 
 
-class Pass(Protocol):
-    """A run over T steps and back."""
-
-    def forward(
-        self, drive: Tensor, h: Tensor, held: list[Tensor], /
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Every h, and L and G after the last step."""
-
-    def backward(
-        self, h: Tensor, grad_h: Tensor, grad_held: list[Tensor], /
-    ) -> list[Tensor | None]:
-        """Gradients of drive, h0, L0, G0 and the weights, in the order of `tiers.flat`."""
-
-
-Make = Callable[[Weights, Tensor | None], Pass]
 Record = Callable[[list[Callable[[], None]]], list[Replay]]
 
 
 def record_cuda(functions: list[Callable[[], None]]) -> list[Replay]:
     """Capture these functions, in the order in which they will be replayed, in one memory pool.
 
-    All of them run once before: kernels are compiled and libraries set up outside the capture.
-    Other threads may go on using the device (`thread_local`). No garbage is collected meanwhile: to
-    unload a kernel is forbidden during a capture.
+    Each runs once first, so that kernels are compiled and libraries initialised outside the
+    capture. Other threads may use the device meanwhile (`thread_local`). Garbage collection is off:
+    it could unload a kernel, which a capture forbids.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -86,10 +72,10 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 class Capture:
-    """One pass and its way back on tensors of their own."""
+    """A forward and a backward pass on tensors of their own."""
 
     def __init__(
-        self, make: Make, weights: Weights, tensors: list[Tensor | None], record: Record
+        self, make: Begin, weights: Weights, tensors: list[Tensor | None], record: Record
     ) -> None:
         self.make, self.like = make, weights
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written anywhere
@@ -103,7 +89,7 @@ class Capture:
         """Copy in, replay, copy out: every h, and L and G after the last step."""
         _copy(self.tensors, tensors)
         self.replay_forward()
-        return self.h.clone(), [value.clone() for value in self.held]
+        return self.h.clone(), [value.clone() for value in self.summaries]
 
     def backward(self, grads: list[Tensor]) -> list[Tensor | None]:
         """As `Pass.backward`."""
@@ -115,52 +101,52 @@ class Capture:
         starts, drive, h, local, glob, *weights = self.tensors
         assert drive is not None and h is not None and local is not None and glob is not None
         self.run = self.make(unflat(weights, self.like), starts)
-        self.h, self.held = self.run.forward(drive, h, [local, glob])
+        self.h, self.summaries = self.run.forward(drive, h, [local, glob])
 
     def _backward(self) -> None:
-        grad_h, *grad_held = self.grads
-        self.results = self.run.backward(self.h, grad_h, list(grad_held))
+        grad_h, *grad_summaries = self.grads
+        self.results = self.run.backward(self.h, grad_h, list(grad_summaries))
 
 
 class Lease:
-    """A capture while one pass holds it."""
+    """A capture while one pass uses it."""
 
     def __init__(self, capture: Capture, give_back: Callable[[Capture], None]) -> None:
         self.capture, self.give_back, self.is_open = capture, give_back, True
         capture.holder = self
 
     def close(self) -> None:
-        """Let others have the capture; a second call does nothing."""
+        """Return the capture; a second call does nothing."""
         if self.is_open:
             self.is_open = False
             self.give_back(self.capture)
 
     def is_intact(self) -> bool:
-        """Whether nobody has had the capture since."""
+        """Whether no other pass has used the capture since."""
         return self.capture.holder is self
 
 
 class Graphs:
-    """The captures of one device, lent and taken back."""
+    """The captures of one device: lends them and takes them back."""
 
     def __init__(self, record: Record = record_cuda, most: int = MOST_CAPTURES) -> None:
         self.record, self.most = record, most
-        self.idle: list[tuple[Any, Capture]] = []  # the longest unused first
+        self.idle: list[tuple[Any, Capture]] = []  # least recently used first
         self.lent = 0
         self.seen: Counter[Any] = Counter()
         self.refused: dict[Any, str] = {}
 
     def lend(
-        self, key: Any, make: Make, weights: Weights, tensors: list[Tensor | None]
+        self, key: Any, make: Begin, weights: Weights, tensors: list[Tensor | None]
     ) -> Lease | None:
-        """A capture for this key, or None where the pass should run as it is."""
+        """A capture for this key, or None if the pass should run normally."""
         self.seen[key] += 1
         if key in self.refused or self.seen[key] < 2:
             self._forget_shapes()
             return None
         capture = self._idle(key)
         if capture is None:
-            if not self._makes_room():
+            if not self._has_capacity():
                 return None
             capture = self._capture(key, make, weights, tensors)
         if capture is None:
@@ -174,17 +160,17 @@ class Graphs:
                 return self.idle.pop(i)[1]
         return None
 
-    def _makes_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         while self.idle and self.lent + len(self.idle) >= self.most:
             self.idle.pop(0)
         return self.lent < self.most
 
     def _capture(
-        self, key: Any, make: Make, weights: Weights, tensors: list[Tensor | None]
+        self, key: Any, make: Begin, weights: Weights, tensors: list[Tensor | None]
     ) -> Capture | None:
         try:
             return Capture(make, weights, tensors, self.record)
-        except RuntimeError as error:  # of the device: out of memory, or not to be captured
+        except RuntimeError as error:  # out of memory, or nothing that can be captured
             self.refused[key] = str(error).splitlines()[0]
             warnings.warn(
                 f"the recurrence runs without a CUDA graph: {self.refused[key]}", stacklevel=2
@@ -201,47 +187,50 @@ class Graphs:
 
 
 class GraphPass:
-    """A `Pass` that replays a capture where `graphs` lends one, and runs as made where not."""
+    """A `Pass` that replays a capture if `graphs` lends one, and runs normally otherwise."""
 
     def __init__(
-        self, graphs: Graphs, made_by: Any, make: Make, weights: Weights, starts_TB: Tensor | None
+        self, graphs: Graphs, key: Any, make: Begin, weights: Weights, starts_TB: Tensor | None
     ) -> None:
-        self.graphs, self.made_by, self.make = graphs, made_by, make
+        self.graphs, self.key, self.make = graphs, key, make
         self.weights, self.starts_TB = weights, starts_TB
         self.lease: Lease | None = None
         self.run: Pass | None = None
 
-    def forward(self, drive: Tensor, h: Tensor, held: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, drive: Tensor, h: Tensor, summaries: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         """See `Pass`."""
-        tensors = [self.starts_TB, drive, h, *held, *flat(self.weights)]
+        tensors = [self.starts_TB, drive, h, *summaries, *flat(self.weights)]
         if len(drive) >= FEWEST_STEPS:
-            key = (self.made_by, _settings(), tuple(map(_shape, tensors)))
+            key = (self.key, _settings(), tuple(map(_shape, tensors)))
             self.lease = self.graphs.lend(key, self.make, self.weights, tensors)
         if self.lease is None:
             self.run = self.make(self.weights, self.starts_TB)
-            return self.run.forward(drive, h, held)
-        weakref.finalize(self, self.lease.close).atexit = False  # dropped without a way back
+            return self.run.forward(drive, h, summaries)
+        weakref.finalize(self, self.lease.close).atexit = False  # dropped without backward
         return self.lease.capture.forward(tensors)
 
-    def backward(self, h: Tensor, grad_h: Tensor, grad_held: list[Tensor]) -> list[Tensor | None]:
+    def backward(
+        self, h: Tensor, grad_h: Tensor, grad_summaries: list[Tensor]
+    ) -> list[Tensor | None]:
         """See `Pass`."""
         if self.run is not None:
-            return self.run.backward(h, grad_h, grad_held)
+            return self.run.backward(h, grad_h, grad_summaries)
         assert self.lease is not None, "backward before forward"
         if not self.lease.is_intact():
             raise RuntimeError(
-                "a graph of the recurrence was gone back through a second time after another pass "
-                "had begun; use implementation: windowed for that"
+                "second backward pass through a CUDA graph of the recurrence after another forward "
+                "pass had used it; set train.backend: windowed"
             )
-        results = self.lease.capture.backward([grad_h, *grad_held])
+        results = self.lease.capture.backward([grad_h, *grad_summaries])
         self.lease.close()
         return results
 
 
 def phase(weights: Weights, position: int) -> int:
-    """The clock as far as a pass depends on it: which steps renew the summaries."""
-    tiers = (weights.local_summary, weights.global_summary)
-    return position % math.lcm(*(tier.every for tier in tiers if tier))
+    """The clock as far as a pass depends on it: which steps update the summaries."""
+    return position % math.lcm(*(summary.every for summary in weights.summaries if summary))
 
 
 def _shape(tensor: Tensor | None) -> Any:
@@ -258,7 +247,7 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _copy(targets: list[Any], sources: list[Any]) -> None:
-    """As few launches as types: torch copies a list of one type at once."""
+    """One launch per dtype: torch copies a list of one dtype at once."""
     pairs = [(t, s) for t, s in zip(targets, sources, strict=True) if t is not None]
     for dtype in {target.dtype for target, _ in pairs}:
         own, given = zip(*((t, s) for t, s in pairs if t.dtype == dtype), strict=True)

@@ -1,24 +1,63 @@
-"""The three-tier recurrence on a CUDA device, its launches held by graphs.
+"""Experimental: the three-tier recurrence on a CUDA device, its kernel launches in CUDA graphs.
 
-A step is little work, and to launch its kernels from Python takes longer than that work. A graph
-(`cuda_graph.py`) holds the launches of a whole pass: of `windowed.py` as it is, or of Triton's
-kernels for the steps (`triton_recurrence.py`). Equation: `recurrence.py`.
+A step is little work, and launching its kernels from Python takes longer than the work itself. A
+graph (`cuda_graph.py`) replays the launches of a whole pass: those of torch's operators
+(`window_steps.py`) or of Triton's kernels (`triton_steps.py`). The equation is that of
+`reference.py`. Tensors on other devices take `windowed`.
+
+Tested on a CPU only: the kernels by Triton's interpreter, graphs by rerunning what was recorded.
 """
 
 from functools import cache, partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ys_llm.ops.three_tier.gemm import Gemm, Precision
-from ys_llm.ops.three_tier.gpu.cuda_graph import GraphPass, Graphs, Make, Pass, phase
-from ys_llm.ops.three_tier.gpu.triton_recurrence import KernelPass, MaskedPass, kernels_for
-from ys_llm.ops.three_tier.types import State, Weights, flat, unflat
-from ys_llm.ops.three_tier.windowed import windowed_pass
+from ys_llm.ops.precision import Precision
+from ys_llm.ops.three_tier.gemm import Gemm
+from ys_llm.ops.three_tier.gpu.cuda_graph import GraphPass, Graphs, phase
+from ys_llm.ops.three_tier.gpu.triton_steps import steps_for
+from ys_llm.ops.three_tier.types import State, Weights, one_clock
+from ys_llm.ops.three_tier.window_steps import Resets, TorchSteps
+from ys_llm.ops.three_tier.windowed import Pass, WindowedPass, run_pass, windowed
 
 
-def graphed_pass(
+def cuda_graph(
+    drive_TBS: Tensor,
+    weights: Weights,
+    state: State,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, State]:
+    """Experimental. As `windowed`, as a CUDA graph from its second call on."""
+    if not drive_TBS.is_cuda:
+        return windowed(drive_TBS, weights, state, starts_TB=starts_TB, precision=precision)
+    return _graphed(drive_TBS, weights, state, starts_TB, precision, by_triton=False)
+
+
+def triton(
+    drive_TBS: Tensor,
+    weights: Weights,
+    state: State,
+    *,
+    starts_TB: Tensor | None = None,
+    precision: Precision = "fp32",
+) -> tuple[Tensor, State]:
+    """Experimental. As `cuda_graph`, with Triton kernels for the steps inside windows."""
+    if not drive_TBS.is_cuda:
+        return windowed(drive_TBS, weights, state, starts_TB=starts_TB, precision=precision)
+    return _graphed(drive_TBS, weights, state, starts_TB, precision, by_triton=True)
+
+
+def resets_everywhere(starts_TB: Tensor | None, dtype: torch.dtype) -> Resets:
+    """Masks at every step: to ask which steps have a start would wait for the device."""
+    if starts_TB is None:
+        return Resets(None, [])
+    return Resets((~starts_TB).to(dtype).contiguous(), [True] * len(starts_TB))
+
+
+def _graphed(
     drive_TBS: Tensor,
     weights: Weights,
     state: State,
@@ -27,71 +66,31 @@ def graphed_pass(
     *,
     by_triton: bool,
 ) -> tuple[Tensor, State]:
-    """The recurrence by torch's kernels or Triton's, as a CUDA graph from its second call on.
-
-    Tensors that lie elsewhere take `windowed_pass`.
-    """
-    if not drive_TBS.is_cuda:
-        gemm = Gemm(precision, onednn=False)
-        return windowed_pass(drive_TBS, weights, state, starts_TB, gemm)
-    clock = phase(weights, state.position)
-    maker = _make_kernel_pass if by_triton else _make_torch_pass
-    make = partial(maker, precision=precision, clock=clock)
-    compiler_version = (by_triton, precision, clock, _periods(weights))
-    begin = partial(GraphPass, _graphs(drive_TBS.device), compiler_version, make)
-    return run_pass(begin, drive_TBS, weights, state, starts_TB)
+    clock = phase(weights, one_clock(state))
+    make = partial(make_pass, precision=precision, clock=clock, by_triton=by_triton)
+    periods = tuple(summary.every if summary else 0 for summary in weights.summaries)
+    key = (by_triton, precision, clock, periods)
+    begin = partial(GraphPass, _graphs(drive_TBS.device), key, make)
+    with torch.cuda.device_of(drive_TBS):
+        return run_pass(begin, drive_TBS, weights, state, starts_TB)
 
 
-def run_pass(
-    begin: Make, drive_TBS: Tensor, weights: Weights, state: State, starts_TB: Tensor | None
-) -> tuple[Tensor, State]:
-    """The recurrence by the pass that `begin` makes; outside autocast, as `windowed_pass`."""
-    drive_TBS = drive_TBS.to(weights.gain.dtype)
-    with torch.autocast(drive_TBS.device.type, enabled=False), torch.cuda.device_of(drive_TBS):
-        h_TBS, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            (begin, weights, starts_TB), drive_TBS, *state[:3], *flat(weights)
-        )
-    return h_TBS, State(h_TBS[-1], local, glob, state.position + len(drive_TBS))
-
-
-class _Recurrence(torch.autograd.Function):
-    """The bridge to autograd: tensors in, tensors out, and the pass kept between."""
-
-    @staticmethod
-    def forward(ctx: Any, settings: Any, *tensors: Any) -> tuple[Tensor, Tensor, Tensor]:
-        begin, like, starts_TB = settings
-        drive, h0, local, glob, *weights = tensors
-        ctx.run = begin(unflat(weights, like), starts_TB)
-        h_TBS, held = ctx.run.forward(drive, h0, [local, glob])
-        ctx.save_for_backward(h_TBS)  # an output: kept through autograd, or it would own itself
-        return h_TBS, held[0].clone(), held[1].clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        grad_h, grad_local, grad_global = grads
-        (h_TBS,) = ctx.saved_tensors
-        return None, *ctx.run.backward(h_TBS, grad_h, [grad_local, grad_global])
+def make_pass(
+    weights: Weights,
+    starts_TB: Tensor | None,
+    *,
+    precision: Precision,
+    clock: int,
+    by_triton: bool,
+) -> Pass:
+    """A pass that a graph can record: it never waits for the device."""
+    gemm, resets = Gemm(precision), resets_everywhere(starts_TB, weights.gain.dtype)
+    device = weights.gain.device
+    steps = steps_for(weights, precision, device) if by_triton else TorchSteps(weights, gemm)
+    return WindowedPass(weights, gemm, clock, resets, steps)
 
 
 @cache
 def _graphs(device: torch.device) -> Graphs:
     """The one owner of a device's captures, as the caching allocator is of its memory."""
     return Graphs()
-
-
-def _periods(weights: Weights) -> tuple[int, ...]:
-    tiers = (weights.local_summary, weights.global_summary)
-    return tuple(tier.every if tier else 0 for tier in tiers)
-
-
-def _make_torch_pass(
-    weights: Weights, starts_TB: Tensor | None, *, precision: Precision, clock: int
-) -> Pass:
-    return MaskedPass(weights, Gemm(precision, onednn=False), clock, starts_TB)
-
-
-def _make_kernel_pass(
-    weights: Weights, starts_TB: Tensor | None, *, precision: Precision, clock: int
-) -> Pass:
-    kernels = kernels_for(weights, precision, weights.gain.device)
-    return KernelPass(weights, Gemm(precision, onednn=False), clock, starts_TB, kernels)

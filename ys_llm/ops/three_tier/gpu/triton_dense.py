@@ -1,4 +1,4 @@
-"""Triton: the steps of the recurrence for wide heads, one head's columns over many programs.
+"""Experimental, Triton: steps for wide heads, the columns of one head over many programs.
 
 LN needs statistics over columns that other programs compute. *Deferred* LN: each program publishes
 its tile of what is to be normalised, with the tile's share of the statistics, and whoever reads it
@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from ys_llm.ops.three_tier import types as tiers
-from ys_llm.ops.three_tier.gpu.triton_heads import product
+from ys_llm.ops.three_tier.gpu.triton_heads import matmul
 
 EPS = tl.constexpr(tiers.EPS)
 
@@ -125,7 +125,7 @@ def _forward_tile(
             h = (h + (near - mean[:, None])) * rstd[:, None] * gain[None, :] + bias[None, :]
         block = matrix_HPP + (head * WIDTH + deep[:, None]) * WIDTH + columns[None, :]
         matrix = tl.load(block, mask=in_deep[:, None] & in_columns[None, :], other=0.0)
-        pre += product(h * keep[:, None], matrix, WIDEN)
+        pre += matmul(h * keep[:, None], matrix, WIDEN)
     tl.store(step + at, pre, mask=here)
     own_mean = tl.sum(tl.where(here, pre, 0.0), 1) / tl.sum(in_columns.to(pre.dtype), 0)
     centred = tl.where(here, pre - own_mean[:, None], 0.0)
@@ -180,7 +180,7 @@ def _backward_tile(
             d_pre *= scale[:, None]
         block = matrix_HPP + (head * WIDTH + columns[:, None]) * WIDTH + deep[None, :]
         matrix = tl.load(block, mask=in_columns[:, None] & in_deep[None, :], other=0.0)
-        d_h += product(d_pre, tl.trans(matrix), WIDEN)
+        d_h += matmul(d_pre, tl.trans(matrix), WIDEN)
     tl.store(d_h_TBS + step + at, d_h, mask=here)
     mean = tl.load(mean_TBH + now, mask=in_rows, other=0.0)
     rstd = tl.load(rstd_TBH + now, mask=in_rows, other=0.0)

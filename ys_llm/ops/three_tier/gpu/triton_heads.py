@@ -1,11 +1,11 @@
-"""Triton: the steps of the recurrence for heads that fit into one program each. Nothing waits.
+"""Experimental, Triton: steps for heads that fit into one program each; no program waits.
 
-One program holds one head's block of the state controller and a tile of batch rows, and walks over
-the steps of a window: product, LayerNorm, store; h never leaves it. LN takes its statistics over a
-head, so programs have nothing to tell each other. Imported only where a kernel is about to run.
+One program holds one head's block of the state controller and a tile of batch rows, and loops
+over the steps of a window: matmul, LayerNorm, store; h never leaves it. LN takes its statistics
+over a head, so programs are independent. Imported only where a kernel is about to run.
 
 Operands have the controller's dtype; sums, statistics and all that is stored have that of `pre`.
-Shapes as in `recurrence.py`, H heads of width P, what lies past P or the batch is
+Shapes as in `window_steps.py`, H heads of width P, what lies past P or the batch is
 masked away.
 """
 
@@ -18,11 +18,11 @@ EPS = tl.constexpr(tiers.EPS)
 
 
 @triton.jit
-def product(x, matrix, WIDEN: tl.constexpr):
+def matmul(x, matrix, WIDEN: tl.constexpr):
     """x @ matrix with x rounded to the matrix's dtype; sums in float32, of float64 in float64.
 
     WIDEN: of rounded values widened to float32, the same sum. For the interpreter, which takes
-    bfloat16 for integers in a product.
+    bfloat16 for integers in tl.dot.
     """
     x = x.to(matrix.dtype)
     if WIDEN:
@@ -66,12 +66,12 @@ def forward(
     wide, narrow = tl.zeros([], tl.int64), rows * n_heads + head
     for t in range(steps):
         addend = ahead
-        # Asked for one step early: memory answers while this step's product runs.
+        # Asked for one step early: memory answers while this step's matmul runs.
         on = tl.minimum(t + 1, steps - 1).to(tl.int64) * batch_size * state
         ahead = tl.load(pre_TBS + on + at, mask=here, other=0.0)
         if MASKED:
             h *= tl.load(keep_TB + t * batch_size + rows, mask=in_rows, other=0.0)[:, None]
-        pre = addend + product(h, controller, WIDEN)
+        pre = addend + matmul(h, controller, WIDEN)
         mean = tl.sum(pre, 1) / width
         centred = tl.where(here, pre - mean[:, None], 0.0)
         rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + EPS)
@@ -124,7 +124,7 @@ def backward(
         pre = tl.load(pre_TBS + wide, mask=here, other=0.0)
         mean = tl.load(mean_TBH + narrow, mask=in_rows, other=0.0)
         rstd = tl.load(rstd_TBH + narrow, mask=in_rows, other=0.0)
-        d_h += product(d_after, back, WIDEN)
+        d_h += matmul(d_after, back, WIDEN)
         x_hat = tl.where(here, (pre - mean[:, None]) * rstd[:, None], 0.0)
         d_hat = d_h * gain[None, :]
         along = tl.sum(d_hat * x_hat, 1) / width

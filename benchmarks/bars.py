@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.layer import LOOP, TOLERANCES
+from benchmarks.layer import LOOP
 from benchmarks.limits import rate
 from benchmarks.rounds import Group
 from benchmarks.training import LLAMA, OURS
+from ys_llm.ops.accuracy import TOLERANCES
 
 # Layer, forward + backward, over the literal loop: with a C++ compiler, and without.
 C1 = {"32,256,384,1024": (7.0, 3.0), "16,256,256,512": (6.0, 2.5), "64,256,256,256": (4.5, 2.0)}

@@ -18,6 +18,7 @@ from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.state import initial_positions
+from ys_llm.ops.accuracy import TOLERANCES, largest_error
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.select import BACKENDS, is_available
 from ys_llm.ops.three_tier.types import State
@@ -25,9 +26,6 @@ from ys_llm.training.setup import resolve_dtype
 
 LOOP = "reference fp32"  # the literal loop, which every bar is measured by
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")
-
-# Those of tests/test_ops.py, for the same reasons; a test holds the two tables together.
-TOLERANCES = {"float64": 1e-10, "float32": 3e-5, "bf16 in the loop": 1.5e-1}
 
 
 @dataclass(frozen=True)
@@ -157,9 +155,7 @@ def failure_of(name: str, dtype: str, *, n_heads: int) -> tuple[float, str]:
         error = _error(name, dtype, n_heads)
     except Exception as problem:  # a backend that cannot run here says so in its own way
         return float("nan"), f"it does not run here: {problem}"
-    # Where oneDNN rounds, its "fp32" has the errors of bf16, and only those.
-    rounds = dtype == "bf16" or name.endswith("onednn")
-    allowed = TOLERANCES["bf16 in the loop" if rounds else "float32"]
+    allowed = TOLERANCES["bf16 in the loop" if dtype == "bf16" else "float32"]
     for found, limit, what in ((exact, TOLERANCES["float64"], "float64"), (error, allowed, dtype)):
         if not found <= limit:  # NaN too
             return error, f"wrong: error {found:.1e} against reference in {what}, {limit} allowed"
@@ -167,7 +163,7 @@ def failure_of(name: str, dtype: str, *, n_heads: int) -> tuple[float, str]:
 
 
 def _error(name: str, dtype: str, n_heads: int) -> float:
-    """Largest error of any result as a share of its largest entry, but at least of 1."""
+    """Largest error of any result as a share of its largest entry."""
     torch.manual_seed(1)
     number = torch.float64 if dtype == "float64" else torch.float32
     mixer = Mixer(24, Options(d_state=128, d_summary=64, n_heads=n_heads)).to(number)
@@ -179,9 +175,7 @@ def _error(name: str, dtype: str, n_heads: int) -> float:
     x_BTE = (2 * torch.randn(3, 65, 24, dtype=number)).requires_grad_()
     expected = _results(mixer, "reference", x_BTE, "fp32")
     found = _results(mixer, name, x_BTE, "bf16" if dtype == "bf16" else "fp32")
-    pairs = zip(found, expected, strict=True)
-    errors = [((a - b).abs().max() / b.abs().max().clamp_min(1)).item() for a, b in pairs]
-    return max(errors, key=lambda error: (error != error, error))
+    return largest_error(found, expected)
 
 
 def _results(mixer: Mixer, name: str, x_BTE: Tensor, dtype: str) -> list[Tensor]:

@@ -22,7 +22,7 @@ from ys_llm.ops.accuracy import TOLERANCES, largest_error
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.select import BACKENDS, is_available
 from ys_llm.ops.three_tier.types import State
-from ys_llm.training.setup import resolve_dtype
+from ys_llm.training.compute import resolve_dtype
 
 LOOP = "reference fp32"  # the literal loop, which every bar is measured by
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")

@@ -31,7 +31,8 @@ def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) ->
     """Encoding the training documents as on the first start; all up to the first step on others."""
     overrides = [f"data.path={corpus}", *(["tokenizer.vocab_size=300"] if effort.quick else [])]
     config = load_config(ROOT / "configs/default.yaml", overrides=overrides).config
-    build(config, folder, split, cache=folder / "cache").tokenizer.save(folder / "tokenizer.json")
+    run, _ = build(config, folder, split, cache=folder / "cache")
+    run.tokenizer.save(folder / "tokenizer.json")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     seconds: dict[str, list[float]] = {"encoding": [], "second start": []}
     for number in range(effort.rounds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,16 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config
 from ys_llm.data.split import Split
 from ys_llm.model.costs import flops_per_token, parameter_count
-from ys_llm.training.loop import gradients, learn
+from ys_llm.training import loop
+from ys_llm.training.compute import process_settings, select_backends
+from ys_llm.training.memory import keep_freed_memory
 from ys_llm.training.metrics import Metrics, Progress
-from ys_llm.training.recovery.non_finite import check_step
-from ys_llm.training.setup import build, keep_freed_memory, select_backends
-from ys_llm.training.trainer import Training
+from ys_llm.training.recovery.non_finite import check_gradients
+from ys_llm.training.setup import build
+from ys_llm.training.trainer import Run, TrainState
 
 OURS, LLAMA = "ours", "llama"
+PARTS = ("forward", "backward", "optimizer")  # backward with clipping
 TOKENS_PER_STEP = 8192
 _SMALL = ("model.d_model=32", "model.n_layers=2", "model.d_mlp=64", "tokenizer.vocab_size=300")
 
@@ -30,7 +34,6 @@ _SMALL = ("model.d_model=32", "model.n_layers=2", "model.d_mlp=64", "tokenizer.v
 def measure(effort: Effort, *, corpus: Path, split: Split, folder: Path) -> list[Group]:
     """One group for each length of row, and one with the parts of our own steps."""
     keep_freed_memory()
-    torch.set_flush_denormal(True)
     groups = []
     for seq_len in (32, 64) if effort.quick else (256, 2048):
         configs = {
@@ -38,10 +41,10 @@ def measure(effort: Effort, *, corpus: Path, split: Split, folder: Path) -> list
             # Attention over the whole row, as the state covers it.
             LLAMA: _config("llama", corpus, seq_len, effort, [f"model.options.window={seq_len}"]),
         }
-        trainings = {name: _training(config, split, folder) for name, config in configs.items()}
-        groups.append(_side_by_side(trainings, seq_len, effort, folder))
-        groups.append(_parts(trainings[OURS], seq_len, effort, folder))
-    torch.set_flush_denormal(False)
+        with process_settings(configs[OURS].train):
+            runs = {name: _run(config, split, folder) for name, config in configs.items()}
+            groups.append(_side_by_side(runs, seq_len, effort, folder))
+            groups.append(_parts(runs[OURS], seq_len, effort, folder))
     return groups
 
 
@@ -54,61 +57,57 @@ def _config(name: str, corpus: Path, seq_len: int, effort: Effort, more: list[st
     return load_config(ROOT / f"configs/{name}.yaml", overrides=overrides).config
 
 
-def _training(config: Config, split: Split, folder: Path) -> Training:
-    """As `ys train` makes it ready; tokenizer and shards are shared by all."""
-    training = build(config, folder, split, cache=folder / "cache")
-    training.tokenizer.save(folder / "tokenizer.json")
-    select_backends(training)
-    training.model.train()
-    return training
+def _run(config: Config, split: Split, folder: Path) -> Run:
+    """As `ys train` prepares it; tokenizer and shards are shared by all."""
+    run, _ = build(config, folder, split, cache=folder / "cache")
+    run.tokenizer.save(folder / "tokenizer.json")
+    run.model.train()
+    return replace(run, compute=select_backends(config.train, run.model, run.compute))
 
 
-def _side_by_side(
-    trainings: dict[str, Training], seq_len: int, effort: Effort, folder: Path
-) -> Group:
+def _side_by_side(runs: dict[str, Run], seq_len: int, effort: Effort, folder: Path) -> Group:
     with closing(Metrics(folder / "metrics.jsonl", keep_to_step=0)) as metrics:
-        cases = {name: _step(training, metrics) for name, training in trainings.items()}
+        cases = {name: _step(run, metrics) for name, run in runs.items()}
         seconds, _ = interleaved(cases, rounds=2 * effort.rounds)
     facts = {
         name: {
-            "parameters": parameter_count(training.model),
-            "dtype": training.at.dtype,
-            "backend": training.at.backend,
-            "flops": 3 * flops_per_token(training.model, seq_len) * _tokens(training),
+            "parameters": parameter_count(run.model),
+            "dtype": run.compute.dtype,
+            "backend": ", ".join(run.compute.backends.values()),
+            "flops": 3 * flops_per_token(run.model, seq_len) * _tokens(run),
         }
-        for name, training in trainings.items()
+        for name, run in runs.items()
     }
-    tokens = _tokens(trainings[OURS])
-    return Group(f"training T {seq_len}", seconds, {"tokens": tokens, **facts})
+    return Group(f"training T {seq_len}", seconds, {"tokens": _tokens(runs[OURS]), **facts})
 
 
-def _tokens(training: Training) -> int:
-    (stage,) = training.config.train.plan
+def _tokens(run: Run) -> int:
+    (stage,) = run.config.train.plan
     return int(stage.seq_len * stage.batch_size)
 
 
-def _step(training: Training, metrics: Metrics) -> Callable[[], object]:
-    """One turn of the loop of `train.py`: batch, loss, backward, clip, step, row of metrics."""
-    show = Progress(begin=0, total=training.total_steps)
+def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
+    """One turn of the training loop: forward and backward, clip, optimizer step, row of metrics."""
+    state, display = TrainState(), Progress(begin=0, total=run.total_steps)
 
-    def run() -> None:
-        tried = gradients(training)
-        check_step(training, tried)
-        row = learn(training, tried)
-        show.step(row, speed=tried.tokens / row["step_seconds"], seconds_left=0.0)
+    def step() -> None:
+        gradients = loop.forward_backward(run, state)
+        check_gradients(run, state, gradients)
+        row = loop.optimizer_step(run, state, gradients)
+        display.step(row, speed=gradients.tokens / row["step_seconds"], seconds_left=0.0)
         metrics.write(row)
 
-    return run
+    return step
 
 
-def _parts(training: Training, seq_len: int, effort: Effort, folder: Path) -> Group:
+def _parts(run: Run, seq_len: int, effort: Effort, folder: Path) -> Group:
     """Seconds of forward, backward (with clipping) and optimizer inside whole steps."""
-    seconds: dict[str, list[float]] = {"step": [], "forward": [], "backward": [], "optimizer": []}
+    seconds: dict[str, list[float]] = {"step": [], **{part: [] for part in PARTS}}
     with closing(Metrics(folder / "metrics.jsonl", keep_to_step=0)) as metrics:
-        step = _step(training, metrics)
+        step = _step(run, metrics)
         step()
         for _ in range(2 * effort.rounds):
-            with _watched(training) as spent:
+            with _timed_parts(run) as spent:
                 begin = time.perf_counter()
                 step()
                 seconds["step"].append(time.perf_counter() - begin)
@@ -118,25 +117,26 @@ def _parts(training: Training, seq_len: int, effort: Effort, folder: Path) -> Gr
 
 
 @contextmanager
-def _watched(training: Training) -> Iterator[dict[str, float]]:
-    """The seconds spent in the three parts of a step while this lasts."""
-    spent = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}
+def _timed_parts(run: Run) -> Iterator[dict[str, float]]:
+    """The seconds that each part of a step takes; AssertionError for a function never called."""
+    spent, called = dict.fromkeys(PARTS, 0.0), set[Any]()
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            called.add(function)
             begin = time.perf_counter()
             try:
                 return function(*arguments, **options)
             finally:
                 spent[part] += time.perf_counter() - begin
 
-        return run
+        return call
 
     parts: tuple[tuple[Any, str, str], ...] = (
-        (training.model, "forward", "forward"),
+        (run.model, "forward", "forward"),
         (torch.autograd, "backward", "backward"),
-        (torch.nn.utils, "clip_grad_norm_", "backward"),
-        (training.optimizer, "step", "optimizer"),
+        (loop, "clip_gradients", "backward"),
+        (run.optimizer, "step", "optimizer"),
     )
     before = [getattr(owner, name) for owner, name, _ in parts]
     for (owner, name, part), function in zip(parts, before, strict=True):
@@ -146,5 +146,5 @@ def _watched(training: Training) -> Iterator[dict[str, float]]:
     finally:
         for (owner, name, _), function in zip(parts, before, strict=True):
             setattr(owner, name, function)
-    for part, seconds in spent.items():
-        assert seconds > 0, f"no {part} was seen: the loop calls it by another name"
+    for (_, name, _), function in zip(parts, before, strict=True):
+        assert function in called, f"{name} was never called: the loop calls it by another name"

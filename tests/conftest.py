@@ -66,13 +66,13 @@ def train_run(tmp_path: Path, corpus: Path, threads_as_they_were: None) -> Train
     """`train` with these settings on top of SMALL; `runs` names the folder of runs."""
 
     def run(
-        *changes: str, runs: str = "runs", clean: Any = "", from_step: int | None = None
+        *changes: str, runs: str = "runs", clean: Any = "", resume_step: int | None = None
     ) -> TrainSummary:
         resolved = load_config(None, overrides=settings(corpus, changes))
         run = tmp_path / runs / resolved.config.run
         if clean:
             remove(list_removals(run, clean, corpus=corpus))
-        return train(resolved, runs_dir=tmp_path / runs, from_step=from_step)
+        return train(resolved, runs_dir=tmp_path / runs, resume_step=resume_step)
 
     return run
 

@@ -17,7 +17,7 @@ from ys_llm.model.costs import product_rate, synchronise
 from ys_llm.model.language_model import Model
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import Machine, inspect_machine, versions
-from ys_llm.training.setup import compile_kernels, resolve_dtype
+from ys_llm.training.compute import compile_kernels, resolve_dtype
 
 GB = 10**9
 LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run takes 1.4 and some 0.3

@@ -518,7 +518,7 @@ def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
     before = (trained / "runs/tiny/model.safetensors").read_bytes()
     words = ["train", "--init-from", "tiny", "--data", "sea poems", "--set", "train.max_steps=2"]
     assert main(words) == 0
-    assert "begins with  the weights of runs/tiny, step " in capsys.readouterr().err
+    assert "initialised  from the weights of runs/tiny, step " in capsys.readouterr().err
     config = load_config(Path("runs/tiny-sea-poems/config.yaml")).config
     assert (config.data.path, config.train.init_from) == ("sea poems", "tiny")
     assert (trained / "runs/tiny/model.safetensors").read_bytes() == before
@@ -527,7 +527,7 @@ def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
     ]
     assert tokenizers[0] == tokenizers[1]
     assert main([*words[:-1], "train.max_steps=3"]) == 0  # the same words again go on
-    assert "going on     from step 2 of 3" in capsys.readouterr().err
+    assert "resuming     from step 2 of 3" in capsys.readouterr().err
     assert main(["train", "--run", "tiny-sea-poems"]) == 0
 
 

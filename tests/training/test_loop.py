@@ -63,7 +63,8 @@ def test_a_run_learns_and_leaves_the_documented_folder(
     assert load_run(summary.run).step in (50, 100, 150)
     captured = capsys.readouterr()
     assert captured.out == ""
-    for word in ("corpus", "leak check", "to beat", "model", "cost", "plan", "device", "kernels"):
+    words = ("corpus", "leak check", "baselines", "model", "cost", "plan", "device", "backend")
+    for word in words:
         assert f"\n{word:<13}" in f"\n{captured.err}"
     assert "\nsample       '' -> '" in captured.err
     assert captured.err.splitlines()[-1] == "try it       ys run mine"
@@ -283,7 +284,7 @@ def test_divergence_has_its_exit_code_and_the_last_checkpoint_goes_on(train_run:
     run = train_run(*gentle).run
     before = snapshot(run / "checkpoints")
     with pytest.raises(
-        UserError, match=r"training diverged at step .* back 3 times.* ys train --run"
+        UserError, match=r"training diverged at step .* after 3 rollbacks.* ys train --run"
     ) as caught:
         train_run(*gentle, "train.learning_rate=1e38", "train.max_steps=50")
     assert caught.value.exit_code == EXIT_DIVERGED

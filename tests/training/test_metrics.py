@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ys_llm.training.metrics import LINES_EVERY, Metrics, Progress, log_line, read_metrics
+from ys_llm.training.metrics import LINE_INTERVAL, Metrics, Progress, log_line, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -25,15 +25,15 @@ def steps(show: Progress, numbers: range) -> None:
 def test_without_a_terminal_there_is_a_line_now_and_then_and_at_the_end(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    total = 2 * LINES_EVERY + 7
+    total = 2 * LINE_INTERVAL + 7
     show = Progress(begin=0, total=total)
     steps(show, range(1, total + 1))
     show.close()
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert [line.split()[1] for line in lines] == [
-        f"{LINES_EVERY}/{total}",
-        f"{2 * LINES_EVERY}/{total}",
+        f"{LINE_INTERVAL}/{total}",
+        f"{2 * LINE_INTERVAL}/{total}",
         f"{total}/{total}",
     ]
     assert lines[0].endswith("loss 2.500  12,346 tokens/s  1.5 min left")

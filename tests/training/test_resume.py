@@ -38,7 +38,7 @@ from ys_llm.runs.checkpoint import checkpoints, load_run, read_json
 from ys_llm.system.files import sha256_of
 from ys_llm.training.loop import train
 from ys_llm.training.metrics import read_metrics
-from ys_llm.training.resume import FIXED, FREE_ALL_THE_SAME, ORDER, reason_fixed
+from ys_llm.training.resume import FIXED, NOT_FIXED, ORDER, reason_fixed
 
 
 def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun) -> None:
@@ -121,8 +121,8 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
     assert code == exit_code
     stopped = read_json(checkpoints(run)[-1] / "progress.json")["step"]
     assert stopped > saved > 0
-    assert f"going on     from step {saved:,} of" in said
-    assert f"stopped by {sent.name} at step {stopped:,} and saved" in said
+    assert f"resuming     from step {saved:,} of" in said
+    assert f"stopped by {sent.name} at step {stopped:,}, saved" in said
     assert load_run(run).step <= stopped, "there is a model to try"
     assert said.splitlines()[-1].endswith("type: ys train --run mine")
     assert "Traceback" not in said
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     assert_same_training(train_run("train.max_steps=8").run, whole)
     said = capsys.readouterr().err
     assert f"\ndamaged      {newest}/optimizer.safetensors does not match SHA256SUMS; moved" in said
-    assert "\ngoing on     from step 3 of 8" in said
+    assert "\nresuming     from step 3 of 8" in said
     assert (run / "superseded" / newest.name / "progress.json").exists()
 
 
@@ -233,7 +233,9 @@ def test_where_every_checkpoint_is_damaged_it_is_said_and_the_model_still_works(
     run = train_run().run
     for path in checkpoints(run):
         (path / "SHA256SUMS").unlink()
-    with pytest.raises(UserError, match=r"all 2 are damaged.*ys run mine.*ys train clean"):
+    with pytest.raises(
+        UserError, match=r"all 2 checkpoints of .* are damaged.*ys run mine.*ys train clean"
+    ):
         train_run("train.max_steps=8")
     assert load_run(run).step == 6
 
@@ -248,9 +250,9 @@ def test_a_run_told_to_do_fewer_steps_than_it_has_done_is_summed_up(train_run: T
 def test_the_precision_asked_for_is_taken_also_by_a_run_that_goes_on(train_run: TrainRun) -> None:
     run = train_run().run
     train_run("train.dtype=auto", "train.max_steps=7")
-    assert read_json(checkpoints(run)[-1] / "progress.json")["dtype"] == "fp32"
+    assert read_json(checkpoints(run)[-1] / "progress.json")["environment"]["dtype"] == "fp32"
     train_run("train.dtype=bf16", "train.max_steps=8")
-    assert read_json(checkpoints(run)[-1] / "progress.json")["dtype"] == "bf16"
+    assert read_json(checkpoints(run)[-1] / "progress.json")["environment"]["dtype"] == "bf16"
 
 
 def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
@@ -267,8 +269,10 @@ def test_going_back_repeats_what_was_and_keeps_what_it_went_back_from(
     common = ("train.checkpoint_interval=2", "train.keep_checkpoints=9", "train.eval_interval=4")
     run = train_run(*common, "train.max_steps=8").run
     before, metrics = last_tensors(run), rows_of(run)
-    assert train_run(*common, "train.max_steps=8", from_step=4).run == run
-    assert f"going back   to step 4; 2 newer in {run / 'superseded'}" in capsys.readouterr().err
+    assert train_run(*common, "train.max_steps=8", resume_step=4).run == run
+    assert (
+        f"rewinding    to step 4; 2 newer moved to {run / 'superseded'}" in capsys.readouterr().err
+    )
     after = last_tensors(run)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert column(run, "loss") == [row["loss"] for row in metrics]
@@ -287,7 +291,7 @@ def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(train_run: 
     with pytest.raises(
         UserError, match=r"no checkpoint of step 3. Choose one of: 4, 6\."
     ) as caught:
-        train_run(from_step=3)
+        train_run(resume_step=3)
     assert caught.value.exit_code == EXIT_USAGE
     assert snapshot(run) == before
 
@@ -306,9 +310,9 @@ def test_what_changed_is_said_and_harmless_changes_go_on(
         "changed      train.max_steps was 6 and is now 8",
         "changed      train.seed was 1337 and is now 7",
     ]
-    assert said[4].endswith("step N goes on with batch N of the new order")
+    assert said[4].endswith("step N reads batch N of the new order")
     assert "changed      training text was 31 documents, 1," in said[5]
-    assert said[-1].startswith("changed      each document is still on the side of the split")
+    assert said[-1].startswith("changed      each document stays on its side of the split")
     capsys.readouterr()
     train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
     assert "\nchanged " not in capsys.readouterr().err
@@ -329,20 +333,23 @@ def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
     assert "changed      from here on the run is not bit for bit what it would have been" in said
 
 
-def test_another_processor_settles_dtype_and_kernels_anew(
+def test_another_processor_chooses_dtype_and_backend_again(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     auto = ("train.backend=auto", "train.dtype=auto")
     newest = checkpoints(train_run(*auto).run)[-1]
     progress = read_json(newest / "progress.json")
-    progress["circumstances"]["processor"] = "an abacus"
-    progress |= {"backend": "reference", "dtype": "fp32"}
+    progress["environment"] |= {
+        "processor": "an abacus",
+        "backends": {"three_tier": "reference"},
+        "dtype": "fp32",
+    }
     rewrite(newest / "progress.json", json.dumps(progress))
     capsys.readouterr()
     train_run(*auto, "train.max_steps=8")
     said = capsys.readouterr().err
     assert "changed      processor was an abacus and is now " in said
-    assert re.search("kernels      (windowed|compiled)", said)
+    assert re.search("backend      three_tier: (windowed|cpp)", said)
 
 
 def rewrite(path: Path, text: str) -> None:
@@ -378,19 +385,19 @@ def test_the_readme_says_what_may_not_change_and_why() -> None:
     rows = re.findall(r"^\| `([\w.*]+)`(?: but `([\w.]+)`)? \| (.+) \|$", text, re.MULTILINE)
     told = {name.removesuffix("*"): (exception, why) for name, exception, why in rows}
     for prefix, why in FIXED.items():
-        free = [name for name in FREE_ALL_THE_SAME if name.startswith(prefix)]
+        free = [name for name in NOT_FIXED if name.startswith(prefix)]
         assert told[prefix] == (free[0] if free else "", why)
 
 
-def test_the_kernels_that_were_settled_on_are_those_of_the_first_step_too(
+def test_the_first_checkpoint_records_dtype_and_backend(
     train_run: TrainRun, tmp_path: Path
 ) -> None:
     run = train_run("train.backend=auto", "train.max_steps=3").run
     first = checkpoints(run)[0]
     assert first.name == "step-00000000"
-    settled = read_json(first / "progress.json")
-    assert settled["backend"] in {*select.BACKENDS} - {"reference"}
-    assert settled["dtype"] == "fp32"
+    recorded = read_json(first / "progress.json")["environment"]
+    assert recorded["backends"]["three_tier"] in {*select.BACKENDS} - {"reference"}
+    assert recorded["dtype"] == "fp32"
 
 
 def test_runs_that_lie_among_the_texts_are_no_text(

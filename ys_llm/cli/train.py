@@ -89,8 +89,10 @@ def run(arguments: Arguments) -> int:
     if resolved.config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     from ys_llm.training.loop import train
+    from ys_llm.training.memory import keep_freed_memory
 
-    train(resolved, runs_dir=RUNS_DIR, from_step=arguments.resume_step)
+    keep_freed_memory()
+    train(resolved, runs_dir=RUNS_DIR, resume_step=arguments.resume_step)
     return 0
 
 

@@ -194,18 +194,23 @@ def _read_baselines(path: Path) -> dict[str, float] | None:
     return read if right else None
 
 
+def evaluate_run(loaded: LoadedRun, data: TokenShard) -> Evaluation:
+    """A run's published model on a shard: what `ys eval` prints and training reports at its end."""
+    return evaluate_tokens(
+        loaded.model,
+        data,
+        seq_len=loaded.config.train.plan[-1].seq_len,
+        reset_at_document=loaded.config.data.reset_at_document,
+    )
+
+
 def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluation]:
     """Each file or folder as one evaluation with the run's own tokenizer; leaves no cache."""
     return [
         PathEvaluation(
             str(path),
             len(data.document_offsets),
-            evaluate_tokens(
-                loaded.model,
-                data,
-                seq_len=loaded.config.train.plan[-1].seq_len,
-                reset_at_document=loaded.config.data.reset_at_document,
-            ),
+            evaluate_run(loaded, data),
         )
         for path, data in _shards(loaded, paths)
     ]

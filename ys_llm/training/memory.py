@@ -1,240 +1,219 @@
-"""How much memory a training and its model will take, found without running them at full size.
+"""How much memory a training takes, forecast from real steps at two small batch sizes.
 
-    peak = program + weights + moments + max(a step, an evaluation and the saving after it)
+A child process (`memory_probe.py`) trains the model on random tokens at growing batch sizes, then
+evaluates and saves it once. With peaks p at the last two sizes a < b, for any batch size B
 
-What a step and an evaluation keep alive is traced (`traces.py`). On a CPU the process grows by more
-than that: blocks are taken and freed in an order that leaves holes in the heap, and glibc asks for
-96 bytes more than a tensor needs so as to align it, so that the hole a tensor leaves is too small
-for the next one of its size.
+    peak(B) = max(p(b) + (p(b) - p(a)) (B - b) / (b - a), peak of evaluating and saving)
+
+On a CPU a peak is resident memory, on CUDA what torch's allocator gave out. Over the settings of
+`tests/training/test_memory.py` the forecast is within FORECAST_ERROR of a real training's peak.
 """
 
 import ctypes
-from dataclasses import dataclass
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+import ys_llm
 from ys_llm.config.schema import Config
+from ys_llm.config.sources import to_mapping
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.system import machine
-from ys_llm.training.traces import SMALL, Step, Trace, Tracer
+from ys_llm.training.compute import Compute
 
-# What a process grows by for each byte that `heap.py` finds for a step and for an evaluation: what
-# is no tensor makes holes too, and oneDNN takes buffers for bf16 products. Measured with glibc 2.36
-# and torch 2.13 at 1.13 to 1.42 and 0.95 to 1.3; in bf16 at 1.3 to 1.5 and 1.1 to 1.8.
-STEP_HOLES = {"fp32": 1.25, "bf16": 1.4}
-EVALUATION_HOLES = {"fp32": 1.25, "bf16": 1.8}
-CUDA_HOLES = 1.1  # torch has an allocator of its own there
-# Code and buffers that a training has use for and a traced pass has not.
-LIBRARY_BYTES = {"fp32": 10_000_000, "bf16": 30_000_000}
-COMPILER_BYTES = 75_000_000  # torch's optimizers import its compiler; using a model does not
-_FEW_TOKENS = 16
-SAVED_COPIES = 2  # of what is saved: the bytes of each tensor, and those of the file
-LOADED_COPIES = 2  # of a model's weights while it is loaded: the file, and its tensors
-EVALUATED_ROWS, SCORED_TOKENS, READ_TOKENS = 32, 2048, 1024  # as evaluate.py and generate.py do
-SHARE_OF_FREE = 0.8  # what `batch_size: auto` may use where it is not told
-_EVEN = 8  # what larger batch sizes are a multiple of, as kernels like it
+FORECAST_ERROR = 0.2  # relative
+SHARE_OF_FREE = 0.8  # what `batch_size: auto` may use where memory_limit_gb does not say
+_MULTIPLE = 8  # of batch sizes from there on: kernels work on whole vectors of rows
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Predicted peaks of a process in bytes, and what that of training is made of."""
+class MemoryForecast:
+    """Peak bytes of a process that trains one sequence length, by batch size.
 
-    training: int
-    inference: int
-    parts: dict[str, int]
-
-
-class Predictor:
-    """Predictions for a configuration and its model, at any length and batch size.
-
-    `dtype` is "fp32" or "bf16"; `validation_tokens` is how many there are, 0 where it is not known.
-    The model is used for the traces: what it says does not matter, and its gradients are dropped.
+    `steps` are (batch size, peak after a step), ascending; `base_bytes` is the process before the
+    model is built, `other_bytes` its peak once it has evaluated and saved.
     """
 
-    def __init__(
-        self, config: Config, model: Model, *, dtype: str, validation_tokens: int = 0
-    ) -> None:
-        self.config = config
-        self._on_cpu = next(model.parameters()).device.type == "cpu"
-        self._evaluated = validation_tokens or config.train.eval_tokens
-        self._tracer = Tracer(model, precision=dtype, resets=config.data.reset_at_document)
-        self._weights = sum(parameter.nbytes for parameter in model.parameters())
-        self._program = self._measured_program() if self._on_cpu else 0
-        self._steps: dict[int, Step] = {}
-        self._evaluations: dict[int, int] = {}
+    base_bytes: int
+    steps: tuple[tuple[int, int], ...]
+    other_bytes: int
 
-    def _measured_program(self) -> int:
-        """What this process holds beside the model, once a pass has brought in the libraries."""
-        self._tracer.training_pass(_FEW_TOKENS, SMALL, carried=False, accumulated=False)
-        self._tracer.loss_peaks(_FEW_TOKENS, torch.float32)
-        give_back_freed_memory()
-        return resident_bytes() - self._weights + LIBRARY_BYTES[self._tracer.precision]
+    @property
+    def bytes_per_row(self) -> float:
+        """What one more sequence in the batch takes."""
+        if len(self.steps) < 2:
+            size, peak = self.steps[0]
+            return (peak - self.base_bytes) / size
+        (small, small_peak), (large, large_peak) = self.steps[-2:]
+        return max(0, large_peak - small_peak) / (large - small)
 
-    def predict(self) -> Memory:
-        """The greatest peak of all stages of the plan, and that of using the model."""
-        plan = self.config.train.plan
-        stages = [
-            self.parts(stage.seq_len, stage.batch_size, evaluated=plan[-1].seq_len)
-            for stage in plan
-        ]
-        parts = max(stages, key=peak_of)
-        return Memory(peak_of(parts), self.inference(), parts)
-
-    def parts(self, seq_len: int, batch_size: int, *, evaluated: int = 0) -> dict[str, int]:
-        """What training takes with batches of this shape; `peak_of` it is the prediction.
-
-        `evaluated` is the length that evaluations go on with, 0 where it is the same.
-        """
-        return {
-            "program": self._program,
-            "weights": self._weights,
-            "moments": 2 * self._weights,
-            "step": self._taken(self._step(seq_len).trace(batch_size), STEP_HOLES),
-            "evaluation": self._evaluation(evaluated or seq_len),
-            "saving": SAVED_COPIES * 2 * self._weights if self._on_cpu else 0,
-        }
-
-    def inference(self) -> int:
-        """The peak of loading the model and reading a prompt of 2,048 tokens with it."""
-        reading = self._taken(self._tracer.reading(READ_TOKENS), EVALUATION_HOLES)
-        if not self._on_cpu:
-            return self._weights + reading
-        program = self._program - COMPILER_BYTES - LIBRARY_BYTES[self._tracer.precision]
-        return program + self._weights + max(LOADED_COPIES * self._weights, reading)
-
-    def _step(self, seq_len: int) -> Step:
-        if seq_len not in self._steps:
-            carried = self.config.data.batching == "contiguous"
-            accumulated = self.config.train.grad_accum_steps > 1
-            self._steps[seq_len] = Step(
-                self._tracer, seq_len, carried=carried, accumulated=accumulated
-            )
-        return self._steps[seq_len]
-
-    def _evaluation(self, seq_len: int) -> int:
-        if seq_len not in self._evaluations:
-            rows = max(1, min(EVALUATED_ROWS, self._evaluated // seq_len))
-            a_row = self._evaluated // rows + seq_len  # each begins to read a length earlier
-            pieces, growth = self._tracer.scoring(seq_len, rows, a_row)
-            head = self._tracer.head_peak(min(SCORED_TOKENS, rows * seq_len))
-            self._evaluations[seq_len] = self._taken(pieces, EVALUATION_HOLES) + growth + head
-        return self._evaluations[seq_len]
-
-    def _taken(self, trace: Trace, holes: dict[str, float]) -> int:
-        if self._on_cpu:
-            return int(trace.heap_bytes() * holes[self._tracer.precision])
-        return int(trace.peak() * CUDA_HOLES)
+    def peak_bytes(self, batch_size: int) -> int:
+        """The peak at this batch size."""
+        size, peak = self.steps[-1]
+        return max(int(peak + self.bytes_per_row * (batch_size - size)), self.other_bytes)
 
 
-def peak_of(parts: dict[str, int]) -> int:
-    """What stays, and the greater of what comes and goes."""
-    staying = parts["program"] + parts["weights"] + parts["moments"]
-    return staying + max(parts["step"], parts["evaluation"] + parts["saving"])
+def forecast_memory(
+    config: Config,
+    compute: Compute,
+    *,
+    vocab_size: int,
+    seq_len: int,
+    largest: int = 0,
+    validation_tokens: int = 0,
+) -> MemoryForecast:
+    """Measure training steps at batch sizes 1, 2, 4, ... in a child process.
+
+    It stops where the peak has grown enough to extrapolate, at the batch size `largest` where it is
+    not 0, and where memory runs out. UserError where not even one sequence can be measured.
+    """
+    threads = torch.get_num_threads()  # as this process uses, whatever set them
+    request = {
+        "config": to_mapping(replace(config, train=replace(config.train, threads=threads))),
+        "device": str(compute.device),
+        "dtype": compute.dtype or ("bf16" if config.train.dtype == "bf16" else "fp32"),
+        "backends": dict(compute.backends),
+        "vocab_size": vocab_size,
+        "seq_len": seq_len,
+        "largest": largest,
+        "evaluated_tokens": validation_tokens or config.train.eval_tokens,
+    }
+    measured = _run_probe(request)
+    if not measured["steps"]:
+        raise UserError(
+            f"one sequence of {seq_len:,} tokens does not fit into memory",
+            "Reduce train.seq_len or the model.",
+            exit_code=EXIT_USAGE,
+        )
+    steps = tuple((size, peak) for size, peak in measured["steps"])
+    return MemoryForecast(measured["base_bytes"], steps, measured["other_bytes"])
+
+
+def _run_probe(request: dict[str, Any]) -> dict[str, Any]:
+    """What memory_probe.py prints for this request, in a process of its own."""
+    package = Path(ys_llm.__file__).parent.parent
+    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    # PYTHONSAFEPATH: the child must not import what happens to lie in the current folder.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "ys_llm.training.memory_probe"],
+        input=json.dumps(request),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(
+            f"memory could not be measured: the process that trains a step failed ({last})",
+            "Free some memory, or reduce train.seq_len or the model.",
+        )
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
 
 
 def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device) -> int:
-    """The largest batch size whose predicted peak is below what training may use.
+    """The largest batch size whose forecast peak is within what training may use.
 
-    That is train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on it is rounded down to
-    a multiple of 8. UserError where not even one sequence fits.
+    That is train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on it is a multiple
+    of 8. UserError where not one sequence fits, and where free memory is unknown.
     """
-    limit, train = _limit(config, device), config.train
-    dtype = "bf16" if train.dtype == "bf16" else "fp32"  # auto: the one that takes more
-    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device]):
-        model = Model(config.model, vocab_size=vocab_size, backend=config.train.backend).to(device)
-    predictor = Predictor(config, model, dtype=dtype)
-
-    def fits(batch_size: int) -> bool:
-        return peak_of(predictor.parts(train.seq_len, batch_size)) <= limit
-
-    if not fits(1):
+    limit, seq_len = _limit(config, device), config.train.seq_len
+    forecast = forecast_memory(config, Compute(device), vocab_size=vocab_size, seq_len=seq_len)
+    if device.type == "cpu" and not config.train.memory_limit_gb:
+        limit += forecast.base_bytes  # this process already has its own
+    if forecast.peak_bytes(1) > limit:
         raise UserError(
-            f"train.batch_size: auto finds no room: one sequence of {train.seq_len} tokens takes "
-            f"{_gigabytes(peak_of(predictor.parts(train.seq_len, 1)))}, and "
-            f"{_gigabytes(limit)} may be used",
-            "Set train.seq_len or the model smaller, or train.memory_limit_gb larger.",
+            f"train.batch_size: auto does not fit: one sequence of {seq_len:,} tokens needs "
+            f"{_gigabytes(forecast.peak_bytes(1))}, and {_gigabytes(limit)} may be used",
+            "Reduce train.seq_len or the model, or raise train.memory_limit_gb.",
             exit_code=EXIT_USAGE,
         )
-    fitting, beyond = 1, 2
-    while fits(beyond):
-        fitting, beyond = beyond, 2 * beyond
-    unit = 1 if beyond <= _EVEN else _EVEN
-    while beyond - fitting > unit:
-        middle = (fitting + beyond) // 2 // unit * unit
-        fitting, beyond = (middle, beyond) if fits(middle) else (fitting, middle)
-    return fitting
+    size, peak = forecast.steps[-1]
+    largest = max(1, size + int((limit - peak) // max(1, forecast.bytes_per_row)))
+    return largest if largest < _MULTIPLE else largest // _MULTIPLE * _MULTIPLE
 
 
 def _limit(config: Config, device: torch.device) -> int:
-    """Bytes that the whole process may use."""
+    """Bytes that training may use."""
     if config.train.memory_limit_gb:
         return int(config.train.memory_limit_gb * 1e9)
-    here = resident_bytes() if device.type == "cpu" else 0
-    return here + int(SHARE_OF_FREE * available_bytes(device))
+    free = available_bytes(device)
+    if free is None:
+        raise UserError(
+            "train.batch_size: auto needs the amount of free memory, which is unknown here",
+            "Set it: --set train.memory_limit_gb=8, or choose a size: --set train.batch_size=32",
+            exit_code=EXIT_USAGE,
+        )
+    return int(SHARE_OF_FREE * free)
 
 
 def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None:
-    """Refuse a model, or a batch, that must take more than there is room for.
+    """Raise UserError (2) for a model or batch that cannot fit; costs nothing.
 
-    Counted are weights, gradients and moments, and of a batch two streams for each block: less than
-    any mixer keeps. Raises UserError (2). Costs nothing: no number of the model is made.
+    Counted are weights, gradients and moments, and of a batch two activations per block: less than
+    any mixer keeps.
     """
+    free = available_bytes(device)
+    if free is None:
+        return
     with torch.device("meta"):
-        model = Model(config.model, vocab_size=vocab_size)
-    needed, there = 4 * 4 * parameter_count(model), available_bytes(device)
-    if needed > there:
+        parameters = parameter_count(Model(config.model, vocab_size=vocab_size))
+    needed = 4 * 4 * parameters
+    if needed > free:
         raise UserError(
-            f"the model has {parameter_count(model):,} parameters; to train it takes at least "
-            f"{_gigabytes(needed)} of memory, and {_gigabytes(there)} are free",
-            "Set model.d_model, model.n_layers, model.d_mlp or tokenizer.vocab_size smaller.",
+            f"the model has {parameters:,} parameters; training needs at least "
+            f"{_gigabytes(needed)} of memory, and {_gigabytes(free)} are free",
+            "Reduce model.d_model, model.n_layers, model.d_mlp or tokenizer.vocab_size.",
             exit_code=EXIT_USAGE,
         )
     for stage in config.train.plan if config.train.batch_size != "auto" else ():
-        stream = 4 * stage.seq_len * stage.batch_size * config.model.d_model
-        if needed + 2 * config.model.n_layers * stream > there:
+        activation = 4 * stage.seq_len * stage.batch_size * config.model.d_model
+        batch_bytes = 2 * config.model.n_layers * activation
+        if needed + batch_bytes > free:
             raise UserError(
-                f"batches of {stage.batch_size:,} x {stage.seq_len:,} tokens take at least "
-                f"{_gigabytes(2 * config.model.n_layers * stream)} of memory, and "
-                f"{_gigabytes(there)} are free",
-                "Set train.batch_size or train.seq_len smaller; see: ys train --dry-run",
+                f"batches of {stage.batch_size:,} x {stage.seq_len:,} tokens need at least "
+                f"{_gigabytes(batch_bytes)} of memory, and {_gigabytes(free)} are free",
+                "Reduce train.batch_size or train.seq_len; see: ys train --dry-run",
                 exit_code=EXIT_USAGE,
             )
 
 
-def available_bytes(device: torch.device) -> int:
-    """Memory that is free for this process on the device, the limits of its group included."""
+def available_bytes(device: torch.device) -> int | None:
+    """Free memory of the device, within the limits of the control group; None where unknown."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = machine.inspect_machine().free_bytes
-    return 1 << 62 if free is None else free
+    return machine.inspect_machine().free_bytes
 
 
-def resident_bytes() -> int:
-    """Memory that this process holds now; 0 where the system does not tell."""
-    return _own_figure("VmRSS")
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed blocks for the rest of the process; for programs, not libraries.
 
-
-def peak_bytes() -> int:
-    """The most that this process has held so far; 0 where the system does not tell."""
-    return _own_figure("VmHWM")
-
-
-def _own_figure(name: str) -> int:
+    Every step frees and allocates the same large tensors; otherwise their pages are faulted in
+    again, 22,000 faults a step in a small model, a sixth of its time. No effect without glibc.
+    """
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def give_back_freed_memory() -> None:
-    """Return the free pages of the heap to the kernel, before work that takes other blocks.
+def release_freed_memory() -> None:
+    """Return free heap pages to the kernel, before work that allocates blocks of other sizes.
 
-    Steps, evaluations and savings do not fit into each other's holes: without this, what they waste
-    adds up. It takes milliseconds; where the library is not glibc, nothing is done.
+    Steps, evaluations and checkpoints do not fit into each other's holes: without this their
+    fragmentation adds up. Takes milliseconds; no effect without glibc.
     """
     try:
         trim = ctypes.CDLL("libc.so.6").malloc_trim

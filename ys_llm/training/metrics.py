@@ -1,4 +1,4 @@
-"""What a training shows and writes down: header, bar or lines on stderr, and metrics.jsonl."""
+"""Output of a training: header lines and a progress bar on stderr, and metrics.jsonl."""
 
 import json
 import sys
@@ -11,19 +11,19 @@ from tqdm import tqdm
 
 from ys_llm.system.files import Journal, write_atomically
 
-LINES_EVERY = 50  # steps between lines where stderr is no terminal
+LINE_INTERVAL = 50  # steps between lines where stderr is not a terminal
 
 
 class _Stderr:
-    """stderr, whose reader may leave: a closed terminal or pipe does not stop a training."""
+    """stderr that survives a closed terminal or pipe: training goes on without a reader."""
 
     def write(self, text: str) -> None:
-        """Show it to whoever is still there."""
+        """Write, if anybody reads."""
         with suppress(OSError, ValueError):
             sys.stderr.write(text)
 
     def flush(self) -> None:
-        """Show it now."""
+        """Flush, if anybody reads."""
         with suppress(OSError, ValueError):
             sys.stderr.flush()
 
@@ -32,7 +32,7 @@ class _Stderr:
 
 
 class Progress:
-    """A tqdm bar with loss, speed and ETA on a terminal; plain lines elsewhere."""
+    """A tqdm bar with loss, speed and remaining time on a terminal; plain lines elsewhere."""
 
     def __init__(self, *, begin: int, total: int) -> None:
         self.stderr = _Stderr()
@@ -48,16 +48,17 @@ class Progress:
         )
 
     def step(self, row: Mapping[str, Any], *, speed: float, seconds_left: float) -> None:
-        """Show one finished step."""
+        """Show a finished step; `speed` is in tokens per second."""
         figures = f"loss {row['loss']:.3f}  {speed:,.0f} tokens/s"
         self.bar.set_postfix_str(figures, refresh=False)
         self.bar.update()
-        if not self.is_terminal and (row["step"] % LINES_EVERY == 0 or row["step"] == self.total):
+        at_line = row["step"] % LINE_INTERVAL == 0 or row["step"] == self.total
+        if not self.is_terminal and at_line:
             left = f"{seconds_left / 60:.1f} min left"
             self.log_line(f"step {row['step']:>6,}/{self.total:,}  {figures}  {left}")
 
     def log_line(self, text: str) -> None:
-        """A line that stays, above the bar."""
+        """Print a line above the bar."""
         tqdm.write(text, file=self.stderr)
         self.stderr.flush()
 
@@ -65,27 +66,27 @@ class Progress:
         """Leave the bar as it stands."""
         self.bar.close()
 
-    def back_to(self, step: int) -> None:
-        """Go on from an earlier step."""
+    def move_to(self, step: int) -> None:
+        """Continue from an earlier step."""
         self.bar.n = step
         self.bar.refresh()
 
 
 class Metrics:
-    """metrics.jsonl: one row a step, names and units stable.
+    """metrics.jsonl: one row per step, with stable names and units.
 
     step, tokens (seen so far), loss (nats per token), learning_rate, grad_norm (before clipping),
     step_seconds, seconds (of training so far); rows of evaluations add val_loss and
-    val_bits_per_byte, others `sample` (what the model wrote) and `spike` (see bad_numbers.py).
+    val_bits_per_byte, others `sample` (generated text) and `spike` (see recovery/non_finite.py).
     """
 
     def __init__(self, path: Path, *, keep_to_step: int) -> None:
         self.path = path
         self.journal: Journal | None = None
-        self.cut(keep_to_step)
+        self.truncate(keep_to_step)
 
-    def cut(self, keep_to_step: int) -> None:
-        """Forget the rows after this step; training has gone back to it."""
+    def truncate(self, keep_to_step: int) -> None:
+        """Remove the rows after this step, from which training resumes."""
         self.close()
         kept = [row for row in read_metrics(self.path) if row["step"] <= keep_to_step]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -97,19 +98,19 @@ class Metrics:
         self.journal.write(json.dumps(dict(row)))
 
     def sync(self) -> None:
-        """Make the rows outlive a power cut: before a checkpoint that counts on them."""
+        """Make the rows survive a power cut, before a checkpoint that depends on them."""
         assert self.journal is not None, "synced after close"
         self.journal.sync()
 
     def close(self) -> None:
-        """No more rows."""
+        """Close the file; it takes no more rows."""
         if self.journal is not None:
             self.journal.close()
             self.journal = None
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; what follows a line that is none is left out."""
+    """The rows of a metrics.jsonl up to the first line that is not one."""
     rows = []
     for line in path.read_bytes().split(b"\n") if path.exists() else []:
         try:
@@ -124,6 +125,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def log_line(text: str) -> None:
-    """One line of the header, on stderr."""
+    """One line on stderr."""
     _Stderr().write(f"{text}\n")
     _Stderr().flush()

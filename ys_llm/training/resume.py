@@ -1,8 +1,8 @@
-"""Going on: what a run remembers, what may have changed since, and which checkpoint is taken.
+"""Resuming: what a checkpoint remembers, what may change between sessions, which one is loaded.
 
-A run that is killed at any instant and started again gives, on the same CPU, bit for bit what it
-would have given. Whatever the loop decides from is therefore in a checkpoint, in `rollbacks.json`,
-or a pure function of the step. Where the circumstances have changed, the header says so.
+A run that is killed at any instant and started again gives, on the same CPU, the same bits as an
+uninterrupted one. Whatever the loop decides from is therefore in a checkpoint, in `rollbacks.json`,
+or a pure function of the step. Where the environment has changed, the header says so.
 """
 
 import hashlib
@@ -30,18 +30,18 @@ from ys_llm.runs.checkpoint import (
 )
 from ys_llm.runs.folder import SUPERSEDED, archive
 from ys_llm.system.files import write_atomically
-from ys_llm.system.machine import inspect_machine
+from ys_llm.training.compute import Compute, machine_identity
 from ys_llm.training.metrics import log_line, read_metrics
 
 _ROLLBACKS = "rollbacks.json"
 
-# What a run that has begun may not change, and why; all else may.
+# What may not change once a run has a checkpoint, and why; everything else may.
 FIXED = {
-    "model.": "the weights have the shape of the old one",
-    "tokenizer.": "token ids mean nothing under another vocabulary",
-    "data.validation_fraction": "text that was held out would be trained on, or the reverse",
+    "model.": "the saved weights have the old shapes",
+    "tokenizer.": "token ids mean something else under another vocabulary",
+    "data.validation_fraction": "held-out text would be trained on, or the reverse",
 }
-FREE_ALL_THE_SAME = ("model.dropout",)
+NOT_FIXED = ("model.dropout",)
 # What may change, but decides which text a step reads.
 ORDER = (
     "data.path",
@@ -52,11 +52,13 @@ ORDER = (
     "train.grad_accum_steps",
     "train.stages",
 )
+# Keys of a checkpoint's progress.json besides "format" and the fields of TrainProgress.
+TOKENIZER_FINGERPRINT, ENVIRONMENT = "tokenizer_fingerprint", "environment"
 
 
 @dataclass
 class TrainProgress:
-    """Where a training stands: all that a checkpoint must remember besides weights and moments."""
+    """The counters and losses of a run, saved with every checkpoint."""
 
     step: int = 0
     tokens: int = 0
@@ -66,15 +68,14 @@ class TrainProgress:
     best_step: int = 0
     evaluations_since_best: int = 0
     recent_losses: list[float] = field(default_factory=list)
-    dtype: str = ""
-    backend: str = ""
 
 
 @dataclass(frozen=True)
 class Rollback:
-    """Once undone: training went back to `back_to`; piece `skipped` of `stage` is not read again.
+    """One rollback: training returned to step `back_to` because step `step` failed.
 
-    `step` is the one whose numbers went bad; from `back_to` on the learning rate is lower.
+    Batch `skipped` of stage `stage` is not read again; from `back_to` on the learning rate is lower
+    for a while.
     """
 
     step: int
@@ -84,193 +85,206 @@ class Rollback:
     reason: str
 
 
-def progression_of(saved: Checkpoint) -> TrainProgress:
-    """Where the checkpoint's training stood."""
+def parse_progress(saved: Checkpoint) -> TrainProgress:
+    """The progress of a checkpoint; UserError where progress.json lacks a field or has a wrong one.
+
+    Its sum has been checked, so a wrong value was written by another program.
+    """
     missing = [f.name for f in fields(TrainProgress) if f.name not in saved.progress]
     if missing:
         raise UserError(
             f"{saved.path}/progress.json lacks {missing[0]}",
-            "Use the ys that wrote it, or begin anew: ys train clean",
+            "Use the ys that wrote it, or start again: ys train clean",
         )
-    at = TrainProgress(**{f.name: saved.progress[f.name] for f in fields(TrainProgress)})
-    odd = [name for name, value in vars(TrainProgress()).items() if not _is_like(value, at, name)]
-    if not odd and saved.path.name != f"step-{at.step:08d}":
-        odd = ["step"]
-    if not isinstance(saved.progress.get("circumstances", {}), dict):
-        odd = ["circumstances"]
-    if odd:
+    progress = TrainProgress(**{f.name: saved.progress[f.name] for f in fields(TrainProgress)})
+    wrong = [
+        name for name, value in vars(TrainProgress()).items() if not _fits(value, progress, name)
+    ]
+    if not wrong and saved.path.name != f"step-{progress.step:08d}":
+        wrong = ["step"]
+    if not isinstance(saved.progress.get(ENVIRONMENT, {}), dict):
+        wrong = [ENVIRONMENT]
+    if wrong:
         raise UserError(
-            f"{saved.path}/progress.json holds no {odd[0]} that a training can go on from",
-            f"Remove {saved.path} to go on from the one before, or begin anew: ys train clean",
+            f"{saved.path}/progress.json has an invalid {wrong[0]}",
+            f"Remove {saved.path} to resume from the checkpoint before it, or start again: "
+            "ys train clean",
         )
-    return at
+    return progress
 
 
-def _is_like(default: Any, at: TrainProgress, name: str) -> bool:
-    """Whether a value is of its field's type, and no number below zero or not a number."""
-    value = getattr(at, name)
+def _fits(default: Any, progress: TrainProgress, name: str) -> bool:
+    """Whether a value has its field's type, and is neither negative nor NaN."""
+    value = getattr(progress, name)
     if isinstance(default, list):
         return isinstance(value, list) and all(type(item) is float for item in value)
-    if isinstance(default, str):
-        return isinstance(value, str)
-    wanted = (int, float) if isinstance(default, float) else (int,)
-    return type(value) in wanted and value >= 0
+    expected = (int, float) if isinstance(default, float) else (int,)
+    return type(value) in expected and value >= 0
 
 
-def latest_valid_checkpoint(run: Path) -> Checkpoint | None:
-    """The last checkpoint that is what was written; damaged ones are named and moved away.
+def latest_valid_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest undamaged checkpoint of a run; newer, damaged ones are named and archived.
 
-    None where there are none. Raises UserError where all are damaged.
+    None where there are none. Raises UserError where all are damaged; they are then left in place,
+    or training would silently start again.
     """
     damaged: dict[Path, CorruptCheckpointError] = {}
-    for path in reversed(checkpoints(run)):
+    for path in reversed(checkpoints(folder)):
         try:
             saved = read_checkpoint(path)
         except CorruptCheckpointError as error:
             damaged[path] = error
             continue
-        for bad, why in damaged.items():  # not before: with none left, training would begin anew
-            log_line(f"damaged      {why}; moved to {archive(run, bad)}")
+        for bad, problem in damaged.items():
+            log_line(f"damaged      {problem}; moved to {archive(folder, bad)}")
         return saved
-    for why in damaged.values():
-        log_line(f"damaged      {why}")
+    for problem in damaged.values():
+        log_line(f"damaged      {problem}")
     if damaged:
         raise UserError(
-            f"no checkpoint of {run} is whole: all {len(damaged)} are damaged",
-            f"The last best model still works: ys run {run.name}. To begin anew: ys train clean",
+            f"all {len(damaged)} checkpoints of {folder} are damaged",
+            f"The best model so far still works: ys run {folder.name}. To start again: "
+            "ys train clean",
         )
     return None
 
 
-def go_back(run: Path, step: int) -> None:
-    """Make the checkpoint of `step` the last one; newer ones and their metrics are left behind."""
-    found = {int(path.name.removeprefix("step-")): path for path in checkpoints(run)}
-    if step not in found:
-        there = ", ".join(f"{known:,}" for known in found) or "none"
+def check_resume_step(folder: Path, step: int) -> None:
+    """Raise UserError where the run has no valid checkpoint of this step."""
+    steps = {_step_of(path): path for path in checkpoints(folder)}
+    if step not in steps:
+        found = ", ".join(f"{known:,}" for known in steps) or "none"
         raise UserError(
-            f"{run} has no checkpoint of step {step:,}",
-            f"Choose one of: {there}. How many are kept: train.keep_checkpoints, "
+            f"{folder} has no checkpoint of step {step:,}",
+            f"Choose one of: {found}. How many are kept: train.keep_checkpoints, "
             "train.keep_checkpoint_every",
             exit_code=EXIT_USAGE,
         )
-    newer = [path for known, path in found.items() if known > step]
+    try:
+        read_checkpoint(steps[step])
+    except CorruptCheckpointError as error:
+        raise UserError(str(error), "Choose another step.") from error
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Make the checkpoint of `step` the latest; newer ones and their metrics are archived."""
+    check_resume_step(folder, step)
+    newer = [path for path in checkpoints(folder) if _step_of(path) > step]
     if not newer:
         return
-    try:
-        read_checkpoint(found[step])
-    except CorruptCheckpointError as error:
-        raise UserError(str(error), "Choose another step") from error
-    rows = [row for row in read_metrics(run / "metrics.jsonl") if row["step"] > step]
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] > step]
     name = f"metrics-after-{step:08d}.jsonl"
-    write_atomically(run / name, "".join(json.dumps(row) + "\n" for row in rows))
-    archive(run, run / name)
-    for path in reversed(newer):  # newest first: a kill on the way leaves an unbroken line
-        archive(run, path)
-    log_line(f"going back   to step {step:,}; {len(newer)} newer in {run / SUPERSEDED}")
+    write_atomically(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    archive(folder, folder / name)
+    for path in reversed(newer):  # newest first: a kill in between leaves no gap
+        archive(folder, path)
+    log_line(f"rewinding    to step {step:,}; {len(newer)} newer moved to {folder / SUPERSEDED}")
 
 
-def rollbacks(run: Path) -> list[Rollback]:
-    """What has been undone so far; it holds whichever checkpoint training goes on from."""
-    path = run / _ROLLBACKS
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_rollbacks(folder: Path) -> list[Rollback]:
+    """All rollbacks of a run so far, whichever checkpoint it resumes from."""
+    path = folder / _ROLLBACKS
     if not path.exists():
         return []
     try:
         return [Rollback(**item) for item in read_json(path, needed=["rollbacks"])["rollbacks"]]
     except TypeError as error:
         raise UserError(
-            f"{path} cannot be read ({error})", f"Remove it to forget what was undone: rm {path}"
+            f"{path} cannot be read ({error})", f"Remove it to forget the rollbacks: rm {path}"
         ) from error
 
 
-def write_rollbacks(run: Path, undone: Sequence[Rollback]) -> None:
-    """Replace the list, in one step."""
-    text = json.dumps({"rollbacks": [asdict(item) for item in undone]}, indent=2)
-    write_atomically(run / _ROLLBACKS, text + "\n")
+def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
+    """Replace the list atomically."""
+    text = json.dumps({"rollbacks": [asdict(item) for item in rollbacks]}, indent=2)
+    write_atomically(folder / _ROLLBACKS, text + "\n")
 
 
-def check_config(run: Path, config: Config) -> list[str]:
-    """What differs from the run's own configuration, one line each.
+def check_config(folder: Path, config: Config) -> list[str]:
+    """What differs from the run's saved configuration, one line each.
 
-    Raises UserError, naming each, where the run could not go on as what it is.
+    Raises UserError, naming each, for changes that a run with a checkpoint cannot take.
     """
-    if not (run / "tokenizer.json").exists() or not (run / "config.yaml").exists():
+    if not (folder / "tokenizer.json").exists() or not (folder / "config.yaml").exists():
         return []
-    before = flatten(to_mapping(load_config(run / "config.yaml").config))
+    before = flatten(to_mapping(load_config(folder / "config.yaml").config))
     now = flatten(to_mapping(config))
     changed = {
         name: f"{name} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     }
-    begun = bool(checkpoints(run))
+    has_checkpoint = bool(checkpoints(folder))
     refused = [
-        f"{line} ({why})"
+        f"{line} ({reason})"
         for name, line in changed.items()
-        if (why := reason_fixed(name)) and (begun or name.startswith("tokenizer."))
+        if (reason := reason_fixed(name)) and (has_checkpoint or name.startswith("tokenizer."))
     ]
     if refused:
         raise UserError(
-            f"{run} cannot go on with another configuration: {'; '.join(refused)}",
-            f"Take its own {run}/config.yaml, choose another --run, or train anew: "
+            f"{folder} cannot resume with another configuration: {'; '.join(refused)}",
+            f"Use its own {folder}/config.yaml, choose another --run, or start again: "
             f"ys train clean all",
             exit_code=EXIT_USAGE,
         )
-    return list(_told(changed)) if begun else []
+    return list(_change_lines(changed)) if has_checkpoint else []
 
 
 def reason_fixed(name: str) -> str:
-    """Why a run that has begun may not change this setting; "" where it may."""
-    if name in FREE_ALL_THE_SAME:
+    """Why this setting may not change once a run has a checkpoint; "" where it may."""
+    if name in NOT_FIXED:
         return ""
-    return next((why for prefix, why in FIXED.items() if name.startswith(prefix)), "")
+    return next((reason for prefix, reason in FIXED.items() if name.startswith(prefix)), "")
 
 
-def _told(changed: Mapping[str, str]) -> Iterator[str]:
+def _change_lines(changed: Mapping[str, str]) -> Iterator[str]:
     yield from (line for name, line in changed.items() if name != "run")
     if any(name.startswith(ORDER) for name in changed):
-        yield "the order of the text is another one: step N goes on with batch N of the new order"
+        yield "the text comes in another order: step N reads batch N of the new order"
 
 
-def machine_of(device: torch.device) -> dict[str, Any]:
-    """What computes, as far as the best choice of dtype and kernels depends on it."""
-    return {
-        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
-        "processor": inspect_machine().processor,
-        "CPU capability": torch.backends.cpu.get_cpu_capability(),
-    }
-
-
-def circumstances(split: Split, at: TrainProgress, device: torch.device) -> dict[str, Any]:
+def environment_of(split: Split, compute: Compute) -> dict[str, Any]:
     """What the bits of a run depend on besides its configuration."""
     return {
-        **machine_of(device),
+        **machine_identity(compute.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "kernels": at.backend,
-        "dtype": at.dtype,
-        "training text": _described(split.training),
-        "held-out text": _described(split.validation),
+        "backends": dict(compute.backends),
+        "dtype": compute.dtype,
+        "training text": _fingerprint(split.training),
+        "held-out text": _fingerprint(split.validation),
     }
 
 
-def _described(documents: Sequence[Document]) -> str:
-    """A line that is the same for the same texts: how many, how much, and a hash over all."""
-    digest = hashlib.blake2b(
-        "".join(sorted(d.content_hash for d in documents)).encode(), digest_size=8
-    )
+def _fingerprint(documents: Sequence[Document]) -> str:
+    """Number, size and a hash of the documents, in any order."""
+    hashes = "".join(sorted(document.content_hash for document in documents))
+    digest = hashlib.blake2b(hashes.encode(), digest_size=8)
     size = sum(document.n_bytes for document in documents)
     return f"{len(documents):,} documents, {size:,} bytes, {digest.hexdigest()}"
 
 
-def changed_circumstances(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is another than when the run was saved, one line each; and what follows from it."""
+def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs from when the run was saved, one line each, and what follows from it."""
     changed = [name for name in now if name in before and before[name] != now[name]]
-    lines = [f"{name} was {before[name]} and is now {now[name]}" for name in changed]
+    lines = [
+        f"{name} was {_as_text(before[name])} and is now {_as_text(now[name])}" for name in changed
+    ]
     if any(name.endswith("text") for name in changed):
         lines.append(
-            "each document is still on the side of the split that its content gives it; the order "
-            "is drawn anew: step N goes on with batch N of it, so some text comes sooner again"
+            "each document stays on its side of the split; the order is drawn again: step N reads "
+            "batch N of the new order, so some text repeats sooner"
         )
     elif changed:
         lines.append("from here on the run is not bit for bit what it would have been")
     return lines
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {choice}" for name, choice in value.items())
+    return str(value)

@@ -1,7 +1,7 @@
-"""What a training is made of, which text its next step reads, and how it is saved and taken up."""
+"""What a run consists of, which batch its next step reads, and its checkpoints."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,116 +23,130 @@ from ys_llm.runs.checkpoint import (
     restore,
     save_checkpoint,
 )
-from ys_llm.training import optimizer, resume
-from ys_llm.training.resume import Rollback, TrainProgress
+from ys_llm.training.compute import Compute
+from ys_llm.training.resume import (
+    ENVIRONMENT,
+    TOKENIZER_FINGERPRINT,
+    Rollback,
+    TrainProgress,
+    parse_progress,
+    read_rollbacks,
+)
 
 _CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
 
 
-@dataclass
-class Training:
-    """Everything the loop works on."""
+@dataclass(frozen=True)
+class TrainingData:
+    """The encoded corpus and what is known about its text."""
+
+    training: TokenShard
+    validation: TokenShard | None
+    has_records: bool  # some documents are a prompt and its answer
+    sample_prompt: str
+    baselines: Mapping[str, float]  # bits per byte of the held-out text, by predictor
+    sources: Sequence[Mapping[str, Any]] = ()  # what made the documents, for the model card
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays from the first step to the last; of model and optimizer only the tensors change.
+
+    `environment` is what the bits of the run depend on besides its configuration.
+    """
 
     config: Config
-    run: Path
+    folder: Path
+    tokenizer: Tokenizer
+    data: TrainingData
     model: Model
     optimizer: torch.optim.AdamW
-    tokenizer: Tokenizer
-    data: TokenShard
-    validation: TokenShard | None
-    has_records: bool
-    sample_prompt: str
-    device: torch.device
-    at: TrainProgress = field(default_factory=TrainProgress)
-    carried: State | None = None
-    undone: list[Rollback] = field(default_factory=list)
-    floor: dict[str, float] = field(default_factory=dict)  # bits per byte that a model has to beat
-    circumstances: dict[str, Any] = field(default_factory=dict)
-    sources: list[dict[str, Any]] = field(default_factory=list)  # of the documents, as in the card
+    compute: Compute
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole plan."""
+        """Optimizer steps of all stages."""
         return self.config.train.total_steps
 
     @property
-    def stopped_early(self) -> bool:
-        """Whether the patience is at its end; a run goes on once it is given more."""
-        return 0 < self.config.train.patience <= self.at.evaluations_since_best
-
-    @property
-    def finished(self) -> bool:
-        """Whether there is no step left to do."""
-        return self.at.step >= self.total_steps or self.stopped_early
-
-    def autocast(self) -> torch.autocast:
-        """bf16 operands where the run's dtype says so; weights and state stay float32."""
-        enabled = self.at.dtype == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def learning_rate(self) -> float:
-        """The schedule's rate for the next step, lower for a while after each rollback.
-
-        The first time for `rollback_steps` beyond the step that went bad, then 4 and 16 times as
-        long: one bad text needs no lower rate for good, a rate that is too high does.
-        """
-        config, step = self.config.train, self.at.step
-        rate = optimizer.learning_rate(step, config, total_steps=self.total_steps)
-        for number, item in enumerate(self.undone):
-            if item.back_to <= step < item.step + config.rollback_steps * 4**number:
-                rate *= config.rollback_lr_factor
-        return rate
+    def device(self) -> torch.device:
+        """Where the model and its batches are."""
+        return self.compute.device
 
 
-class Place(NamedTuple):
-    """Where in the text the next step reads: piece `piece` of stage `number`, in steps."""
+@dataclass
+class TrainState:
+    """What a step changes besides weights and moments.
 
-    number: int
+    `carried` is the state after the last batch where batches are contiguous, detached.
+    """
+
+    progress: TrainProgress = field(default_factory=TrainProgress)
+    carried: State | None = None
+    rollbacks: list[Rollback] = field(default_factory=list)
+
+
+def stopped_early(run: Run, state: TrainState) -> bool:
+    """Whether early stopping has triggered; more patience lets the run continue."""
+    return 0 < run.config.train.patience <= state.progress.evaluations_since_best
+
+
+def is_finished(run: Run, state: TrainState) -> bool:
+    """Whether no step is left."""
+    return state.progress.step >= run.total_steps or stopped_early(run, state)
+
+
+class BatchPosition(NamedTuple):
+    """Which text a step reads: batches `batch_index` * grad_accum_steps on, of stage `stage`."""
+
+    stage_index: int
     stage: Stage
-    piece: int
-    after_gap: bool  # the piece before it is one that is skipped
+    batch_index: int
+    after_gap: bool  # the batches before these are skipped, so that no state can be carried
 
 
-def place(training: Training) -> Place:
-    """The piece of the next step: a function of the step, past the pieces that are skipped."""
-    number, stage, piece = stage_at(training.config.train, training.at.step)
-    skipped = {item.skipped for item in training.undone if item.stage == number}
+def batch_position(run: Run, state: TrainState) -> BatchPosition:
+    """The position of the next step: a function of the step and of what rollbacks skip."""
+    index, stage, batch_index = stage_at(run.config.train, state.progress.step)
+    skipped = {rollback.skipped for rollback in state.rollbacks if rollback.stage == index}
     for gap in sorted(skipped):
-        piece += gap <= piece
-    return Place(number, stage, piece, piece - 1 in skipped)
+        batch_index += gap <= batch_index
+    return BatchPosition(index, stage, batch_index, batch_index - 1 in skipped)
 
 
 def stage_at(config: TrainConfig, step: int) -> tuple[int, Stage, int]:
-    """Number and stage that step belongs to, and the steps of the stage before it."""
-    for number, stage in enumerate(config.plan):
+    """Index and stage that step belongs to, and how many of the stage's steps precede it."""
+    for index, stage in enumerate(config.plan):
         if step < stage.steps:
-            return number, stage, step
+            return index, stage, step
         step -= stage.steps
     raise AssertionError(f"step {step} beyond the plan")
 
 
-def batch_plan(training: Training, number: int, stage: Stage) -> BatchPlan:
-    """The order of batches of stage `number`."""
-    config = training.config
+def batch_plan(config: Config, tokenizer: Tokenizer, stage_index: int) -> BatchPlan:
+    """The order of the batches of a stage."""
+    stage = config.train.plan[stage_index]
     return BatchPlan(
         config.data.batching,
         stage.seq_len,
         stage.batch_size,
-        config.train.seed + number,  # stages must not all begin with the same windows
-        training.tokenizer.end_id,
+        config.train.seed + stage_index,  # stages must not all start with the same windows
+        tokenizer.end_id,
     )
 
 
-def next_batch(training: Training, micro: int) -> Batch:
-    """Batch `micro` of the coming step, on the device."""
-    number, stage, piece, after_gap = place(training)
-    plan = batch_plan(training, number, stage)
-    batch = batch_at(training.data, plan, piece * training.config.train.grad_accum_steps + micro)
+def next_batch(run: Run, state: TrainState, micro_step: int) -> Batch:
+    """Batch `micro_step` of the coming step, on the device."""
+    stage_index, _, batch_index, after_gap = batch_position(run, state)
+    plan = batch_plan(run.config, run.tokenizer, stage_index)
+    index = batch_index * run.config.train.grad_accum_steps + micro_step
+    batch = batch_at(run.data.training, plan, index)
     return Batch(
-        batch.inputs_BT.to(training.device),
-        batch.targets_BT.to(training.device),
-        batch.starts_BT.to(training.device),
-        batch.carry and not (after_gap and micro == 0),
+        batch.inputs_BT.to(run.device),
+        batch.targets_BT.to(run.device),
+        batch.starts_BT.to(run.device),
+        batch.carry and not (after_gap and micro_step == 0),
     )
 
 
@@ -145,72 +159,71 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> None:
-    """Put the generators back to where `random_state` found them."""
+    """Restore what `random_state` returned."""
     torch.set_rng_state(tensors["random.cpu"])
     if device.type == "cuda" and "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
-def save(training: Training) -> None:
-    """A checkpoint of this step; those that it supersedes go."""
+def save(run: Run, state: TrainState) -> None:
+    """Write a checkpoint of this step and remove those that it supersedes."""
     began = time.perf_counter()
-    tensors, config = random_state(training.device), training.config.train
-    if training.carried is not None:
-        carried = flatten(training.carried)
+    tensors, config = random_state(run.device), run.config.train
+    if state.carried is not None:
+        carried = flatten(state.carried)
         tensors |= {f"{_CARRIED}{name}": tensor for name, tensor in carried.items()}
-    progress = vars(training.at) | {
-        "tokenizer_fingerprint": training.tokenizer.fingerprint,
-        "circumstances": training.circumstances,
+    progress = vars(state.progress) | {
+        TOKENIZER_FINGERPRINT: run.tokenizer.fingerprint,
+        ENVIRONMENT: run.environment,
     }
-    save_checkpoint(
-        training.run, training.model, training.optimizer, progress=progress, tensors=tensors
-    )
+    save_checkpoint(run.folder, run.model, run.optimizer, progress=progress, tensors=tensors)
     remove_superseded(
-        training.run,
+        run.folder,
         newest=config.keep_checkpoints,
         every=config.keep_checkpoint_every,
-        best_step=training.at.best_step,
+        best_step=state.progress.best_step,
     )
-    training.at.saving_seconds += time.perf_counter() - began
+    state.progress.saving_seconds += time.perf_counter() - began
 
 
-def restore_checkpoint(training: Training, saved: Checkpoint) -> None:
-    """Make the training what it was when this checkpoint was saved."""
-    fingerprint = str(saved.progress.get("tokenizer_fingerprint"))
-    check_tokenizer(training.run, training.tokenizer, fingerprint)
-    training.at = resume.progression_of(saved)
-    restore(saved, training.model, training.optimizer)
-    training.undone = resume.rollbacks(training.run)
+def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:
+    """Make run and state what they were when this checkpoint was saved."""
+    fingerprint = str(saved.progress.get(TOKENIZER_FINGERPRINT))
+    check_tokenizer(run.folder, run.tokenizer, fingerprint)
+    state.progress = parse_progress(saved)
+    restore(saved, run.model, run.optimizer)
+    state.rollbacks = read_rollbacks(run.folder)
     try:
-        _take_up_tensors(training, saved)
+        _restore_tensors(run, state, saved)
     except (KeyError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(
-            f"{saved.path}/tensors.safetensors is not what a training goes on from ({error})",
-            f"Remove {saved.path} to go on from the one before, or begin anew: ys train clean",
+            f"{saved.path}/tensors.safetensors is not a training state ({error})",
+            f"Remove {saved.path} to resume from the checkpoint before it, or start again: "
+            "ys train clean",
         ) from error
 
 
-def _take_up_tensors(training: Training, saved: Checkpoint) -> None:
+def _restore_tensors(run: Run, state: TrainState, saved: Checkpoint) -> None:
     """The random generators and the carried state."""
-    set_random_state(saved.tensors, training.device)
-    if training.device.type == "cuda" and "random.cuda" not in saved.tensors:
-        # Checkpoint on a CPU: from the seed alone, dropout would begin again with its first masks.
-        torch.cuda.manual_seed(training.config.train.seed + training.at.step)
+    set_random_state(saved.tensors, run.device)
+    if run.device.type == "cuda" and "random.cuda" not in saved.tensors:
+        # Saved on a CPU: the seed alone would repeat the dropout masks of the first steps.
+        torch.cuda.manual_seed(run.config.train.seed + state.progress.step)
     carried = {
         name.removeprefix(_CARRIED): tensor
         for name, tensor in saved.tensors.items()
         if name.startswith(_CARRIED)
     }
-    training.carried = None
+    state.carried = None
     if carried:
-        state = unflatten(carried, like=training.model.init_state(1))
-        if _has_rows_of_next_batch(training, state):
-            training.carried = to_device(state, training.device)
+        restored = unflatten(carried, like=run.model.init_state(1))
+        if _has_rows_of_next_batch(run, state, restored):
+            state.carried = to_device(restored, run.device)
 
 
-def _has_rows_of_next_batch(training: Training, state: State) -> bool:
-    """Not so where the plan was changed, or is at its end."""
-    if training.at.step >= training.total_steps:
+def _has_rows_of_next_batch(run: Run, state: TrainState, carried: State) -> bool:
+    """False where the plan was changed or is complete."""
+    if state.progress.step >= run.total_steps:
         return False
-    _, stage, _ = stage_at(training.config.train, training.at.step)
-    return all(len(tensor) == stage.batch_size for tensor in tensors_of(state))
+    _, stage, _ = stage_at(run.config.train, state.progress.step)
+    return all(len(tensor) == stage.batch_size for tensor in tensors_of(carried))

@@ -16,7 +16,13 @@ from ys_llm.data.batches import Batch
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import map_state
-from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose, first_bad, observe
+from ys_llm.training.recovery.diagnosis import (
+    Diagnosis,
+    StepInputs,
+    capture_inputs,
+    diagnose,
+    diagnose_step,
+)
 
 VOCAB_SIZE = 30
 B, T = 4, 100
@@ -34,17 +40,19 @@ def small_model(mixer: str = "three_tier", **changes: Any) -> Any:
     return Model(ModelConfig(**{**settings, **changes}), vocab_size=VOCAB_SIZE).train()
 
 
-def scene_of(*, state: Any = None, starts_BT: Tensor | None = None, length: int = T) -> Scene:
+def inputs_of(*, state: Any = None, starts_BT: Tensor | None = None, length: int = T) -> StepInputs:
     inputs_BT, targets_BT = torch.randint(RARE, (2, B, length))
     starts = torch.zeros(B, length, dtype=torch.bool) if starts_BT is None else starts_BT
-    return observe(Batch(inputs_BT, targets_BT, starts, carry=state is not None), state, starts_BT)
+    return capture_inputs(
+        Batch(inputs_BT, targets_BT, starts, carry=state is not None), state, starts_BT
+    )
 
 
-def found(model: Any, scene: Scene) -> Finding:
+def found(model: Any, inputs: StepInputs) -> Diagnosis:
     """The diagnosis, having checked that it is plain and leaves all as it was."""
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
-    finding = diagnose(model, scene, autocast=torch.autocast("cpu", enabled=False))
+    diagnosis = diagnose(model, inputs, autocast=torch.autocast("cpu", enabled=False))
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(t, weights[n]) or t.isnan().any() for n, t in model.state_dict().items())
     assert model.training
@@ -52,9 +60,9 @@ def found(model: Any, scene: Scene) -> Finding:
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
     assert all(parameter.grad is None for parameter in model.parameters())
-    json.dumps(asdict(finding))
-    assert "\n" not in finding.sentence
-    return finding
+    json.dumps(asdict(diagnosis))
+    assert "\n" not in diagnosis.sentence
+    return diagnosis
 
 
 @torch.no_grad()
@@ -86,14 +94,14 @@ def trap(model: Any, layer: int) -> None:
 @every_block
 def test_nothing_wrong_is_told_as_not_reproduced(mixer: str, block: str) -> None:
     model = small_model(mixer, block=block)
-    scene = scene_of()
-    finding = found(model, scene)
-    assert finding.kind == "not reproduced"
-    loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
-    assert finding.loss == loss.item()
+    inputs = inputs_of()
+    diagnosis = found(model, inputs)
+    assert diagnosis.kind == "not reproduced"
+    loss, _ = model(inputs.batch.inputs_BT, targets_BT=inputs.batch.targets_BT)
+    assert diagnosis.loss == loss.item()
     torch.autograd.backward(loss)
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
-    assert finding.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+    assert diagnosis.grad_norm == pytest.approx(norm.item(), rel=1e-5)
 
 
 @every_mixer
@@ -103,12 +111,12 @@ def test_a_bad_weight_is_named(mixer: str, block: str, value: float) -> None:
     model = small_model(mixer, block=block)
     plant(model.blocks[1].mixer.out_proj.weight, value)
     plant(model.output.weight, value)
-    finding = found(model, scene_of())
-    assert finding.kind == "weights"
-    assert (finding.where, finding.layer) == ("blocks.1.mixer.out_proj.weight", 1)
-    assert finding.parameters == ("blocks.1.mixer.out_proj.weight", "output.weight")
-    assert finding.bad_numbers == 2
-    assert "2 weights not finite" in finding.sentence
+    diagnosis = found(model, inputs_of())
+    assert diagnosis.kind == "weights"
+    assert (diagnosis.where, diagnosis.layer) == ("blocks.1.mixer.out_proj.weight", 1)
+    assert diagnosis.parameters == ("blocks.1.mixer.out_proj.weight", "output.weight")
+    assert diagnosis.non_finite_count == 2
+    assert "2 weights not finite" in diagnosis.sentence
 
 
 def tiers_of_every_mixer() -> list[Any]:
@@ -127,10 +135,10 @@ def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, block:
     model = small_model(mixer, block=block)
     state = carried(model)
     state["layers"][2][tier][3] = math.inf
-    finding = found(model, scene_of(state=state))
-    assert (finding.kind, finding.layer, finding.tiers) == ("state", 2, (tier,))
-    assert finding.rows == (3,)
-    assert finding.sentence == f"carried state of layer 2: {tier} not finite in row 3"
+    diagnosis = found(model, inputs_of(state=state))
+    assert (diagnosis.kind, diagnosis.layer, diagnosis.entries) == ("state", 2, (tier,))
+    assert diagnosis.rows == (3,)
+    assert diagnosis.sentence == f"carried state of layer 2: {tier} not finite in row 3"
 
 
 @pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])
@@ -138,14 +146,14 @@ def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, block:
 def test_an_overflow_outside_the_mixer_is_found_at_its_token(
     mixer: str, row: int, step: int
 ) -> None:
-    model, scene = small_model(mixer), scene_of()
+    model, inputs = small_model(mixer), inputs_of()
     trap(model, 2)
-    scene.batch.inputs_BT[row, step] = RARE
+    inputs.batch.inputs_BT[row, step] = RARE
     with torch.no_grad():
         model.blocks[1].mlp.up.weight[:, 0] = HUGE
-    finding = found(model, scene)
-    assert (finding.kind, finding.where, finding.layer) == ("forward", "blocks.1.mlp", 1)
-    assert (finding.step, finding.rows, finding.tiers) == (step, (row,), ())
+    diagnosis = found(model, inputs)
+    assert (diagnosis.kind, diagnosis.where, diagnosis.layer) == ("forward", "blocks.1.mlp", 1)
+    assert (diagnosis.step, diagnosis.rows, diagnosis.entries) == (step, (row,), ())
 
 
 @pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])
@@ -160,20 +168,20 @@ def test_an_overflow_outside_the_mixer_is_found_at_its_token(
 def test_an_overflow_inside_a_mixer_is_found_at_its_token(
     mixer: str, projection: str, where: str, entry: str, block: str, row: int, step: int
 ) -> None:
-    model, scene = small_model(mixer, block=block), scene_of()
+    model, inputs = small_model(mixer, block=block), inputs_of()
     layer = 1 if block == "pre_norm" else 0
     trap(model, layer)
-    scene.batch.inputs_BT[row, step] = RARE
+    inputs.batch.inputs_BT[row, step] = RARE
     with torch.no_grad():
         getattr(model.blocks[layer].mixer, projection).weight[:, 0] = HUGE
-    finding = found(model, scene)
-    assert finding.kind == "forward"
-    assert finding.where == f"blocks.{layer}.{where}"
-    assert finding.layer == layer
-    assert (finding.step, finding.rows) == (step, (row,))
-    assert finding.tiers[0] == entry
-    assert entry in finding.sentence
-    assert f"from step {step} of row {row} on" in finding.sentence
+    diagnosis = found(model, inputs)
+    assert diagnosis.kind == "forward"
+    assert diagnosis.where == f"blocks.{layer}.{where}"
+    assert diagnosis.layer == layer
+    assert (diagnosis.step, diagnosis.rows) == (step, (row,))
+    assert diagnosis.entries[0] == entry
+    assert entry in diagnosis.sentence
+    assert f"from step {step} of row {row} on" in diagnosis.sentence
 
 
 @pytest.mark.parametrize("backend", ["reference", "windowed"])
@@ -186,10 +194,10 @@ def test_an_overflow_of_the_main_state_is_found_at_its_step(backend: str) -> Non
         block.mixer.backend = backend
     with torch.no_grad():
         model.blocks[2].mixer.state_controller.copy_(HUGE * torch.randn(16, 16).sign())
-    finding = found(model, scene_of(starts_BT=starts_BT))
-    assert (finding.kind, finding.where) == ("forward", "blocks.2.mixer")
-    assert (finding.tiers, finding.step, finding.rows) == (("main",), 37, (2,))
-    assert finding.sentence == (
+    diagnosis = found(model, inputs_of(starts_BT=starts_BT))
+    assert (diagnosis.kind, diagnosis.where) == ("forward", "blocks.2.mixer")
+    assert (diagnosis.entries, diagnosis.step, diagnosis.rows) == (("main",), 37, (2,))
+    assert diagnosis.sentence == (
         "blocks.2.mixer: main state not finite from step 37 of row 2 on "
         "(weights, carried state and inputs finite)"
     )
@@ -206,10 +214,14 @@ def test_an_overflow_of_a_summary_is_found_at_its_first_renewal(
     with torch.no_grad():
         getattr(model.blocks[1].mixer, tier).output_shaper.fill_(HUGE)
         getattr(model.blocks[1].mixer, tier).norm.bias.fill_(1)
-    finding = found(model, scene_of(state=state))
-    assert (finding.kind, finding.where, finding.tiers) == ("forward", "blocks.1.mixer", (tier,))
-    assert finding.step == (every - 1 - position) % every
-    assert finding.rows == tuple(range(B))
+    diagnosis = found(model, inputs_of(state=state))
+    assert (diagnosis.kind, diagnosis.where, diagnosis.entries) == (
+        "forward",
+        "blocks.1.mixer",
+        (tier,),
+    )
+    assert diagnosis.step == (every - 1 - position) % every
+    assert diagnosis.rows == tuple(range(B))
 
 
 def test_a_state_that_only_the_next_batch_would_read_is_found_too() -> None:
@@ -217,36 +229,36 @@ def test_a_state_that_only_the_next_batch_would_read_is_found_too() -> None:
     with torch.no_grad():
         model.blocks[0].mixer.global_summary.output_shaper.fill_(HUGE)
         model.blocks[0].mixer.global_summary.norm.bias.fill_(1)
-    scene = scene_of(length=64)  # renewed after the last token
-    loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
+    inputs = inputs_of(length=64)  # renewed after the last token
+    loss, _ = model(inputs.batch.inputs_BT, targets_BT=inputs.batch.targets_BT)
     assert loss.isfinite()
-    finding = found(model, scene)
-    assert (finding.tiers, finding.step) == (("global_summary",), 63)
+    diagnosis = found(model, inputs)
+    assert (diagnosis.entries, diagnosis.step) == (("global_summary",), 63)
 
 
 @every_mixer
 def test_logits_that_overflow_are_the_heads(mixer: str) -> None:
-    model, scene = small_model(mixer), scene_of()
+    model, inputs = small_model(mixer), inputs_of()
     trap(model, 3)
-    scene.batch.inputs_BT[1, 70] = RARE
+    inputs.batch.inputs_BT[1, 70] = RARE
     with torch.no_grad():
         model.output.weight[5, 0] = HUGE
-    finding = found(model, scene)
-    assert (finding.kind, finding.where) == ("loss", "output")
-    assert (finding.step, finding.rows) == (70, (1,))
+    diagnosis = found(model, inputs)
+    assert (diagnosis.kind, diagnosis.where) == ("loss", "output")
+    assert (diagnosis.step, diagnosis.rows) == (70, (1,))
 
 
 def test_finite_logits_too_far_apart_are_the_cross_entropys() -> None:
-    model, scene = small_model(), scene_of()
+    model, inputs = small_model(), inputs_of()
     trap(model, 3)
-    scene.batch.inputs_BT[1, 70] = RARE
-    scene.batch.targets_BT[1, 70] = 6
+    inputs.batch.inputs_BT[1, 70] = RARE
+    inputs.batch.targets_BT[1, 70] = 6
     with torch.no_grad():
         model.output.weight[5, 0], model.output.weight[6, 0] = HUGE / 4, -HUGE / 4
         model.final_norm.weight.fill_(0.9)
-    finding = found(model, scene)
-    assert (finding.kind, finding.where) == ("loss", "cross_entropy")
-    assert (finding.step, finding.rows) == (70, (1,))
+    diagnosis = found(model, inputs)
+    assert (diagnosis.kind, diagnosis.where) == ("loss", "cross_entropy")
+    assert (diagnosis.step, diagnosis.rows) == (70, (1,))
 
 
 class BadBackward(torch.autograd.Function):
@@ -271,12 +283,12 @@ def test_a_gradient_is_found_where_it_turns_bad(mixer: str, block: str) -> None:
     inner = model.blocks[1].mixer
     forward = inner.forward
     inner.forward = lambda x, *rest: forward(BadBackward.apply(x, 2, 37), *rest)
-    finding = found(model, scene_of())
-    assert (finding.kind, finding.where, finding.layer) == ("backward", "blocks.1.mixer", 1)
-    assert (finding.step, finding.rows) == (37, (2,))
-    assert "blocks.0.mixer.out_proj.weight" in finding.parameters
-    assert not [name for name in finding.parameters if name.startswith("blocks.2")]
-    assert math.isfinite(finding.loss or math.nan)
+    diagnosis = found(model, inputs_of())
+    assert (diagnosis.kind, diagnosis.where, diagnosis.layer) == ("backward", "blocks.1.mixer", 1)
+    assert (diagnosis.step, diagnosis.rows) == (37, (2,))
+    assert "blocks.0.mixer.out_proj.weight" in diagnosis.parameters
+    assert not [name for name in diagnosis.parameters if name.startswith("blocks.2")]
+    assert math.isfinite(diagnosis.loss or math.nan)
 
 
 def test_an_exploding_gradient_is_found_in_its_layer() -> None:
@@ -287,51 +299,51 @@ def test_an_exploding_gradient_is_found_in_its_layer() -> None:
         mixer.in_proj.weight.zero_()
         mixer.in_proj.bias.zero_()
         mixer.state_controller.copy_(1000 * torch.eye(16))
-    finding = found(model, scene_of())
-    assert (finding.kind, finding.where) == ("backward", "blocks.1.mixer")
-    assert "blocks.1.mixer.state_controller" in finding.parameters
-    assert not [name for name in finding.parameters if name.startswith("blocks.2")]
+    diagnosis = found(model, inputs_of())
+    assert (diagnosis.kind, diagnosis.where) == ("backward", "blocks.1.mixer")
+    assert "blocks.1.mixer.state_controller" in diagnosis.parameters
+    assert not [name for name in diagnosis.parameters if name.startswith("blocks.2")]
 
 
 def test_a_gradient_of_weights_alone_is_found_by_its_parameters() -> None:
     model = small_model()
     model.blocks[0].mlp.down.weight.register_hook(lambda grad: grad * math.inf)
-    finding = found(model, scene_of())
-    assert (finding.kind, finding.where) == ("backward", "blocks.0.mlp.down")
-    assert finding.parameters == ("blocks.0.mlp.down.weight",)
+    diagnosis = found(model, inputs_of())
+    assert (diagnosis.kind, diagnosis.where) == ("backward", "blocks.0.mlp.down")
+    assert diagnosis.parameters == ("blocks.0.mlp.down.weight",)
 
 
 def test_a_norm_that_overflows_over_finite_gradients_is_told() -> None:
     model = small_model()
     model.blocks[0].mlp.down.weight.register_hook(lambda grad: grad * 0 + 1e38)
-    finding = found(model, scene_of())
-    assert (finding.kind, finding.where) == ("norm", "blocks.0.mlp.down.weight")
+    diagnosis = found(model, inputs_of())
+    assert (diagnosis.kind, diagnosis.where) == ("norm", "blocks.0.mlp.down.weight")
 
 
 def test_dropout_is_drawn_as_it_was() -> None:
     model = small_model(dropout=0.5)
-    scene = scene_of()
-    loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
-    assert found(model, scene).loss == loss.item()
+    inputs = inputs_of()
+    loss, _ = model(inputs.batch.inputs_BT, targets_BT=inputs.batch.targets_BT)
+    assert found(model, inputs).loss == loss.item()
     torch.rand(3)
-    assert found(model, scene).loss == loss.item()
+    assert found(model, inputs).loss == loss.item()
 
 
 def test_bf16_operands_are_used_again() -> None:
-    model, scene = small_model("softmax_attention"), scene_of()
+    model, inputs = small_model("softmax_attention"), inputs_of()
     autocast = torch.autocast("cpu", torch.bfloat16)
     with autocast:
-        loss, _ = model(scene.batch.inputs_BT, targets_BT=scene.batch.targets_BT)
-    assert diagnose(model, scene, autocast=autocast).loss == loss.item()
+        loss, _ = model(inputs.batch.inputs_BT, targets_BT=inputs.batch.targets_BT)
+    assert diagnose(model, inputs, autocast=autocast).loss == loss.item()
 
 
 def test_of_accumulated_batches_the_bad_one_is_named() -> None:
     model = small_model()
-    scenes = [scene_of(state=carried(model)) for _ in range(3)]
-    state: Any = scenes[1].state
+    inputs = [inputs_of(state=carried(model)) for _ in range(3)]
+    state: Any = inputs[1].state
     state["layers"][0]["main"][2] = math.nan
     off = torch.autocast("cpu", enabled=False)
-    number, finding = first_bad(model, scenes, autocast=off)
-    assert (number, finding.kind, finding.rows) == (1, "state", (2,))
-    number, finding = first_bad(model, scenes[::2], autocast=off)
-    assert (number, finding.kind) == (1, "not reproduced")
+    number, diagnosis = diagnose_step(model, inputs, autocast=off)
+    assert (number, diagnosis.kind, diagnosis.rows) == (1, "state", (2,))
+    number, diagnosis = diagnose_step(model, inputs[::2], autocast=off)
+    assert (number, diagnosis.kind) == (1, "not reproduced")

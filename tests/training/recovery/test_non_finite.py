@@ -62,7 +62,7 @@ class Poison:
                 model.output.weight[3, 5] = self.value
 
 
-def undone(run: Path) -> list[dict[str, Any]]:
+def rollbacks_of(run: Path) -> list[dict[str, Any]]:
     text = (run / "rollbacks.json").read_text(encoding="utf-8")
     found: list[dict[str, Any]] = json.loads(text)["rollbacks"]
     return found
@@ -78,24 +78,24 @@ def test_a_poisoned_batch_is_undone_skipped_and_written_down(
         run = train_run(*common).run
     assert poison.read == 1, "the text of the bad step must not be read again"
     assert column(run, "step") == list(range(1, 17))
-    assert undone(run) == [
+    assert rollbacks_of(run) == [
         {
             "step": 11,
             "back_to": 8,
             "stage": 0,
             "skipped": 10,
-            "reason": "loss nan, gradient nan",
+            "reason": "loss nan, gradient norm nan",
         }
     ]
     said = capsys.readouterr().err
-    assert "trouble      step 11: loss nan" in said
-    assert "found        1 weights not finite before the step, in output.weight" in said
-    assert "going back   to step 8, for a while with 0.5 times the learning rate" in said
+    assert "bad step     step 11: loss nan" in said
+    assert "diagnosis    1 weights not finite before the step, in output.weight" in said
+    assert "rollback     to step 8, for a while with 0.5 times the learning rate" in said
     rates = column(run, "learning_rate")
     assert rates[8:] == [rates[7] / 2] * 5 + [rates[7]] * 3  # until 2 steps beyond step 11
     found = json.loads((run / "post-mortem" / "step-00000011.json").read_text(encoding="utf-8"))
-    assert found["finding"]["kind"] == "weights"
-    assert (found["stage"], found["piece"], found["batch"]) == (0, 10, 0)
+    assert found["diagnosis"]["kind"] == "weights"
+    assert (found["stage"], found["batch_index"], found["micro_step"]) == (0, 10, 0)
     assert replay(run / "post-mortem" / "step-00000011.json").kind == "weights"
 
 
@@ -108,7 +108,7 @@ def test_a_run_that_recovered_goes_on_and_can_be_killed_like_any_other(
     with spoiled(Poison(11)):
         train_run(*COMMON, "train.max_steps=7")
         run = train_run(*COMMON, "train.max_steps=13").run
-    assert undone(run) == undone(whole)
+    assert rollbacks_of(run) == rollbacks_of(whole)
     assert_same_training(train_run(*COMMON).run, whole)
 
 
@@ -120,8 +120,8 @@ def test_harm_done_before_a_checkpoint_was_saved_sends_it_back_by_one_more(
     newest = checkpoints(run)[-1]
     spoil_checkpoint(newest, 3e38)
     summary = train_run(*COMMON)
-    assert [item["back_to"] for item in undone(run)] == [4]
-    assert "going back   to step 4" in capsys.readouterr().err
+    assert [item["back_to"] for item in rollbacks_of(run)] == [4]
+    assert "rollback     to step 4" in capsys.readouterr().err
     assert (run / "superseded" / "step-00000008").is_dir()
     assert summary.steps == 16
     assert column(run, "step") == list(range(1, 17))
@@ -151,9 +151,9 @@ def test_a_run_that_cannot_be_helped_ends_with_its_own_exit_code(train_run: Trai
     assert caught.value.exit_code == EXIT_DIVERGED
     message = str(caught.value)
     assert "diverged at step 5" in message  # the checkpoint of step 8 was under suspicion
-    assert "gone back 2 times before" in message
+    assert "after 2 rollbacks" in message
     assert "--set train.learning_rate=0.00075 --set train.max_rollbacks=5" in message
-    assert len(undone(good)) == 2
+    assert len(rollbacks_of(good)) == 2
     after = last_tensors(good)
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert train_run(*COMMON, "train.max_steps=10", "train.max_rollbacks=9").steps == 10
@@ -176,14 +176,14 @@ def test_a_made_to_diverge_run_ends_within_noise_of_the_healthy_one(train_run: T
     ]
     with spoiled(Poison(71)):
         recovered = train_run(*longer, rate)
-    assert len(undone(recovered.run)) == 1
+    assert len(rollbacks_of(recovered.run)) == 1
     assert recovered.val_loss is not None
     losses = [loss for loss in healthy if loss is not None]
     spread = max(losses) - min(losses)
     assert recovered.val_loss < max(losses) + spread
 
 
-def test_a_spike_is_written_down_and_on_request_undone(
+def test_a_spike_is_written_down_and_on_request_rollbacks_of(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     steps = ("train.max_steps=70", "train.checkpoint_interval=10", "train.eval_interval=70")
@@ -192,15 +192,15 @@ def test_a_spike_is_written_down_and_on_request_undone(
         run = train_run(*steps, runs="logged").run
     spikes = [row["step"] for row in rows_of(run) if row.get("spike")]
     assert spikes[0] == 63
-    assert "spike        step 63: loss " in capsys.readouterr().err
+    assert "loss spike   step 63: loss " in capsys.readouterr().err
     assert not (run / "rollbacks.json").exists()
     with spoiled(Poison(63, value=300.0)):
         run = train_run(*steps, "train.on_spike=rollback").run
-    assert [(item["step"], item["back_to"]) for item in undone(run)] == [(63, 60)]
+    assert [(item["step"], item["back_to"]) for item in rollbacks_of(run)] == [(63, 60)]
     assert not any(row.get("spike") for row in rows_of(run))
     found = json.loads((run / "post-mortem" / "step-00000063.json").read_text(encoding="utf-8"))
-    assert found["finding"]["kind"] == "finite"
-    assert found["trouble"].startswith("the loss jumped to ")
+    assert found["diagnosis"]["kind"] == "finite"
+    assert found["reason"].startswith("loss spike of ")
 
 
 @given(st.integers(0, 10_000), st.floats(0.0, 0.2))

@@ -23,7 +23,7 @@ from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import flatten
-from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose, observe
+from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, capture_inputs, diagnose
 from ys_llm.training.recovery.post_mortem import load, replay, write
 
 VOCAB_SIZE = 30
@@ -34,9 +34,9 @@ FACTS = {
     "grad_norm": math.inf,
     "learning_rate": 0.003,
     "stage": 0,
-    "batch": 11,
+    "batch_index": 11,
     "dtype": "fp32",
-    "backend": "windowed",
+    "backends": {"three_tier": "windowed"},
 }
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
@@ -61,17 +61,17 @@ def model_of(mixer: str, run: Path) -> Any:
     return model
 
 
-def scene_of(model: Model, *, streams: bool) -> Scene:
+def inputs_of(model: Model, *, streams: bool) -> StepInputs:
     inputs_BT, targets_BT = torch.randint(VOCAB_SIZE, (2, B, T))
     state = model(torch.randint(VOCAB_SIZE, (B, 5)))[1] if streams else None
     starts_BT = inputs_BT == 0
     batch = Batch(inputs_BT, targets_BT, starts_BT, carry=streams)
-    return observe(batch, state, starts_BT if streams else None)
+    return capture_inputs(batch, state, starts_BT if streams else None)
 
 
-def post_mortem(model: Model, scene: Scene, run: Path) -> Path:
-    finding = diagnose(model, scene, autocast=torch.autocast("cpu", enabled=False))
-    return write(run, finding, scene, model=model, facts=FACTS)
+def post_mortem(model: Model, inputs: StepInputs, run: Path) -> Path:
+    diagnosis = diagnose(model, inputs, autocast=torch.autocast("cpu", enabled=False))
+    return write(run, diagnosis, inputs, model=model, facts=FACTS)
 
 
 def overflow(model: Any) -> None:
@@ -89,17 +89,17 @@ def assert_same(tensors: dict[str, Tensor], others: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("streams", [False, True])
 def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run: Path) -> None:
     model = model_of(mixer, run)
-    scene = scene_of(model, streams=streams)
-    again, weights = load(post_mortem(model, scene, run))
-    assert torch.equal(again.batch.inputs_BT, scene.batch.inputs_BT)
-    assert torch.equal(again.batch.targets_BT, scene.batch.targets_BT)
-    assert torch.equal(again.batch.starts_BT, scene.batch.starts_BT)
+    inputs = inputs_of(model, streams=streams)
+    again, weights = load(post_mortem(model, inputs, run))
+    assert torch.equal(again.batch.inputs_BT, inputs.batch.inputs_BT)
+    assert torch.equal(again.batch.targets_BT, inputs.batch.targets_BT)
+    assert torch.equal(again.batch.starts_BT, inputs.batch.starts_BT)
     assert again.batch.carry == streams
-    assert (again.starts_BT is None) == (scene.starts_BT is None)
-    assert (again.state is None) == (scene.state is None)
-    if scene.state is not None and again.state is not None:
-        assert_same(flatten(again.state), flatten(scene.state))
-    assert_same(dict(again.random), dict(scene.random))
+    assert (again.starts_BT is None) == (inputs.starts_BT is None)
+    assert (again.state is None) == (inputs.state is None)
+    if inputs.state is not None and again.state is not None:
+        assert_same(flatten(again.state), flatten(inputs.state))
+    assert_same(dict(again.random), dict(inputs.random))
     assert_same(weights, dict(model.named_parameters()))
 
 
@@ -108,28 +108,28 @@ def test_what_a_step_read_comes_back_bit_for_bit(mixer: str, streams: bool, run:
 def test_the_failure_is_found_again_in_the_files(mixer: str, streams: bool, run: Path) -> None:
     model = model_of(mixer, run)
     overflow(model)
-    scene = scene_of(model, streams=streams)
-    found = diagnose(model, scene, autocast=torch.autocast("cpu", enabled=False))
+    inputs = inputs_of(model, streams=streams)
+    found = diagnose(model, inputs, autocast=torch.autocast("cpu", enabled=False))
     assert found.kind == "forward"
     torch.rand(7)
-    assert replay(post_mortem(model, scene, run)) == found
+    assert replay(post_mortem(model, inputs, run)) == found
 
 
 def test_what_was_not_reproduced_gives_the_same_loss_again(run: Path) -> None:
     model = model_of("three_tier", run)
-    scene = scene_of(model, streams=True)
-    path = post_mortem(model, scene, run)
+    inputs = inputs_of(model, streams=True)
+    path = post_mortem(model, inputs, run)
     found = replay(path)
     assert found.kind == "not reproduced"
-    assert found.loss == json.loads(path.read_text())["finding"]["loss"]
+    assert found.loss == json.loads(path.read_text())["diagnosis"]["loss"]
 
 
 def test_a_step_without_bad_numbers_is_finite_again(run: Path) -> None:
     model = model_of("three_tier", run)
-    scene = scene_of(model, streams=False)
-    finding = Finding("finite", loss=9.5, grad_norm=80.25)  # a spike
-    assert finding.sentence == "every number of the step is finite (loss 9.5, gradient norm 80.25)"
-    path = write(run, finding, scene, model=model, facts=FACTS)
+    inputs = inputs_of(model, streams=False)
+    diagnosis = Diagnosis("finite", loss=9.5, grad_norm=80.25)  # a spike
+    assert diagnosis.sentence == "all values of the step are finite (loss 9.5, gradient norm 80.25)"
+    path = write(run, diagnosis, inputs, model=model, facts=FACTS)
     assert replay(path).kind == "finite"
 
 
@@ -145,15 +145,15 @@ def strict(text: str) -> Any:
 def test_the_json_tells_a_reader_what_happened(run: Path) -> None:
     model = model_of("three_tier", run)
     overflow(model)
-    scene = scene_of(model, streams=False)
-    finding = diagnose(model, scene, autocast=torch.autocast("cpu", enabled=False))
-    path = write(run, finding, scene, model=model, facts=FACTS)
+    inputs = inputs_of(model, streams=False)
+    diagnosis = diagnose(model, inputs, autocast=torch.autocast("cpu", enabled=False))
+    path = write(run, diagnosis, inputs, model=model, facts=FACTS)
     assert path == run / "post-mortem" / "step-00000012.json"
     told = strict(path.read_text())
-    assert told["sentence"] == finding.sentence
-    assert told["finding"]["where"] == asdict(finding)["where"] == "blocks.1.mlp"
+    assert told["sentence"] == diagnosis.sentence
+    assert told["diagnosis"]["where"] == asdict(diagnosis)["where"] == "blocks.1.mlp"
     assert (told["loss"], told["grad_norm"]) == ("nan", "inf")
-    assert (told["step"], told["stage"], told["batch"]) == (12, 0, 11)
+    assert (told["step"], told["stage"], told["batch_index"]) == (12, 0, 11)
     assert told["learning_rate"] == 0.003
     assert told["versions"]["torch"] == torch.__version__
     norms = told["weight_norms"]
@@ -164,7 +164,7 @@ def test_the_json_tells_a_reader_what_happened(run: Path) -> None:
 def test_the_command_in_the_json_finds_it_again(run: Path) -> None:
     model = model_of("three_tier", run)
     overflow(model)
-    told = strict(post_mortem(model, scene_of(model, streams=True), run).read_text())
+    told = strict(post_mortem(model, inputs_of(model, streams=True), run).read_text())
     python, *arguments = shlex.split(told["replay"])
     assert python == "python"
     answer = subprocess.run(
@@ -175,10 +175,10 @@ def test_the_command_in_the_json_finds_it_again(run: Path) -> None:
 
 def test_a_second_post_mortem_of_a_step_does_not_replace_the_first(run: Path) -> None:
     model = model_of("softmax_attention", run)
-    scene = scene_of(model, streams=False)
-    first = post_mortem(model, scene, run)
+    inputs = inputs_of(model, streams=False)
+    first = post_mortem(model, inputs, run)
     before = first.read_bytes()
-    second = post_mortem(model, scene, run)
+    second = post_mortem(model, inputs, run)
     assert second.name == "step-00000012-2.json"
     assert first.read_bytes() == before
     assert {path.name for path in first.parent.iterdir()} == {
@@ -188,7 +188,7 @@ def test_a_second_post_mortem_of_a_step_does_not_replace_the_first(run: Path) ->
 
 def test_a_damaged_file_is_named(run: Path) -> None:
     model = model_of("three_tier", run)
-    path = post_mortem(model, scene_of(model, streams=False), run)
+    path = post_mortem(model, inputs_of(model, streams=False), run)
     tensors = path.with_suffix(".safetensors")
     tensors.write_bytes(tensors.read_bytes()[:100])
     with pytest.raises(UserError, match=r"step-00000012\.safetensors"):
@@ -197,7 +197,7 @@ def test_a_damaged_file_is_named(run: Path) -> None:
 
 def test_a_file_that_holds_something_else_is_named(run: Path) -> None:
     model = model_of("three_tier", run)
-    path = post_mortem(model, scene_of(model, streams=False), run)
+    path = post_mortem(model, inputs_of(model, streams=False), run)
     save_file({"inputs_BT": torch.zeros(2, 2)}, path.with_suffix(".safetensors"))
-    with pytest.raises(UserError, match="holds no targets_BT"):
+    with pytest.raises(UserError, match="lacks targets_BT"):
         load(path)

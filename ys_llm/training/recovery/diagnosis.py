@@ -1,16 +1,16 @@
-"""Which tensor went bad first, where a step's loss or gradient is not finite.
+"""Which tensor was the first non-finite one of a step whose loss or gradient is not finite.
 
-`diagnose` computes the batch once more and looks where numbers come from, in their own order:
+`diagnose` computes the batch again and checks, in the order of computation:
 
-    weights    parameters and buffers that were bad before the step
-    state      the carried state the batch began with
-    forward    the first module that makes a bad output of good inputs; in a mixer also the first
-               bad step and the entries of its state that are bad after it
-    loss       the head and its cross-entropy, which are no modules
-    backward   the first module, from the loss back, that makes a bad gradient of a good one
-    norm       every gradient is finite, and their common norm is not
+    weights    parameters and buffers before the step
+    state      the carried state that the batch started from
+    forward    the first module with finite inputs and a non-finite output; in a mixer also the
+               first such time step, and the entries of its state that are non-finite after it
+    loss       the head and its cross-entropy, which are not modules
+    backward   the first module, from the loss back, that turns a finite gradient non-finite
+    norm       every gradient is finite, and the norm over all of them is not
 
-"not reproduced" is the answer where nothing is bad; "finite" is for steps that had no bad number.
+"not reproduced": everything is finite now. "finite": the step was finite (a loss spike).
 """
 
 import math
@@ -27,17 +27,17 @@ from ys_llm.data.batches import Batch
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten
 
-Kind = Literal[
+DiagnosisKind = Literal[
     "weights", "state", "forward", "loss", "backward", "norm", "not reproduced", "finite"
 ]
 _SHOWN = 4  # rows or tensors that a sentence lists
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What a batch is computed from besides the weights: enough to compute it again, bit for bit.
+class StepInputs:
+    """What a batch is computed from besides the weights: enough to replay it bit for bit.
 
-    `starts_BT` is what the model was given, None where documents are not told apart.
+    `starts_BT` is what the model was given, None where the state is not reset at documents.
     """
 
     batch: Batch
@@ -47,56 +47,58 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The first bad tensor. `step` and `rows` count from 0 in the batch's T and B.
+class Diagnosis:
+    """The first non-finite tensor. `step` and `rows` count from 0 in the batch's T and B.
 
-    `where` names a module or parameter as torch does; `tiers` are entries of a mixer's state;
-    `parameters` are all that are bad themselves ("weights") or by their gradient.
+    `where` is a module or parameter by its name in torch; `entries` are entries of a mixer's state;
+    `parameters` lists those that are non-finite themselves ("weights") or have such a gradient.
     """
 
-    kind: Kind
+    kind: DiagnosisKind
     where: str = ""
     layer: int | None = None
-    tiers: tuple[str, ...] = ()
+    entries: tuple[str, ...] = ()
     step: int | None = None
     rows: tuple[int, ...] = ()
     parameters: tuple[str, ...] = ()
-    bad_numbers: int = 0
+    non_finite_count: int = 0
     loss: float | None = None
     grad_norm: float | None = None
 
     @property
     def sentence(self) -> str:
-        """The finding in one line."""
-        listed, tiers = _listed(self.parameters), _listed(self.tiers)
+        """The diagnosis in one line."""
+        listed, entries = _listed(self.parameters), _listed(self.entries)
         match self.kind:
             case "weights":
-                return f"{self.bad_numbers:,} weights not finite before the step, in {listed}"
+                return f"{self.non_finite_count:,} weights not finite before the step, in {listed}"
             case "state":
-                return f"carried state of layer {self.layer}: {tiers} not finite{self._rows(' in')}"
+                return (
+                    f"carried state of layer {self.layer}: {entries} not finite{self._rows(' in')}"
+                )
             case "forward":
-                what = f"{tiers} state" if self.tiers else "output"
-                good = "(weights, carried state and inputs finite)"
-                return f"{self.where}: {what} not finite{self._place('on')} {good}"
+                what = f"{entries} state" if self.entries else "output"
+                finite = "(weights, carried state and inputs finite)"
+                return f"{self.where}: {what} not finite{self._extent('on')} {finite}"
             case "loss":
-                good = "(what the head reads is finite)"
-                return f"{self.where}: not finite{self._place('on')} {good}"
+                finite = "(input of the head finite)"
+                return f"{self.where}: not finite{self._extent('on')} {finite}"
             case "backward":
-                found = f"{self.where}: gradient not finite{self._place('back')}"
+                found = f"{self.where}: gradient not finite{self._extent('back')}"
                 bad = f"; not finite for {listed}" if listed else ""
                 return f"{found} (loss {self.loss:.4g} and all activations finite){bad}"
             case "norm":
-                found = "the norm of all gradients overflows, though each of them is finite"
-                return f"{found}; the largest is that of {self.where}"
+                found = "the norm of all gradients overflows, while each gradient is finite"
+                return f"{found}; the largest is of {self.where}"
         figures = f"loss {self.loss:.4g}, gradient norm {self.grad_norm:.4g}"
         if self.kind == "finite":
-            return f"every number of the step is finite ({figures})"
+            return f"all values of the step are finite ({figures})"
         return (
-            f"not reproduced: the same weights, batch, state and random numbers now give {figures},"
-            f" which points to the memory or processor here, or to kernels that are not exact"
+            f"not reproduced: the same weights, batch, state and random numbers now give {figures};"
+            " suspect the memory or processor of this machine, or non-deterministic kernels"
         )
 
-    def _place(self, direction: str) -> str:
+    def _extent(self, direction: str) -> str:
         if self.step is None:
             return self._rows(" in")
         return f" from step {self.step}{self._rows(' of')} {direction}"
@@ -106,60 +108,61 @@ class Finding:
         return f"{preposition} {noun} {_listed(self.rows)}" if self.rows else ""
 
 
-class _Place(NamedTuple):
-    """A step, and the rows of the batch that are bad there."""
+class _Position(NamedTuple):
+    """A time step, and the rows of the batch that are non-finite there."""
 
     step: int | None = None
     rows: tuple[int, ...] = ()
 
 
-class _Flow(NamedTuple):
-    """A gradient as it came to a module or left it; `place` is the last bad step."""
+class _GradientEvent(NamedTuple):
+    """The gradient of a module's output, or of its input; `position` is its last non-finite one."""
 
     name: str
-    leaves: bool
+    of_input: bool
     finite: bool
-    place: _Place
+    position: _Position
 
 
-def observe(batch: Batch, state: State | None, starts_BT: Tensor | None) -> Scene:
-    """The scene of a forward pass, to be taken before it: the random state is the present one."""
+def capture_inputs(batch: Batch, state: State | None, starts_BT: Tensor | None) -> StepInputs:
+    """The inputs of a forward pass; call it before the pass, as it reads the random state."""
     random = {"cpu": torch.get_rng_state()}
     if batch.inputs_BT.is_cuda:
         random["cuda"] = torch.cuda.get_rng_state(batch.inputs_BT.device)
-    return Scene(batch, state, starts_BT, random)
+    return StepInputs(batch, state, starts_BT, random)
 
 
-def first_bad(
-    model: Model, scenes: Sequence[Scene], *, autocast: torch.autocast
-) -> tuple[int, Finding]:
-    """Which of a step's accumulated batches is the bad one, and what is found in it.
+def diagnose_step(
+    model: Model, inputs: Sequence[StepInputs], *, autocast: torch.autocast
+) -> tuple[int, Diagnosis]:
+    """Index of the first non-finite one of a step's accumulated batches, and its diagnosis.
 
-    The last one where none is: the finding is then that the bad number cannot be reproduced.
+    Where no batch reproduces the failure, the index is that of the last one.
     """
-    for number, scene in enumerate(scenes, start=1):
-        finding = diagnose(model, scene, autocast=autocast)
-        if finding.kind != "not reproduced" or number == len(scenes):
-            return number - 1, finding
-    raise AssertionError("a step reads at least one batch")
+    diagnosis = Diagnosis("not reproduced")
+    for index, batch_inputs in enumerate(inputs):
+        diagnosis = diagnose(model, batch_inputs, autocast=autocast)
+        if diagnosis.kind != "not reproduced":
+            return index, diagnosis
+    return len(inputs) - 1, diagnosis
 
 
-def diagnose(model: Model, scene: Scene, *, autocast: torch.autocast) -> Finding:
-    """Compute the scene again and name the first bad tensor.
+def diagnose(model: Model, inputs: StepInputs, *, autocast: torch.autocast) -> Diagnosis:
+    """Compute the batch again and name the first non-finite tensor.
 
-    Weights, mode and random state are left as they were; gradients are dropped.
+    Weights, mode and random state do not change; gradients are dropped.
     """
-    device = scene.batch.inputs_BT.device
+    device = inputs.batch.inputs_BT.device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.zero_grad(set_to_none=True)
         try:
-            found = _bad_weights(model) or _bad_state(scene.state)
-            return found or _bad_pass(model, scene, autocast)
+            found = _bad_weights(model) or _bad_state(inputs.state)
+            return found or _bad_pass(model, inputs, autocast)
         finally:
             model.zero_grad(set_to_none=True)
 
 
-def _bad_weights(model: Model) -> Finding | None:
+def _bad_weights(model: Model) -> Diagnosis | None:
     bad = {
         name: count
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
@@ -168,62 +171,65 @@ def _bad_weights(model: Model) -> Finding | None:
     if not bad:
         return None
     first, count = next(iter(bad)), sum(bad.values())
-    return Finding("weights", first, _layer(first), parameters=tuple(bad), bad_numbers=count)
+    return Diagnosis("weights", first, _layer(first), parameters=tuple(bad), non_finite_count=count)
 
 
-def _bad_state(state: State | None) -> Finding | None:
+def _bad_state(state: State | None) -> Diagnosis | None:
     for number, layer in enumerate([] if state is None else state["layers"]):
         bad = _bad_entries(flatten(layer))
         if bad:
             where = f"blocks.{number}.mixer"
-            return Finding("state", where, number, tuple(bad), rows=_rows_of(bad))
+            return Diagnosis("state", where, number, tuple(bad), rows=_rows_of(bad))
     return None
 
 
-def _bad_pass(model: Model, scene: Scene, autocast: torch.autocast) -> Finding:
-    batch = scene.batch
-    watch = _Watch(model, batch.inputs_BT.shape)
-    _restore(scene)
-    with watch, autocast:
-        loss, _ = model(batch.inputs_BT, scene.state, scene.starts_BT, targets_BT=batch.targets_BT)
-    if watch.culprit:
-        return _in_forward(watch, autocast)
+def _bad_pass(model: Model, inputs: StepInputs, autocast: torch.autocast) -> Diagnosis:
+    batch = inputs.batch
+    hooks = _ModuleHooks(model, batch.inputs_BT.shape)
+    _restore(inputs)
+    with hooks, autocast:
+        loss, _ = model(
+            batch.inputs_BT, inputs.state, inputs.starts_BT, targets_BT=batch.targets_BT
+        )
+    if hooks.culprit:
+        return _in_forward(hooks, autocast)
     if not math.isfinite(loss.item()):
-        return _in_head(model, scene, autocast)
+        return _in_head(model, inputs, autocast)
     torch.autograd.backward(loss)
-    found = _in_backward(model, watch) or _in_norm(model)
+    found = _in_backward(model, hooks) or _in_norm(model)
     return replace(found, loss=loss.item(), grad_norm=_grad_norm(model))
 
 
-def _restore(scene: Scene) -> None:
-    device = scene.batch.inputs_BT.device
-    torch.set_rng_state(scene.random["cpu"])
-    if device.type == "cuda" and "cuda" in scene.random:
-        torch.cuda.set_rng_state(scene.random["cuda"], device)
+def _restore(inputs: StepInputs) -> None:
+    device = inputs.batch.inputs_BT.device
+    torch.set_rng_state(inputs.random["cpu"])
+    if device.type == "cuda" and "cuda" in inputs.random:
+        torch.cuda.set_rng_state(inputs.random["cuda"], device)
 
 
-class _Watch:
-    """Hooks on every module for one pass forward and back.
+class _ModuleHooks:
+    """Hooks on every module for one forward and backward pass.
 
-    `culprit` is the first module with a bad output and good inputs, `place` where its output is
-    bad, `calls` what each mixer was given, `flows` the gradients in the order they were made.
+    `culprit` is the first module with finite inputs and a non-finite output, `position` where the
+    output is non-finite, `calls` the arguments of each mixer, `events` the gradients in the order
+    of the backward pass.
     """
 
     def __init__(self, model: Model, shape_BT: torch.Size) -> None:
         self.model, self.shape_BT = model, shape_BT
         blocks: Any = model.blocks
         self.mixers = {f"blocks.{n}.mixer": block.mixer for n, block in enumerate(blocks)}
-        self.culprit, self.place = "", _Place()
+        self.culprit, self.position = "", _Position()
         self.calls: dict[str, tuple[Any, ...]] = {}
-        self.flows: list[_Flow] = []
+        self.events: list[_GradientEvent] = []
         self._handles: list[Any] = []
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "_ModuleHooks":
         for name, module in self.model.named_modules():
-            if name:  # not the model itself: of its output, the loss, more is said elsewhere
+            if name:  # not the model itself: its output, the loss, is checked elsewhere
                 before: Any = partial(self._before, name)
                 after: Any = partial(self._after, name)
-                # So that the pass takes the kernels of the step, and has its bits.
+                # Modules with such hooks keep their kernels, so that the pass has the step's bits.
                 before.observes_only = after.observes_only = True
                 self._handles += [
                     module.register_forward_pre_hook(before),
@@ -236,13 +242,13 @@ class _Watch:
             handle.remove()
 
     def mixer_of(self, name: str) -> str:
-        """The mixer that this module is, or is part of; "" where there is none."""
+        """The mixer that this module is or belongs to; "" where it is not part of one."""
         return next((m for m in self.mixers if f"{name}.".startswith(f"{m}.")), "")
 
     def _before(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         if name in self.mixers:
             self.calls[name] = args
-        # A view of its own for each reader: the gradient that leaves here, not the sum of all.
+        # A view for each reader: its hook sees this module's gradient, not the sum over readers.
         return tuple(
             arg.view_as(arg) if torch.is_tensor(arg) and arg.requires_grad else arg for arg in args
         )
@@ -251,52 +257,56 @@ class _Watch:
         made = list(_tensors(output))
         bad = [tensor for tensor in made if not _finite(tensor)]
         if not self.culprit and bad and all(map(_finite, _tensors(args))):
-            self.culprit, self.place = name, self._placed(name, bad[0], last=False)
+            self.culprit = name
+            self.position = self._position(name, bad[0], last=False)
         read = [arg for arg in args if torch.is_tensor(arg) and not any(arg is m for m in made)]
-        for tensors, leaves in ((made, False), (read, True)):
+        for tensors, of_input in ((made, False), (read, True)):
             for tensor in tensors:
                 if tensor.requires_grad:
-                    tensor.register_hook(partial(self._flowed, name, leaves))
+                    tensor.register_hook(partial(self._gradient, name, of_input))
 
-    def _flowed(self, name: str, leaves: bool, grad: Tensor | None) -> None:
-        if grad is None:  # an output that the loss does not depend on, as a carried state
+    def _gradient(self, name: str, of_input: bool, grad: Tensor | None) -> None:
+        if grad is None:  # an output that the loss does not depend on, such as a carried state
             return
-        place = _Place() if _finite(grad) else self._placed(name, grad, last=True)
-        self.flows.append(_Flow(name, leaves, _finite(grad), place))
+        finite = _finite(grad)
+        position = _Position() if finite else self._position(name, grad, last=True)
+        self.events.append(_GradientEvent(name, of_input, finite, position))
 
-    def _placed(self, name: str, tensor: Tensor, *, last: bool) -> _Place:
+    def _position(self, name: str, tensor: Tensor, *, last: bool) -> _Position:
         # Inside a mixer the first two dimensions may be anything.
         inside = self.mixer_of(name) not in ("", name)
         if inside or tensor.shape[:2] != self.shape_BT:
-            return _Place()
+            return _Position()
         bad_BT = ~torch.isfinite(tensor).reshape(*self.shape_BT, -1).all(-1)
-        return _place(bad_BT, last=last)
+        return _position(bad_BT, last=last)
 
 
-def _place(bad_BT: Tensor, *, last: bool = False) -> _Place:
+def _position(bad_BT: Tensor, *, last: bool = False) -> _Position:
     steps = _indices(bad_BT.any(0))
     if not steps:
-        return _Place()
+        return _Position()
     step = steps[-1 if last else 0]
-    return _Place(step, _indices(bad_BT[:, step]))
+    return _Position(step, _indices(bad_BT[:, step]))
 
 
-def _in_forward(watch: _Watch, autocast: torch.autocast) -> Finding:
-    where, mixer = watch.culprit, watch.mixer_of(watch.culprit)
-    found = Finding("forward", where, _layer(where), (), *watch.place)
+def _in_forward(hooks: _ModuleHooks, autocast: torch.autocast) -> Diagnosis:
+    where, mixer = hooks.culprit, hooks.mixer_of(hooks.culprit)
+    found = Diagnosis("forward", where, _layer(where), (), *hooks.position)
     if not mixer:
         return found
     with torch.no_grad(), autocast:
-        tiers, place = _first_bad_step(watch.mixers[mixer], *watch.calls[mixer])
-    return found if place.step is None else replace(found, tiers=tiers, **place._asdict())
+        entries, position = _first_bad_step(hooks.mixers[mixer], *hooks.calls[mixer])
+    if position.step is None:
+        return found
+    return replace(found, entries=entries, **position._asdict())
 
 
 def _first_bad_step(
     mixer: Any, x_BTD: Tensor, state: Any, starts_BT: Tensor | None, position_B: Tensor
-) -> tuple[tuple[str, ...], _Place]:
-    """Entries of the state that are bad first, and the step after which they or the output are.
+) -> tuple[tuple[str, ...], _Position]:
+    """The first time step with a non-finite output or state, and the entries of that state.
 
-    By the split law a mixer may be run on any prefix: halving finds the step in log2 T of them.
+    By the split law a mixer may run on any prefix, so bisection needs log2 T of them.
     """
 
     def bad_after(length: int) -> dict[str, tuple[int, ...]]:
@@ -309,62 +319,62 @@ def _first_bad_step(
         middle = (good + bad) // 2
         good, bad = (good, middle) if bad_after(middle) else (middle, bad)
     found = bad_after(bad)
-    if not found:  # the whole pass was bad, and in pieces it is good
-        return (), _Place()
-    tiers = tuple(name for name in found if name != "output")
-    return tiers, _Place(bad - 1, _rows_of(found))
+    if not found:  # the full pass was non-finite, and its prefixes are not
+        return (), _Position()
+    entries = tuple(name for name in found if name != "output")
+    return entries, _Position(bad - 1, _rows_of(found))
 
 
-def _in_head(model: Model, scene: Scene, autocast: torch.autocast) -> Finding:
-    """Whether the logits are bad or only their cross-entropy, and where; one row at a time."""
-    batch = scene.batch
-    _restore(scene)
+def _in_head(model: Model, inputs: StepInputs, autocast: torch.autocast) -> Diagnosis:
+    """Where the logits are non-finite, or else their cross-entropy; one row at a time."""
+    batch = inputs.batch
+    _restore(inputs)
     with torch.no_grad(), autocast:
-        x_BTD = _read_by_head(model, scene)
+        x_BTD = _input_of_head(model, inputs)
         logits_bad, loss_bad = [], []
         for x_TD, targets_T in zip(x_BTD, batch.targets_BT, strict=True):
             logits_TV = model.output(x_TD).float()
             losses_T = nn.functional.cross_entropy(logits_TV, targets_T, reduction="none")
             logits_bad.append(~torch.isfinite(logits_TV).all(-1))
             loss_bad.append(~torch.isfinite(losses_T))
-    place = _place(torch.stack(logits_bad))
-    if place.step is not None:
-        return Finding("loss", "output", None, (), *place)
-    return Finding("loss", "cross_entropy", None, (), *_place(torch.stack(loss_bad)))
+    position = _position(torch.stack(logits_bad))
+    if position.step is not None:
+        return Diagnosis("loss", "output", None, (), *position)
+    return Diagnosis("loss", "cross_entropy", None, (), *_position(torch.stack(loss_bad)))
 
 
-def _read_by_head(model: Model, scene: Scene) -> Tensor:
+def _input_of_head(model: Model, inputs: StepInputs) -> Tensor:
     seen: list[Tensor] = []
     handle = model.final_dropout.register_forward_hook(lambda _, __, x_BTD: seen.append(x_BTD))
     try:
-        model(scene.batch.inputs_BT, scene.state, scene.starts_BT, logits="last")
+        model(inputs.batch.inputs_BT, inputs.state, inputs.starts_BT, logits="last")
     finally:
         handle.remove()
     return seen[0]
 
 
-def _in_backward(model: Model, watch: _Watch) -> Finding | None:
+def _in_backward(model: Model, hooks: _ModuleHooks) -> Diagnosis | None:
     bad = tuple(name for name, grad in _gradients(model) if not _finite(grad))
-    first = next((flow for flow in watch.flows if not flow.finite), None)
+    first = next((event for event in hooks.events if not event.finite), None)
     if first is None and not bad:
         return None
     if first is None:
-        where = bad[-1].rpartition(".")[0]  # parameters are listed in the order of the way forward
-    elif first.leaves:
+        where = bad[-1].rpartition(".")[0]  # parameters are listed in the order of the forward pass
+    elif first.of_input:
         where = first.name
-    else:  # what comes bad to a module was made by what it is part of, or by the loss
+    else:  # the gradient of an output comes from the module around this one, or from the loss
         where = first.name.rpartition(".")[0] or "output"
-    whole = watch.mixer_of(where) or where
-    left = [f.place for f in watch.flows if f.name == whole and f.leaves and not f.finite]
-    place = next(iter(left), first.place if first else _Place())
-    return Finding("backward", where, _layer(where), (), *place, parameters=bad)
+    whole = hooks.mixer_of(where) or where
+    inputs = [e.position for e in hooks.events if e.name == whole and e.of_input and not e.finite]
+    position = next(iter(inputs), first.position if first else _Position())
+    return Diagnosis("backward", where, _layer(where), (), *position, parameters=bad)
 
 
-def _in_norm(model: Model) -> Finding:
+def _in_norm(model: Model) -> Diagnosis:
     if math.isfinite(_grad_norm(model)):
-        return Finding("not reproduced")
+        return Diagnosis("not reproduced")
     largest, _ = max(_gradients(model), key=lambda pair: float(pair[1].abs().max()))
-    return Finding("norm", largest, _layer(largest))
+    return Diagnosis("norm", largest, _layer(largest))
 
 
 def _gradients(model: Model) -> Iterator[tuple[str, Tensor]]:
@@ -377,11 +387,10 @@ def _grad_norm(model: Model) -> float:
     return get_total_norm([grad for _, grad in _gradients(model)]).item()
 
 
-def _bad_entries(layer: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Entries of a mixer's state that are not finite, with the rows in which they are not."""
-    bad = {
-        name: _indices(~torch.isfinite(v).reshape(len(v), -1).all(1)) for name, v in layer.items()
-    }
+def _bad_entries(layer: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The non-finite entries of a mixer's state, each with the rows that are."""
+    tensors = {name: v for name, v in layer.items() if torch.is_tensor(v) and v.dim() > 1}
+    bad = {name: _indices(~torch.isfinite(v).flatten(1).all(1)) for name, v in tensors.items()}
     return {name: rows for name, rows in bad.items() if rows}
 
 

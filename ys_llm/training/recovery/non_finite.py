@@ -1,9 +1,8 @@
-"""When numbers go bad: what counts as a spike, and how a training goes back and on.
+"""Rollback and recovery: what happens when a loss, gradient or weight is not finite.
 
-A loss, gradient or weight that is no number is never learned from: the step is given up before it
-changes a weight, written down, and training goes on from the last good checkpoint with a lower rate
-and without that step's text. What was undone is in `rollbacks.json`, so that a killed run makes the
-same decisions again.
+Such a step changes no weight: it is diagnosed and recorded, and training continues from the last
+good checkpoint with a lower learning rate and without that step's batches. Rollbacks are kept in
+`rollbacks.json`, so that a killed run makes the same decisions again.
 """
 
 import math
@@ -12,16 +11,17 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.runs.checkpoint import Checkpoint, checkpoints
 from ys_llm.runs.folder import POST_MORTEM, archive
 from ys_llm.training.metrics import log_line
 from ys_llm.training.recovery import post_mortem
-from ys_llm.training.recovery.diagnosis import Finding, Scene, first_bad
+from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, diagnose_step
 from ys_llm.training.resume import Rollback, latest_valid_checkpoint, write_rollbacks
-from ys_llm.training.trainer import Place, Training, restore_checkpoint
+from ys_llm.training.schedule import learning_rate
+from ys_llm.training.trainer import BatchPosition, Run, TrainState, restore_checkpoint
 
 SPIKE_WINDOW = 50  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 8.0  # robust standard deviations above their median
@@ -30,19 +30,23 @@ _MAD_TO_DEVIATION = 1.4826  # of a normal distribution, whose median absolute de
 
 
 class NonFiniteError(Exception):
-    """A step, or the model after it, is not fit to be learned from; says why."""
+    """A step that must not be learned from, or a model that must not be saved; says why."""
 
 
-class Tried(NamedTuple):
-    """A step up to its gradients, and what is needed to do it again."""
+class StepGradients(NamedTuple):
+    """What forward and backward of a step gave, and what is needed to compute it again."""
 
     began: float  # seconds, of time.perf_counter
-    step: int  # done before it
-    place: Place
+    step: int  # steps done before it
+    position: BatchPosition
     loss: float  # nats per token
     grad_norm: float  # before clipping
-    tokens: int
-    scenes: list[Scene]  # one for each batch
+    inputs: list[StepInputs]  # one for each accumulated batch
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the step read."""
+        return sum(captured.batch.inputs_BT.numel() for captured in self.inputs)
 
 
 def is_spike(loss: float, recent: Sequence[float]) -> bool:
@@ -57,19 +61,18 @@ def is_spike(loss: float, recent: Sequence[float]) -> bool:
     return loss > middle + max(SPIKE_NATS, SPIKE_DEVIATIONS * deviation)
 
 
-def check_step(training: Training, tried: Tried) -> None:
-    """Raise NonFiniteError where this step must not be learned from."""
-    if not math.isfinite(tried.loss + tried.grad_norm):
-        raise NonFiniteError(f"loss {tried.loss}, gradient {tried.grad_norm}")
-    if training.config.train.on_spike == "rollback" and is_spike(
-        tried.loss, training.at.recent_losses
-    ):
-        raise NonFiniteError(f"the loss jumped to {tried.loss:.3f}")
+def check_gradients(run: Run, state: TrainState, gradients: StepGradients) -> None:
+    """Raise NonFiniteError where this step must not change the weights."""
+    loss, grad_norm = gradients.loss, gradients.grad_norm
+    if not math.isfinite(loss + grad_norm):
+        raise NonFiniteError(f"loss {loss}, gradient norm {grad_norm}")
+    if run.config.train.on_spike == "rollback" and is_spike(loss, state.progress.recent_losses):
+        raise NonFiniteError(f"loss spike of {loss:.3f}")
 
 
-def check_weights(training: Training) -> None:
-    """Raise NonFiniteError for a model that may be neither saved nor published."""
-    for name, parameter in training.model.named_parameters():
+def check_weights(model: nn.Module) -> None:
+    """Raise NonFiniteError for a model that must be neither saved nor published."""
+    for name, parameter in model.named_parameters():
         if not _is_finite(parameter):
             raise NonFiniteError(f"{name} is not finite")
 
@@ -78,82 +81,85 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.detach()).all())
 
 
-def recover(training: Training, tried: Tried, trouble: str) -> None:
-    """Write down what happened, and go back to the last good checkpoint.
+def roll_back(run: Run, state: TrainState, gradients: StepGradients, *, reason: str) -> None:
+    """Record what happened, and return to the last good checkpoint.
 
-    A checkpoint is good if a step was done from it; else the harm was done before it was saved, and
-    the one before is taken. Raises UserError (exit code 5) when that has been done often enough.
+    A checkpoint is good if a step was done from it; otherwise the damage predates it, and the one
+    before is used. Raises UserError (exit code 5) after `train.max_rollbacks` of them.
     """
-    training.optimizer.zero_grad(set_to_none=True)
-    log_line(f"trouble      step {tried.step + 1:,}: {trouble}")
-    _examine(training, trouble, tried)
+    run.optimizer.zero_grad(set_to_none=True)
+    log_line(f"bad step     step {gradients.step + 1:,}: {reason}")
+    _write_post_mortem(run, state, gradients, reason)
     saved = None
-    if len(training.undone) < training.config.train.max_rollbacks:
-        saved = _last_good(training, tried)
+    if len(state.rollbacks) < run.config.train.max_rollbacks:
+        saved = _last_good(run, state, gradients)
     if saved is None:
-        raise _diverged(training, f"step {tried.step + 1:,}: {trouble}")
-    back_to = int(saved.progress["step"])
-    undone = Rollback(tried.step + 1, back_to, tried.place.number, tried.place.piece, trouble)
-    write_rollbacks(training.run, [*training.undone, undone])
-    restore_checkpoint(training, saved)
+        raise _diverged(run, state, f"step {gradients.step + 1:,}: {reason}")
+    back_to, position = int(saved.progress["step"]), gradients.position
+    rollback = Rollback(
+        gradients.step + 1, back_to, position.stage_index, position.batch_index, reason
+    )
+    write_rollbacks(run.folder, [*state.rollbacks, rollback])
+    restore_checkpoint(run, state, saved)
     log_line(
-        f"going back   to step {back_to:,}, for a while with "
-        f"{training.config.train.rollback_lr_factor:g} times the learning rate; "
-        f"the text of step {undone.step:,} is not read again"
+        f"rollback     to step {back_to:,}, for a while with "
+        f"{run.config.train.rollback_lr_factor:g} times the learning rate; "
+        f"the batches of step {rollback.step:,} are skipped"
     )
 
 
-def _last_good(training: Training, tried: Tried) -> Checkpoint | None:
-    saved = latest_valid_checkpoint(training.run)
-    if saved is None or saved.progress["step"] != training.at.step or training.at.step > tried.step:
+def _last_good(run: Run, state: TrainState, gradients: StepGradients) -> Checkpoint | None:
+    saved, step = latest_valid_checkpoint(run.folder), state.progress.step
+    if saved is None or saved.progress["step"] != step or step > gradients.step:
         return saved
-    if len(checkpoints(training.run)) == 1:  # nothing is before it, and it must not be lost
+    if len(checkpoints(run.folder)) == 1:  # nothing precedes it, and it must not be lost
         return saved
-    archive(training.run, saved.path)
-    return latest_valid_checkpoint(training.run)
+    archive(run.folder, saved.path)
+    return latest_valid_checkpoint(run.folder)
 
 
-def _examine(training: Training, trouble: str, tried: Tried) -> None:
-    """Find the first bad tensor, and leave a post-mortem; a full disk must not stop the rescue."""
-    number, scene, finding = _first_bad(training, tried)
+def _write_post_mortem(run: Run, state: TrainState, gradients: StepGradients, reason: str) -> None:
+    """Diagnose the step and save what it read; a full disk must not prevent the rollback."""
+    index, diagnosis = _diagnose(run, gradients)
+    progress = state.progress
     facts = {
-        "step": tried.step + 1,
-        "trouble": trouble,
-        "loss": tried.loss,
-        "grad_norm": tried.grad_norm,
-        "learning_rate": training.learning_rate(),
-        "last_losses": training.at.recent_losses,
-        "stage": tried.place.number,
-        "piece": tried.place.piece,
-        "batch": number,
-        "dtype": training.at.dtype,
-        "backend": training.at.backend,
+        "step": gradients.step + 1,
+        "reason": reason,
+        "loss": gradients.loss,
+        "grad_norm": gradients.grad_norm,
+        "learning_rate": learning_rate(progress.step, run.config.train, state.rollbacks),
+        "recent_losses": progress.recent_losses,
+        "stage": gradients.position.stage_index,
+        "batch_index": gradients.position.batch_index,
+        "micro_step": index,
+        "dtype": run.compute.dtype,
+        "backends": dict(run.compute.backends),
     }
-    log_line(f"found        {finding.sentence}")
+    log_line(f"diagnosis    {diagnosis.sentence}")
+    inputs = gradients.inputs[index]
     try:
-        path = post_mortem.write(training.run, finding, scene, model=training.model, facts=facts)
+        path = post_mortem.write(run.folder, diagnosis, inputs, model=run.model, facts=facts)
         log_line(f"post-mortem  {path}")
     except UserError as error:
         log_line(f"post-mortem  {error}")
 
 
-def _first_bad(training: Training, tried: Tried) -> tuple[int, Scene, Finding]:
-    """Number and scene of the bad batch, and what is bad in it."""
-    finite = math.isfinite(tried.loss + tried.grad_norm)
-    if finite and all(_is_finite(parameter) for parameter in training.model.parameters()):
-        # A spike, or an evaluation gone bad.
-        return 0, tried.scenes[0], Finding("finite", loss=tried.loss, grad_norm=tried.grad_norm)
-    number, finding = first_bad(training.model, tried.scenes, autocast=training.autocast())
-    return number, tried.scenes[number], finding
+def _diagnose(run: Run, gradients: StepGradients) -> tuple[int, Diagnosis]:
+    """Index of the bad batch among the accumulated ones, and its diagnosis."""
+    loss, grad_norm = gradients.loss, gradients.grad_norm
+    weights_are_finite = all(_is_finite(parameter) for parameter in run.model.parameters())
+    if math.isfinite(loss + grad_norm) and weights_are_finite:
+        # A loss spike, or a non-finite evaluation.
+        return 0, Diagnosis("finite", loss=loss, grad_norm=grad_norm)
+    return diagnose_step(run.model, gradients.inputs, autocast=run.compute.autocast())
 
 
-def _diverged(training: Training, trouble: str) -> UserError:
-    config, times = training.config, len(training.undone)
+def _diverged(run: Run, state: TrainState, problem: str) -> UserError:
+    config, count = run.config, len(state.rollbacks)
     rate = config.train.learning_rate / 4
     return UserError(
-        f"training diverged at {trouble}; it had gone back {times} times before "
-        f"(see {training.run / POST_MORTEM})",
-        f"To go on from the last checkpoint, more gently, type: ys train --run {config.run} "
-        f"--set train.learning_rate={rate:g} --set train.max_rollbacks={times + 3}",
+        f"training diverged at {problem}, after {count} rollbacks (see {run.folder / POST_MORTEM})",
+        f"To resume from the last checkpoint with a lower rate, type: ys train --run {config.run} "
+        f"--set train.learning_rate={rate:g} --set train.max_rollbacks={count + 3}",
         exit_code=EXIT_DIVERGED,
     )

@@ -1,6 +1,6 @@
-"""The files of a post-mortem: what a bad step read and what was found, to be looked at again.
+"""The files of a post-mortem: what a failed step read, and its diagnosis, for replay.
 
-runs/<name>/post-mortem/step-XXXXXXXX.json          the finding, in a sentence and in full
+runs/<name>/post-mortem/step-XXXXXXXX.json          the diagnosis, in a sentence and in full
                         step-XXXXXXXX.safetensors   batch, state, random state and weights
 """
 
@@ -21,25 +21,31 @@ from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import flatten, unflatten
 from ys_llm.runs import checkpoint
+from ys_llm.runs.folder import POST_MORTEM
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import versions
-from ys_llm.training.recovery.diagnosis import Finding, Scene, diagnose
+from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, diagnose
 
 _STATE, _WEIGHTS, _RANDOM = "state.", "weights.", "random."
 _NEEDED = ("inputs_BT", "targets_BT", "starts_BT", f"{_RANDOM}cpu", f"{_WEIGHTS}embedding.weight")
 
 
 def write(
-    run: Path, finding: Finding, scene: Scene, *, model: Model, facts: Mapping[str, Any]
+    folder: Path,
+    diagnosis: Diagnosis,
+    inputs: StepInputs,
+    *,
+    model: Model,
+    facts: Mapping[str, Any],
 ) -> Path:
-    """Leave the post-mortem in the run's folder; returns the JSON file's path.
+    """Write the post-mortem to the run's folder; returns the path of its JSON file.
 
-    `facts` are the caller's: `step`, and for `replay` `dtype` and `backend`; loss,
-    gradient norm, learning rate, stage and index of the batch for the reader. Beside the JSON a
-    safetensors file holds batch, state, random state and weights. Nothing there is overwritten.
+    `facts` come from the caller: `step`; `dtype` and `backends` for `replay`; loss, gradient norm,
+    learning rate, stage and batch index for the reader. A safetensors file with the same name has
+    batch, state, random state and weights. No file is overwritten.
     """
-    path = _unused(run / "post-mortem", f"step-{facts['step']:08d}")
-    tensors = _packed(scene) | {
+    path = _unused_path(folder / POST_MORTEM, f"step-{facts['step']:08d}")
+    tensors = _tensors(inputs) | {
         f"{_WEIGHTS}{name}": tensor for name, tensor in checkpoint.weights(model).items()
     }
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -49,82 +55,83 @@ def write(
         f"print(replay({str(path)!r}).sentence)"
     )
     described = {
-        "sentence": finding.sentence,
-        "finding": asdict(finding),
+        "sentence": diagnosis.sentence,
+        "diagnosis": asdict(diagnosis),
         **facts,
-        "carry": scene.batch.carry,
-        "reset_at_document": scene.starts_BT is not None,
+        "carry": inputs.batch.carry,
+        "reset_at_document": inputs.starts_BT is not None,
         "weight_norms": {
             name: tensor.float().norm().item() for name, tensor in checkpoint.weights(model).items()
         },
         "versions": versions(),
         "replay": f"python -c {shlex.quote(code)}",
     }
-    checkpoint.write_json(path, _plain(described))
+    checkpoint.write_json(path, _json_safe(described))
     return path
 
 
-def _unused(folder: Path, stem: str) -> Path:
+def _unused_path(folder: Path, stem: str) -> Path:
     path, number = folder / f"{stem}.json", 2
     while path.exists():
         path, number = folder / f"{stem}-{number}.json", number + 1
     return path
 
 
-def _packed(scene: Scene) -> dict[str, Tensor]:
-    batch = scene.batch
+def _tensors(inputs: StepInputs) -> dict[str, Tensor]:
+    batch = inputs.batch
     tensors = {
         "inputs_BT": batch.inputs_BT,
         "targets_BT": batch.targets_BT,
         "starts_BT": batch.starts_BT,
     }
-    tensors |= {f"{_RANDOM}{name}": tensor for name, tensor in scene.random.items()}
-    if scene.state is not None:
-        tensors |= {f"{_STATE}{name}": tensor for name, tensor in flatten(scene.state).items()}
+    tensors |= {f"{_RANDOM}{name}": tensor for name, tensor in inputs.random.items()}
+    if inputs.state is not None:
+        tensors |= {f"{_STATE}{name}": tensor for name, tensor in flatten(inputs.state).items()}
     return tensors
 
 
-def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity: they become text."""
+def _json_safe(value: Any) -> Any:
+    """NaN and infinity as text: JSON has neither."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _json_safe(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_json_safe(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
 
 
-def load(path: Path) -> tuple[Scene, dict[str, Tensor]]:
-    """The scene and the weights of a post-mortem; `path` is that of its JSON file."""
+def load(path: Path) -> tuple[StepInputs, dict[str, Tensor]]:
+    """Inputs and weights of a post-mortem; `path` is that of its JSON file."""
     facts = checkpoint.read_json(path, needed=("carry", "reset_at_document"))
     source = path.with_suffix(".safetensors")
     tensors = checkpoint.read_tensors(source)
     missing = [name for name in _NEEDED if name not in tensors]
     if missing:
         raise UserError(
-            f"{source} is no post-mortem's: it holds no {missing[0]}",
-            f"Name the .json beside a .safetensors that a training wrote into {path.parent}",
+            f"{source} is not a post-mortem: it lacks {missing[0]}",
+            f"Name a .json that a training wrote to {path.parent}, with its .safetensors.",
         )
-    starts_BT, state = tensors["starts_BT"], _under(_STATE, tensors)
-    weights = _under(_WEIGHTS, tensors)
+    starts_BT, state = tensors["starts_BT"], _with_prefix(_STATE, tensors)
+    weights = _with_prefix(_WEIGHTS, tensors)
     batch = Batch(tensors["inputs_BT"], tensors["targets_BT"], starts_BT, facts["carry"])
-    scene = Scene(
+    inputs = StepInputs(
         batch,
         unflatten(state, like=_model(path, weights).init_state(1)) if state else None,
         starts_BT if facts["reset_at_document"] else None,
-        _under(_RANDOM, tensors),
+        _with_prefix(_RANDOM, tensors),
     )
-    return scene, weights
+    return inputs, weights
 
 
 def _model(path: Path, weights: Mapping[str, Tensor]) -> Model:
-    """The run's model, its weights random."""
+    """The run's model, with random weights."""
     config = load_config(path.parent.parent / "config.yaml").config
     return Model(config.model, vocab_size=len(weights["embedding.weight"]))
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names start with the prefix, without it."""
     return {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
@@ -132,23 +139,23 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def replay(path: str | Path) -> Finding:
-    """Diagnose a post-mortem's batch anew, on CPU, with the weights it was computed with.
+def replay(path: str | Path) -> Diagnosis:
+    """Diagnose the batch of a post-mortem again, on CPU, with the weights of its step.
 
-    Of a step that was on CUDA everything comes back but the dropout that was drawn there.
+    A step that ran on CUDA is reproduced except for its dropout masks.
     """
     path = Path(path)
-    facts = checkpoint.read_json(path, needed=("dtype", "backend", "finding"))
-    scene, weights = load(path)
+    facts = checkpoint.read_json(path, needed=("dtype", "backends", "diagnosis"))
+    inputs, weights = load(path)
     model = _model(path, weights)
     checkpoint.load_weights(model, weights, path.with_suffix(".safetensors"))
     model.select_backend(
-        batch_size=len(scene.batch.inputs_BT),
+        batch_size=len(inputs.batch.inputs_BT),
         precision="bf16" if facts["dtype"] == "bf16" else "fp32",
-        previous=facts["backend"],
+        previous=facts["backends"].get(model.config.mixer, ""),
     )
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=facts["dtype"] == "bf16")
-    found = diagnose(model.train(), scene, autocast=autocast)
-    if found.kind == "not reproduced" and facts["finding"]["kind"] == "finite":
-        return replace(found, kind="finite")
-    return found
+    diagnosis = diagnose(model.train(), inputs, autocast=autocast)
+    if diagnosis.kind == "not reproduced" and facts["diagnosis"]["kind"] == "finite":
+        return replace(diagnosis, kind="finite")
+    return diagnosis

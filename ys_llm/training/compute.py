@@ -1,0 +1,191 @@
+"""What computes a run: device, dtype, the backend of each mixer, and the process-wide settings.
+
+Each is chosen once per run, shown in the header, saved with every checkpoint and reused on resume.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ys_llm.config.schema import TrainConfig
+from ys_llm.csrc import loader
+from ys_llm.errors import UserError
+from ys_llm.model.costs import synchronise
+from ys_llm.model.language_model import Model
+from ys_llm.ops.precision import Precision
+from ys_llm.system.machine import inspect_machine
+from ys_llm.training.metrics import log_line
+
+BF16_GAIN = 1.5  # bf16 matmuls must be this much faster than fp32 ones to be worth their rounding
+BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags; the last is ARM's
+_PROBE_SIZE = 1024  # rows and columns of the timed matmuls: large enough to reach the full rate
+_PROBE_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The device, the dtype of matmul operands and the backend of each mixer; None: not chosen."""
+
+    device: torch.device
+    dtype: Precision | None = None
+    backends: Mapping[str, str] = field(default_factory=dict)  # by mixer name
+
+    def autocast(self) -> torch.autocast:
+        """bf16 operands where the run's dtype says so; weights and state stay float32."""
+        enabled = self.dtype == "bf16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def process_settings(config: TrainConfig) -> Iterator[None]:
+    """Threads, denormals, determinism and random numbers as training needs them.
+
+    Denormal states and moments are flushed to 0: arithmetic on them takes 100 times as long. On
+    every way out each setting is what it was before.
+    """
+    threads, flushed = torch.get_num_threads(), _denormals_are_flushed()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(cuda):
+        try:
+            if config.threads:
+                torch.set_num_threads(config.threads)
+            torch.set_flush_denormal(True)
+            if config.deterministic:
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            torch.set_flush_denormal(flushed)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _denormals_are_flushed() -> bool:
+    """Whether this thread turns denormals into 0; torch can set this but not report it."""
+    return sys.float_info.min * 0.5 == 0.0
+
+
+def select_device(config: TrainConfig) -> torch.device:
+    """The configured device; `auto` is CUDA where there is one."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            "train.device is cuda, and torch finds no CUDA device",
+            "Type --set train.device=cpu, or install a CUDA build of torch.",
+        )
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(config.device)
+
+
+def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Compute:
+    """Choose dtype and backends for the model on the device of `previous`, and log them.
+
+    What `previous` holds (from a checkpoint made on this machine) is reused; the rest is chosen by
+    a probe, or without any timing where `train.deterministic` is set.
+    """
+    device = previous.device
+    if device.type == "cpu":
+        log_line(f"compiler     {compile_kernels()}")
+    if config.dtype == "auto" and previous.dtype:
+        dtype, reason = previous.dtype, "as when the run began"
+    else:
+        dtype, reason = resolve_dtype(config, device)
+    log_line(f"device       {describe(device)}; {dtype} ({reason})")
+    backend, reason = model.select_backend(
+        batch_size=max(stage.batch_size for stage in config.plan),
+        precision=dtype,
+        previous=previous.backends.get(model.config.mixer, ""),
+    )
+    log_line(f"backend      {model.config.mixer}: {backend} ({reason})")
+    return Compute(device, dtype, {model.config.mixer: backend})
+
+
+def compile_kernels() -> str:
+    """Compile the C++ code that is not compiled yet; returns what came of it, for the header."""
+    began = time.perf_counter()
+    missing = [name for name in loader.names() if loader.build(name) is None]
+    if missing:
+        return f"none, torch alone, which is slower: {loader.unavailable_reason(missing[0])}"
+    seconds = time.perf_counter() - began
+    how = f"compiled in {seconds:.0f} s" if seconds >= 1 else "already compiled"
+    return f"{loader.compiler_version() or 'none'}; kernels {how}"
+
+
+def resolve_dtype(config: TrainConfig, device: torch.device) -> tuple[Precision, str]:
+    """The dtype of matmul operands, and why; `auto` takes bf16 where it is much faster.
+
+    A processor without bf16 instructions emulates bf16 matmuls: there the answer is fp32 without a
+    measurement, which alone would take minutes.
+    """
+    if config.dtype != "auto":
+        return config.dtype, "configured"
+    units = _bf16_units(device)
+    if not units:
+        return "fp32", "no bf16 instructions here"
+    if config.deterministic:
+        fast = units in ("amx_bf16", "cuda")
+        return ("bf16" if fast else "fp32"), f"by hardware ({units}), not timed"
+    gain = _bf16_speedup(device)
+    dtype: Precision = "bf16" if gain >= BF16_GAIN else "fp32"
+    return dtype, f"bf16 matmuls run at {gain:.1f} times the speed of fp32, {BF16_GAIN} needed"
+
+
+def _bf16_units(device: torch.device) -> str:
+    """The fastest unit for bf16 matmuls: a processor flag, "cuda", or "" where there is none."""
+    if device.type == "cuda":
+        return "cuda" if torch.cuda.get_device_capability(device) >= (8, 0) else ""
+    found = BF16_FEATURES & inspect_machine().features
+    return next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in found), "")
+
+
+def _bf16_speedup(device: torch.device) -> float:
+    """Median seconds of fp32 matmuls over those of bf16 ones, timed in turn after a warm-up."""
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(1 + _PROBE_ROUNDS):
+        for dtype, measured in seconds.items():
+            measured.append(_matmul_seconds(dtype, device))
+    fp32, bf16 = (statistics.median(measured[1:]) for measured in seconds.values())
+    return fp32 / bf16
+
+
+def _matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    a, b = (torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device) for _ in range(2))
+    synchronise(device)
+    began = time.perf_counter()
+    a @ b
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def describe(device: torch.device) -> str:
+    """The device, for the header."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu, {torch.get_num_threads()} threads"
+
+
+def machine_identity(device: torch.device) -> dict[str, Any]:
+    """What the best choice of dtype and backend depends on."""
+    return {
+        "device": "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "processor": inspect_machine().processor,
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def previous_compute(environment: Mapping[str, Any], device: torch.device) -> Compute:
+    """What a checkpoint's environment chose, where it was saved on a machine like this one.
+
+    Elsewhere another choice may be better, and the bits would differ in any case.
+    """
+    here = machine_identity(device)
+    if any(environment.get(name) != value for name, value in here.items()):
+        return Compute(device)
+    return Compute(device, environment.get("dtype"), environment.get("backends", {}))

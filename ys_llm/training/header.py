@@ -1,0 +1,56 @@
+"""The header of a training: what is trained on what, before the first step."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from ys_llm.data.batches import batches_per_epoch
+from ys_llm.data.provenance import Seen
+from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
+from ys_llm.training.trainer import Run, batch_plan
+
+
+def header_lines(run: Run) -> Iterator[str]:
+    """Tokenizer, data, baselines, model, cost and plan, one line each."""
+    config, model, data = run.config, run.model, run.data
+    stage, accumulated = config.train.plan[0], config.train.grad_accum_steps
+    parts = ", ".join(f"{part} {n:,}" for part, n in parameters_by_part(model).items())
+    epoch = batches_per_epoch(data.training, batch_plan(config, run.tokenizer, 0)) / accumulated
+    held_out = data.validation.n_bytes if data.validation else 0
+    yield f"tokenizer    {run.tokenizer.kind}, {run.tokenizer.vocab_size:,} tokens"
+    yield (
+        f"data         {data.training.n_inputs:,} training tokens "
+        f"({data.training.n_bytes / 1e6:.1f} MB), {held_out / 1e6:.1f} MB held out"
+    )
+    if data.baselines:
+        yield f"baselines    {baseline_text(run)} (bits per byte of the held-out text)"
+    yield f"model        {config.model.mixer}, {parameter_count(model):,} parameters: {parts}"
+    yield (
+        f"cost         {flops_per_token(model, stage.seq_len) / 1e6:.1f} MFLOP forward per token, "
+        f"{state_bytes(model, batch_size=1, seq_len=stage.seq_len):,} bytes of state per sequence"
+    )
+    yield (
+        f"plan         {run.total_steps:,} steps of "
+        f"{stage.seq_len * stage.batch_size * accumulated:,} tokens, "
+        f"{epoch:,.1f} steps per epoch; run folder {run.folder}"
+    )
+
+
+def baseline_text(run: Run) -> str:
+    """The baselines in one phrase."""
+    return ", ".join(f"{name} {value:.3f}" for name, value in run.data.baselines.items())
+
+
+def writers_text(found: Seen) -> str:
+    """Records and kinds of each model or program that made the documents, most records first."""
+    records: Counter[str] = Counter()
+    kinds: dict[str, set[str]] = {}
+    for source, count in found.counts.items():
+        writer = source.model or "programs"
+        records[writer] += count
+        kinds.setdefault(writer, set()).add(source.kind)
+    parts = [
+        f"{writer} {count:,} records of {len(kinds[writer]):,} "
+        f"kind{'s' if len(kinds[writer]) > 1 else ''}"
+        for writer, count in records.most_common()
+    ]
+    return ", ".join([*parts, *([f"unknown {found.unknown:,}"] if found.unknown else [])])

@@ -1,0 +1,133 @@
+"""The child process of `memory.py`: trains real steps on random tokens and prints their peaks.
+
+Reads a request as JSON on stdin, prints {"base_bytes", "steps": [[batch size, peak]],
+"other_bytes"}. A process of its own, because a peak is one of a process.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import from_mapping
+from ys_llm.data.shards import TokenShard
+from ys_llm.data.tokenizer import train_tokenizer
+from ys_llm.evaluation.bits_per_byte import evaluate_tokens
+from ys_llm.model.costs import state_bytes
+from ys_llm.model.language_model import Model
+from ys_llm.runs.checkpoint import save_checkpoint
+from ys_llm.training.compute import Compute, process_settings
+from ys_llm.training.loop import forward_backward, optimizer_step
+from ys_llm.training.memory import keep_freed_memory, release_freed_memory
+from ys_llm.training.optimizer import make_optimizer
+from ys_llm.training.trainer import Run, TrainingData, TrainState
+
+ENOUGH_GROWTH = 48_000_000  # bytes from one batch size to the next: well above allocator noise
+LARGEST = 1 << 20  # the configuration's own limit of a batch size
+_STEPS = 2  # at each size: from the second on moments and a carried state exist
+_EVALUATION_ROWS = 32  # as evaluate_tokens reads
+
+
+def measure(request: dict[str, Any]) -> dict[str, Any]:
+    """Peaks of growing batch sizes, then of an evaluation and a checkpoint."""
+    config, seq_len = from_mapping(request["config"]), request["seq_len"]
+    compute = Compute(torch.device(request["device"]), request["dtype"], request["backends"])
+    with process_settings(config.train):
+        base, steps = peak_bytes(compute.device), list[tuple[int, int]]()
+        run = _run(config, compute, vocab_size=request["vocab_size"], seq_len=seq_len)
+        largest = request["largest"] or LARGEST
+        size = 1
+        while True:
+            try:
+                _train(run, seq_len, size)
+            except (MemoryError, torch.OutOfMemoryError):
+                break
+            steps.append((size, peak_bytes(compute.device)))
+            growth = steps[-1][1] - (steps[-2][1] if len(steps) > 1 else steps[-1][1])
+            if size >= largest or growth >= ENOUGH_GROWTH:
+                break
+            size = min(2 * size, largest)
+        other = _evaluate_and_save(run, seq_len, request["evaluated_tokens"])
+    return {"base_bytes": base, "steps": steps, "other_bytes": other}
+
+
+def _run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> Run:
+    """The model and its optimizer over random tokens, a document about every 100 of them."""
+    tokens = np.random.default_rng(0).integers(0, vocab_size, 64 * seq_len + 101)
+    tokens[::100] = 0  # <end>
+    starts = np.flatnonzero(tokens[:-1] == 0)
+    shard = TokenShard(tokens, starts, np.full(len(starts), 100))
+    data = TrainingData(shard, shard, has_records=False, sample_prompt="", baselines={})
+    model = Model(config.model, vocab_size=vocab_size, backend=config.train.backend)
+    model = model.to(compute.device).train()
+    if compute.backends:
+        model.select_backend(
+            batch_size=1,
+            precision=compute.dtype or "fp32",
+            previous=compute.backends.get(config.model.mixer, ""),
+        )
+    optimizer = make_optimizer(model, config.train)
+    tokenizer = train_tokenizer([], kind="bytes", vocab_size=258)
+    return Run(config, Path(), tokenizer, data, model, optimizer, compute)
+
+
+def _train(run: Run, seq_len: int, batch_size: int) -> None:
+    """A few steps of this shape."""
+    train = replace(
+        run.config.train, stages=(), seq_len=seq_len, batch_size=batch_size, max_steps=_STEPS
+    )
+    sized, state = replace(run, config=replace(run.config, train=train)), TrainState()
+    for _ in range(_STEPS):
+        optimizer_step(sized, state, forward_backward(sized, state))
+
+
+def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
+    """The peak after one evaluation of two windows a row, and one checkpoint.
+
+    Added is what a state that grows with time takes over the full length of an evaluation's rows,
+    twice: before and after it has grown.
+    """
+    release_freed_memory()
+    with run.compute.autocast():
+        evaluate_tokens(run.model, run.data.training, seq_len=seq_len)
+    release_freed_memory()
+    with tempfile.TemporaryDirectory(prefix="ys-memory-") as folder:
+        save_checkpoint(Path(folder), run.model, run.optimizer, progress={"step": 0}, tensors={})
+    full_row = seq_len + evaluated_tokens // _EVALUATION_ROWS
+    full, measured = (
+        state_bytes(run.model, batch_size=_EVALUATION_ROWS, seq_len=length)
+        for length in (full_row, min(full_row, 3 * seq_len))
+    )
+    return peak_bytes(run.device) + 2 * (full - measured)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most that this process has had so far.
+
+    On Linux from /proc: there ru_maxrss starts at the peak of the process that spawned this one.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def main() -> None:
+    """Answer the request on stdin."""
+    keep_freed_memory()  # as `ys train` does
+    print(json.dumps(measure(json.load(sys.stdin))))
+
+
+if __name__ == "__main__":
+    main()

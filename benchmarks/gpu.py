@@ -228,7 +228,7 @@ def training_group(rounds: int) -> Group:
     tokens_BT = torch.randint(4096, (batch_size, steps), device="cuda")
     cases = {}
     for name in filter(BACKENDS.__contains__, NAMES):
-        model = Model(config.model, vocab_size=4096, backend=name).cuda()
+        model = Model(config.model, vocab_size=4096, backends={"three_tier": name}).cuda()
         cases[name] = model_step(model, tokens_BT)
     facts = {"config": "configs/ys_v0_3.yaml", "batch_size": batch_size, "steps": steps}
     return {"name": "training step", "seconds": interleaved(cases, rounds), "facts": facts}

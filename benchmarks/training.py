@@ -39,7 +39,13 @@ def measure(effort: Effort, *, corpus: Path, split: Split, folder: Path) -> list
         configs = {
             OURS: _config("default", corpus, seq_len, effort, []),
             # Attention over the whole row, as the state covers it.
-            LLAMA: _config("llama", corpus, seq_len, effort, [f"model.options.window={seq_len}"]),
+            LLAMA: _config(
+                "llama",
+                corpus,
+                seq_len,
+                effort,
+                [f"model.options.softmax_attention.window={seq_len}"],
+            ),
         }
         with process_settings(configs[OURS].train):
             runs = {name: _run(config, split, folder) for name, config in configs.items()}

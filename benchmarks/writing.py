@@ -18,9 +18,9 @@ from ys_llm.runs.checkpoint import save_model
 
 VOCAB_SIZE = 4096
 TEN_MILLION = ModelConfig(
-    d_model=320, n_layers=6, d_mlp=864, mixer="three_tier", options={"d_state": 320}
+    d_model=320, n_layers=6, d_mlp=864, options={"three_tier": {"d_state": 320}}
 )
-_SMALL = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"d_state": 32})
+_SMALL = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
 _NEVER = -1  # an id that no model chooses: every answer has its full length
 
 

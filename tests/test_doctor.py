@@ -167,7 +167,7 @@ def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
     kernels, why = checkup.kernels
     assert kernels in select.BACKENDS
     assert why
-    assert load_config(None).config.model.mixer == "three_tier"
+    assert load_config(None).config.model.layers == ("three_tier",)
 
 
 def test_copying_is_slower_than_any_cache_and_faster_than_any_disk() -> None:

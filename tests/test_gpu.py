@@ -197,7 +197,7 @@ def test_generate_on_cuda_writes_what_it_writes_on_the_cpu() -> None:
 @pytest.mark.parametrize("mixer", ["three_tier", "softmax_attention"])
 def test_a_model_says_the_same_on_both_devices(mixer: str) -> None:
     torch.manual_seed(0)
-    model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64, mixer=mixer), vocab_size=50)
+    model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64, layers=(mixer,)), vocab_size=50)
     model = model.double()
     tokens_BT = torch.randint(50, (3, 70))
     starts_BT = torch.rand(3, 70) < 0.05
@@ -219,7 +219,7 @@ YS_V0_3 = {
         "summary_scale": "fixed",
     },
 }
-STACK = {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"d_state": 32}}
+STACK = {"d_model": 32, "n_layers": 2, "d_mlp": 64, "options": {"three_tier": {"d_state": 32}}}
 
 
 @pytest.mark.parametrize("backend", ["auto", "windowed", *EXPERIMENTAL])
@@ -244,7 +244,7 @@ def test_training_on_cuda_learns(
                 "batch_size": 8,
                 "device": "cuda",
                 "dtype": dtype,
-                "backend": backend,
+                "backend": {"three_tier": backend},
                 "eval_interval": 60,
                 "sample_interval": 0,
             },

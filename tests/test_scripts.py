@@ -16,7 +16,7 @@ from ys_llm.config.sources import to_yaml
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = replace(
     Config(),
-    model=replace(Config().model, d_model=32, n_layers=1, d_mlp=64, mixer="softmax_attention"),
+    model=replace(Config().model, d_model=32, n_layers=1, d_mlp=64, layers=("softmax_attention",)),
 )
 
 # Fair runs get as far as this: the corpus is not there.

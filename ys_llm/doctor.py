@@ -115,12 +115,12 @@ def _choices(device: torch.device) -> tuple[tuple[str, str], tuple[str, str]]:
     """What the defaults come to here: dtype, and the kernels of the default model, with reasons."""
     config = load_config(None).config
     dtype, why = resolve_dtype(config.train, device)
-    model = Model(config.model, vocab_size=1, backend=config.train.backend)
-    kernels = model.to(device).select_backend(
+    model = Model(config.model, vocab_size=1, backends=config.train.backend)
+    selected = model.to(device).select_backends(
         batch_size=config.train.plan[0].batch_size,
         precision="bf16" if dtype == "bf16" else "fp32",
     )
-    return (dtype, why), kernels
+    return (dtype, why), next(iter(selected.values()))
 
 
 def copy_rate(device: torch.device) -> float:

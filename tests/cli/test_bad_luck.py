@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(8):
             put(f"texts/{number}.txt", f"Text {number}. {FOX}")
         train("good", SMALL_STATE)
-        train("other", "model.options.d_state=24", "tokenizer.kind=bpe")
+        train("other", "model.options.three_tier.d_state=24", "tokenizer.kind=bpe")
     finally:
         os.chdir(before)
         torch.set_num_threads(threads)

@@ -237,34 +237,42 @@ def train_set(note: str, *changes: str, says: tuple[str, ...], code: int = EXIT_
     return Case(note, (*TRAIN, *words), says, file("texts/a.txt", FOX), code)
 
 
-ATTENTION = "model.mixer=softmax_attention"
+ATTENTION = "model.layers=[softmax_attention]"
 UNTRAINABLE = (
     train_set(
         "heads that do not divide",
-        *(ATTENTION, "model.options={n_heads: 3}"),
+        *(ATTENTION, "model.options.softmax_attention={n_heads: 3}"),
         says=("n_heads", "3", "16"),
     ),
     train_set(
         "an odd width for heads",
-        *(ATTENTION, "model.d_model=15", "model.options={n_heads: 5}"),
+        *(ATTENTION, "model.d_model=15", "model.options.softmax_attention={n_heads: 5}"),
         says=("n_heads", "15"),
     ),
     train_set(
-        "a mixer that is none", "model.mixer=mamba", says=("model.mixer", "mamba", "three_tier")
+        "a mixer that is none",
+        "model.layers=[mamba]",
+        says=("model.layers", "mamba", "three_tier"),
     ),
     train_set(
-        "an unknown option", "model.options.d_sate=3", says=("d_sate", "Did you mean d_state?")
+        "an unknown option",
+        "model.options.three_tier.d_sate=3",
+        says=("d_sate", "Did you mean d_state?"),
     ),
     train_set(
-        "a state of no width", "model.options.d_state=0", says=("d_state must be at least 1",)
+        "a state of no width",
+        "model.options.three_tier.d_state=0",
+        says=("d_state must be at least 1",),
     ),
     train_set(
-        "an absurd option", f"model.options.d_state={10**30}", says=("d_state must be at most",)
+        "an absurd option",
+        f"model.options.three_tier.d_state={10**30}",
+        says=("d_state must be at most",),
     ),
-    train_set("an unknown kernel", "train.backend=fast", says=("backend", "fast")),
+    train_set("an unknown kernel", "train.backend.three_tier=fast", says=("backend", "fast")),
     train_set(
         "a model wider than any memory",
-        *("model.d_model=100000", "model.options.d_state=1000000"),
+        *("model.d_model=100000", "model.options.three_tier.d_state=1000000"),
         says=("memory",),
     ),
     train_set(

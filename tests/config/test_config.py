@@ -57,6 +57,7 @@ def problems_of(
 # --- every valid configuration survives being written and read ---
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+mixers = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
@@ -79,11 +80,13 @@ configs = st.builds(
     model=st.builds(
         ModelConfig,
         d_model=st.integers(1, 10**6),
-        n_layers=st.integers(1, 1000),
+        n_layers=st.integers(3, 1000),
         d_mlp=st.integers(0, 10**6),
         dropout=fractions,
-        mixer=st.from_regex(r"[a-z][a-z0-9_]*", fullmatch=True),
-        options=st.dictionaries(texts, json_values, max_size=4),
+        layers=st.lists(mixers, min_size=1, max_size=3).map(tuple),
+        options=st.dictionaries(
+            mixers, st.dictionaries(texts, json_values, max_size=4), max_size=3
+        ),
     ),
     train=st.builds(
         TrainConfig,
@@ -98,7 +101,7 @@ configs = st.builds(
         learning_rate=st.floats(1e-30, allow_infinity=False),
         stages=st.lists(stages, max_size=3).map(tuple),
         sample_prompt=texts,
-        backend=texts,
+        backend=st.dictionaries(mixers, texts, max_size=2),
     ),
     generate=st.builds(
         GenerateConfig,
@@ -181,12 +184,15 @@ def test_without_a_file_there_are_the_defaults() -> None:
 
 
 def test_a_free_mapping_is_set_name_by_name(tmp_path: Path) -> None:
-    path = write(tmp_path, "model:\n  options:\n    d_state: 64\n    window: 8\n")
-    resolved = load_config(path, overrides=["model.options.d_state=512", "model.options.a.b=3e-3"])
-    assert resolved.config.model.options == {"d_state": 512, "window": 8, "a": {"b": 0.003}}
-    assert resolved.origins["model.options.d_state"] == "--set"
-    assert resolved.origins["model.options.window"] == f"{path}:4"
-    assert resolved.origins["model.options.a.b"] == "--set"
+    path = write(tmp_path, "model:\n  options:\n    mine:\n      d_state: 64\n      window: 8\n")
+    resolved = load_config(
+        path, overrides=["model.options.mine.d_state=512", "model.options.mine.a.b=3e-3"]
+    )
+    expected = {"mine": {"d_state": 512, "window": 8, "a": {"b": 0.003}}}
+    assert resolved.config.model.options == expected
+    assert resolved.origins["model.options.mine.d_state"] == "--set"
+    assert resolved.origins["model.options.mine.window"] == f"{path}:5"
+    assert resolved.origins["model.options.mine.a.b"] == "--set"
 
 
 def test_a_list_of_sections_is_read_and_replaces_the_single_stage(tmp_path: Path) -> None:
@@ -233,7 +239,9 @@ def test_an_emptied_section_keeps_its_defaults(tmp_path: Path) -> None:
 
 
 def test_the_shown_configuration_reads_back_and_explains_itself(tmp_path: Path) -> None:
-    path = write(tmp_path, "run: mine\nmodel: {options: {d_state: 64, tiers: {a.b: [1, x]}}}\n")
+    path = write(
+        tmp_path, "run: mine\nmodel: {options: {mine: {d_state: 64, tiers: {a.b: [1, x]}}}}\n"
+    )
     resolved = load_config(path, overrides=['train.sample_prompt="two\\nlines # no comment"'])
     shown = annotated_yaml(resolved)
     assert load_config(write(tmp_path, shown)).config == resolved.config
@@ -300,7 +308,7 @@ MISTAKES = [
     (
         "model: {d_state: 64}",
         "model.d_state is not a field. The fields here are block, d_model, n_layers, d_mlp, "
-        "tie_embeddings, dropout, mixer, options. model.options takes names of its own.",
+        "tie_embeddings, dropout, layers, options. model.options takes names of its own.",
     ),
     ("- 1", "expected NAME: VALUE lines, as `ys config show` prints them"),
     ("just text", "expected NAME: VALUE lines, as `ys config show` prints them"),

@@ -60,4 +60,15 @@ def test_every_old_name_leads_to_a_setting_that_exists(old: str) -> None:
 
 def test_options_are_recognised_under_the_name_of_any_mixer() -> None:
     said = problems(None, "model.options.some_mixer.local_every=4")
-    assert "model.options.some_mixer.local_every is now model.options.local_interval" in said[0]
+    assert (
+        "model.options.some_mixer.local_every is now model.options.MIXER.local_interval" in said[0]
+    )
+
+
+def test_an_option_outside_its_mixer_is_told_where_it_belongs() -> None:
+    said = problems(None, "model.options.d_state=4", "train.backend=cpp", "model.mixer=three_tier")
+    assert said == [
+        "--set: model.options.d_state is now model.options.MIXER.d_state",
+        "--set: model.mixer is now model.layers, a list: [MIXER, ...]",
+        "--set: train.backend is now by the name of the mixer: {MIXER: cpp}",
+    ]

@@ -40,7 +40,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Model:
     torch.manual_seed(1)
-    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"d_state": 32})
+    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
     return Model(config, vocab_size=tokenizer.vocab_size).eval()
 
 
@@ -96,7 +96,9 @@ def test_a_limit_evaluates_whole_documents_and_their_bytes(model: Model, data: T
 def test_a_model_in_training_is_evaluated_without_dropout_and_stays_in_training(
     tokenizer: Tokenizer, data: TokenShard
 ) -> None:
-    config = ModelConfig(d_model=32, n_layers=1, d_mlp=0, dropout=0.5, options={"d_state": 32})
+    config = ModelConfig(
+        d_model=32, n_layers=1, d_mlp=0, dropout=0.5, options={"three_tier": {"d_state": 32}}
+    )
     model = Model(config, vocab_size=tokenizer.vocab_size).train()
     results = {evaluate_tokens(model, data, seq_len=64).loss for _ in range(3)}
     assert len(results) == 1

@@ -37,7 +37,7 @@ has_avx512 = pytest.mark.skipif(
     reason="elsewhere a text alone is equal up to rounding",
 )
 
-V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "entry": "raw"}
+V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "summary_scale": "fixed"}
 SHAPES: dict[str, dict[str, Any]] = {
     "default": {"options": {"d_state": 40}},
     "odd": {"d_model": 33, "d_mlp": 17, "options": {"d_state": 7, "d_summary": 5}},
@@ -66,6 +66,7 @@ def kernel() -> None:
 def model_of(shape: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Model:
     torch.manual_seed(1)
     config = {"d_model": 32, "n_layers": 2, "d_mlp": 48, **SHAPES[shape], **changes}
+    config["options"] = {"three_tier": config["options"]}
     model = Model(ModelConfig(**config), vocab_size=101).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -332,7 +333,9 @@ def test_what_was_learned_since_counts() -> None:
 
 def test_only_what_the_kernel_can_do_is_given_to_it(without_kernel: Callable[[], None]) -> None:
     model = model_of("default", torch.float32)
-    attention = ModelConfig(d_model=32, n_layers=1, d_mlp=0, mixer="softmax_attention", options={})
+    attention = ModelConfig(
+        d_model=32, n_layers=1, d_mlp=0, layers=("softmax_attention",), options={}
+    )
     assert decoder_of(Model(attention, vocab_size=101)) is None
     assert decoder_of(copy.deepcopy(model).bfloat16()) is None
     assert decoder_of(copy.deepcopy(model).to("meta")) is None
@@ -405,7 +408,7 @@ def test_bytes_per_token_are_those_of_the_weights_that_are_read(
     shape: str, kind: Narrow, size: int
 ) -> None:
     model = model_of(shape, torch.float32)
-    options: Any = parse_dataclass(Options, model.config.options, where="options")
+    options: Any = parse_dataclass(Options, model.config.options["three_tier"], where="options")
     d, v = model.config.d_model, model.vocab_size
     s, r = options.d_state, options.d_summary or options.d_state
     linears = model.config.n_layers * (2 * d * s + 3 * d * model.config.d_mlp) + v * d

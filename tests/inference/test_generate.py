@@ -49,7 +49,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def model(tokenizer: Tokenizer) -> Model:
     torch.manual_seed(1)
-    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"d_state": 32})
+    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
     model = Model(config, vocab_size=tokenizer.vocab_size).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -233,7 +233,9 @@ def test_a_token_costs_one_step_of_the_model_whatever_came_before(model: Model) 
 
 
 def test_a_model_in_training_generates_without_dropout_and_stays_in_training() -> None:
-    config = ModelConfig(d_model=32, n_layers=1, d_mlp=0, dropout=0.5, options={"d_state": 32})
+    config = ModelConfig(
+        d_model=32, n_layers=1, d_mlp=0, dropout=0.5, options={"three_tier": {"d_state": 32}}
+    )
     model = Model(config, vocab_size=60).train()
     texts = {tuple(step.id for step in steps_of(model, [0, 9], GREEDY)) for _ in range(3)}
     assert len(texts) == 1

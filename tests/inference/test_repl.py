@@ -26,7 +26,7 @@ SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 def loaded() -> LoadedRun:
     torch.manual_seed(1)
     tokenizer = train_tokenizer(["the cat sat on the mat"], kind="bytes", vocab_size=258)
-    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"d_state": 32})
+    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
     model = Model(config, vocab_size=tokenizer.vocab_size).eval()
     return LoadedRun(
         path=Path("runs/small"),

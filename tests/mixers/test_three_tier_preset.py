@@ -112,8 +112,8 @@ def test_the_preset_has_the_parameters_of_the_source(vocab_size: int) -> None:
         d_model=768,
         n_layers=1,
         d_mlp=0,
-        mixer="three_tier",
-        options=asdict(three_tier.PRESET_V0_3),
+        layers=("three_tier",),
+        options={"three_tier": asdict(three_tier.PRESET_V0_3)},
     )
     with torch.device("meta"):
         model = Model(config, vocab_size=vocab_size)

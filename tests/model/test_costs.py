@@ -34,8 +34,8 @@ every_shape = pytest.mark.parametrize("shape", SHAPES)
 
 
 def model_of(mixer: str, shape: str, backend: str = "auto") -> Model:
-    config = ModelConfig(mixer=mixer, **SHAPES[shape])
-    return Model(config, vocab_size=VOCAB_SIZE, backend=backend)
+    config = ModelConfig(layers=(mixer,), **SHAPES[shape])
+    return Model(config, vocab_size=VOCAB_SIZE, backends={mixer: backend})
 
 
 @every_mixer

@@ -75,14 +75,14 @@ def test_the_bare_frame_starts_as_its_source_does() -> None:
 @every_mixer
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_new_model_predicts_nearly_uniformly(mixer: str, tied: bool) -> None:
-    model = small_model(mixer=mixer, tie_embeddings=tied)
+    model = small_model(layers=(mixer,), tie_embeddings=tied)
     loss, _ = model(some_tokens(40), targets_BT=some_tokens(40))
     assert loss.item() == pytest.approx(math.log(VOCAB_SIZE), rel=0.02)
 
 
 @every_mixer
 def test_the_loss_is_the_cross_entropy_of_the_logits(mixer: str) -> None:
-    model = small_model(mixer=mixer).double()
+    model = small_model(layers=(mixer,)).double()
     tokens_BT, targets_BT = some_tokens(20), some_tokens(20)
     logits_BTV, _ = model(tokens_BT)
     expected = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
@@ -99,7 +99,7 @@ def test_logits_are_float32_under_bf16_autocast() -> None:
 @every_mixer
 @torch.no_grad()
 def test_a_state_comes_back_from_a_file_as_it_was(mixer: str) -> None:
-    model = small_model(mixer=mixer, n_layers=11)  # layer 10 must not come before layer 2
+    model = small_model(layers=(mixer,), n_layers=11)  # layer 10 must not come before layer 2
     _, state = model(some_tokens(19))
     data = safetensors.torch.save({k: v.contiguous() for k, v in flatten(state).items()})
     restored = unflatten(safetensors.torch.load(data), like=model.init_state(1))
@@ -111,7 +111,7 @@ def test_a_state_comes_back_from_a_file_as_it_was(mixer: str) -> None:
 
 @every_mixer
 def test_a_detached_state_carries_values_but_no_gradient(mixer: str) -> None:
-    model = small_model(mixer=mixer)
+    model = small_model(layers=(mixer,))
     _, state = model(some_tokens(5))
     cut = flatten(detach(state))
     assert not any(tensor.requires_grad for tensor in cut.values())
@@ -141,7 +141,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 def test_an_unknown_mixer_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(UserError) as caught:
-        small_model(mixer="three_teer")
+        small_model(layers=("three_teer",))
     assert caught.value.exit_code == EXIT_USAGE
     for name in mixer_names():
         assert name in str(caught.value)
@@ -149,19 +149,22 @@ def test_an_unknown_mixer_is_refused_with_the_names_there_are() -> None:
 
 @every_mixer
 def test_a_mixer_says_which_kernel_it_takes(mixer: str) -> None:
-    taken, why = small_model(mixer=mixer).select_backend(batch_size=2, precision="fp32")
+    selected = small_model(layers=(mixer,)).select_backends(batch_size=2, precision="fp32")
+    taken, why = selected[mixer]
     assert taken
     assert why
-    model = small_model(mixer=mixer)
-    again, _ = model.select_backend(batch_size=2, precision="fp32", previous=taken)
-    assert again == taken
+    model = small_model(layers=(mixer,))
+    again = model.select_backends(batch_size=2, precision="fp32", previous={mixer: taken})
+    assert again[mixer][0] == taken
+    assert {layer.backend for layer in model.mixers} == {taken}
 
 
 def preset(**changes: int) -> ModelConfig:
     config = load_config(CONFIGS / "ys_v0_3.yaml").config.model
     sizes = {name: size for name, size in changes.items() if name == "d_model"}
     options = {name: size for name, size in changes.items() if name != "d_model"}
-    return replace(config, **sizes, options={**config.options, **options})
+    changed = {"three_tier": {**config.options["three_tier"], **options}}
+    return replace(config, **sizes, options=changed)
 
 
 @pytest.mark.parametrize("vocab_size", [258, 16384])
@@ -169,7 +172,9 @@ def test_the_preset_has_the_published_number_of_parameters(vocab_size: int) -> N
     with torch.device("meta"):
         model = Model(preset(), vocab_size=vocab_size)
     assert parameter_count(model) == 40_901_376 + 1_537 * vocab_size
-    assert mixer_module("three_tier").PRESET_V0_3.d_state == preset().options["d_state"]
+    assert (
+        mixer_module("three_tier").PRESET_V0_3.d_state == preset().options["three_tier"]["d_state"]
+    )
 
 
 def layer_norm(v: Tensor, gain: Tensor, bias: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ def test_what_no_kernel_is_for_takes_torchs_operators() -> None:
 
 def model_of(mixer: str, **changes: Any) -> Model:
     torch.manual_seed(0)
-    config = ModelConfig(d_model=16, n_layers=2, d_mlp=24, mixer=mixer, **changes)
+    config = ModelConfig(d_model=16, n_layers=2, d_mlp=24, layers=(mixer,), **changes)
     return Model(config, vocab_size=V)
 
 

@@ -195,7 +195,7 @@ def test_another_tokenizer_is_refused(run: Path) -> None:
 
 
 def test_weights_of_another_shape_are_refused(run: Path, tokenizer: Tokenizer) -> None:
-    wider = config_of(options={"d_state": 24})
+    wider = config_of(options={"three_tier": {"d_state": 24}})
     shutil.copy(run / "model.safetensors", run.parent / "narrow")
     save_model(run, wider, small_model(wider), tokenizer, FACTS)
     shutil.copy(run.parent / "narrow", run / "model.safetensors")

@@ -453,8 +453,9 @@ def test_a_mixer_is_a_file_of_the_package_and_nothing_else(scene: Scene, mixer: 
     scene.anew()
     (scene.folder / "a").mkdir()
     (scene.folder / "a" / "b.py").write_text(f"import os; os.mkdir({str(scene.marker)!r})")
-    words = ("train", "--data", "corpus", "--set", f"model.mixer={mixer}", "--set", "run=new")
-    assert "model.mixer" in complaint(scene.load(words), scene.marker)
+    words = ("train", "--data", "corpus", "--set", f"model.layers=[{mixer}]", "--set", "run=new")
+    said = complaint(scene.load(words), scene.marker)
+    assert "layers" in said
 
 
 @pytest.mark.parametrize("run", ["..", "../other", "/etc", "a/../../b", ".hidden", "", "a\\nb"])

@@ -242,9 +242,10 @@ def default_values() -> dict[str, Any]:
     for section, options in to_mapping(Config()).items():
         if isinstance(options, dict):
             values |= {f"{section}.{name}": value for name, value in options.items()}
-    mixer = importlib.import_module(f"ys_llm.mixers.{Config().model.mixer}")
-    for name, value in dataclasses.asdict(mixer.Options()).items():
-        values[f"model.options.{name}"] = value
+    for mixer in Config().model.layers:
+        module = importlib.import_module(f"ys_llm.mixers.{mixer}")
+        for name, value in dataclasses.asdict(module.Options()).items():
+            values[f"model.options.{mixer}.{name}"] = value
     return values
 
 

@@ -38,10 +38,10 @@ SMALL = (
     "train.eval_tokens=300",
     "train.device=cpu",
     "train.dtype=fp32",
-    "train.backend=windowed",
+    "train.backend={three_tier: windowed}",
     "train.threads=1",
 )
-SMALL_STATE = "model.options.d_state=16"
+SMALL_STATE = "model.options.three_tier.d_state=16"
 NEVER = 10**9  # steps between events that must not happen
 ROW = {"step", "tokens", "loss", "learning_rate", "grad_norm", "step_seconds", "seconds"}
 RUN_FOLDER = {
@@ -76,7 +76,7 @@ def write_corpus(folder: Path, texts: list[str]) -> None:
 
 
 def settings(corpus: Path, changes: tuple[str, ...]) -> list[str]:
-    options = () if "model.mixer=softmax_attention" in changes else (SMALL_STATE,)
+    options = () if "model.layers=[softmax_attention]" in changes else (SMALL_STATE,)
     return [*SMALL, *options, f"data.path={corpus}", *changes]
 
 

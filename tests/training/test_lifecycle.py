@@ -51,7 +51,7 @@ HARMLESS = {
 }
 FORBIDDEN = (
     "model.d_model=32",
-    "model.options.d_state=8",
+    "model.options.three_tier.d_state=8",
     "tokenizer.kind=chars",
     "data.validation_fraction=0.3",
 )

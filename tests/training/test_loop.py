@@ -47,7 +47,7 @@ def test_a_run_learns_and_leaves_the_documented_folder(
         "train.checkpoint_interval=50",
         "train.sample_interval=100",
         "model.d_model=32",
-        "model.options.d_state=32",
+        "model.options.three_tier.d_state=32",
     )
     assert summary.val_bits_per_byte is not None
     assert summary.val_bits_per_byte < 0.5 * summary.baselines["unigram"]

@@ -30,12 +30,12 @@ from ys_llm.training.memory import (
 from ys_llm.training.memory_probe import ENOUGH_GROWTH
 
 CPU = torch.device("cpu")
-ATTENTION = ("model.mixer=softmax_attention", "train.batch_size=16")
+ATTENTION = ("model.layers=[softmax_attention]", "train.batch_size=16")
 TRAININGS: dict[str, tuple[str, ...]] = {
     "three tiers": ("train.seq_len=128",),
     "three tiers in bf16": ("train.seq_len=128", "train.dtype=bf16"),
     "attention": ATTENTION,
-    "attention in a window": (*ATTENTION, "model.options.window=128"),
+    "attention in a window": (*ATTENTION, "model.options.softmax_attention.window=128"),
     "contiguous, accumulated, dropout": (
         "data.batching=contiguous",
         "model.dropout=0.2",

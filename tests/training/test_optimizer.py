@@ -16,7 +16,11 @@ CONFIG = TrainConfig(learning_rate=PEAK, warmup_steps=10)
 
 def small_model(**changes: object) -> Model:
     config = ModelConfig(
-        d_model=16, n_layers=1, d_mlp=24, options={"d_state": 8, "n_heads": 2}, **changes
+        d_model=16,
+        n_layers=1,
+        d_mlp=24,
+        options={"three_tier": {"d_state": 8, "n_heads": 2}},
+        **changes,
     )
     return Model(config, vocab_size=20)
 

@@ -55,8 +55,8 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(
 ) -> None:
     common = (
         f"data.batching={batching}",
-        f"model.mixer={mixer}",
-        "train.backend=auto" if mixer == "softmax_attention" else "model.n_layers=2",
+        f"model.layers=[{mixer}]",
+        "train.backend={}" if mixer == "softmax_attention" else "model.n_layers=2",
         "model.dropout=0.2",
         "train.grad_accum_steps=2",
         "train.sample_interval=2",
@@ -143,12 +143,12 @@ def test_another_batch_size_drops_the_carried_state_and_goes_on(train_run: Train
 def test_another_architecture_is_refused_by_the_names_of_what_changed(train_run: TrainRun) -> None:
     before = snapshot(train_run().run)
     with pytest.raises(UserError) as caught:
-        summary = train_run("model.d_mlp=32", "model.options.d_state=8")
+        summary = train_run("model.d_mlp=32", "model.options.three_tier.d_state=8")
         before = snapshot(summary.run)
     message = str(caught.value)
     assert caught.value.exit_code == EXIT_USAGE
     assert "model.d_mlp was 24 and is now 32" in message
-    assert "model.options.d_state was 16 and is now 8" in message
+    assert "model.options.three_tier.d_state was 16 and is now 8" in message
     assert "model.n_layers" not in message
     assert snapshot(train_run().run) == before
 
@@ -258,7 +258,9 @@ def test_the_precision_asked_for_is_taken_also_by_a_run_that_goes_on(train_run: 
 def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
     train_run: TrainRun,
 ) -> None:
-    literal = "train.backend=reference"  # gives no gradient, where `windowed` gives zeros
+    literal = (
+        "train.backend={three_tier: reference}"  # gives no gradient, where `windowed` gives zeros
+    )
     train_run(literal, "train.max_steps=2")
     assert train_run(literal, "train.max_steps=4").steps == 4
 
@@ -336,7 +338,7 @@ def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
 def test_another_processor_chooses_dtype_and_backend_again(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    auto = ("train.backend=auto", "train.dtype=auto")
+    auto = ("train.backend={}", "train.dtype=auto")
     newest = checkpoints(train_run(*auto).run)[-1]
     progress = read_json(newest / "progress.json")
     progress["environment"] |= {
@@ -368,7 +370,7 @@ def test_every_setting_has_been_judged() -> None:
         "data.validation_fraction",
         "model.d_mlp",
         "model.d_model",
-        "model.mixer",
+        "model.layers",
         "model.n_layers",
         "model.options",
         "model.tie_embeddings",
@@ -392,7 +394,7 @@ def test_the_readme_says_what_may_not_change_and_why() -> None:
 def test_the_first_checkpoint_records_dtype_and_backend(
     train_run: TrainRun, tmp_path: Path
 ) -> None:
-    run = train_run("train.backend=auto", "train.max_steps=3").run
+    run = train_run("train.backend={}", "train.max_steps=3").run
     first = checkpoints(run)[0]
     assert first.name == "step-00000000"
     recorded = read_json(first / "progress.json")["environment"]

@@ -1,6 +1,7 @@
 """Settings of earlier versions: what each is called now. Read by the error, and by `ys convert`.
 
-A name is a dotted path; options of mixers stand under `model.options`, whichever the mixer.
+A name is a dotted path; options of mixers are listed as `model.options.NAME`, whichever the mixer.
+Once they were written there, too; now they are written as `model.options.MIXER.NAME`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,11 +24,16 @@ class Renamed:
 RENAMED: Mapping[str, Renamed] = {
     "data.layout": Renamed("data.batching", {"windows": "shuffled", "streams": "contiguous"}),
     "model.wiring": Renamed("model.block", {"bare": "plain"}),
+    "model.mixer": Renamed("model.layers", shown="model.layers, a list: [MIXER, ...]"),
     "model.options.local_every": Renamed("model.options.local_interval"),
     "model.options.entry": Renamed(
         "model.options.summary_scale", {"raw": "fixed", "soft": "learned"}
     ),
-    "train.implementation": Renamed("train.backend", {"compiled": "cpp"}),
+    "train.implementation": Renamed(
+        "train.backend",
+        {"compiled": "cpp"},
+        shown="train.backend, by the name of the mixer: {MIXER: BACKEND}",
+    ),
     "train.keep_every": Renamed("train.keep_checkpoint_every"),
     "train.rollback_rate": Renamed("train.rollback_lr_factor"),
     "train.begin_from": Renamed("train.init_from"),
@@ -36,11 +42,28 @@ RENAMED: Mapping[str, Renamed] = {
 
 def take_renamed(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Remove every setting with an old name from nested `values`; yield its path and a message."""
-    for path in list(_paths(values, "")):
+    for path, value in list(_items(values, "")):
         known = RENAMED.get(_without_mixer(path))
         if known:
-            value = _remove(values, path)
-            yield path, f"{path} is now {known.shown or known.name}{_and_its_value(known, value)}"
+            _remove(values, path)
+            new = _with_mixer(known.shown or known.name)
+            yield path, f"{path} is now {new}{_and_its_value(known, value)}"
+        elif _is_flat_option(path, value):
+            _remove(values, path)
+            yield path, f"{path} is now {_with_mixer(path)}"
+        elif path == "train.backend" and not isinstance(value, Mapping | None):
+            _remove(values, path)
+            yield path, f"{path} is now by the name of the mixer: {{MIXER: {value}}}"
+
+
+def _is_flat_option(path: str, value: Any) -> bool:
+    """Whether this is an option that is written under no mixer's name."""
+    *parents, _ = path.split(".")
+    return parents == ["model", "options"] and not isinstance(value, Mapping | None)
+
+
+def _with_mixer(path: str) -> str:
+    return path.replace("model.options.", "model.options.MIXER.")
 
 
 def _and_its_value(known: Renamed, value: Any) -> str:
@@ -49,12 +72,12 @@ def _and_its_value(known: Renamed, value: Any) -> str:
     return ""
 
 
-def _paths(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _items(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         path = f"{prefix}{name}"
-        yield path
+        yield path, value
         if isinstance(value, Mapping):
-            yield from _paths(value, f"{path}.")
+            yield from _items(value, f"{path}.")
 
 
 def _without_mixer(path: str) -> str:

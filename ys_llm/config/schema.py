@@ -1,7 +1,9 @@
 """What may be set for a run: one dataclass a section, one field a setting."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from typing import Any, Literal
 
 from ys_llm.config.strict_reader import setting
@@ -9,6 +11,7 @@ from ys_llm.config.strict_reader import setting
 Kind = Literal["bpe", "words", "chars", "bytes"]
 DataFormat = Literal["auto", "text", "records"]
 
+_MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
 
@@ -57,7 +60,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The trunk of the model and its sequence mixer."""
+    """The trunk of the model and the sequence mixers of its layers."""
 
     block: Literal["pre_norm", "plain"] = setting(
         "pre_norm", "pre_norm: residual blocks; plain: embedding, mixer and head only"
@@ -69,15 +72,31 @@ class ModelConfig:
     )
     tie_embeddings: bool = setting(False, "share one matrix between embedding and head")
     dropout: float = setting(0.0, "dropout probability", minimum=0.0, below=1.0)
-    mixer: str = setting(
-        "three_tier",
-        "sequence mixer: a file of ys_llm/mixers/",
-        pattern=r"[a-z][a-z0-9_]*",
-        pattern_help="the name of a file of ys_llm/mixers/, without .py",
+    layers: tuple[str, ...] = setting(
+        ("three_tier",), "mixer of each layer, files of ys_llm/mixers/; repeated over the depth"
     )
-    options: Mapping[str, Any] = field(
-        default_factory=dict, metadata={"help": "options of the mixer, as its file lists them"}
+    options: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata={"help": "options of each mixer under its name, as its file lists them"},
     )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless every entry of `layers` can be a file's name and is used."""
+        for name in self.layers:
+            if not re.fullmatch(_MIXER_NAME, name):
+                raise ValueError(
+                    f"layers must be names of files of ys_llm/mixers/, without .py, found {name!r}"
+                )
+        if not 0 < len(self.layers) <= self.n_layers:
+            raise ValueError(
+                f"layers must name 1 to {self.n_layers} mixers, one for each of n_layers, found "
+                f"{len(self.layers)}"
+            )
+
+    @property
+    def mixer_names(self) -> tuple[str, ...]:
+        """The mixer of every layer: `layers`, repeated over the depth."""
+        return tuple(islice(cycle(self.layers), self.n_layers))
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,10 @@ class TrainConfig:
         "auto = bf16 where matmuls are 1.5 times as fast",
         synonyms={"bfloat16": "bf16", "float32": "fp32", "float": "fp32"},
     )
-    backend: str = setting("auto", "backend of the mixer: auto, reference, or another that it has")
+    backend: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={"help": "backend of each mixer under its name, as {three_tier: cpp}; else auto"},
+    )
     threads: int = setting(0, "CPU threads; 0 = one a core", minimum=0, maximum=1024)
     deterministic: bool = setting(False, "bit-identical kernels on CUDA too; slower there")
     memory_limit_gb: float = setting(

@@ -77,7 +77,7 @@ def mixer_module(name: str) -> Any:
     """The module of a mixer, with its `Options` and `Mixer`; UserError where there is none."""
     if name not in mixer_names():
         raise UserError(
-            f"model.mixer: there is no mixer {name!r}",
+            f"model.layers: there is no mixer {name!r}",
             f"Choose one of {', '.join(mixer_names())}, or write ys_llm/mixers/{name}.py",
             exit_code=EXIT_USAGE,
         )

@@ -44,7 +44,7 @@ SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries f
 
 @dataclass(frozen=True)
 class Options:
-    """What a YAML file may say under `model.options` for `mixer: three_tier`."""
+    """What a YAML file may say under `model.options.three_tier`."""
 
     d_state: int = field(
         default=256,

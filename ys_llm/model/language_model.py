@@ -10,7 +10,8 @@ V vocabulary, W window, N rows (B T). A tensor whose shape is not obvious carrie
 name of its file; nothing else is known of it than `mixers/protocol.py` says.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -37,18 +38,17 @@ class Model(nn.Module):
     any module in it, take effect.
     """
 
-    def __init__(self, config: ModelConfig, *, vocab_size: int, backend: str = "auto") -> None:
+    def __init__(
+        self, config: ModelConfig, *, vocab_size: int, backends: Mapping[str, str] | None = None
+    ) -> None:
+        """Random weights; `backends` by the names of mixers, "auto" where a name is missing."""
         super().__init__()
         self.config, self.vocab_size = config, vocab_size
-        module = mixer_module(config.mixer)
-        options = parse_dataclass(module.Options, config.options, where="model.options")
         plain = config.block == "plain"
         self.embedding = nn.Embedding(vocab_size, config.d_model)
+        build = _mixer_builders(config, backends or {})
         self.blocks = nn.ModuleList(
-            (PlainBlock if plain else Block)(
-                config, module.Mixer(config.d_model, options, backend=backend)
-            )
-            for _ in range(config.n_layers)
+            (PlainBlock if plain else Block)(config, build[name]()) for name in config.mixer_names
         )
         self.final_norm = Identity() if plain else RMSNorm(config.d_model)
         self.final_dropout = Dropout(config.dropout if plain else 0.0)
@@ -94,17 +94,23 @@ class Model(nn.Module):
             "layers": [mixer.init_state(batch_size) for mixer in self.mixers],
         }
 
-    def select_backend(
-        self, *, batch_size: int, precision: Precision, previous: str = ""
-    ) -> tuple[str, str]:
-        """Resolve `backend: auto` once for all layers; returns the backend and the reason."""
-        first, *others = self.mixers
-        chosen, why = first.select_backend(
-            batch_size=batch_size, precision=precision, previous=previous
-        )
-        for mixer in others:
-            mixer.select_backend(batch_size=batch_size, precision=precision, previous=chosen)
-        return chosen, why
+    def select_backends(
+        self, *, batch_size: int, precision: Precision, previous: Mapping[str, str] | None = None
+    ) -> dict[str, tuple[str, str]]:
+        """Resolve `backend: auto`, once for all layers of a mixer.
+
+        Returns the backend and the reason by the mixer's name. `previous` is what the run used
+        before, which is kept where it can run.
+        """
+        selected: dict[str, tuple[str, str]] = {}
+        before = dict(previous or {})
+        for name, mixer in zip(self.config.mixer_names, self.mixers, strict=True):
+            backend, why = mixer.select_backend(
+                batch_size=batch_size, precision=precision, previous=before.get(name, "")
+            )
+            selected.setdefault(name, (backend, why))
+            before[name] = backend
+        return selected
 
     def _hidden(
         self, tokens_BT: Tensor, state: State | None, starts_BT: Tensor | None
@@ -143,3 +149,16 @@ class Model(nn.Module):
 
     def _blocks(self) -> Iterable[Any]:
         return self.blocks
+
+
+def _mixer_builders(
+    config: ModelConfig, backends: Mapping[str, str]
+) -> dict[str, Callable[[], nn.Module]]:
+    """What builds each mixer, by its name. UserError for any name or option that is none."""
+    builders: dict[str, Callable[[], nn.Module]] = {}
+    for name in dict.fromkeys([*config.layers, *config.options, *backends]):
+        module, where = mixer_module(name), f"model.options.{name}"
+        options = parse_dataclass(module.Options, config.options.get(name, {}), where=where)
+        backend = backends.get(name, "auto")
+        builders[name] = partial(module.Mixer, config.d_model, options, backend=backend)
+    return builders

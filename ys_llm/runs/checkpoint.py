@@ -115,8 +115,9 @@ def save_model(
 def _card(config: Config, described: Mapping[str, Any]) -> str:
     facts = {k: described[k] for k in ("parameters", "step", "tokens", "val_bits_per_byte")}
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
+    tags = ", ".join(["text-generation", *dict.fromkeys(config.model.layers)])
     return (
-        f"---\nlibrary_name: ys-llm\ntags: [text-generation, {config.model.mixer}]\n---\n\n"
+        f"---\nlibrary_name: ys-llm\ntags: [{tags}]\n---\n\n"
         f"# {config.run}\n\nA small language model trained by ys {__version__} on "
         f"`{config.data.path}`. Use it with `ys run {config.run}`.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n{_sources(config, described.get('sources', ()))}"

@@ -98,13 +98,14 @@ def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Com
     else:
         dtype, reason = resolve_dtype(config, device)
     log_line(f"device       {describe(device)}; {dtype} ({reason})")
-    backend, reason = model.select_backend(
+    selected = model.select_backends(
         batch_size=max(stage.batch_size for stage in config.plan),
         precision=dtype,
-        previous=previous.backends.get(model.config.mixer, ""),
+        previous=previous.backends,
     )
-    log_line(f"backend      {model.config.mixer}: {backend} ({reason})")
-    return Compute(device, dtype, {model.config.mixer: backend})
+    for mixer, (backend, reason) in selected.items():
+        log_line(f"backend      {mixer}: {backend} ({reason})")
+    return Compute(device, dtype, {mixer: backend for mixer, (backend, _) in selected.items()})
 
 
 def compile_kernels() -> str:

@@ -23,7 +23,8 @@ def header_lines(run: Run) -> Iterator[str]:
     )
     if data.baselines:
         yield f"baselines    {baseline_text(run)} (bits per byte of the held-out text)"
-    yield f"model        {config.model.mixer}, {parameter_count(model):,} parameters: {parts}"
+    mixers = ", ".join(config.model.layers)
+    yield f"model        {mixers}, {parameter_count(model):,} parameters: {parts}"
     yield (
         f"cost         {flops_per_token(model, stage.seq_len) / 1e6:.1f} MFLOP forward per token, "
         f"{state_bytes(model, batch_size=1, seq_len=stage.seq_len):,} bytes of state per sequence"

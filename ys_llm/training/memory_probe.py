@@ -65,13 +65,13 @@ def _run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> 
     starts = np.flatnonzero(tokens[:-1] == 0)
     shard = TokenShard(tokens, starts, np.full(len(starts), 100))
     data = TrainingData(shard, shard, has_records=False, sample_prompt="", baselines={})
-    model = Model(config.model, vocab_size=vocab_size, backend=config.train.backend)
+    model = Model(config.model, vocab_size=vocab_size, backends=config.train.backend)
     model = model.to(compute.device).train()
     if compute.backends:
-        model.select_backend(
+        model.select_backends(
             batch_size=1,
             precision=compute.dtype or "fp32",
-            previous=compute.backends.get(config.model.mixer, ""),
+            previous=compute.backends,
         )
     optimizer = make_optimizer(model, config.train)
     tokenizer = train_tokenizer([], kind="bytes", vocab_size=258)

@@ -90,7 +90,7 @@ def set_up(
 def check_model(config: Config) -> None:
     """Reject an invalid model before reading the corpus."""
     with torch.device("meta"):
-        Model(config.model, vocab_size=1, backend=config.train.backend)
+        Model(config.model, vocab_size=1, backends=config.train.backend)
 
 
 def with_saved_batch_size(folder: Path, config: Config) -> Config:
@@ -121,7 +121,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
     for index in range(len(config.train.plan)):  # raises UserError for too little text
         batches_per_epoch(data.training, batch_plan(config, tokenizer, index))
     torch.manual_seed(config.train.seed)
-    model = Model(config.model, vocab_size=tokenizer.vocab_size, backend=config.train.backend).to(
+    model = Model(config.model, vocab_size=tokenizer.vocab_size, backends=config.train.backend).to(
         device
     )
     optimizer = make_optimizer(model, config.train)

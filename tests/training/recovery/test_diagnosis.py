@@ -36,7 +36,8 @@ every_block = pytest.mark.parametrize("block", ["pre_norm", "plain"])
 
 def small_model(mixer: str = "three_tier", **changes: Any) -> Any:
     options = THREE_TIER if mixer == "three_tier" else {}
-    settings = {"d_model": 16, "n_layers": 3, "d_mlp": 24, "mixer": mixer, "options": options}
+    settings = {"d_model": 16, "n_layers": 3, "d_mlp": 24, "layers": (mixer,)}
+    settings["options"] = {mixer: options}
     return Model(ModelConfig(**{**settings, **changes}), vocab_size=VOCAB_SIZE).train()
 
 

@@ -48,7 +48,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def config_of(mixer: str) -> Config:
-    model = ModelConfig(d_model=16, n_layers=2, d_mlp=24, mixer=mixer, dropout=0.1)
+    model = ModelConfig(d_model=16, n_layers=2, d_mlp=24, layers=(mixer,), dropout=0.1)
     return Config(model=model, train=TrainConfig(device="cpu"))
 
 
@@ -57,7 +57,7 @@ def model_of(mixer: str, run: Path) -> Any:
     run.mkdir()
     (run / "config.yaml").write_text(to_yaml(config))
     model = Model(config.model, vocab_size=VOCAB_SIZE).train()
-    model.select_backend(batch_size=B, precision="fp32", previous="windowed")
+    model.select_backends(batch_size=B, precision="fp32", previous=FACTS["backends"])
     return model
 
 

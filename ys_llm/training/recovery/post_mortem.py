@@ -149,10 +149,10 @@ def replay(path: str | Path) -> Diagnosis:
     inputs, weights = load(path)
     model = _model(path, weights)
     checkpoint.load_weights(model, weights, path.with_suffix(".safetensors"))
-    model.select_backend(
+    model.select_backends(
         batch_size=len(inputs.batch.inputs_BT),
         precision="bf16" if facts["dtype"] == "bf16" else "fp32",
-        previous=facts["backends"].get(model.config.mixer, ""),
+        previous=facts["backends"],
     )
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=facts["dtype"] == "bf16")
     diagnosis = diagnose(model.train(), inputs, autocast=autocast)

@@ -14,7 +14,7 @@ from benchmarks.limits import ROOT
 from benchmarks.rounds import Effort, Group, seconds_of
 from ys_llm.config.sources import load_config
 from ys_llm.data.readers import read_documents
-from ys_llm.data.shards import prepare
+from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, split_documents
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.training.setup import build
@@ -40,7 +40,7 @@ def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) ->
         fresh = Tokenizer.load(folder / "tokenizer.json")  # it has met no piece yet
 
         def encode(aside: Path = aside, fresh: Tokenizer = fresh) -> object:
-            return prepare(split.training, fresh, cache_dir=aside, label="training")
+            return load_or_tokenize(split.training, fresh, cache_dir=aside, label="training")
 
         def start_again() -> object:
             return build(config, folder, read_split(corpus), cache=folder / "cache")

@@ -1,10 +1,9 @@
-"""Shards say exactly what the documents say, and batches read every token of them."""
+"""Batches read every token of a shard, in an order that depends on seed and index alone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ys_llm.data import shards as shards_module
 from ys_llm.data.batches import (
     IGNORE_INDEX,
     Batch,
@@ -21,21 +19,11 @@ from ys_llm.data.batches import (
     batches_per_epoch,
     evaluation_batches,
     evaluation_span,
-    permute,
 )
-from ys_llm.data.records import Document
-from ys_llm.data.shards import TokenShard, prepare
-from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
+from ys_llm.data.shards import TokenShard
 from ys_llm.errors import UserError
 
 END = 0
-TEXTS = ["the cat sat", "on the mat\n\nand École ½", "", "日本語 🙂", "a" * 300]
-DOCUMENTS = [Document(text=text) for text in TEXTS] + [Document(text="4", prompt="2 + 2 =")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, kind="bytes", vocab_size=258)
 
 
 def token_data(lengths: list[int]) -> TokenShard:
@@ -64,139 +52,6 @@ def rows_of(batches: list[Batch], row: int) -> list[int]:
 def same(a: Batch, b: Batch) -> bool:
     tensors = ("inputs_BT", "targets_BT", "starts_BT")
     return a.carry == b.carry and all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)
-
-
-# Shards
-
-
-def test_a_shard_is_the_documents_between_end_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    data = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training")
-    by_key = sorted(DOCUMENTS, key=lambda document: document.content_hash)
-    expected = [END]
-    for document in by_key:
-        if document.prompt is not None:
-            expected += [*tokenizer.encode(document.prompt), tokenizer.start_id]
-        expected += [*tokenizer.encode(document.text), END]
-    assert data.tokens.tolist() == expected
-    assert data.tokens.dtype == np.uint16
-    assert isinstance(data.tokens, np.memmap)
-    assert (data.tokens[data.document_offsets] == END).all()
-    assert data.document_bytes.tolist() == [document.n_bytes for document in by_key]
-    assert data.n_bytes == sum(len(text.encode()) for text in TEXTS) + len("2 + 2 =4")
-
-
-def test_the_order_of_the_documents_does_not_matter(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    forward = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path / "a", label="training")
-    backward = prepare(DOCUMENTS[::-1], tokenizer, cache_dir=tmp_path / "b", label="training")
-    assert forward.tokens.tolist() == backward.tokens.tolist()
-    assert [p.name for p in (tmp_path / "a").iterdir()] == [
-        p.name for p in (tmp_path / "b").iterdir()
-    ]
-
-
-def test_a_second_call_reads_the_cache(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training")
-    (shard,) = tmp_path.glob("*/tokens.bin")
-    written = shard.stat().st_mtime_ns
-    prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training")
-    assert shard.stat().st_mtime_ns == written
-
-
-def test_changed_text_of_the_same_name_is_encoded_anew(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    before = [Document(text="old text", source="story.txt")]
-    after = [Document(text="new text", source="story.txt")]
-    prepare(before, tokenizer, cache_dir=tmp_path, label="training")
-    data = prepare(after, tokenizer, cache_dir=tmp_path, label="training")
-    assert tokenizer.decode(data.tokens.tolist()) == "new text"
-
-
-def test_another_tokenizer_never_meets_the_ids_of_the_first(
-    tokenizer: Tokenizer, tmp_path: Path
-) -> None:
-    documents = [Document(text="the cat sat on the mat")]
-    other = train_tokenizer(["the cat sat on the mat"], kind="chars", vocab_size=300)
-    prepare(documents, tokenizer, cache_dir=tmp_path, label="training")
-    data = prepare(documents, other, cache_dir=tmp_path, label="training")
-    assert data.tokens.tolist() == [END, *other.encode("the cat sat on the mat"), END]
-
-
-@pytest.mark.parametrize("name", ["tokens.bin", "index.bin", "meta.json"])
-@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
-def test_a_damaged_cache_is_made_again(
-    tokenizer: Tokenizer, tmp_path: Path, name: str, harm: str
-) -> None:
-    whole = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training").tokens.tolist()
-    (path,) = tmp_path.glob(f"*/{name}")
-    content = bytearray(path.read_bytes())
-    if harm == "flip":
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
-    elif harm == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        path.unlink()
-    again = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training")
-    assert again.tokens.tolist() == whole
-    assert again.document_bytes.sum() == sum(document.n_bytes for document in DOCUMENTS)
-
-
-def test_no_temporary_file_stays(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="training")
-    assert {path.name for path in tmp_path.glob("*/*")} == {"tokens.bin", "index.bin", "meta.json"}
-
-
-def test_several_processes_write_the_same_shard(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path / "one", label="training")
-    monkeypatch.setattr(shards_module, "_PARALLEL_BYTES", 0)
-    monkeypatch.setattr(shards_module, "_MOST_PROCESSES", 2)
-    monkeypatch.setattr(shards_module, "_CHUNK_BYTES", 16)
-    parallel = prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path / "many", label="training")
-    assert parallel.tokens.tolist() == whole.tokens.tolist()
-    assert parallel.document_offsets.tolist() == whole.document_offsets.tolist()
-
-
-def test_no_documents_is_the_users_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="validation split holds no documents"):
-        prepare([], tokenizer, cache_dir=tmp_path, label="validation")
-
-
-# The order of windows
-
-
-@given(n=st.integers(1, 3000), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
-@settings(deadline=None, max_examples=100)
-def test_the_permutation_is_a_bijection(n: int, seed: int, epoch: int) -> None:
-    values = permute(np.arange(n, dtype=np.uint64), n, seed=seed, epoch=epoch)
-    assert sorted(values.tolist()) == list(range(n))
-
-
-def test_each_index_is_permuted_alone_even_where_no_list_would_fit() -> None:
-    n = 10**15 + 37
-    indices = np.array([0, 1, 2, n // 2, n - 1], dtype=np.uint64)
-    together = permute(indices, n, seed=3, epoch=0)
-    alone = [int(permute(indices[i : i + 1], n, seed=3, epoch=0)[0]) for i in range(5)]
-    assert together.tolist() == alone
-    assert len(set(alone)) == 5
-    assert max(alone) < n
-
-
-def test_permutations_look_random_and_differ_between_epochs_and_seeds() -> None:
-    n = 10_000
-    indices = np.arange(n, dtype=np.uint64)
-    orders = [permute(indices, n, seed=s, epoch=e) for s, e in [(0, 0), (0, 1), (1, 0)]]
-    for i, order in enumerate(orders):
-        # The correlation of two independent orders has standard deviation 1 / sqrt(n) = 0.01.
-        assert abs(np.corrcoef(indices, order)[0, 1]) < 0.05
-        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
-        for other in orders[i + 1 :]:
-            assert abs(np.corrcoef(order, other)[0, 1]) < 0.05
-
-
-# Batches
 
 
 @given(
@@ -288,9 +143,6 @@ def test_streams_go_on_where_they_stopped_and_carry_from_the_second_piece_on() -
             read = rows_of(batches, row)
             start = next(i for i in range(len(ring)) if (ring + ring)[i : i + len(read)] == read)
             assert (ring + ring)[start : start + n * 16] == read
-
-
-# Evaluation
 
 
 @given(

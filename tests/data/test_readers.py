@@ -84,11 +84,11 @@ def test_a_loop_of_links_ends_and_each_file_is_read_once(folder: Path, tmp_path:
 
 def test_records_are_read_whole_and_blank_lines_between_them_are_not(folder: Path) -> None:
     first = "\n one\n\nline<start>\n  first\n\n<end>\r\n \n\n"
-    text = first + "two<start>second <upper><end><start>third<end>\n"
+    text = first + "two<start>second <capital><end><start>third<end>\n"
     path = write(folder / "a.md", text)
     expected = [
         (" one\n\nline", "\n  first\n\n", 2),
-        ("two", "second <upper>", 10),
+        ("two", "second <capital>", 10),
         ("", "third", 10),
     ]
     found = sorted(read_documents(path), key=lambda document: document.text)

@@ -16,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ys_llm.config.schema import Kind
-from ys_llm.data import case_markers
+from ys_llm.data.case_markers import (
+    ALL_CAPS,
+    CAPITAL,
+    ESCAPE,
+    MARKERS,
+    CaseDecoder,
+    decode_case,
+    encode_case,
+)
 from ys_llm.data.tokenizer import SMALLEST_VOCAB, StreamDecoder, Tokenizer, train_tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError
 
@@ -37,7 +45,7 @@ HARD_INPUTS = [
     "œuvre", "Łódź", "½ cup", "5²=25", "日本語", "Привет", "ﬁne", "don’t “quote” — …", "👩‍🚀 🇫🇷",
     "a\u200db", "e\u0301 E\u0301cole", "use <end> here", "<pad>", "STRAßE", "Straße", "USA", "NASA",
     "AI", "the Zorblax", "El Niño", "--------", "iPhone", "X", "eBay", "McDonald", "camelCase",
-    "__name__", "U.S.A.", "<start>", "<upper>", "<shout>", "<end><start>", " <end> ",
+    "__name__", "U.S.A.", "<start>", "<capital>", "<all caps>", "<end><start>", " <end> ",
     "I'm A B Cd EF", "HTTPServer", "PCs", "USAid", "DON'T", "ΟΔΟΣ Οδός", "İstanbul ISPARTA ısı",
     "Ǆ ǅ ǆ", "ẞ ß ŉ ǰ", "\x00\x0e\x0f\x10N\x10", " \x0eabc \x0e Abc\x0f ABC\x10", "\ufeffbom",
     "\U0010ffff\ue000\ufffd", "  two  spaces  ", "12345 3.14 -5", "\u2028 \u0085 \x1c\x0b", "",
@@ -100,16 +108,16 @@ def test_a_stream_of_any_ids_reads_as_the_whole(
 
 @settings(max_examples=300, deadline=None)
 @given(text=tricky_text | any_text)
-def test_marking_is_undone_exactly(text: str) -> None:
-    assert case_markers.restore(case_markers.mark(text)) == text
+def test_decoding_case_undoes_encoding_it(text: str) -> None:
+    assert decode_case(encode_case(text)) == text
 
 
 @settings(max_examples=300, deadline=None)
 @given(parts=st.lists(st.text("aAé \x0e\x0f\x10NOP.", max_size=4), max_size=12))
-def test_restoring_in_parts_equals_restoring_the_whole(parts: list[str]) -> None:
-    restorer = case_markers.Restorer()
-    pushed = [restorer.push(part) for part in parts] + [restorer.flush()]
-    assert "".join(pushed) == case_markers.restore("".join(parts))
+def test_decoding_case_in_parts_equals_decoding_the_whole(parts: list[str]) -> None:
+    decoder = CaseDecoder()
+    pushed = [decoder.push(part) for part in parts] + [decoder.flush()]
+    assert "".join(pushed) == decode_case("".join(parts))
 
 
 @pytest.mark.parametrize(
@@ -121,25 +129,22 @@ def test_restoring_in_parts_equals_restoring_the_whole(parts: list[str]) -> None
     ],
 )  # fmt: skip
 def test_capitals_become_one_marker_before_the_space_of_their_word(text: str, marked: str) -> None:
-    shown = (
-        case_markers.mark(text).replace(case_markers.UPPER, "'").replace(case_markers.SHOUT, "^")
-    )
+    shown = encode_case(text).replace(CAPITAL, "'").replace(ALL_CAPS, "^")
     assert shown == marked
 
 
 def test_no_letter_is_both_a_capital_and_a_small_letter() -> None:
     capitals = [chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
-    for char in (
-        c for c in capitals if case_markers.mark(c + "a") != c + "a" and c not in "\x0e\x0f\x10"
-    ):
-        assert case_markers.mark(char + "a") == case_markers.UPPER + char.lower() + "a"
-        assert case_markers.mark(char.lower() + "a") == char.lower() + "a"
+    encoded = [c for c in capitals if encode_case(c + "a") != c + "a" and c not in MARKERS + ESCAPE]
+    for char in encoded:
+        assert encode_case(char + "a") == CAPITAL + char.lower() + "a"
+        assert encode_case(char.lower() + "a") == char.lower() + "a"
 
 
 def test_words_reads_capitals_as_single_markers(trained: dict[str, Tokenizer]) -> None:
     words = trained["words"]
     assert read(words, "the USA, The Harbour") == [
-        "the", "<shout>", " usa", ",", "<upper>", " the", "<upper>", " harbour"
+        "the", "<all caps>", " usa", ",", "<capital>", " the", "<capital>", " harbour"
     ]  # fmt: skip
     assert words.encode(" keeper") != words.encode(" Keeper")
     assert words.encode(" Keeper")[1:] == words.encode(" keeper")
@@ -247,7 +252,7 @@ def test_the_library_reads_the_saved_file_alike(
         trained[kind].save(path)
     library = tokenizers.Tokenizer.from_file(str(path))
     library.encode_special_tokens = True
-    given_text = case_markers.mark(text) if kind == "words" else text
+    given_text = encode_case(text) if kind == "words" else text
     ids = library.encode(given_text).ids
     assert ids == trained[kind].encode(text)
     assert library.decode(ids) == given_text

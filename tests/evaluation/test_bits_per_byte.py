@@ -13,7 +13,7 @@ import torch
 
 from ys_llm.config.schema import Config, ModelConfig, TrainConfig
 from ys_llm.data.records import Document
-from ys_llm.data.shards import TokenShard, prepare
+from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.evaluation import bits_per_byte as evaluate_module
@@ -46,7 +46,7 @@ def model(tokenizer: Tokenizer) -> Model:
 
 @pytest.fixture
 def data(tokenizer: Tokenizer, tmp_path: Path) -> TokenShard:
-    return prepare(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="validation")
+    return load_or_tokenize(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="validation")
 
 
 def nats_of(model: Model, tokens: np.ndarray, *, reset: bool) -> torch.Tensor:

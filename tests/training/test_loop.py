@@ -27,7 +27,7 @@ from support.training_runs import (
 
 from ys_llm.data.batches import BatchPlan, batch_at, batches_per_epoch
 from ys_llm.data.readers import read_documents
-from ys_llm.data.shards import TokenShard, prepare
+from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.data.split import split_documents
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.runs.checkpoint import checkpoints, load_run, read_json, read_tensors
@@ -101,7 +101,7 @@ def training_data_of(run: Path, corpus: Path, *, fraction: float = 0.2) -> Token
     split = split_documents(read_documents(corpus), validation_fraction=fraction)
     tokenizer = load_run(run).tokenizer
     made = set((run / "cache").iterdir())
-    data = prepare(split.training, tokenizer, cache_dir=run / "cache", label="training")
+    data = load_or_tokenize(split.training, tokenizer, cache_dir=run / "cache", label="training")
     assert set((run / "cache").iterdir()) == made
     return data
 

@@ -1,7 +1,7 @@
-"""Batches of a token shard: the order of the text as a function of seed and counter.
+"""Batches of a token shard: the order of the text is a function of the seed and the batch index.
 
 The first and the last token of a shard (`shards.py`) are both `<end>`: training reads it as a ring
-of M = len(tokens) - 1 inputs, and position i of the ring is followed by position (i + 1) mod M.
+of M = len(tokens) - 1 inputs, in which position (i + 1) mod M follows position i.
 """
 
 from __future__ import annotations
@@ -12,24 +12,22 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ys_llm.data.permutation import ROUNDS, UInt64Array, permute_array
 from ys_llm.data.shards import Int64Array, TokenShard
 from ys_llm.errors import UserError
 
-IGNORE_INDEX = -100  # torch's own default `ignore_index`: a target that no loss counts
-
-UInt64Array = npt.NDArray[np.uint64]
+IGNORE_INDEX = -100  # the default `ignore_index` of torch: no loss counts this target
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step reads: `inputs_BT`, `targets_BT` (int64), `starts_BT` (bool).
+    """The input of one step: `inputs_BT`, `targets_BT` (int64), `starts_BT` (bool).
 
-    `carry` says that row b goes on where row b of the batch before stopped, so that the state
-    is to be carried. `starts_BT` marks the first token (`<end>`) of each document.
+    With `carry`, row b continues row b of the previous batch, so the state is carried over.
+    `starts_BT` marks the first token (`<end>`) of each document.
     """
 
     inputs_BT: Tensor
@@ -40,7 +38,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Everything the order of batches depends on, besides the data and the batch's index."""
+    """All that the order of batches depends on, besides the data and the batch index."""
 
     batching: Literal["shuffled", "contiguous"]
     seq_len: int
@@ -50,7 +48,7 @@ class BatchPlan:
 
 
 def batches_per_epoch(data: TokenShard, plan: BatchPlan) -> int:
-    """Batches until every token has been an input at least once (the last one rounds up)."""
+    """Return the number of batches after which every token was an input at least once."""
     _check_length(data, plan)
     if plan.batching == "shuffled":
         return -(-_n_windows(data, plan) // plan.batch_size)
@@ -58,52 +56,38 @@ def batches_per_epoch(data: TokenShard, plan: BatchPlan) -> int:
 
 
 def batch_at(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
-    """Batch number `index` (0 is the first): a pure function of its arguments, in O(1).
+    """Return batch number `index`, from 0: a pure function of its arguments, in O(1).
 
-    windows: sample s = index * batch_size + row is window `permute(s mod n)` of epoch s // n,
-    with n = ceil(M / seq_len); samples run on over epochs, so no partial batch is dropped.
-    streams: row b reads from floor(b M / batch_size) on, piece k = index mod K, with
-    K = ceil(M / (batch_size seq_len)); `carry` is false at an epoch's first piece only.
-    In both, an offset drawn from (seed, epoch) turns the ring, so borders move every epoch.
+    shuffled: sample s = index * batch_size + row is window `permute(s mod n)` of epoch s // n,
+    with n = ceil(M / seq_len). A batch may span two epochs, so no partial batch is dropped.
+    contiguous: row b begins at floor(b M / batch_size), and the batch is its piece k = index mod K,
+    K = ceil(M / (batch_size seq_len)); `carry` is false for the first piece of an epoch only.
+    In both, an offset drawn from (seed, epoch) rotates the ring, so borders move every epoch.
 
-    Raises UserError where the data is shorter than one window.
+    Raises UserError if the data is shorter than one window.
     """
     _check_length(data, plan)
     if plan.batching == "shuffled":
         begins, carry = _window_begins(data, plan, index), False
     else:
-        begins, carry = _stream_begins(data, plan, index)
+        begins, carry = _contiguous_begins(data, plan, index)
     positions = (begins[:, None] + np.arange(plan.seq_len + 1)) % data.n_inputs
     rows = torch.from_numpy(data.tokens[positions].astype(np.int64))
     return _batch(rows[:, :-1], rows[:, 1:], end_id=plan.end_id, carry=carry)
 
 
 def permute(indices: UInt64Array, n: int, *, seed: int, epoch: int) -> UInt64Array:
-    """A keyed bijection of 0..n-1, computed for each index alone (nothing is shuffled).
-
-    Four Feistel rounds over 2h bits, 4**h >= n:  (l, r) <- (r, l xor F(r xor key_i)), where F
-    keeps h bits of a 64-bit mixer; a value that falls at n or above goes through again
-    (cycle walking) until it is below n, fewer than 4 times on average.
-    """
-    half_bits = max(1, -(-(n - 1).bit_length() // 2))
-    half, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    keys = _draw("permute", seed, epoch, n=4)
-    values = indices.astype(np.uint64)
-    outside = np.ones(len(values), dtype=bool)
-    while outside.any():
-        left, right = values[outside] >> half, values[outside] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix(right ^ key) & mask)
-        values[outside] = (left << half) | right
-        outside = values >= n
-    return values
+    """Return where the permutation of 0..n-1 that belongs to (seed, epoch) takes each index."""
+    keys = _draw("permute", seed, epoch, n=ROUNDS)
+    return permute_array(indices, n, lambda number, values: _mix(values ^ keys[number]))
 
 
 def evaluation_span(data: TokenShard, *, max_tokens: int) -> tuple[int, int]:
-    """(predictions, bytes) of the part that is evaluated with this limit.
+    """Return (predictions, bytes) of the part that is evaluated under this limit.
 
-    Whole documents from the front, as many as have `max_tokens` tokens together but at least
-    one; 0 means all. The part depends on nothing else, so evaluations can be compared.
+    The part is the longest run of whole documents from the front with at most `max_tokens` tokens,
+    but at least one document; 0 means all. It depends on nothing else, so that evaluations of
+    different models can be compared.
     """
     if max_tokens <= 0 or data.n_inputs <= max_tokens:
         return data.n_inputs, data.n_bytes
@@ -115,12 +99,12 @@ def evaluation_span(data: TokenShard, *, max_tokens: int) -> tuple[int, int]:
 def evaluation_batches(
     data: TokenShard, *, seq_len: int, batch_size: int, end_id: int, max_tokens: int = 0
 ) -> Iterator[Batch]:
-    """Contiguous streams, state carried, in which every token is predicted exactly once.
+    """Yield contiguous batches, state carried over, that predict every token exactly once.
 
     Row b scores [floor(b n / B), floor((b + 1) n / B)) and begins to read `seq_len` tokens
-    earlier, so that a prediction beside a border has context too. Targets that are not scored
-    (this run-up, and the end of rows shorter than the longest) are IGNORE_INDEX. The last batch is
-    as short as what is left.
+    earlier, so that the first predictions of a row have context too. Targets that are not scored
+    (this run-up, and the end of rows shorter than the longest) are IGNORE_INDEX. The last batch may
+    be shorter than `seq_len`.
     """
     n_tokens, _ = evaluation_span(data, max_tokens=max_tokens)
     # A row shorter than a window would spend more on its run-up than on its own tokens.
@@ -132,7 +116,7 @@ def evaluation_batches(
         columns = np.arange(done, min(done + seq_len, longest))
         positions = firsts[:, None] + columns
         scored = (positions >= borders[:-1, None]) & (positions < borders[1:, None])
-        inside = np.minimum(positions, n_tokens - 1)  # what lies beyond is IGNORE_INDEX anyway
+        inside = np.minimum(positions, n_tokens - 1)  # targets beyond are IGNORE_INDEX
         inputs = torch.from_numpy(data.tokens[inside].astype(np.int64))
         targets = np.where(scored, data.tokens[inside + 1].astype(np.int64), IGNORE_INDEX)
         yield _batch(inputs, torch.from_numpy(targets), end_id=end_id, carry=done > 0)
@@ -147,7 +131,7 @@ def _check_length(data: TokenShard, plan: BatchPlan) -> None:
         raise UserError(
             f"The training split has {len(data.tokens):,} tokens, and train.seq_len: "
             f"{plan.seq_len} needs at least {plan.seq_len + 1:,}",
-            f"Add text, or type --set train.seq_len={max(1, data.n_inputs)} (or less).",
+            f"Add text, or type --set train.seq_len={max(1, data.n_inputs)} or less.",
         )
 
 
@@ -172,7 +156,7 @@ def _window_begins(data: TokenShard, plan: BatchPlan, index: int) -> Int64Array:
     return begins
 
 
-def _stream_begins(data: TokenShard, plan: BatchPlan, index: int) -> tuple[Int64Array, bool]:
+def _contiguous_begins(data: TokenShard, plan: BatchPlan, index: int) -> tuple[Int64Array, bool]:
     epoch, piece = divmod(index, _n_pieces(data, plan))
     offset = int(_draw("offset", plan.seed, epoch)[0]) % data.n_inputs
     rows = np.arange(plan.batch_size, dtype=np.int64)

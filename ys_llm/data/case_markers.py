@@ -1,22 +1,22 @@
-"""Capitals as markers before lower-case words, and back: exact for any text.
+"""Capitals written as markers before lower-case words, and back: exact for any text.
 
-` USA` becomes SHOUT + ` usa`, `Paris` UPPER + `paris`, `McDonald` UPPER + `mc` + UPPER + `donald`.
-A capital on its own (`I`, `X`, the letters of `U.S.A.`) and any letter whose capital does not lead
-back to it (`ß`, `ı`, `ς`) stay as they are.
+` USA` becomes ALL_CAPS + ` usa`, `Paris` CAPITAL + `paris`, `McDonald` CAPITAL + `mc` + CAPITAL +
+`donald`. A capital on its own (`I`, `X`, the letters of `U.S.A.`) stays as it is, and so does any
+letter whose upper case does not map back to it (`ß`, `ı`, `ς`).
 """
 
 import re
 
-# Control characters of one byte: each is a token of any byte-level vocabulary, and no text that
-# people read holds them. Where a text does, ESCAPE and a letter stand for it.
-UPPER, SHOUT, ESCAPE = "\x0e", "\x0f", "\x10"
-MARKERS = UPPER + SHOUT
+# Control characters of one byte: each is a token of any byte-level vocabulary, and text that people
+# read contains none of them. Where a text does, ESCAPE and a letter stand for it.
+CAPITAL, ALL_CAPS, ESCAPE = "\x0e", "\x0f", "\x10"
+MARKERS = CAPITAL + ALL_CAPS
 
-_ESCAPED = {UPPER: ESCAPE + "N", SHOUT: ESCAPE + "O", ESCAPE: ESCAPE + "P"}
+_ESCAPED = {CAPITAL: ESCAPE + "N", ALL_CAPS: ESCAPE + "O", ESCAPE: ESCAPE + "P"}
 _UNESCAPED = {escaped: char for char, escaped in _ESCAPED.items()}
 
-# Latin, Greek, Cyrillic and Armenian: no case pair here has changed since Unicode 7, so that every
-# Python reads a saved tokenizer alike.
+# Latin, Greek, Cyrillic and Armenian: no case pair here has changed since Unicode 7, so every
+# Python version decodes a saved tokenizer alike.
 _CASED = [*range(0x41, 0x590), *range(0x1E00, 0x2000)]
 _LOWER = {
     code: lower
@@ -26,62 +26,62 @@ _LOWER = {
 _UPPERS = "".join(map(chr, _LOWER))
 _LOWERS = "".join(_LOWER.values())
 
-# SHOUT ends where the lower-case letters end, so a run of capitals must not touch one:
-# `HTTPServer` is SHOUT + `http`, UPPER + `server`.
-_MARKED = re.compile(
+# ALL_CAPS ends where the lower-case letters end, so a run of capitals must not be followed by one:
+# `HTTPServer` is ALL_CAPS + `http`, CAPITAL + `server`.
+_TO_ENCODE = re.compile(
     f"[{_UPPERS}](?=[{_LOWERS}])"
     f"|[{_UPPERS}]{{2,}}(?:(?=[{_UPPERS}][{_LOWERS}])|(?![{_LOWERS}]))"
-    f"|[{UPPER}{SHOUT}{ESCAPE}]"
+    f"|[{CAPITAL}{ALL_CAPS}{ESCAPE}]"
 )
-_MARKS = re.compile(f"{UPPER}( ?)([{_LOWERS}]?)|{SHOUT}( ?)([{_LOWERS}]*)|{ESCAPE}[NOP]?")
-_UNFINISHED = re.compile(rf"(?:{UPPER} ?|{SHOUT} ?[{_LOWERS}]*|{ESCAPE})\Z")
+_TO_DECODE = re.compile(f"{CAPITAL}( ?)([{_LOWERS}]?)|{ALL_CAPS}( ?)([{_LOWERS}]*)|{ESCAPE}[NOP]?")
+_UNFINISHED = re.compile(rf"(?:{CAPITAL} ?|{ALL_CAPS} ?[{_LOWERS}]*|{ESCAPE})\Z")
 
 
-def mark(text: str) -> str:
-    """Write `text` without the capitals that markers can give back; `restore` undoes it."""
-    marked = _MARKED.sub(_mark_one, text)
-    # A marker goes before the space of its word, which keeps ` usa` in one piece.
-    return marked.replace(f" {UPPER}", f"{UPPER} ").replace(f" {SHOUT}", f"{SHOUT} ")
+def encode_case(text: str) -> str:
+    """Replace capitals by markers where `decode_case` can restore them."""
+    encoded = _TO_ENCODE.sub(_encode_one, text)
+    # A marker goes before the space of its word, so that ` usa` stays one piece.
+    return encoded.replace(f" {CAPITAL}", f"{CAPITAL} ").replace(f" {ALL_CAPS}", f"{ALL_CAPS} ")
 
 
-def restore(marked: str) -> str:
-    """Give back the text that `mark` was given; a marker without a word prints nothing."""
-    return _MARKS.sub(_restore_one, marked)
+def decode_case(encoded: str) -> str:
+    """Return the text that `encode_case` was given; a marker without a word decodes to nothing."""
+    return _TO_DECODE.sub(_decode_one, encoded)
 
 
-class Restorer:
-    """`restore` for a text that arrives in parts: a marker is held until its word is known."""
+class CaseDecoder:
+    """`decode_case` for text that arrives in parts: a marker waits until its word is known."""
 
     def __init__(self) -> None:
-        self._held = ""
+        self._pending = ""
 
-    def push(self, marked: str) -> str:
+    def push(self, encoded: str) -> str:
         """Return the text that no later part can change."""
-        marked = self._held + marked
-        unfinished = _UNFINISHED.search(marked)
-        cut = unfinished.start() if unfinished else len(marked)
-        self._held = marked[cut:]
-        return restore(marked[:cut])
+        encoded = self._pending + encoded
+        unfinished = _UNFINISHED.search(encoded)
+        end = unfinished.start() if unfinished else len(encoded)
+        self._pending = encoded[end:]
+        return decode_case(encoded[:end])
 
     def flush(self) -> str:
-        """Return what is still held; the text ends here."""
-        held, self._held = self._held, ""
-        return restore(held)
+        """Return the text of what is still pending, at the end of the input."""
+        pending, self._pending = self._pending, ""
+        return decode_case(pending)
 
 
-def _mark_one(match: re.Match[str]) -> str:
+def _encode_one(match: re.Match[str]) -> str:
     found = match[0]
     if found in _ESCAPED:
         return _ESCAPED[found]
-    # Not str.lower: it writes the last sigma of a word as `ς`, which leads back to no run.
+    # Not str.lower: it writes the last sigma of a word as `ς`, which has no capital of its own.
     lower = found.translate(_LOWER)
-    return (UPPER if len(found) == 1 else SHOUT) + lower
+    return (CAPITAL if len(found) == 1 else ALL_CAPS) + lower
 
 
-def _restore_one(match: re.Match[str]) -> str:
+def _decode_one(match: re.Match[str]) -> str:
     found = match[0]
     if found[0] == ESCAPE:
         return _UNESCAPED.get(found, "")
-    if found[0] == UPPER:
+    if found[0] == CAPITAL:
         return match[1] + match[2].upper()
     return match[3] + match[4].upper()

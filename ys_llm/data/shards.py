@@ -1,8 +1,8 @@
-"""Documents become token shards: memory-mapped, encoded once, found again by what they hold.
+"""Documents as token shards: encoded once, memory-mapped, cached under a hash of their content.
 
 A shard is `<end> doc <end> doc <end> ... doc <end>`; a document with a prompt is
-`prompt <start> text`. `<end>` at the input means "a document begins", so every token of every
-document, and the `<end>` that closes it, is predicted exactly once.
+`prompt <start> text`. `<end>` as an input means "a document begins", so every token of every
+document, and the `<end>` after it, is predicted exactly once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import signal
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -31,11 +32,11 @@ from ys_llm.data.tokenizer import Tokenizer, id_format
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_folder, readable_os_errors, write_atomically
 
-_FORMAT_VERSION = 1  # part of the cache key: raise it when the layout of a shard changes
-_CHUNK_BYTES = 2_000_000  # text encoded at a time, a tenth of a second's work for one process
-# A process encodes 20 MB/s and takes 0.4 s to start: below this, one is as fast as many.
+_FORMAT_VERSION = 1  # part of the cache key: raised when the layout of a shard changes
+_CHUNK_BYTES = 2_000_000  # of text encoded at a time: 0.1 s of work for one process
+# A process encodes 20 MB/s and takes 0.4 s to start: below this size, one is as fast as several.
 _PARALLEL_BYTES = 16_000_000
-_MOST_PROCESSES = 16  # each holds 0.15 GB; more of them would wait for the one that writes
+_MAX_PROCESSES = 16  # 0.15 GB each; more would wait for the one that writes
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -50,23 +51,24 @@ class TokenShard:
 
     @property
     def n_bytes(self) -> int:
-        """UTF-8 bytes of all documents."""
+        """Return the UTF-8 bytes of all documents."""
         return int(self.document_bytes.sum())
 
     @property
     def n_inputs(self) -> int:
-        """M: tokens that have a successor, which is the number of predictions in a pass."""
+        """M, the number of tokens that have a successor: the predictions in one pass."""
         return len(self.tokens) - 1
 
 
-def prepare(
+def load_or_tokenize(
     documents: Sequence[Document], tokenizer: Tokenizer, *, cache_dir: Path, label: str
 ) -> TokenShard:
-    """The documents as a shard, read from `cache_dir/<key>/` or made there.
+    """Return the documents as a shard, from `cache_dir/<key>/` if it is there, else made there.
 
-    The key is a hash of what the documents say and of the tokenizer, never of a name, and a
-    shard that does not match its own checksum is made again: no stale ids can be trained on.
-    Documents are stored in the order of their keys. `label` names the progress bar (stderr).
+    The key is a hash of the documents' content and of the tokenizer, never of a name, so stale ids
+    are never trained on. A shard whose files have changed since they were checked must match its
+    checksum, or it is made again. Documents are stored in the order of their hashes. `label` names
+    the progress bar (stderr).
     """
     if not documents:
         raise UserError(
@@ -81,7 +83,7 @@ def prepare(
         cached = _read_shard(folder)
     if cached is None:
         raise UserError(
-            f"{folder} was written and reads back damaged", "Check the disk and its free space."
+            f"{folder} was written and reads back damaged", "Check the disk and its free space"
         )
     return cached
 
@@ -122,8 +124,22 @@ def _write_shard(
         "n_bytes": int(index[1].sum()),
         "key": folder.name,
         "checksum": zlib.crc32(index.tobytes(), checksum),
+        "checked": _stamps(folder),
     }
+    _write_meta(folder, meta)
+
+
+def _write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
     write_atomically(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+
+
+def _stamps(folder: Path) -> list[list[int]]:
+    """Return what changes whenever a file of the shard is written, moved or copied.
+
+    The time of the last change of status is among it: no archive and no copy can set that.
+    """
+    found = [(folder / name).stat() for name in ("tokens.bin", "index.bin")]
+    return [[s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for s in found]
 
 
 def _write_tokens(
@@ -134,7 +150,7 @@ def _write_tokens(
     dtype: np.dtype[Any],
     label: str,
 ) -> tuple[list[int], int]:
-    """Tokens of each document with its leading `<end>`, and the checksum of what was written."""
+    """Return the token count of each document with its leading `<end>`, and the checksum."""
     sizes: list[int] = []
     checksum = 0
     total = sum(document.n_bytes for document in documents)
@@ -169,19 +185,19 @@ def _chunks(documents: Sequence[Document]) -> Iterator[list[Document]]:
 def _encode_all(
     documents: Sequence[Document], tokenizer: Tokenizer, *, parallel: bool
 ) -> Iterator[list[bytes]]:
-    """Chunk after chunk, in order, the bytes of each of its documents."""
+    """Yield for each chunk, in order, the packed ids of each of its documents."""
     if not parallel:
         yield from (_encode(chunk, tokenizer) for chunk in _chunks(documents))
         return
     with tempfile.TemporaryDirectory(prefix="ys-encode-") as folder:
         path = Path(folder) / "tokenizer.json"
         tokenizer.save(path)
-        # Not forked: a fork of a process with threads may inherit a lock that nobody releases.
+        # spawn: a fork of a process with threads may inherit a lock that is never released.
         pool = ProcessPoolExecutor(
-            min(os.cpu_count() or 1, _MOST_PROCESSES),
+            min(os.cpu_count() or 1, _MAX_PROCESSES),
             mp_context=multiprocessing.get_context("spawn"),
             initializer=signal.signal,
-            initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is the parent's to answer
+            initargs=(signal.SIGINT, signal.SIG_IGN),  # the parent handles Ctrl-C
         )
         try:
             yield from pool.map(partial(_encode_with, tokenizer_path=path), _chunks(documents))
@@ -197,7 +213,7 @@ _load_once = cache(Tokenizer.load)
 
 
 def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[bytes]:
-    """Each document's ids after its leading `<end>`, as the shard holds them."""
+    """Return the ids of each document with its leading `<end>`, packed as in the shard."""
     end, start = (
         struct.pack(tokenizer.id_format, id) for id in (tokenizer.end_id, tokenizer.start_id)
     )
@@ -215,20 +231,27 @@ def _dtype_of(vocab_size: int) -> np.dtype[Any]:
 
 
 def _read_shard(folder: Path) -> TokenShard | None:
-    """The shard in this folder, or None where there is none that matches its own description."""
+    """Return the shard in this folder, or None if there is none that matches its description.
+
+    All tokens are read and checked only where the files are not those that were checked before.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        # Of a dtype from the file nothing but its equality is used: `O` would make it addresses.
+        # The dtype in the file is only compared: numpy would read `O` as addresses of objects.
         dtype = _dtype_of(meta["vocab_size"])
         tokens = np.memmap(folder / "tokens.bin", dtype=dtype, mode="r")
         index = np.memmap(folder / "index.bin", dtype="<i8", mode="r")
         sizes = (folder.name, dtype.str, meta["n_tokens"], 2 * meta["n_documents"])
         if (meta["key"], meta["dtype"], len(tokens), len(index)) != sizes:
-            return None  # before the checksum, which would read on for as long as the file is
-        checksum = zlib.crc32(index.tobytes(), zlib.crc32(tokens.data))
-        if checksum != meta["checksum"] or tokens.max() >= meta["vocab_size"]:
-            return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None  # before the checksum, which would read a file of any size
+        stamps = _stamps(folder)
+        if meta.get("checked") != stamps:
+            checksum = zlib.crc32(index.tobytes(), zlib.crc32(tokens.data))
+            if checksum != meta["checksum"] or tokens.max() >= meta["vocab_size"]:
+                return None
+            with suppress(UserError):  # a folder that cannot be written is checked every time
+                _write_meta(folder, {**meta, "checked": stamps})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     offsets, document_bytes = index.reshape(2, -1)
     return TokenShard(tokens, offsets, document_bytes)

@@ -19,7 +19,7 @@ import torch
 from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
 from ys_llm.data.readers import read_documents
 from ys_llm.data.records import Document
-from ys_llm.data.shards import TokenShard, prepare
+from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import LoadedRun
@@ -237,7 +237,10 @@ def _shards(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, To
         )
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
             label = path.name or str(path)
-            yield path, prepare(documents, loaded.tokenizer, cache_dir=Path(cache), label=label)
+            yield (
+                path,
+                load_or_tokenize(documents, loaded.tokenizer, cache_dir=Path(cache), label=label),
+            )
 
 
 @contextmanager

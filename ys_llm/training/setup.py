@@ -12,7 +12,7 @@ from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import seen
 from ys_llm.data.records import Document
-from ys_llm.data.shards import prepare
+from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
@@ -161,9 +161,11 @@ def _with_batch_size(config: Config, tokenizer: Tokenizer, device: torch.device)
 def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) -> TrainingData:
     """Both sides of the split as shards, and what the loop must know about them."""
     validation, baselines = None, {}
-    training = prepare(split.training, tokenizer, cache_dir=cache, label="training")
+    training = load_or_tokenize(split.training, tokenizer, cache_dir=cache, label="training")
     if split.validation:
-        validation = prepare(split.validation, tokenizer, cache_dir=cache, label="validation")
+        validation = load_or_tokenize(
+            split.validation, tokenizer, cache_dir=cache, label="validation"
+        )
         baselines = cached_baselines(split.training, split.validation, cache_dir=cache)
     prompts = [d.prompt for d in (split.validation or split.training) if d.prompt is not None]
     return TrainingData(

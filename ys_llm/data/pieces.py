@@ -1,0 +1,94 @@
+"""Text cut into pieces, which no token crosses; and bytes as the characters of a byte-level BPE."""
+
+import codecs
+import re
+from collections.abc import Iterator
+
+from ys_llm.config.schema import Kind
+from ys_llm.data.case_markers import MARKERS
+from ys_llm.errors import UserError
+
+_CHUNK_CHARS = 1 << 16  # in training, the library needs 90 bytes of memory per byte of a chunk
+LONGEST_PIECE = 1000  # characters; the library takes a minute to learn from a piece of 5 million
+MAYBE_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST_PIECE}}}|[ \t\r\n]{{{LONGEST_PIECE}}}")
+
+# Letters and combining marks, as ranges: `re` does not know `\p{L}`, and `\w` differs between the
+# two engines and between versions of Unicode. Characters outside these ranges count as symbols.
+_LETTERS = (
+    "A-Za-zªµºÀ-ÖØ-öø-\u1fff\u2c00-\u2dff\u3040-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefe"
+    "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0010ffff"
+)
+
+
+def _pattern(markers: str = "") -> str:
+    """Return the regular expression of a piece; `re` and the library match it alike.
+
+    A piece is a word with its leading space; a contraction; a digit; symbols with their leading
+    space; line breaks with the spaces before them; or spaces, except the last one before a word.
+    Symbols do not include the line breaks after them, although that would save 2 % of the tokens:
+    a prompt that ends in a full stop could then never be followed by a new paragraph.
+    """
+    return (
+        (f"[{markers}]|" if markers else "")
+        + f" ?[{_LETTERS}]+|'(?:[sdmt]|ll|ve|re)(?![{_LETTERS}])|[0-9]"
+        + f"| ?[^{_LETTERS}0-9 \t\r\n{markers}]+"
+        + "|[ \t]*[\r\n]+|[ \t]+(?![^ \t])|[ \t]+"
+    )
+
+
+_PATTERN, _MARKED_PATTERN = _pattern(), _pattern(MARKERS)
+_CUT = re.compile(r"(?<=[^ \t\r\n])(?=[ \r\n])")  # a piece ends there in any context
+
+
+def split_chunks(text: str) -> Iterator[str]:
+    """Cut a long text where a piece ends in any context, so that its pieces stay the same."""
+    start = 0
+    while len(text) - start > _CHUNK_CHARS:
+        cut = _CUT.search(text, start + _CHUNK_CHARS)
+        if cut is None:
+            break
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]
+
+
+def split_long_piece(piece: str) -> list[str]:
+    """Cut a piece into parts of LONGEST_PIECE characters."""
+    starts = range(0, len(piece), LONGEST_PIECE)
+    return [piece[start : start + LONGEST_PIECE] for start in starts]
+
+
+def piece_pattern(kind: Kind) -> str:
+    """Return the regular expression that cuts the text of a tokenizer of this kind into pieces."""
+    return _MARKED_PATTERN if kind == "words" else _PATTERN
+
+
+def to_utf8(text: str) -> bytes:
+    """Encode as UTF-8; raises UserError on a lone surrogate."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        around = text[max(0, error.start - 20) : error.start + 20]
+        raise UserError(
+            f"{around!r} holds half of a character (a lone surrogate)",
+            "Remove it: such text cannot be written as UTF-8.",
+        ) from error
+
+
+def _byte_level_alphabet() -> list[str]:
+    """Return the printable character that the library uses for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    codes = {byte: byte for byte in printable}
+    codes |= {byte: 0x100 + index for index, byte in enumerate(others)}
+    return [chr(codes[byte]) for byte in range(256)]
+
+
+BYTE_CHARS = _byte_level_alphabet()
+_BYTE_TABLE = "".join(BYTE_CHARS)
+BYTE_OF_CHAR = {char: byte for byte, char in enumerate(BYTE_CHARS)}
+
+
+def byte_level(piece: str) -> str:
+    """Write each byte of a piece as the printable character that stands for it."""
+    return codecs.charmap_decode(to_utf8(piece), "strict", _BYTE_TABLE)[0]

@@ -14,7 +14,7 @@ from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.inference.generate import Prefilled, generate, prefill
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import save_model
+from ys_llm.runs.model_files import save_model
 
 VOCAB_SIZE = 4096
 TEN_MILLION = ModelConfig(

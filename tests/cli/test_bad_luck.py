@@ -30,7 +30,7 @@ from support.training_runs import ROOT, SMALL, SMALL_STATE, rows_of
 
 from ys_llm.cli.main import main
 from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE
-from ys_llm.runs.checkpoint import read_tensors
+from ys_llm.runs.model_files import read_tensors
 
 FOX = "The fox saw the hen.\n" * 40
 ASK = ("run", "good", "--prompt", "The", "--max-tokens", "2")
@@ -146,7 +146,12 @@ MODELS = (
         *("runs/good/model.safetensors does not fit its config.yaml", "ys train"),
     ),
     damaged("weights that are NaN", weights_that_are_no_numbers, "NaN", "ys train clean"),
-    damaged("no weights", gone("model.safetensors"), "no trained model 'good'", code=EXIT_NO_MODEL),
+    damaged(
+        "no weights",
+        gone("model.safetensors"),
+        *("the run good has no model yet", "ys train --run good"),
+        code=EXIT_NO_MODEL,
+    ),
     damaged(
         "tokenizer of another run",
         swapped("tokenizer.json"),
@@ -167,7 +172,7 @@ MODELS = (
     damaged(
         "settings of another run",
         swapped("config.yaml"),
-        *("does not fit its config.yaml", "Put the config.yaml back"),
+        *("does not fit its config.yaml", "Put back the config.yaml"),
     ),
     damaged(
         "settings cut in a word",

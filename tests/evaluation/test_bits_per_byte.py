@@ -26,7 +26,7 @@ from ys_llm.evaluation.bits_per_byte import (
     positions_of_paths,
 )
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import LoadedRun
+from ys_llm.runs.model_files import LoadedRun
 
 TEXTS = [f"Story {i}: École, and the cat sat {'very ' * i}still." for i in range(12)]
 DOCUMENTS = [Document(text=text) for text in TEXTS] + [Document(text="4", prompt="2 + 2 =")]

@@ -29,7 +29,7 @@ from ys_llm.mixers.three_tier import Options
 from ys_llm.model.language_model import Model
 from ys_llm.model.quantize import Narrow, QuantizedLinear, int8_rows, quantize_linears
 from ys_llm.model.state import flatten
-from ys_llm.runs.checkpoint import load_run
+from ys_llm.runs.model_files import load_run
 from ys_llm.system.machine import inspect_machine
 
 has_avx512 = pytest.mark.skipif(

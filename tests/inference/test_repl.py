@@ -17,7 +17,7 @@ from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.inference.generate import complete
 from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_once
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import LoadedRun
+from ys_llm.runs.model_files import LoadedRun
 
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 

@@ -19,17 +19,13 @@ from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import (
     CorruptCheckpointError,
-    checkpoints,
-    load_run,
     read_checkpoint,
-    read_json,
-    read_tensors,
     remove_superseded,
     restore,
     save_checkpoint,
-    save_model,
-    weights,
 )
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import load_run, read_json, read_tensors, save_model, weights
 from ys_llm.training.optimizer import make_optimizer
 
 FACTS = {
@@ -210,7 +206,7 @@ def test_a_damaged_file_of_a_model_is_named_in_one_line(run: Path, name: str, da
     spoil(run / name, damage)
     with pytest.raises(UserError) as caught:
         load_run(run)
-    one_line(caught, str(run / name), "cannot be read", "rain anew: ys train clean --run mine")
+    one_line(caught, str(run / name), "cannot be read", "from scratch: ys train clean --run mine")
 
 
 def spoil(path: Path, damage: str) -> None:

@@ -132,7 +132,7 @@ def test_a_run_that_is_a_link_is_neither_cleaned_nor_trained(run: Path, tmp_path
 @pytest.mark.parametrize("inside", ["cache", "cache/texts", "checkpoints"])
 def test_a_corpus_inside_what_would_go_keeps_all_of_it(run: Path, inside: str) -> None:
     (run / inside).mkdir(exist_ok=True)
-    with pytest.raises(UserError, match=r"data.path .* lies in .*, which a clean would remove"):
+    with pytest.raises(UserError, match=r"data.path .* is in .*, which `clean` would remove"):
         list_removals(run, "all", corpus=run / inside)
     assert {str(path.relative_to(run)) for path in run.rglob("*")} > set(FILES)
 
@@ -149,7 +149,7 @@ def test_a_folder_that_no_run_made_is_neither_cleaned_nor_trained_into(tmp_path:
     fill(project)
     (project / "config.json").write_text('{"model_type": "llama"}')
     before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"project is no run of ys: it holds README.md"):
+    with pytest.raises(UserError, match=r"project is not a run of ys: it has README.md"):
         plan(project, "all")
     with pytest.raises(UserError, match=r"Choose another --run"), locked(project):
         pass
@@ -247,6 +247,6 @@ def test_without_a_model_the_exit_code_says_so(run: Path, tmp_path: Path) -> Non
         find_run(run.parent, "yours")
     assert caught.value.exit_code == EXIT_NO_MODEL
     (run / "model.safetensors").unlink()
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match="ys train --run mine") as caught:
         find_run(run.parent, "mine")
     assert caught.value.exit_code == EXIT_NO_MODEL

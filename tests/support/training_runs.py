@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ys_llm.config.sources import load_config
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import checkpoints, read_tensors
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import read_tensors
 from ys_llm.system.lock import RUN_LOCK
 from ys_llm.training.loop import TrainSummary
 from ys_llm.training.metrics import read_metrics

@@ -16,7 +16,7 @@ from support.training_runs import ROOT, TrainRun, settings, snapshot
 from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
-from ys_llm.runs.checkpoint import load_run
+from ys_llm.runs.model_files import load_run
 from ys_llm.training import forecast
 from ys_llm.training.memory import FORECAST_ERROR, MemoryForecast
 

@@ -33,7 +33,9 @@ from support.training_runs import (
 )
 
 from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
-from ys_llm.runs.checkpoint import checkpoints, read_checkpoint, read_json
+from ys_llm.runs.checkpoint import read_checkpoint
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import read_json
 
 KILL_POINTS = 20
 POWER_CUTS = 7  # of each kind: one for each part of a training

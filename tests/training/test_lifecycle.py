@@ -33,7 +33,9 @@ from ys_llm.errors import (
     EXIT_TERMINATED,
     EXIT_USAGE,
 )
-from ys_llm.runs.checkpoint import checkpoints, load_run, read_checkpoint
+from ys_llm.runs.checkpoint import read_checkpoint
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import load_run
 
 SEQUENCES = 200
 IN_THE_ORDINARY_SUITE = 20

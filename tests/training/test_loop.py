@@ -30,7 +30,8 @@ from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.data.split import split_documents
 from ys_llm.errors import EXIT_DIVERGED, UserError
-from ys_llm.runs.checkpoint import checkpoints, load_run, read_json, read_tensors
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import load_run, read_json, read_tensors
 from ys_llm.system.lock import RUN_LOCK
 from ys_llm.training.loop import TrainSummary
 

@@ -34,7 +34,8 @@ from ys_llm.config.strict_reader import flatten
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import select
-from ys_llm.runs.checkpoint import checkpoints, load_run, read_json
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import load_run, read_json
 from ys_llm.system.files import sha256_of
 from ys_llm.training.loop import train
 from ys_llm.training.metrics import read_metrics

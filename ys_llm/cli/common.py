@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
     from ys_llm.config.sources import Override, Resolved
-    from ys_llm.runs.checkpoint import LoadedRun
+    from ys_llm.runs.model_files import LoadedRun
 
 RUNS_DIR = Path("runs")
 Quantization = Literal["fp32", "bf16", "int8"]
@@ -120,7 +120,7 @@ def load(path: Path | None, overrides: list[str | Override], *, warn: bool = Tru
 def load_quantized(run: Path, quantization: Quantization) -> LoadedRun:
     """A trained run with the weights of its linear layers quantised as --quantize says."""
     from ys_llm.model.quantize import quantize_linears
-    from ys_llm.runs.checkpoint import load_run
+    from ys_llm.runs.model_files import load_run
 
     loaded = load_run(run)
     quantize_linears(loaded.model, quantization)

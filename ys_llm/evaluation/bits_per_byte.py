@@ -22,7 +22,7 @@ from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import LoadedRun
+from ys_llm.runs.model_files import LoadedRun
 from ys_llm.system.files import write_atomically
 
 _HEAD_TOKENS = 2048  # logits made at a time: 32 MB at a vocabulary of 4,096

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.data.tokenizer import StreamDecoder
 from ys_llm.inference.generate import Prefilled, Step, generate, generate_many, prefill, prompt_ids
-from ys_llm.runs.checkpoint import LoadedRun
+from ys_llm.runs.model_files import LoadedRun
 
 _PIECE_CHARS = 1 << 16  # read from stdin at a time
 

@@ -1,15 +1,15 @@
-"""A run's folder on disk: what lies in it, whose it is, who trains in it, and how it is cleaned.
+"""A run's folder on disk: its layout, finding it, owning it, and cleaning it.
 
     runs/<name>/.ys-lock                marks the folder as a run, and is locked while it is trained
                 config.yaml             the resolved configuration
-                config.json             vocabulary, tokenizer's fingerprint, step: for the reader
+                config.json             the architecture in full, tokenizer's fingerprint, step
                 model.safetensors       the weights of the best evaluation
                 tokenizer.json  generation_config.json  metrics.jsonl  README.md
                 cache/                  token shards
-                checkpoints/step-*/     where training goes on
-                rollbacks.json          what was undone because its numbers went bad
+                checkpoints/step-*/     what training resumes from
+                rollbacks.json          steps that were rolled back, and why
                 post-mortem/            what was found then, and the batch
-                superseded/            checkpoints that training went back from, and damaged ones
+                superseded/             checkpoints that a rollback replaced, and damaged ones
 
 Nothing here needs torch.
 """
@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ys_llm.errors import EXIT_NO_MODEL, UserError
+from ys_llm.errors import EXIT_NO_MODEL, UserError, command_line
 from ys_llm.system.files import move_into, readable_os_errors, remove_folder
 from ys_llm.system.lock import RUN_LOCK, hold_lock, is_run
 
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 _MODEL_NAMES = (
-    CHECKPOINTS,  # first: after a kill on the way a training begins anew, with no row missing
+    CHECKPOINTS,  # first: after a kill halfway, training starts from scratch with no row missing
     "config.json",
     "model.safetensors",
     "generation_config.json",
@@ -47,25 +47,31 @@ CleanScope = Literal["model", "all"]
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that `ys train clean` would remove."""
+    """A file or folder that `ys train clean` removes."""
 
     path: Path
     bytes: int
 
 
 def find_run(runs_dir: Path, name: str | None) -> Path:
-    """The folder of a run by name or path, or of the one trained last; exit code 3 if none."""
+    """The folder of a trained run by name or path, or of the latest; exit code 3 if none."""
     trained = {path: _trained_at(path) for path in runs_dir.glob("*")}
     runs = sorted((path for path, when in trained.items() if when), key=lambda path: trained[path])
     if name is None:
         if runs:
             return runs[-1]
         raise UserError(
-            f"{runs_dir}/ holds no trained model", "Type: ys train", exit_code=EXIT_NO_MODEL
+            f"{runs_dir}/ has no trained model", "Type: ys train", exit_code=EXIT_NO_MODEL
         )
     for path in (runs_dir / name, Path(name)):
         if _trained_at(path):
             return path
+    if is_run(runs_dir / name):
+        raise UserError(
+            f"the run {name} has no model yet",
+            f"Type: {command_line('train', run=name)}",
+            exit_code=EXIT_NO_MODEL,
+        )
     known = ", ".join(sorted(path.name for path in runs))
     raise UserError(
         f"there is no trained model {name!r}",
@@ -74,12 +80,17 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
     )
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, intact or not."""
+    return sorted((run / CHECKPOINTS).glob("step-*"))
+
+
 def _trained_at(run: Path) -> float:
-    """When the run's model was published, in seconds; 0 where it has none."""
+    """When the run's model was written, in seconds; 0 where it has none."""
     path = run / "model.safetensors"
     try:
         return path.stat().st_mtime + 1 if path.is_file() else 0.0
-    except OSError:  # a link to nothing, a name of a thousand letters
+    except OSError:  # a broken link, a name of a thousand letters
         return 0.0
 
 
@@ -105,31 +116,31 @@ def _refuse_foreign(run: Path) -> None:
     if os.path.lexists(run) and not run.is_dir():
         raise UserError(f"{run} is a file, expected a folder", "Choose another --run")
     if run.is_dir() and not is_run(run):
-        held = sorted(os.listdir(run))
-        if held:
+        content = sorted(os.listdir(run))
+        if content:
             raise UserError(
-                f"{run} is no run of ys: it holds {held[0]} and no {RUN_LOCK}",
+                f"{run} is not a run of ys: it has {content[0]} and no {RUN_LOCK}",
                 "Choose another --run",
             )
 
 
 def remove_temp_files(run: Path) -> None:
-    """Remove what a killed process left half-written; only its owner may."""
+    """Remove the partial files of a killed process; only the owner of the lock may."""
     for folder in (run, run / CHECKPOINTS, run / POST_MORTEM, *(run / "cache").glob("*")):
         for path in folder.glob(".*.tmp"):
             _remove(path)
 
 
 def archive(run: Path, path: Path) -> Path:
-    """Move a checkpoint or a file out of the way and keep it; returns where it is now."""
+    """Move a checkpoint or a file into `superseded/`; returns its new path."""
     return move_into(run / SUPERSEDED, path)
 
 
 def list_removals(run: Path, scope: CleanScope, *, corpus: Path) -> list[Removal]:
-    """What `ys train clean` ("model") or `clean all` would remove: only names that a run makes.
+    """What `ys train clean` ("model") or `clean all` removes: only files that a run writes.
 
-    Raises UserError where the folder is a link or not a run's, or where the corpus lies in what
-    would go.
+    Raises UserError where the folder is a link or not a run's, or where the corpus is in something
+    that would be removed.
     """
     if not os.path.lexists(run):
         return []
@@ -140,14 +151,14 @@ def list_removals(run: Path, scope: CleanScope, *, corpus: Path) -> list[Removal
         real = os.path.realpath(path)
         if real == real_corpus or real_corpus.startswith(real + os.sep):
             raise UserError(
-                f"data.path {corpus} lies in {path}, which a clean would remove",
-                "Move the text to a folder of its own, and name it: --data PATH",
+                f"data.path {corpus} is in {path}, which `clean` would remove",
+                "Move the text to a folder of its own, and give its path: --data PATH",
             )
     return [Removal(path, _size(path)) for path in removals]
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder; links count as nothing."""
+    """Bytes of a file, or of all files in a folder; links count as 0."""
     if path.is_symlink():
         return 0
     if not path.is_dir():

@@ -30,7 +30,7 @@ def hold_lock(folder: Path, *, file: str = "", activity: str, fix: str) -> Itera
     The lock is taken on `file` in the folder, which then says who holds it since when and stays
     behind, or on the folder itself where `file` is "". Raises UserError "FOLDER is `activity` ..."
     with `fix` where another process owns it. A file system without locks is named on stderr, and
-    the work goes on.
+    the work continues.
     """
     path = folder / file if file else folder
     with readable_os_errors(path):
@@ -80,7 +80,10 @@ def _write_owner(descriptor: int) -> None:
 
 def is_run(folder: Path) -> bool:
     """Whether `ys` made this folder: by its lock file, or by a config.json of this model type."""
-    return (folder / RUN_LOCK).is_file() or _describes_run(folder / "config.json")
+    try:
+        return (folder / RUN_LOCK).is_file() or _describes_run(folder / "config.json")
+    except OSError:  # a name of a thousand letters, a folder that may not be entered
+        return False
 
 
 def _describes_run(path: Path) -> bool:

@@ -21,8 +21,8 @@ from ys_llm.evaluation.bits_per_byte import evaluate_run, evaluate_tokens
 from ys_llm.inference.generate import complete
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.state import detach
-from ys_llm.runs import checkpoint
-from ys_llm.runs.folder import locked
+from ys_llm.runs import model_files
+from ys_llm.runs.folder import checkpoints, locked
 from ys_llm.system.signals import StopRequest, stop_requested
 from ys_llm.training.compute import process_settings
 from ys_llm.training.header import baseline_text
@@ -104,7 +104,7 @@ def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        saved = [path.name.removeprefix("step-") for path in checkpoint.checkpoints(run.folder)]
+        saved = [path.name.removeprefix("step-") for path in checkpoints(run.folder)]
         raise UserError(
             f"stopped immediately; the latest checkpoint is of step {int(max(saved)):,}",
             f"To resume from it, type: ys train --run {run.config.run}",
@@ -271,7 +271,7 @@ def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:
         "has_records": run.data.has_records,
         "sources": run.data.sources,
     }
-    checkpoint.save_model(run.folder, run.config, run.model, run.tokenizer, facts)
+    model_files.save_model(run.folder, run.config, run.model, run.tokenizer, facts)
 
 
 def _publish_if_none(run: Run, state: TrainState) -> None:
@@ -303,7 +303,7 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
     _publish_if_none(run, state)
     progress, result = state.progress, None
     if run.data.validation is not None:
-        loaded = checkpoint.load_run(run.folder, device=str(run.device))
+        loaded = model_files.load_run(run.folder, device=str(run.device))
         result = evaluate_run(loaded, run.data.validation)
     summary = TrainSummary(
         run.folder,

@@ -21,14 +21,9 @@ from ys_llm.config.strict_reader import flatten
 from ys_llm.data.records import Document
 from ys_llm.data.split import Split
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.runs.checkpoint import (
-    Checkpoint,
-    CorruptCheckpointError,
-    checkpoints,
-    read_checkpoint,
-    read_json,
-)
-from ys_llm.runs.folder import SUPERSEDED, archive
+from ys_llm.runs.checkpoint import Checkpoint, CorruptCheckpointError, read_checkpoint
+from ys_llm.runs.folder import SUPERSEDED, archive, checkpoints
+from ys_llm.runs.model_files import read_json
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import Compute, machine_identity
 from ys_llm.training.metrics import log_line, read_metrics

@@ -18,14 +18,9 @@ from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.evaluation.bits_per_byte import cached_baselines
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import (
-    Checkpoint,
-    checkpoints,
-    load_weights,
-    read_json,
-    read_tensors,
-)
-from ys_llm.runs.folder import find_run, remove_temp_files
+from ys_llm.runs.checkpoint import Checkpoint
+from ys_llm.runs.folder import checkpoints, find_run, remove_temp_files
+from ys_llm.runs.model_files import load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
 from ys_llm.training.header import header_lines, writers_text

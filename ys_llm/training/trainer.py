@@ -16,13 +16,8 @@ from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, tensors_of, to_device, unflatten
-from ys_llm.runs.checkpoint import (
-    Checkpoint,
-    check_tokenizer,
-    remove_superseded,
-    restore,
-    save_checkpoint,
-)
+from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_checkpoint
+from ys_llm.runs.model_files import check_tokenizer
 from ys_llm.training.compute import Compute
 from ys_llm.training.resume import (
     ENVIRONMENT,

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.model.language_model import Model
-from ys_llm.runs.checkpoint import checkpoints, read_checkpoint
+from ys_llm.runs.checkpoint import read_checkpoint
+from ys_llm.runs.folder import checkpoints
 from ys_llm.system.files import sha256_of
 from ys_llm.training.recovery.non_finite import SPIKE_NATS, SPIKE_WINDOW, is_spike
 from ys_llm.training.recovery.post_mortem import replay

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_DIVERGED, UserError
-from ys_llm.runs.checkpoint import Checkpoint, checkpoints
-from ys_llm.runs.folder import POST_MORTEM, archive
+from ys_llm.runs.checkpoint import Checkpoint
+from ys_llm.runs.folder import POST_MORTEM, archive, checkpoints
 from ys_llm.training.metrics import log_line
 from ys_llm.training.recovery import post_mortem
 from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, diagnose_step

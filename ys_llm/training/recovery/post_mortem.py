@@ -20,7 +20,7 @@ from ys_llm.data.batches import Batch
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import flatten, unflatten
-from ys_llm.runs import checkpoint
+from ys_llm.runs import model_files
 from ys_llm.runs.folder import POST_MORTEM
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import versions
@@ -46,7 +46,7 @@ def write(
     """
     path = _unused_path(folder / POST_MORTEM, f"step-{facts['step']:08d}")
     tensors = _tensors(inputs) | {
-        f"{_WEIGHTS}{name}": tensor for name, tensor in checkpoint.weights(model).items()
+        f"{_WEIGHTS}{name}": tensor for name, tensor in model_files.weights(model).items()
     }
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path.with_suffix(".safetensors"), safetensors.torch.save(plain))
@@ -61,12 +61,14 @@ def write(
         "carry": inputs.batch.carry,
         "reset_at_document": inputs.starts_BT is not None,
         "weight_norms": {
-            name: tensor.float().norm().item() for name, tensor in checkpoint.weights(model).items()
+            name: tensor.float().norm().item()
+            for name, tensor in model_files.weights(model).items()
+            for name, tensor in model_files.weights(model).items()
         },
         "versions": versions(),
         "replay": f"python -c {shlex.quote(code)}",
     }
-    checkpoint.write_json(path, _json_safe(described))
+    model_files.write_json(path, _json_safe(described))
     return path
 
 
@@ -103,9 +105,9 @@ def _json_safe(value: Any) -> Any:
 
 def load(path: Path) -> tuple[StepInputs, dict[str, Tensor]]:
     """Inputs and weights of a post-mortem; `path` is that of its JSON file."""
-    facts = checkpoint.read_json(path, needed=("carry", "reset_at_document"))
+    facts = model_files.read_json(path, needed=("carry", "reset_at_document"))
     source = path.with_suffix(".safetensors")
-    tensors = checkpoint.read_tensors(source)
+    tensors = model_files.read_tensors(source)
     missing = [name for name in _NEEDED if name not in tensors]
     if missing:
         raise UserError(
@@ -145,10 +147,10 @@ def replay(path: str | Path) -> Diagnosis:
     A step that ran on CUDA is reproduced except for its dropout masks.
     """
     path = Path(path)
-    facts = checkpoint.read_json(path, needed=("dtype", "backends", "diagnosis"))
+    facts = model_files.read_json(path, needed=("dtype", "backends", "diagnosis"))
     inputs, weights = load(path)
     model = _model(path, weights)
-    checkpoint.load_weights(model, weights, path.with_suffix(".safetensors"))
+    model_files.load_weights(model, weights, path.with_suffix(".safetensors"))
     model.select_backends(
         batch_size=len(inputs.batch.inputs_BT),
         precision="bf16" if facts["dtype"] == "bf16" else "fp32",

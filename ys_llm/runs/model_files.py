@@ -1,0 +1,171 @@
+"""A run's published model: its files, written by training and read by everything else.
+
+Nothing here is unpickled: tensors are safetensors, the rest is JSON and YAML.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from ys_llm import __version__
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config, to_mapping, to_yaml
+from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.errors import UserError, command_line
+from ys_llm.model.language_model import Model
+from ys_llm.runs.card import model_card
+from ys_llm.runs.folder import checkpoints
+from ys_llm.system.files import write_atomically
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with everything that is needed to use it."""
+
+    path: Path
+    config: Config
+    model: Model
+    tokenizer: Tokenizer
+    step: int
+    has_records: bool
+
+
+def load_run(path: Path, *, device: str = "cpu") -> LoadedRun:
+    """Read a run's best weights; refuse a tokenizer other than the one they were trained with."""
+    needed = ("tokenizer_fingerprint", "step", "has_records")
+    described = read_json(path / "config.json", needed=needed)
+    step = described["step"]
+    if not isinstance(step, int):
+        raise _unreadable(path / "config.json", f"step is {step!r}, expected a number")
+    config = load_config(path / "config.yaml").config
+    tokenizer = Tokenizer.load(path / "tokenizer.json")
+    check_tokenizer(path, tokenizer, str(described["tokenizer_fingerprint"]))
+    model = Model(config.model, vocab_size=tokenizer.vocab_size)
+    load_weights(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")
+    return LoadedRun(
+        path,
+        config,
+        model.to(device).eval(),
+        tokenizer,
+        step,
+        bool(described["has_records"]),
+    )
+
+
+def check_tokenizer(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
+    """Refuse a tokenizer of another model: its token ids mean something else."""
+    if tokenizer.fingerprint != fingerprint:
+        raise UserError(
+            f"{run}/tokenizer.json is not the tokenizer this model was trained with "
+            f"(found {tokenizer.fingerprint[:12]}, expected {fingerprint[:12]})",
+            f"Put the model's own tokenizer.json back, or train from scratch: {_clean(run, 'all')}",
+        )
+
+
+def save_model(
+    run: Path, config: Config, model: Model, tokenizer: Tokenizer, facts: Mapping[str, Any]
+) -> None:
+    """Publish these weights as the run's model, with the files that other programs look for.
+
+    `facts` goes into config.json: step, has_records and what the card shows. Each of its `sources`
+    has `kind`, `recipe` (a digest), `model`, `model_digest` and `records`.
+    """
+    described = {
+        "model_type": "ys",
+        "architectures": ["Model"],
+        "ys_version": __version__,
+        "vocab_size": model.vocab_size,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        **facts,
+        **to_mapping(config)["model"],
+    }
+    write_atomically(run / "config.yaml", to_yaml(config))
+    write_json(run / "generation_config.json", to_mapping(config)["generate"])
+    write_json(run / "config.json", described)
+    write_atomically(run / "README.md", model_card(config, described))
+    # Last: by this file `find_run` knows a model, which is then complete.
+    write_atomically(run / "model.safetensors", tensor_bytes(weights(model)))
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Copy tensors into the model; UserError where names or shapes are not the model's."""
+    own = weights(model)
+    odd = sorted(set(own) ^ set(tensors)) or sorted(
+        name
+        for name, tensor in tensors.items()
+        if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype
+    )
+    if odd:
+        raise UserError(
+            f"{source} does not fit its config.yaml: {len(odd)} tensors differ, first {odd[0]}",
+            "Put back the config.yaml that it was trained with, or train from scratch: "
+            f"{_clean(source.parent)}",
+        )
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file with these tensors."""
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    data: bytes = safetensors.torch.save(plain, metadata={"format": "pt"})
+    return data
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; raises UserError where it is missing or damaged."""
+    try:
+        return dict(safetensors.torch.load(path.read_bytes()))
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def read_json(path: Path, *, needed: Sequence[str] = ()) -> dict[str, Any]:
+    """A JSON object with at least the `needed` names; raises UserError for anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, str(error)) from error
+    if not isinstance(value, dict):
+        raise _unreadable(path, f"found a {type(value).__name__}, expected an object")
+    missing = [name for name in needed if name not in value]
+    if missing:
+        raise _unreadable(path, f"{missing[0]} is missing")
+    return value
+
+
+def _unreadable(path: Path, problem: str) -> UserError:
+    run = path.parent
+    fix = f"Train from scratch: {_clean(run)}"
+    if path.name == "model.safetensors" and checkpoints(run):
+        command = command_line("train", run=run.name)
+        fix = f"Remove it, and `{command}` writes the last checkpoint's weights there."
+    return UserError(f"{path} cannot be read ({problem})", fix)
+
+
+def _clean(run: Path, *words: str) -> str:
+    """The command that trains a run from scratch."""
+    return command_line("train", "clean", *words, run=run.name)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write the mapping as indented JSON, atomically."""
+    write_atomically(path, json_text(value))
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """The mapping as indented JSON."""
+    return json.dumps(dict(value), indent=2) + "\n"

@@ -1,38 +1,51 @@
-"""Runs what README.md claims; tests the machinery that does so on small texts, right and wrong."""
+"""Runs what README.md and docs/*.md claim; tests the machinery that does so on small texts."""
+
+from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from support import readme_claims as claims
+from support import doc_claims as claims
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import to_yaml
 from ys_llm.model.language_model import Model
 
-ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "README.md"
-# A README that is not there fails `test_the_readme_is_there` with a clear message, not collection.
-TEXT = README.read_text(encoding="utf-8") if README.exists() else ""
-SKIPPED = [block for block in claims.console_blocks(TEXT) if block.skipped]
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+ALL_TEXT = "\n".join(PAGES.values())
+SKIPPED = [
+    (page, block)
+    for page, text in PAGES.items()
+    for block in claims.console_blocks(text)
+    if block.skipped
+]
 FAST_SECONDS, SLOW_SECONDS = 120, 1800
+every_page = pytest.mark.parametrize("page", PAGES)
 
 
 def session_parameters():
     return [
-        pytest.param(blocks, id=name, marks=[pytest.mark.slow] if claims.is_slow(blocks) else [])
-        for name, blocks in claims.sessions(TEXT).items()
+        pytest.param(
+            page,
+            blocks,
+            id=f"{page}-{name}",
+            marks=[pytest.mark.slow] if claims.is_slow(blocks) else [],
+        )
+        for page, text in PAGES.items()
+        for name, blocks in claims.sessions(text).items()
     ]
 
 
 def run_text(text, folder):
     blocks = [block for group in claims.sessions(text).values() for block in group]
-    return claims.session_problem(blocks, folder, timeout_seconds=20)
-
-
-def test_the_readme_is_there():
-    assert TEXT, "README.md is missing or empty at the top of the project"
+    return claims.session_problem("page.md", blocks, folder, timeout_seconds=20)
 
 
 def test_ys_is_installed_beside_this_python():
@@ -40,34 +53,46 @@ def test_ys_is_installed_beside_this_python():
     assert code == 0, f"install the project first: pip install -e . -c constraints.txt\n{shown}"
 
 
-def test_every_console_block_of_the_readme_is_marked():
-    assert claims.form_problems(TEXT) == []
+@every_page
+def test_every_console_block_is_marked(page):
+    assert claims.form_problems(PAGES[page]) == []
 
 
-@pytest.mark.parametrize("blocks", session_parameters())
-def test_commands_do_what_the_readme_shows(blocks, tmp_path):
+@pytest.mark.parametrize(("page", "blocks"), session_parameters())
+def test_commands_do_what_the_page_shows(page, blocks, tmp_path):
     claims.copy_project(ROOT, tmp_path)
     seconds = SLOW_SECONDS if claims.is_slow(blocks) else FAST_SECONDS
-    assert claims.session_problem(blocks, tmp_path, timeout_seconds=seconds) == ""
+    assert claims.session_problem(page, blocks, tmp_path, timeout_seconds=seconds) == ""
 
 
-@pytest.mark.parametrize("block", SKIPPED, ids=lambda block: f"line-{block.line}")
-def test_blocks_that_are_not_run_are_named_in_the_summary(block):
-    pytest.skip(f"README.md:{block.line} not run: {block.name.removeprefix('skip ')}")
+@pytest.mark.parametrize(
+    ("page", "block"), SKIPPED, ids=[f"{page}-line-{block.line}" for page, block in SKIPPED]
+)
+def test_blocks_that_are_not_run_are_named_in_the_summary(page, block):
+    pytest.skip(f"{page}:{block.line} not run: {block.name.removeprefix('skip ')}")
 
 
-def test_every_flag_in_the_readme_is_in_the_help(tmp_path):
-    assert claims.mentioned_commands(TEXT), "README.md names no `ys` command"
-    assert claims.help_problems(TEXT, tmp_path) == []
+@every_page
+def test_every_flag_on_a_page_is_in_the_help(page, tmp_path):
+    assert claims.help_problems(PAGES[page], tmp_path) == []
 
 
-def test_the_table_of_options_shows_the_real_defaults():
-    assert claims.option_rows(TEXT), "README.md has no table of options"
-    assert claims.option_problems(TEXT) == []
+def test_the_tables_of_options_show_the_real_defaults():
+    assert claims.option_rows(ALL_TEXT), "no page has a table of options"
+    assert claims.option_problems(ALL_TEXT) == []
 
 
-def test_parameter_counts_are_those_of_the_real_models():
-    assert claims.count_problems(TEXT, ROOT) == []
+@every_page
+def test_parameter_counts_are_those_of_the_real_models(page):
+    assert claims.count_problems(PAGES[page], ROOT) == []
+
+
+@every_page
+def test_links_and_paths_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)", PAGES[page])
+    missing = [link for link in links if not (folder / link).exists()]
+    assert not missing, f"{page} links to {missing}"
 
 
 # The machinery itself.

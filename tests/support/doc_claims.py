@@ -1,12 +1,12 @@
-"""Reads what a README claims, and holds it against the real thing.
+"""Reads what a page of documentation claims, and checks it against the real thing.
 
     <!-- check: NAME -->         the console block below is run; blocks of one NAME share a folder
     <!-- check-slow: NAME -->    the same, with the slow tests
     <!-- check: skip REASON -->  it is not run, and the summary of the tests says so
     <!-- count: configs/x.yaml vocab=4096 -->12,345<!-- /count -->  parameters of that model
 
-A console block holds `$ command` lines (a backslash at the end: goes on in the next line), each
-followed by what a terminal shows, output and errors together. A line `...` stands for any lines,
+A console block holds `$ command` lines (a backslash at the end continues the line), each followed
+by what a terminal shows, output and errors together. A line `...` stands for any lines,
 `...` within a line for any characters. A command must end with 0, or as its comment says:
 `$ ys run no  # exit 3`.
 """
@@ -183,8 +183,10 @@ def run_shell(text: str, folder: Path, *, timeout_seconds: float) -> tuple[int, 
     return process.returncode, shown
 
 
-def session_problem(blocks: Iterable[Block], folder: Path, *, timeout_seconds: float) -> str:
-    """Run the commands in order up to the first that does not do what it claims; say which."""
+def session_problem(
+    page: str, blocks: Iterable[Block], folder: Path, *, timeout_seconds: float
+) -> str:
+    """Run the commands in order up to the first that does not do what the page claims."""
     for command in (command for block in blocks for command in block.commands):
         code, shown = run_shell(command.text, folder, timeout_seconds=timeout_seconds)
         expected = [*command.expected]
@@ -194,7 +196,7 @@ def session_problem(blocks: Iterable[Block], folder: Path, *, timeout_seconds: f
             continue
         claimed = "\n".join(expected)
         return (
-            f"README.md:{command.line}: $ {command.text}\n"
+            f"{page}:{command.line}: $ {command.text}\n"
             f"--- claimed (exit {command.exit_code})\n{claimed}\n"
             f"--- shown (exit {code})\n{shown}"
         )
@@ -219,7 +221,7 @@ def mentioned_commands(text: str) -> list[list[str]]:
 
 
 def help_problems(text: str, folder: Path) -> list[str]:
-    """Flags and verbs that the README names and `ys VERB --help` does not know."""
+    """Flags and commands that a page names and `ys COMMAND --help` does not know."""
     flags: dict[tuple[str, ...], set[str]] = {}
     for command in mentioned_commands(text):
         verb = tuple(itertools.takewhile(lambda word: not word.startswith("-"), command))

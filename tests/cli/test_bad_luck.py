@@ -358,7 +358,7 @@ def test_missing_rights_are_named(
     put("configs/gen/kinds/small.yaml", KIND)
     for name in (
         "sqlite3",
-        "ys_llm.gendata.generation.pipeline",
+        "ys_llm.gendata.generation.generate",
     ):  # Python's own files may be out of reach
         importlib.import_module(name)
     before = everything()

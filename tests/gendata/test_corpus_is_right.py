@@ -19,7 +19,7 @@ from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.programs.grammar import article, counted, expand, sentences, tidy
 from ys_llm.gendata.programs.stories.story import PLOTS, Story, make_story
 from ys_llm.gendata.recipes.items import plan
-from ys_llm.gendata.recipes.kinds import DEFAULT_FOLDER, program_kinds
+from ys_llm.gendata.recipes.recipe import DEFAULT_FOLDER, program_kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "training_data"

@@ -31,11 +31,13 @@ from ys_llm.gendata.curation import (
     explain,
     rules_named,
 )
-from ys_llm.gendata.curation.batch import curate_record
+from ys_llm.gendata.curation import reading as reading_module
 from ys_llm.gendata.curation.legacy_phrases import AIMS, ANCESTOR
 from ys_llm.gendata.curation.reading import kind_of
 from ys_llm.gendata.curation.rule import Edit, all_verdicts
-from ys_llm.gendata.programs.makers import MAKERS
+from ys_llm.gendata.curation.worker import curate_record
+from ys_llm.gendata.programs.registry import MAKERS
+from ys_llm.gendata.record import Record
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 LABELS = Path(__file__).parent / "labels" / "curation.jsonl"

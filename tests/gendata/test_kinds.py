@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.recipes import items
-from ys_llm.gendata.recipes.combine import combination, permuted
+from ys_llm.gendata.recipes.combinations import combination, permuted
 from ys_llm.gendata.recipes.items import Item, item_at, plan
-from ys_llm.gendata.recipes.kinds import Kind, Step, find_kinds, load_kind, load_kinds, read_topics
+from ys_llm.gendata.recipes.recipe import Kind, Step, find_kinds, load_kind, load_kinds, read_topics
 from ys_llm.gendata.recipes.templates import fill, names_in
 
 ROOT = Path(__file__).resolve().parents[2]

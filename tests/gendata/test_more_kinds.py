@@ -13,7 +13,7 @@ from support.gendata_checker import WrongError
 from ys_llm.data.records import Record
 from ys_llm.gendata.programs import maths, sql_tables, units
 from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
-from ys_llm.gendata.programs.makers import FACTS, MAKERS
+from ys_llm.gendata.programs.registry import FACTS, MAKERS
 from ys_llm.gendata.programs.stories import retelling
 from ys_llm.gendata.programs.stories.story import make_story
 from ys_llm.gendata.verifiers.code import answered

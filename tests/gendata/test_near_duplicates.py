@@ -21,7 +21,7 @@ from ys_llm.gendata.curation.near_duplicates import (
     shingles_of,
     signature_of,
 )
-from ys_llm.gendata.programs.makers import MAKERS
+from ys_llm.gendata.programs.registry import MAKERS
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 THRESHOLD = 0.8

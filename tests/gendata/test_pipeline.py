@@ -43,10 +43,10 @@ from ys_llm.data.readers import read_documents
 from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_FAILED, EXIT_INTERRUPTED, UserError
 from ys_llm.gendata.command import Wanted
 from ys_llm.gendata.generation import progress_bar
+from ys_llm.gendata.generation.generate import Outcome
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.generation.journal import owned
-from ys_llm.gendata.generation.pipeline import Outcome
-from ys_llm.gendata.recipes.kinds import load_kinds
+from ys_llm.gendata.recipes.recipe import load_kinds
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON_SECONDS = 1.0

@@ -29,8 +29,8 @@ from ys_llm.gendata.backends.ollama import Ollama, Request
 from ys_llm.gendata.command import DEFAULT_SEED
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.recipes.items import plan
-from ys_llm.gendata.recipes.kinds import load_kinds
-from ys_llm.runs.model_files import read_json
+from ys_llm.gendata.recipes.recipe import load_kinds
+from ys_llm.runs.checkpoint import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 

@@ -24,17 +24,17 @@ from support.power_cut import Call, watching
 from ys_llm.errors import UserError
 from ys_llm.gendata.backends.ollama import Ollama
 from ys_llm.gendata.command import Wanted, make
+from ys_llm.gendata.generation.generate import Outcome, run
 from ys_llm.gendata.generation.generator import Order
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
-from ys_llm.gendata.generation.pipeline import Outcome, run
-from ys_llm.gendata.recipes.kinds import load_kinds
+from ys_llm.gendata.recipes.recipe import load_kinds
 
 # By the server that forks; it does not know the folder of the tests.
 PRELOADED = [
     "pytest",
     "ys_llm.gendata.command",
     "ys_llm.gendata.backends.ollama",
-    "ys_llm.gendata.generation.pipeline",
+    "ys_llm.gendata.generation.generate",
 ]
 PRELOADED += ["ys_llm.gendata.generation.attempts", "ys_llm.gendata.curation", "http.server"]
 SECONDS = 60.0  # for what takes less than one on an idle machine

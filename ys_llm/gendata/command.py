@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ys_llm.errors import EXIT_FAILED, UserError
-from ys_llm.gendata.recipes.kinds import (
+from ys_llm.gendata.recipes.recipe import (
     DEFAULT_FOLDER,
     Kind,
     find_kinds,
@@ -161,8 +161,8 @@ def make(wanted: Wanted) -> int:
     Raises UserError, after all is written: what the back end said, or what to type to go on after
     a stop (exit code 128 + signal).
     """
+    from ys_llm.gendata.generation.generate import run
     from ys_llm.gendata.generation.generator import Order
-    from ys_llm.gendata.generation.pipeline import run
 
     kinds = _kinds(wanted.kinds, wanted.model, wanted.kinds_folder)
     with _stop_signals() as stop:

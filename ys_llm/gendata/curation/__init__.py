@@ -1,11 +1,11 @@
 """Curation: rules that mend or drop a record, duplicates, and a report of all that was done."""
 
-from ys_llm.gendata.curation.batch import Limits
 from ys_llm.gendata.curation.curate import curate_folder
 from ys_llm.gendata.curation.explain import explain
 from ys_llm.gendata.curation.report import Report
 from ys_llm.gendata.curation.rule import Curated, Edit, Rule, Verdict, apply_rules
 from ys_llm.gendata.curation.rules import RULE_SETS, STANDARD, rules_named
+from ys_llm.gendata.curation.worker import Limits
 
 __all__ = [
     "RULE_SETS",

@@ -15,12 +15,13 @@ from pathlib import Path
 from ys_llm.data.readers import Item, is_record_file, read_items
 from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.gendata.curation.batch import Batch, Done, Job, Limits, batches, work
 from ys_llm.gendata.curation.near_duplicates import NearDuplicates
 from ys_llm.gendata.curation.reading import corpus_files, kind_of
 from ys_llm.gendata.curation.report import MADE_BY, Report, descriptions, difference
 from ys_llm.gendata.curation.rule import Curated, Rule, Verdict
 from ys_llm.gendata.curation.rules import STANDARD
+from ys_llm.gendata.curation.worker import Batch, Done, Job, Limits, batches, work
+from ys_llm.gendata.record import Record
 from ys_llm.system.files import Journal, make_folder, replace_folder, sha256_of, write_synced
 
 NOTES = ".curation"  # a name that training does not read

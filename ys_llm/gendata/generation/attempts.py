@@ -15,7 +15,8 @@ from ys_llm.gendata.curation.rules import rules_named
 from ys_llm.gendata.generation.journal import Question, Rejection
 from ys_llm.gendata.recipes import items
 from ys_llm.gendata.recipes.items import Item
-from ys_llm.gendata.recipes.kinds import Kind, Step
+from ys_llm.gendata.recipes.recipe import Kind, Step
+from ys_llm.gendata.record import END, START, Record
 
 if TYPE_CHECKING:
     from ys_llm.gendata.backends.ollama import Answer, Request

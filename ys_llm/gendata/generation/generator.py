@@ -18,7 +18,7 @@ from ys_llm.gendata.generation.journal import Entry, ItemJournal, Provenance, Re
 from ys_llm.gendata.generation.progress_bar import ProgressBar
 from ys_llm.gendata.recipes import items
 from ys_llm.gendata.recipes.items import Item
-from ys_llm.gendata.recipes.kinds import Kind
+from ys_llm.gendata.recipes.recipe import Kind
 
 if TYPE_CHECKING:
     from ys_llm.gendata.backends.ollama import Answer, Request

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.data.manifest import item_key
-from ys_llm.data.records import Record
-from ys_llm.gendata.programs.makers import FACTS, MAKERS
-from ys_llm.gendata.recipes.combine import combination, noise
-from ys_llm.gendata.recipes.kinds import Kind, Step
+from ys_llm.gendata.programs.registry import FACTS, MAKERS
+from ys_llm.gendata.recipes.combinations import combination, noise
+from ys_llm.gendata.recipes.recipe import Kind, Step
 from ys_llm.gendata.recipes.templates import fill
 
 _SEEDS = 2**31  # what a back end takes as a seed

@@ -17,7 +17,7 @@ from ys_llm.gendata.generation.generator import (
 )
 from ys_llm.gendata.generation.journal import Entry, ItemJournal, owned
 from ys_llm.gendata.generation.progress_bar import ProgressBar, counted
-from ys_llm.gendata.recipes.kinds import Kind
+from ys_llm.gendata.recipes.recipe import Kind
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from ys_llm.config.sources import load_dataclass
 from ys_llm.config.strict_reader import parse_dataclass, raise_problems, setting, to_plain
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.gendata.programs.makers import FACTS, MAKERS
+from ys_llm.gendata.programs.registry import FACTS, MAKERS
 from ys_llm.gendata.recipes.templates import names_in
 from ys_llm.gendata.verifiers.verify import Verify, verifier
 

@@ -18,8 +18,8 @@ from ys_llm.data.readers import read_documents
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.programs.grammar import article, counted, expand, sentences, tidy
 from ys_llm.gendata.programs.stories.story import PLOTS, Story, make_story
-from ys_llm.gendata.recipes.items import plan
-from ys_llm.gendata.recipes.recipe import DEFAULT_FOLDER, program_kinds
+from ys_llm.gendata.recipes.items import plan_items
+from ys_llm.gendata.recipes.load import program_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 CORPUS = ROOT / "training_data"
@@ -81,7 +81,7 @@ def test_training_data_is_what_the_command_makes(made_again: Path) -> None:
 
 def test_a_second_program_derives_every_answer_of_training_data() -> None:
     counts = corpus_checker.check_folder(CORPUS)
-    assert counts == {kind.name: kind.spec.count for kind in program_kinds(ROOT / DEFAULT_FOLDER)}
+    assert counts == {kind.name: kind.spec.count for kind in program_recipes()}
 
 
 def test_training_data_has_the_promised_size() -> None:
@@ -97,10 +97,10 @@ def test_the_manifest_knows_every_document_that_is_trained_on() -> None:
     lines = [line for file in read_manifest(CORPUS).values() for line in file.records]
     documents = [document.id for document in read_documents(CORPUS)]
     assert sorted(documents) == sorted(line["document"] for line in lines)
-    for kind in program_kinds(ROOT / DEFAULT_FOLDER):
+    for kind in program_recipes():
         own = [line for line in lines if line["kind"] == kind.name]
         assert {line["digest"] for line in own} == {kind.digest}
-        assert [line["key"] for line in own] == [item.key for item in plan(kind, seed=1337)]
+        assert [line["key"] for line in own] == [item.key for item in plan_items(kind, seed=1337)]
 
 
 def test_a_program_needs_no_journal() -> None:

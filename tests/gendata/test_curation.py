@@ -23,7 +23,7 @@ from ys_llm.errors import UserError
 from ys_llm.gendata.curation import (
     RULE_SETS,
     STANDARD,
-    Limits,
+    LengthLimits,
     Rule,
     Verdict,
     apply_rules,
@@ -31,13 +31,11 @@ from ys_llm.gendata.curation import (
     explain,
     rules_named,
 )
-from ys_llm.gendata.curation import reading as reading_module
 from ys_llm.gendata.curation.legacy_phrases import AIMS, ANCESTOR
 from ys_llm.gendata.curation.reading import kind_of
 from ys_llm.gendata.curation.rule import Edit, all_verdicts
 from ys_llm.gendata.curation.worker import curate_record
 from ys_llm.gendata.programs.registry import MAKERS
-from ys_llm.gendata.record import Record
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 LABELS = Path(__file__).parent / "labels" / "curation.jsonl"
@@ -89,8 +87,12 @@ def lines_of(path: Path) -> list[str]:
 def messy(tmp_path: Path) -> Path:
     """A folder with all that a real one holds: defects, copies, plain text, JSON lines, noise."""
     records = program_records(12)
-    dirty = [record_of(example.response, f"{rule.name} {n}?") for rule in STANDARD
-             for n, example in enumerate(rule.fires) if "\x00" not in example.response]  # fmt: skip
+    dirty = [
+        record_of(example.response, f"{rule.name} {n}?")
+        for rule in STANDARD
+        for n, example in enumerate(rule.positives)
+        if "\x00" not in example.response
+    ]
     folder = tmp_path / "messy"
     write_records(folder / "clean-1.md", records)
     write_records(folder / "clean-2.md", [*records[:5], record_of("A lake. " * 3)])
@@ -109,28 +111,28 @@ def messy(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("rule", EVERY_RULE, ids=lambda rule: rule.name)
 def test_a_rule_fires_on_its_examples_and_spares_the_others(rule: Rule) -> None:
-    assert len(rule.fires) >= (2 if rule in STANDARD else 1)
-    assert len(rule.spares) >= (2 if rule in STANDARD else 1)
-    for example in rule.fires:
-        outcome = rule.apply(example)
-        assert outcome is not None, example
-        assert rule.kind == "fix" or isinstance(outcome, Verdict)
-    for example in rule.spares:
+    assert len(rule.positives) >= (2 if rule in STANDARD else 1)
+    assert len(rule.negatives) >= (2 if rule in STANDARD else 1)
+    for example in rule.positives:
+        result = rule.apply(example)
+        assert result is not None, example
+        assert rule.kind == "fix" or isinstance(result, Verdict)
+    for example in rule.negatives:
         assert rule.apply(example) is None, example
 
 
 @pytest.mark.parametrize("rule", STANDARD, ids=lambda rule: rule.name)
 def test_what_a_rule_spares_no_other_rule_touches(rule: Rule) -> None:
-    for example in rule.spares:
+    for example in rule.negatives:
         said = {other.name for other in STANDARD if other.apply(example) is not None}
         assert not said, (said, example)
 
 
 @pytest.mark.parametrize("rule", FIXES, ids=lambda rule: rule.name)
 def test_a_fix_fixes_its_own_defect_at_once(rule: Rule) -> None:
-    for example in rule.fires:
-        outcome = rule.apply(example)
-        assert isinstance(outcome, Verdict) or rule.apply(outcome) is None
+    for example in rule.positives:
+        result = rule.apply(example)
+        assert isinstance(result, Verdict) or rule.apply(result) is None
 
 
 def test_names_are_unique_and_hold_every_defect_that_readers_label() -> None:
@@ -217,7 +219,7 @@ def test_rules_are_chosen_by_name_or_by_set() -> None:
 
 
 def test_lengths_are_tested_before_the_rules_and_after_them() -> None:
-    limits = Limits(min_chars=10, max_chars=40)
+    limits = LengthLimits(min_chars=10, max_chars=40)
     long = curate_record(record_of("river " * 10), STANDARD, limits)
     assert long.verdict and long.verdict.rule == "length"
     short = curate_record(record_of("Rivers.\n\nI hope this helps!"), STANDARD, limits)
@@ -329,7 +331,7 @@ def test_near_duplicates_go_and_the_first_stays(tmp_path: Path) -> None:
 def test_one_prompt_is_answered_a_limited_number_of_times(tmp_path: Path) -> None:
     answers = [record_of(f"Answer number {number}.") for number in range(5)]
     write_records(tmp_path / "in/a.md", answers)
-    limits = Limits(per_prompt=3)
+    limits = LengthLimits(per_prompt=3)
     report = curate_folder(tmp_path / "in", tmp_path / "out", limits=limits)
     assert report.totals.kept == 3
     assert report.rules["per_prompt"].records == 2
@@ -528,7 +530,7 @@ def test_exact_duplicates_are_those_of_a_brute_force_count(tmp_path: Path) -> No
     if not CORPUS.is_dir():
         pytest.skip("there is no shared corpus beside this repository")
     report = curate_folder(
-        CORPUS, tmp_path / "out", rules=[], near=0, limits=Limits(per_prompt=10**9)
+        CORPUS, tmp_path / "out", rules=[], near=0, limits=LengthLimits(per_prompt=10**9)
     )
     pieces = [
         piece.lstrip("\n")

@@ -15,15 +15,15 @@ from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.generation.journal import (
     NAME,
-    Entry,
     ItemJournal,
+    JournalEntry,
     Provenance,
-    Question,
     Rejection,
+    SentRequest,
     read_journal,
 )
 
-ASKED = Question("Tell me of “Zürich”.", "Be short.", {"seed": 7, "temperature": 0.5})
+ASKED = SentRequest("Tell me of “Zürich”.", "Be short.", {"seed": 7, "temperature": 0.5})
 ORIGIN = Provenance(
     "d1",
     3,
@@ -31,12 +31,12 @@ ORIGIN = Provenance(
     1.5,
     model="tiny",
     model_digest="m1",
-    asked=(ASKED,),
-    mended=("preamble",),
+    requests=(ASKED,),
+    fixed=("preamble",),
     verified=("words",),
 )
 TOO_SHORT = Rejection("words", "1 words, at least 5 are wanted")
-FIRST = Entry(
+FIRST = JournalEntry(
     "k0",
     "tale",
     0,
@@ -58,7 +58,7 @@ def no_power_is_cut() -> Iterator[None]:
         yield
 
 
-def write(folder: Path, entries: list[Entry] = ENTRIES) -> bytes:
+def write(folder: Path, entries: list[JournalEntry] = ENTRIES) -> bytes:
     """The bytes of a journal with these entries."""
     journal = ItemJournal(folder)
     for entry in entries:
@@ -147,7 +147,7 @@ def _origin(line: dict[str, Any]) -> None:
 
 
 def _asked(line: dict[str, Any]) -> None:
-    line["provenance"]["asked"] = ["Hello?"]
+    line["provenance"]["requests"] = ["Hello?"]
 
 
 def _again(line: dict[str, Any]) -> None:

@@ -14,8 +14,9 @@ from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.recipes import items
 from ys_llm.gendata.recipes.combinations import combination, permuted
-from ys_llm.gendata.recipes.items import Item, item_at, plan
-from ys_llm.gendata.recipes.recipe import Kind, Step, find_kinds, load_kind, load_kinds, read_topics
+from ys_llm.gendata.recipes.items import PlannedItem, item_at, plan_items
+from ys_llm.gendata.recipes.load import find_recipes, load_recipe, load_recipes, read_topics
+from ys_llm.gendata.recipes.recipe import AskStep, Recipe
 from ys_llm.gendata.recipes.templates import fill, names_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,17 +56,17 @@ def write(folder: Path, text: str = SMALL, name: str = "small.yaml") -> Path:
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Kind:
-    return load_kind(write(tmp_path))
+def small(tmp_path: Path) -> Recipe:
+    return load_recipe(write(tmp_path))
 
 
-def slots_of(kind: Kind, count: int, *, seed: int = 1) -> list[tuple[str, ...]]:
-    return [tuple(item.slots.values()) for item in plan(kind, seed=seed, count=count)]
+def slots_of(kind: Recipe, count: int, *, seed: int = 1) -> list[tuple[str, ...]]:
+    return [tuple(item.slots.values()) for item in plan_items(kind, seed=seed, count=count)]
 
 
 def refusal(folder: Path, text: str) -> str:
     with pytest.raises(UserError) as error:
-        load_kind(write(folder, text))
+        load_recipe(write(folder, text))
     assert error.value.exit_code == 2
     return str(error.value)
 
@@ -102,38 +103,38 @@ def test_the_billionth_item_is_as_quick_as_the_first() -> None:
 # The plan.
 
 
-def test_no_combination_returns_before_all_have_come(small: Kind) -> None:
+def test_no_combination_returns_before_all_have_come(small: Recipe) -> None:
     assert small.combinations == 3 * 2 * 3
     assert set(Counter(slots_of(small, 18)).values()) == {1}
     assert set(Counter(slots_of(small, 36)).values()) == {2}
 
 
-def test_an_item_depends_on_seed_kind_and_index_alone(small: Kind, tmp_path: Path) -> None:
-    again = load_kind(tmp_path / "small.yaml")
-    assert list(plan(small, seed=7)) == list(plan(again, seed=7))
-    assert item_at(small, 11, seed=7) == list(plan(small, seed=7, count=12))[11]
-    assert len(list(plan(small, seed=7))) == 4
+def test_an_item_depends_on_seed_kind_and_index_alone(small: Recipe, tmp_path: Path) -> None:
+    again = load_recipe(tmp_path / "small.yaml")
+    assert list(plan_items(small, seed=7)) == list(plan_items(again, seed=7))
+    assert item_at(small, 11, seed=7) == list(plan_items(small, seed=7, count=12))[11]
+    assert len(list(plan_items(small, seed=7))) == 4
 
 
-def test_another_seed_gives_another_order_and_other_keys(small: Kind) -> None:
+def test_another_seed_gives_another_order_and_other_keys(small: Recipe) -> None:
     assert slots_of(small, 18, seed=1) != slots_of(small, 18, seed=2)
-    keys = [item.key for seed in (1, 2) for item in plan(small, seed=seed, count=18)]
+    keys = [item.key for seed in (1, 2) for item in plan_items(small, seed=seed, count=18)]
     assert len(set(keys)) == len(keys)
 
 
 def test_sampling_draws_every_slot_by_itself(tmp_path: Path) -> None:
-    drawn = slots_of(load_kind(write(tmp_path, SMALL + "combine: sample\n")), 200)
+    drawn = slots_of(load_recipe(write(tmp_path, SMALL + "combine: sample\n")), 200)
     assert len(set(drawn)) == 18
     assert len(set(drawn[:18])) < 18
 
 
 @pytest.mark.parametrize("change", ["count: 9", "description: b", "max_tries: 5", "# a comment"])
 def test_what_no_record_shows_leaves_the_keys_alone(
-    small: Kind, tmp_path: Path, change: str
+    small: Recipe, tmp_path: Path, change: str
 ) -> None:
     name = change.split(":")[0]
     kept = [line for line in SMALL.splitlines() if not line.startswith(f"{name}:")]
-    other = load_kind(write(tmp_path, "\n".join([*kept, change])))
+    other = load_recipe(write(tmp_path, "\n".join([*kept, change])))
     assert other.digest == small.digest
     assert item_at(other, 2, seed=1) == item_at(small, 2, seed=1)
 
@@ -147,19 +148,19 @@ def test_what_no_record_shows_leaves_the_keys_alone(
     ],
 )
 def test_what_a_record_shows_gives_new_keys(
-    small: Kind, tmp_path: Path, old: str, new: str
+    small: Recipe, tmp_path: Path, old: str, new: str
 ) -> None:
-    other = load_kind(write(tmp_path, SMALL.replace(old, new)))
+    other = load_recipe(write(tmp_path, SMALL.replace(old, new)))
     assert other.digest != small.digest
 
 
-def test_a_topic_file_is_part_of_the_kind(small: Kind, tmp_path: Path) -> None:
+def test_a_topic_file_is_part_of_the_kind(small: Recipe, tmp_path: Path) -> None:
     path = write(tmp_path)
     (tmp_path / "animals.txt").write_text("fox\nowl\nemu\n", "utf-8")
-    assert load_kind(path).digest != small.digest
+    assert load_recipe(path).digest != small.digest
 
 
-def test_another_model_makes_other_items(small: Kind) -> None:
+def test_another_model_makes_other_items(small: Recipe) -> None:
     assert small.with_model("llama3.1").digest == small.digest
     assert small.with_model("qwen3").digest != small.digest
 
@@ -169,15 +170,19 @@ def test_another_model_makes_other_items(small: Kind) -> None:
 
 def test_two_slots_from_one_list_are_never_the_same(tmp_path: Path) -> None:
     text = SMALL.replace("animal: animals.txt", '"animal, friend": {file: animals.txt, choose: 2}')
-    kind = load_kind(write(tmp_path, text.replace("{place}", "{place} and {friend}")))
-    pairs = {(item.slots["animal"], item.slots["friend"]) for item in plan(kind, seed=1, count=36)}
+    kind = load_recipe(write(tmp_path, text.replace("{place}", "{place} and {friend}")))
+    pairs = {
+        (item.slots["animal"], item.slots["friend"]) for item in plan_items(kind, seed=1, count=36)
+    }
     assert pairs == set(itertools.permutations(("fox", "owl", "ape"), 2))
 
 
 def test_the_columns_of_a_line_stay_together(tmp_path: Path) -> None:
     text = SMALL.replace("animal: animals.txt", '"animal, sound": [fox | yap, owl | hoot]')
-    kind = load_kind(write(tmp_path, text.replace("{place}", "{place} {sound}")))
-    pairs = {(item.slots["animal"], item.slots["sound"]) for item in plan(kind, seed=1, count=12)}
+    kind = load_recipe(write(tmp_path, text.replace("{place}", "{place} {sound}")))
+    pairs = {
+        (item.slots["animal"], item.slots["sound"]) for item in plan_items(kind, seed=1, count=12)
+    }
     assert pairs == {("fox", "yap"), ("owl", "hoot")}
 
 
@@ -207,25 +212,25 @@ def test_any_text_can_be_filled_in(before: str, value: str) -> None:
 # From an item to a record.
 
 
-def test_a_step_sees_the_answers_before_it(small: Kind) -> None:
+def test_a_step_sees_the_answers_before_it(small: Recipe) -> None:
     item = item_at(small, 0, seed=1)
-    prompt, system = items.question(small, small.spec.ask[1], item, {"title": "The Fox"})
+    prompt, system = items.prompt_of(small.spec.ask[1], item, {"title": "The Fox"})
     assert (prompt, system) == ("Tell The Fox.", "")
-    made = items.record(small, item, {"title": "The Fox", "answer": "Once."})
+    made = items.record_of(small, item, {"title": "The Fox", "answer": "Once."})
     assert made.response == "Once."
     assert item.slots["place"] in made.prompt
 
 
-def test_both_templates_of_a_step_are_used(small: Kind) -> None:
+def test_both_templates_of_a_step_are_used(small: Recipe) -> None:
     step = small.spec.ask[0]
-    asked = [items.question(small, step, item, {})[0] for item in plan(small, seed=1, count=18)]
+    asked = [items.prompt_of(step, item, {})[0] for item in plan_items(small, seed=1, count=18)]
     assert 0 < sum(prompt.endswith("please.") for prompt in asked) < 18
 
 
-def test_every_attempt_has_a_seed_of_its_own_and_all_options(small: Kind) -> None:
+def test_every_attempt_has_a_seed_of_its_own_and_all_options(small: Recipe) -> None:
     item = item_at(small, 0, seed=1)
     sent = [
-        items.options(small, step, item, attempt=i) for step in small.spec.ask for i in range(3)
+        items.options_of(small, step, item, attempt=i) for step in small.spec.ask for i in range(3)
     ]
     assert len({options["seed"] for options in sent}) == 6
     assert all(0 <= options["seed"] < 2**31 for options in sent)
@@ -248,11 +253,11 @@ def test_every_attempt_has_a_seed_of_its_own_and_all_options(small: Kind) -> Non
     ],
 )
 def test_a_line_is_taken_bare_of_decoration(text: str, line: str) -> None:
-    assert items.taken(Step(("x",), take="line"), text) == line
+    assert items.extract(AskStep(("x",), take="line"), text) == line
 
 
 def test_a_whole_answer_is_taken_as_it_is() -> None:
-    assert items.taken(Step(("x",)), " **a**\n\nb \n") == "**a**\n\nb"
+    assert items.extract(AskStep(("x",)), " **a**\n\nb \n") == "**a**\n\nb"
 
 
 # Reading.
@@ -263,33 +268,37 @@ def test_a_whole_answer_is_taken_as_it_is() -> None:
     [
         ("count: 4", "cuont: 4", "cuont is not a field. Did you mean count?"),
         ("count: 4", "count: 0", "count must be at least 1"),
-        ("Tell {title}.", "Tell {titel}.", "ask.1.prompts.0 takes {titel}"),
+        ("Tell {title}.", "Tell {titel}.", "ask.1.prompts.0 uses {titel}"),
         ("Tell {title}.", "Tell {title", "ask.1.prompts.0: "),
-        ("about {a animal} {place}.", "about {a animal} {answers}.", "output.prompts.0 takes"),
-        ("I am {age}", "I am here", "slots.age is used nowhere"),
+        ("about {a animal} {place}.", "about {a animal} {answers}.", "output.prompts.0 uses"),
+        ("I am {age}", "I am here", "slots.age is not used"),
         ("animals.txt", "animal.txt", "animal.txt cannot be read: No such file"),
-        ("[in a wood, by a river]", "[in a wood, in a wood]", "'in a wood' is there twice"),
+        ("[in a wood, by a river]", "[in a wood, in a wood]", "'in a wood' appears twice"),
         ("[in a wood, by a river]", "[]", "there are no topics"),
         ("{low: 3, high: 5}", "{low: 3}", "slots.age"),
         ("{low: 3, high: 5}", "{low: 5, high: 3}", "slots.age"),
         (
             "place: [in a wood, by a river]",
             '"animal, place": [a | b, c | d]',
-            "slots.animal is given twice",
+            "slots.animal is defined twice",
         ),
         ("name: title", "name: animal", "there is a slot animal already"),
-        ("{num_predict: 20}", "{num_predict: 5000}", "num_predict 5000 leaves no room in 4096"),
+        (
+            "{num_predict: 20}",
+            "{num_predict: 5000}",
+            "num_predict 5000 leaves no space for a prompt in num_ctx 4096",
+        ),
         ("{num_predict: 20}", "{heat: 1}", "ask.0.sampling: heat is not a field"),
-        ("count: 4", "verifiers: {wordz: {}}", "wordz is no verifier. Did you mean words?"),
+        ("count: 4", "verifiers: {wordz: {}}", "wordz is not a verifier. Did you mean words?"),
         (
             "count: 4",
             "verifiers: {words: {lest: 1}}",
-            "words.lest is no setting. Did you mean least?",
+            "words.lest is not a setting. Did you mean least?",
         ),
         ("count: 4", "verifiers: {words: {least: many}}", "least must be an integer"),
         ("count: 4", "verifiers: {speakers: {names: [bob]}}", "there is no slot bob"),
         ("count: 4", "backend: chain", "program must be one of constraints, sql_table, story"),
-        ("count: 4", "program: story", "program stands for nothing"),
+        ("count: 4", "program: story", "program has no effect"),
         ("description: a small kind", "", "description is missing"),
     ],
 )
@@ -308,36 +317,35 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_line_with_too_few_columns_is_named(tmp_path: Path) -> None:
     text = SMALL.replace("animal: animals.txt", '"animal, sound": [fox | yap, owl]')
-    assert "'owl' has not 2 columns" in refusal(tmp_path, text)
+    assert "'owl' does not have 2 columns" in refusal(tmp_path, text)
 
 
 def test_a_topic_file_has_an_end(tmp_path: Path) -> None:
     endless = Path("/dev/zero")
     if endless.exists():
-        with pytest.raises(ValueError, match="more than 10 MB"):
+        with pytest.raises(ValueError, match="larger than 10 MB"):
             read_topics(endless)
 
 
 def test_a_kind_made_by_a_program_asks_nobody(tmp_path: Path) -> None:
-    assert "leave ask, slots and output out" in refusal(
+    assert "ask, slots and output must be left out" in refusal(
         tmp_path, SMALL + "backend: program\nprogram: units\n"
     )
 
 
 def test_a_folder_without_kinds_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no kind files"):
-        find_kinds(tmp_path)
-    with pytest.raises(UserError, match="is not a folder"):
-        find_kinds(tmp_path / "none")
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match="no kind files"):
+            find_recipes([folder])
 
 
 def test_unknown_kinds_are_all_named() -> None:
-    with pytest.raises(UserError, match=r"no kind poem, sng\. The kinds here are arithmetic, "):
-        load_kinds(["poems", "poem", "sng"], FOLDER)
+    with pytest.raises(UserError, match=r"no kind poem, sng\. The kinds are arithmetic, "):
+        load_recipes(["poems", "poem", "sng"], [FOLDER])
 
 
 def test_kinds_are_loaded_in_the_order_asked_for() -> None:
-    assert [kind.name for kind in load_kinds(["songs", "poems", "songs"], FOLDER)] == [
+    assert [kind.name for kind in load_recipes(["songs", "poems", "songs"], [FOLDER])] == [
         "songs",
         "poems",
     ]
@@ -352,8 +360,8 @@ def test_every_kind_of_the_ancestor_is_there() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_shipped_kind_plans_different_items_with_every_slot_filled(name: str) -> None:
-    kind = load_kind(FOLDER / f"{name}.yaml")
-    planned = list(plan(kind, seed=1, count=60))
+    kind = load_recipe(FOLDER / f"{name}.yaml")
+    planned = list(plan_items(kind, seed=1, count=60))
     assert len({item.key for item in planned}) == 60
     if kind.slots:
         topics = {
@@ -364,23 +372,23 @@ def test_a_shipped_kind_plans_different_items_with_every_slot_filled(name: str) 
         check_prompts(kind, item)
 
 
-def check_prompts(kind: Kind, item: Item) -> None:
+def check_prompts(kind: Recipe, item: PlannedItem) -> None:
     answers: dict[str, str] = {}
     for step in kind.spec.ask:
-        prompt, _system = items.question(kind, step, item, answers)
+        prompt, _system = items.prompt_of(step, item, answers)
         assert prompt == prompt.strip()
         assert "{" not in prompt or "json" in prompt.lower()
         answers[step.name] = f"<{step.name}>"
-    made = items.record(kind, item, answers)
+    made = items.record_of(kind, item, answers)
     assert made.prompt and made.response
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_program_kind_passes_its_own_verifiers(name: str) -> None:
-    kind = load_kind(FOLDER / f"{name}.yaml")
+    kind = load_recipe(FOLDER / f"{name}.yaml")
     if kind.spec.backend == "program":
-        for item in plan(kind, seed=2, count=60):
-            assert items.problem(kind, items.record(kind, item, {}), {}) == ""
+        for item in plan_items(kind, seed=2, count=60):
+            assert items.verify(kind, items.record_of(kind, item, {}), {}) is None
 
 
 @pytest.mark.parametrize("path", sorted(TOPICS.glob("*.txt")), ids=lambda path: path.stem)
@@ -402,35 +410,36 @@ def test_the_years_of_topics_are_years() -> None:
 
 
 def test_the_explanation_is_the_response_and_the_wish_the_prompt() -> None:
-    kind = load_kind(FOLDER / "explain.yaml")
+    kind = load_recipe(FOLDER / "explain.yaml")
     item = item_at(kind, 0, seed=1)
-    made = items.record(kind, item, {"answer": "Because it falls."})
+    made = items.record_of(kind, item, {"answer": "Because it falls."})
     assert made.response == "Because it falls."
     assert item.slots["concept"] in made.prompt
 
 
 def test_no_output_of_a_shipped_kind_holds_a_placeholder_in_brackets() -> None:
     for name in KINDS:
-        output = load_kind(FOLDER / f"{name}.yaml").spec.output
+        output = load_recipe(FOLDER / f"{name}.yaml").spec.output
         assert not any("[" in text for text in (*output.prompts, output.response))
 
 
 def test_the_facts_of_a_chain_follow_from_the_item() -> None:
-    kind = load_kind(FOLDER / "extract.yaml")
+    kind = load_recipe(FOLDER / "extract.yaml")
     first, again = (item_at(kind, 5, seed=3) for _ in range(2))
     assert first == again
     rows = json.loads(first.slots["rows"])
     assert not any(isinstance(value, bool) for row in rows for value in row.values())
     prose = ". ".join(f"{name} {value}" for row in rows for name, value in row.items())
-    made = items.record(kind, first, {"prose": prose})
-    assert items.problem(kind, made, {**first.slots, "prose": prose}) == ""
-    wrong = items.record(kind, first, {"prose": prose[: len(prose) // 2]})
-    assert "is not in the text" in items.problem(kind, wrong, first.slots)
+    made = items.record_of(kind, first, {"prose": prose})
+    assert items.verify(kind, made, {**first.slots, "prose": prose}) is None
+    wrong = items.record_of(kind, first, {"prose": prose[: len(prose) // 2]})
+    name, reason = items.verify(kind, wrong, first.slots) or ("", "")
+    assert (name, "is not in the text" in reason) == ("facts_in_prose", True)
 
 
 def test_the_constraints_of_instructions_can_be_obeyed_together() -> None:
-    kind = load_kind(FOLDER / "instructions.yaml")
-    for item in plan(kind, seed=1, count=300):
+    kind = load_recipe(FOLDER / "instructions.yaml")
+    for item in plan_items(kind, seed=1, count=300):
         rules = {rule["rule"] for rule in json.loads(item.slots["constraints"])}
         assert rules
         assert "json" not in rules or rules <= {"json", "most_characters", "without_word"}
@@ -439,14 +448,15 @@ def test_the_constraints_of_instructions_can_be_obeyed_together() -> None:
 
 
 def test_a_record_is_judged_by_the_verifiers_of_its_kind() -> None:
-    kind = load_kind(FOLDER / "synonyms.yaml")
+    kind = load_recipe(FOLDER / "synonyms.yaml")
     item = item_at(kind, 0, seed=1)
     word = item.slots["word"]
-    assert items.problem(kind, Record("?", "one, two, three, four"), item.slots) == ""
-    assert items.problem(kind, Record("?", f"one, two, {word}"), item.slots).startswith("absent: ")
+    assert items.verify(kind, Record("?", "one, two, three, four"), item.slots) is None
+    rejected = items.verify(kind, Record("?", f"one, two, {word}"), item.slots)
+    assert rejected is not None and rejected[0] == "absent"
 
 
-def test_a_plan_uses_no_random_state_of_its_caller(small: Kind) -> None:
+def test_a_plan_uses_no_random_state_of_its_caller(small: Recipe) -> None:
     state = random.getstate()
-    list(plan(small, seed=1, count=18))
+    list(plan_items(small, seed=1, count=18))
     assert random.getstate() == state

@@ -16,6 +16,7 @@ import pytest
 from support.ollama_faults import DRIP_SECONDS, FAULTS, VERSION, FaultServer, closed_port, digest_of
 
 from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_FAILED, EXIT_USAGE, UserError
+from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
 from ys_llm.gendata.backends.failures import (
     BackendDownError,
     EmptyAnswerError,
@@ -25,9 +26,7 @@ from ys_llm.gendata.backends.failures import (
     TransientError,
 )
 from ys_llm.gendata.backends.ollama import (
-    Answer,
     Ollama,
-    Request,
     address_of,
     full_name,
     never,
@@ -37,7 +36,7 @@ from ys_llm.gendata.backends.ollama import (
 ROOT = Path(__file__).resolve().parents[2]
 SOON_SECONDS = 1.0  # within which a stop is obeyed
 STALL_SECONDS = 0.3
-QUESTION = Request("tiny", "Tell me of a fox.", options={"seed": 7, "num_predict": 200})
+QUESTION = ChatRequest("tiny", "Tell me of a fox.", options={"seed": 7, "num_predict": 200})
 SCHEMA = {
     "type": "object",
     "properties": {"question": {"type": "string"}, "answer": {"type": "integer"}},
@@ -88,7 +87,9 @@ def deadlines(fault: str) -> dict[str, float]:
     return {"first_seconds": STALL_SECONDS, "stall_seconds": STALL_SECONDS} if short else {}
 
 
-def failure(server: FaultServer | str, request: Request = QUESTION, **changes: Any) -> UserError:
+def failure(
+    server: FaultServer | str, request: ChatRequest = QUESTION, **changes: Any
+) -> UserError:
     with pytest.raises(UserError) as raised:
         backend(server, **changes).ask(request)
     said = str(raised.value)
@@ -97,7 +98,7 @@ def failure(server: FaultServer | str, request: Request = QUESTION, **changes: A
     return raised.value
 
 
-def good_text(request: Request = QUESTION) -> str:
+def good_text(request: ChatRequest = QUESTION) -> str:
     with FaultServer() as server:
         return backend(server).ask(request).text
 
@@ -111,7 +112,7 @@ def test_a_good_answer_is_whole() -> None:
         answer = backend(server).ask(QUESTION)
     body = server.asked[0].body
     assert answer.text == server.answer(body)
-    assert answer == Answer(
+    assert answer == ChatAnswer(
         answer.text, "stop", digest_of("tiny:latest"), len(answer.text.split()), answer.seconds
     )
     assert 0 < answer.seconds < 5
@@ -119,7 +120,7 @@ def test_a_good_answer_is_whole() -> None:
 
 def test_what_was_asked_arrives() -> None:
     options = {"seed": 3, "temperature": 0.5, "top_k": 7, "num_ctx": 900, "num_predict": 11}
-    request = Request("tiny:latest", "Äpfel\n“now”", system="Be short.", options=options)
+    request = ChatRequest("tiny:latest", "Äpfel\n“now”", system="Be short.", options=options)
     with FaultServer() as server:
         backend(server).ask(request)
     asked = server.asked[0]
@@ -139,23 +140,23 @@ def test_what_was_asked_arrives() -> None:
 
 def test_seed_and_both_limits_are_always_sent() -> None:
     with FaultServer() as server:
-        backend(server).ask(Request("tiny", "Hello?"))
+        backend(server).ask(ChatRequest("tiny", "Hello?"))
     sent = server.asked[0].body["options"]
-    assert sent == options_sent(Request("tiny", "Hello?"))
+    assert sent == options_sent(ChatRequest("tiny", "Hello?"))
     assert set(sent) == {"seed", "num_predict", "num_ctx"}
     assert sent["num_predict"] > 0
 
 
 @pytest.mark.parametrize("seed", [0, 2**31 - 1, 2**31, 2**32 - 1, 2**64 - 1, -1])
 def test_a_seed_travels_in_the_bits_that_the_runner_keeps(seed: int) -> None:
-    sent = options_sent(Request("tiny", "x", options={"seed": seed}))["seed"]
+    sent = options_sent(ChatRequest("tiny", "x", options={"seed": seed}))["seed"]
     assert 0 <= sent < 2**31 and (sent - seed) % 2**31 == 0
 
 
 def test_a_format_is_sent_and_obeyed() -> None:
     with FaultServer() as server:
-        text = backend(server).ask(Request("tiny", "A sum?", format=SCHEMA)).text
-        loose = backend(server).ask(Request("tiny", "A sum?", format="json")).text
+        text = backend(server).ask(ChatRequest("tiny", "A sum?", format=SCHEMA)).text
+        loose = backend(server).ask(ChatRequest("tiny", "A sum?", format="json")).text
     assert [asked.body["format"] for asked in server.asked] == [SCHEMA, "json"]
     assert set(json.loads(text)) == {"question", "answer"}
     assert isinstance(json.loads(loose), dict)
@@ -163,7 +164,7 @@ def test_a_format_is_sent_and_obeyed() -> None:
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another() -> None:
     texts = [
-        good_text(Request("tiny", "A story.", options={"seed": seed})) for seed in (1, 1, 2, 3)
+        good_text(ChatRequest("tiny", "A story.", options={"seed": seed})) for seed in (1, 1, 2, 3)
     ]
     assert texts[0] == texts[1]
     assert len(set(texts)) == 3
@@ -171,7 +172,7 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another() -> None:
 
 def test_an_answer_cut_by_num_predict_says_so() -> None:
     with FaultServer("good", "length") as server:
-        short = backend(server).ask(Request("tiny", "A story.", options={"num_predict": 4}))
+        short = backend(server).ask(ChatRequest("tiny", "A story.", options={"num_predict": 4}))
         cut = backend(server).ask(QUESTION)
     assert (short.done_reason, short.eval_count, len(short.text.split())) == ("length", 4, 4)
     assert cut.done_reason == "length"
@@ -389,8 +390,8 @@ def test_a_stop_from_before_asks_nothing() -> None:
 
 def test_ctrl_c_ends_a_stalled_request_within_a_second(tmp_path: Path) -> None:
     code = (
-        "import sys; from ys_llm.gendata.backends.ollama import Ollama, Request\n"
-        "Ollama(sys.argv[1], stall_seconds=60).ask(Request('tiny', 'Hello?'))"
+        "import sys; from ys_llm.gendata.backends.ollama import ChatRequest, Ollama\n"
+        "Ollama(sys.argv[1], stall_seconds=60).ask(ChatRequest('tiny', 'Hello?'))"
     )
     with FaultServer("stall") as server:
         asking = subprocess.Popen(
@@ -408,7 +409,7 @@ def test_ctrl_c_ends_a_stalled_request_within_a_second(tmp_path: Path) -> None:
 
 
 def test_two_requests_at_once_do_not_meet() -> None:
-    requests = [Request("tiny", f"Story {n}.", options={"seed": n}) for n in range(6)]
+    requests = [ChatRequest("tiny", f"Story {n}.", options={"seed": n}) for n in range(6)]
     with FaultServer(*["slow"] * 6, slow_seconds=0.2) as server:
         shared = backend(server)
         with ThreadPoolExecutor(2) as asking:
@@ -436,7 +437,7 @@ def test_a_model_is_known_by_its_full_name() -> None:
 
 def test_a_missing_model_is_told_with_what_to_type() -> None:
     with FaultServer() as server:
-        raised = failure(server, Request("llama9", "Hello?"))
+        raised = failure(server, ChatRequest("llama9", "Hello?"))
     assert type(raised) is ModelMissingError
     assert f"`OLLAMA_HOST={server.address} ollama pull llama9`" in raised.fix
     assert not server.asked
@@ -445,7 +446,7 @@ def test_a_missing_model_is_told_with_what_to_type() -> None:
 @pytest.mark.parametrize(("model", "prompt"), [("", "Hello?"), ("tiny", " \n")])
 def test_a_request_that_asks_nothing_is_not_sent(model: str, prompt: str) -> None:
     with FaultServer() as server:
-        failure(server, Request(model, prompt))
+        failure(server, ChatRequest(model, prompt))
     assert not server.asked and not server.paths
 
 

@@ -41,12 +41,12 @@ from ys_llm.data.manifest import NAME as MANIFEST
 from ys_llm.data.manifest import read_manifest
 from ys_llm.data.readers import read_documents
 from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_FAILED, EXIT_INTERRUPTED, UserError
-from ys_llm.gendata.command import Wanted
+from ys_llm.gendata.command import GenerateRequest
 from ys_llm.gendata.generation import progress_bar
-from ys_llm.gendata.generation.generate import Outcome
+from ys_llm.gendata.generation.generate import GenerateResult
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
-from ys_llm.gendata.generation.journal import owned
-from ys_llm.gendata.recipes.recipe import load_kinds
+from ys_llm.gendata.generation.journal import corpus_lock
+from ys_llm.gendata.recipes.load import load_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 SOON_SECONDS = 1.0
@@ -71,7 +71,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Whole:
     """The run that nothing happened to."""
 
-    outcome: Outcome
+    outcome: GenerateResult
     out: Path
     asked: int
 
@@ -112,11 +112,11 @@ def test_every_item_of_the_plan_is_decided_in_its_order(kinds: Path, whole: Whol
 def test_records_are_mended_and_verified(whole: Whole) -> None:
     accepted = [entry for entry in entries(whole.out) if entry["status"] == "accepted"]
     tales = [entry for entry in accepted if entry["kind"] == "tale"]
-    assert any(entry["provenance"]["mended"] == ["preamble"] for entry in tales)
+    assert any(entry["provenance"]["fixed"] == ["preamble"] for entry in tales)
     for entry in tales:
         assert "Here is the tale" not in entry["record"]["response"]
         assert entry["provenance"]["verified"] == ["words"]
-        assert len(entry["provenance"]["asked"]) == 2
+        assert len(entry["provenance"]["requests"]) == 2
     texts = {(entry["record"]["prompt"], entry["record"]["response"]) for entry in tales}
     assert len(texts) == len(tales)
 
@@ -158,7 +158,7 @@ def test_a_chain_keeps_the_facts_of_its_program(kinds: Path, whole: Whole) -> No
     assert len(retold) == 3
     for entry in retold:
         if entry["status"] == "accepted":
-            story = entry["provenance"]["asked"][0]["prompt"].removeprefix("Tell it again: ")
+            story = entry["provenance"]["requests"][0]["prompt"].removeprefix("Tell it again: ")
             assert entry["record"] == {"prompt": f"Retell: {story}", "response": story}
     assert any(entry["status"] == "accepted" for entry in retold)
 
@@ -176,9 +176,9 @@ def test_the_outcome_does_not_depend_on_who_was_faster(
 # Interruptions.
 
 
-def wanted_in(kinds: Path, out: Path, host: str, workers: int = 1) -> Wanted:
+def wanted_in(kinds: Path, out: Path, host: str, workers: int = 1) -> GenerateRequest:
     names = tuple(sorted(KINDS))
-    return Wanted(names, out, seed=1, host=host, workers=workers, kinds_folder=kinds)
+    return GenerateRequest(names, out, seed=1, host=host, workers=workers, folders=(kinds,))
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_ctrl_c_stops_within_a_second_and_says_what_to_type(
             assert process.exitcode == EXIT_INTERRUPTED
         assert server.asked[12].left.wait(SOON_SECONDS), "the request stays open"
         said = (tmp_path / "said.err").read_text()
-        assert f"To go on, type: {wanted.words()}" in said and "Traceback" not in said
+        assert f"To resume, type: {wanted.command()}" in said and "Traceback" not in said
         assert "still to be made" in (tmp_path / "said.out").read_text()
         files = content(tmp_path / "out")
         assert MANIFEST in files and any(name.startswith("retold-") for name in files)
@@ -254,8 +254,8 @@ def test_ctrl_c_stops_within_a_second_and_says_what_to_type(
 
 
 def test_the_words_to_go_on_are_whole() -> None:
-    wanted = Wanted(("a", "b"), Path("my data"), count=3, seed=0, model="m:1b", workers=2)
-    assert wanted.words() == (
+    wanted = GenerateRequest(("a", "b"), Path("my data"), count=3, seed=0, model="m:1b", workers=2)
+    assert wanted.command() == (
         "ys gen-data --kind a,b --count 3 --seed 0 --model m:1b --workers 2 --out 'my data'"
     )
 
@@ -346,7 +346,7 @@ def test_every_fault_has_its_test() -> None:
 
 def test_a_server_that_is_gone_ends_in_exit_code_4(kinds: Path, tmp_path: Path) -> None:
     with closed_port() as port:
-        wanted = Wanted(("tale",), tmp_path / "out", host=f":{port}", kinds_folder=kinds)
+        wanted = GenerateRequest(("tale",), tmp_path / "out", host=f":{port}", folders=(kinds,))
         assert run_child(wanted, tmp_path / "said") == EXIT_BACKEND_DOWN
     said = (tmp_path / "said.err").read_text()
     assert "ollama serve" in said and "Traceback" not in said
@@ -376,7 +376,8 @@ def test_a_finished_plan_does_nothing_and_says_so(
 ) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in whole.out.iterdir()}
     outcome = fill(order(kinds), whole.out)
-    assert "complete already. Nothing to do." in str(outcome)
+    assert "Nothing to do." in str(outcome) and "complete" not in str(outcome)
+    assert "1 items dropped" in str(outcome) and "--retry-dropped" in str(outcome)
     assert (outcome.asked_now, outcome.written, outcome.removed) == (0, (), ())
     assert outcome.decided_now == ALL_SPELLINGS, "a program makes its records again"
     now = {"asked_now": 0, "decided_now": 0, "written": ()}
@@ -408,9 +409,7 @@ def test_a_changed_kind_is_made_anew_and_says_how_much(
     with llm() as server:
         fill(order(kinds), out, server)
     said = capsys.readouterr().err
-    assert (
-        f"retold: the kind's file or model has changed: 3 items are made anew; {accepted}" in said
-    )
+    assert f"retold: its file or model has changed: 3 items to make; {accepted} records" in said
     assert "Retell:" not in content(out)["retold-01.md"]
     assert entries(out)[: len(old)] == old, "the journal keeps what was made"
     write_kinds(kinds, retold=RETOLD)
@@ -441,7 +440,7 @@ def test_a_comment_or_a_larger_count_changes_no_record(tmp_path: Path) -> None:
 def test_another_model_makes_other_records(kinds: Path, tmp_path: Path) -> None:
     changed = replace(
         order(kinds, "tale", count=2),
-        kinds=tuple(kind.with_model("other") for kind in load_kinds(["tale"], kinds)),
+        recipes=tuple(recipe.with_model("other") for recipe in load_recipes(["tale"], [kinds])),
     )
     with llm(models=("tiny:latest", "other:latest")) as server:
         fill(order(kinds, "tale", count=2), tmp_path / "out", server)
@@ -460,7 +459,10 @@ def test_records_of_other_kinds_are_not_made_again(tmp_path: Path) -> None:
 
 
 def test_two_runs_do_not_fill_one_folder(kinds: Path, tmp_path: Path) -> None:
-    with owned(tmp_path / "out"), pytest.raises(UserError, match="another process is filling"):
+    with (
+        corpus_lock(tmp_path / "out"),
+        pytest.raises(UserError, match="is being filled by another process"),
+    ):
         fill(order(kinds, "spell"), tmp_path / "out")
     fill(order(kinds, "spell"), tmp_path / "out")
 
@@ -500,9 +502,9 @@ def test_a_program_needs_neither_torch_nor_a_client_of_ollama(kinds: Path, tmp_p
         "import sys\n"
         "for name in ('torch', 'httpx', 'ollama'): sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from ys_llm.gendata.command import Wanted, make\n"
+        "from ys_llm.gendata.command import GenerateRequest, make\n"
         "out, kinds = map(Path, sys.argv[1:])\n"
-        "sys.exit(make(Wanted(('spell',), out, seed=1, kinds_folder=kinds)))\n"
+        "sys.exit(make(GenerateRequest(('spell',), out, seed=1, folders=(kinds,))))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out"), str(kinds)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)

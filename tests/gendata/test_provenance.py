@@ -92,10 +92,10 @@ def test_the_manifest_says_where_a_record_came_from(made: Path) -> None:
         entry = by_key[line["key"]]
         assert (line["kind"], line["index"]) == (entry["kind"], entry["index"])
         assert line["model"] == "tiny" and len(line["model_digest"]) == 64
-        assert [set(asked) for asked in line["asked"]] == [{"prompt", "system", "options"}] * len(
-            line["asked"]
-        )
-        for asked in line["asked"]:
+        assert [set(asked) for asked in line["requests"]] == [
+            {"prompt", "system", "options"}
+        ] * len(line["requests"])
+        for asked in line["requests"]:
             assert {"seed", "num_predict", "num_ctx", "temperature"} <= asked["options"].keys()
         assert line["time"].endswith("+00:00")
         assert line.get("rejected", []) == [one["name"] for one in entry["rejections"]]
@@ -111,12 +111,14 @@ def test_what_all_records_of_a_kind_share_stands_once(made: Path) -> None:
             assert line.keys() == {"document", "index"}
             continue
         assert not line.keys() & {"kind", "digest", "seed", "model", "model_digest", "verified"}
-        assert [set(asked["options"]) for asked in line["asked"]] == [{"seed"}] * len(line["asked"])
+        assert [set(asked["options"]) for asked in line["requests"]] == [{"seed"}] * len(
+            line["requests"]
+        )
         assert {"time", "seconds"} < line.keys()
     by_key = {entry["key"]: entry["provenance"] for entry in entries(made)}
     for whole in records(made):
         if whole["kind"] != "spell":
-            assert whole["asked"] == by_key[whole["key"]]["asked"]
+            assert whole["requests"] == by_key[whole["key"]]["requests"]
 
 
 def test_a_file_ends_before_it_grows_too_large(
@@ -184,7 +186,7 @@ def test_a_file_of_somebody_else_is_never_replaced(
                 diary.write_text("My diary.")
             return False
 
-        with pytest.raises(UserError, match=r"not as they were generated: tale-01\.md") as raised:
+        with pytest.raises(UserError, match=r"edited or not generated: tale-01\.md") as raised:
             fill(order(kinds, "tale", count=2), tmp_path / "out", server, should_stop=stop)
         assert bool(server.asked) != before
         assert "--out" in raised.value.fix and "--force" in raised.value.fix
@@ -294,7 +296,7 @@ def test_a_sentence_leads_to_its_record(made: Path) -> None:
     said = str(finding)
     for piece in ("tale", "tiny", entry["key"], entry["provenance"]["digest"], "seed", "words"):
         assert piece in said
-    for asked in entry["provenance"]["asked"]:
+    for asked in entry["provenance"]["requests"]:
         assert asked["prompt"] in said and f"seed {asked['options']['seed']}" in said
 
 
@@ -347,7 +349,7 @@ def test_what_is_not_known_is_not_claimed(made: Path, tmp_path: Path) -> None:
 
 
 def test_the_list_shows_every_kind(kinds: Path) -> None:
-    lines = command.list_kinds(kinds).splitlines()
+    lines = command.list_kinds([kinds]).splitlines()
     assert [line.split()[:3] for line in lines] == [
         ["retold", "chain", "3"],
         ["spell", "program", "40"],
@@ -357,10 +359,10 @@ def test_the_list_shows_every_kind(kinds: Path) -> None:
 
 
 def test_a_dry_run_shows_the_prompts_that_a_run_sends(kinds: Path, made: Path) -> None:
-    shown = command.dry_run(["tale", "spell", "retold"], seed=1, folder=kinds)
+    shown = command.dry_run(["tale", "spell", "retold"], seed=1, folders=[kinds])
     assert len(re.findall(r"^--- \w+ \d+, .*made by a program|for title$|for answer$", shown, re.M))
-    assert len(shown.split("\n\n--- ")) == command.DRY_PROMPTS
-    sent = [asked["prompt"] for entry in entries(made) for asked in entry["provenance"]["asked"]]
+    assert len(shown.split("\n\n--- ")) == command.DRY_RUN_PROMPTS
+    sent = [asked["prompt"] for entry in entries(made) for asked in entry["provenance"]["requests"]]
     for prompt in re.findall(r"^Name a tale .*$", shown, re.M):
         assert prompt in sent
     assert "Tell the tale '{title}' of" in shown and "(system) Write the tale alone." in shown
@@ -368,17 +370,17 @@ def test_a_dry_run_shows_the_prompts_that_a_run_sends(kinds: Path, made: Path) -
 
 def test_a_check_names_each_thing_once(kinds: Path) -> None:
     with llm() as server:
-        said, code = command.check(server.address, command.models_of(["tale", "retold"], kinds))
+        said, code = command.check(server.address, command.models_of(["tale", "retold"], [kinds]))
         assert code == 0 and [line.split()[0] for line in said.splitlines()] == [
             *("server", "model", "sample")
         ]
         said, code = command.check(server.address, ["tiny", "missing"])
     assert code == EXIT_FAILED and "ollama pull missing" in said
-    assert command.models_of([], kinds) == ["tiny"]
+    assert command.models_of([], [kinds]) == ["tiny"]
 
 
 def test_an_unknown_kind_is_named(kinds: Path, tmp_path: Path) -> None:
-    wanted = command.Wanted(("tael",), tmp_path / "out", kinds_folder=kinds)
+    wanted = command.GenerateRequest(("tael",), tmp_path / "out", folders=(kinds,))
     with pytest.raises(UserError, match="no kind tael"):
         command.make(wanted)
     assert not (tmp_path / "out").exists()

@@ -24,12 +24,13 @@ from support.smollm_server import NAME, VERSION, missing, smollm_server
 from support.training_runs import ROOT, column, settings
 
 from ys_llm.data.readers import read_documents
+from ys_llm.gendata.backends.chat import ChatRequest
 from ys_llm.gendata.backends.failures import StoppedError
-from ys_llm.gendata.backends.ollama import Ollama, Request
+from ys_llm.gendata.backends.ollama import Ollama
 from ys_llm.gendata.command import DEFAULT_SEED
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
-from ys_llm.gendata.recipes.items import plan
-from ys_llm.gendata.recipes.recipe import load_kinds
+from ys_llm.gendata.recipes.items import plan_items
+from ys_llm.gendata.recipes.load import load_recipes
 from ys_llm.runs.checkpoint import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
@@ -123,8 +124,8 @@ def llm(address: str) -> Ollama:
     return Ollama(address, first_seconds=120.0, stall_seconds=60.0, total_seconds=300.0)
 
 
-def question(prompt: str, seed: int) -> Request:
-    return Request(NAME, prompt, options={**OPTIONS, "seed": seed})
+def question(prompt: str, seed: int) -> ChatRequest:
+    return ChatRequest(NAME, prompt, options={**OPTIONS, "seed": seed})
 
 
 def test_it_is_checked(llm: Ollama) -> None:
@@ -152,14 +153,14 @@ def test_the_same_seed_gives_the_same_text_and_other_seeds_others(llm: Ollama) -
 
 def test_num_predict_cuts_and_is_told(llm: Ollama) -> None:
     options = {**OPTIONS, "seed": 1, "num_predict": 8}
-    answer = llm.ask(Request(NAME, "Count from one to one hundred in words.", options=options))
+    answer = llm.ask(ChatRequest(NAME, "Count from one to one hundred in words.", options=options))
     assert (answer.done_reason, answer.eval_count <= 8) == ("length", True)
 
 
 def test_a_schema_is_obeyed(llm: Ollama) -> None:
     prompt = "Write a quiz question about animals and its answer, as JSON."
     options = {**OPTIONS, "seed": 2, "num_predict": 120}
-    answer = llm.ask(Request(NAME, prompt, options=options, format=SCHEMA))
+    answer = llm.ask(ChatRequest(NAME, prompt, options=options, format=SCHEMA))
     found = json.loads(answer.text)
     assert set(found) == {"question", "answer"}
     assert all(isinstance(value, str) for value in found.values())
@@ -168,7 +169,7 @@ def test_a_schema_is_obeyed(llm: Ollama) -> None:
 def test_a_stop_closes_the_request_and_the_next_one_is_answered(llm: Ollama) -> None:
     stop = threading.Event()
     options = {**OPTIONS, "seed": 3, "num_predict": 1500, "num_ctx": 2048}
-    endless = Request(NAME, "Write a long story about a sea voyage.", options=options)
+    endless = ChatRequest(NAME, "Write a long story about a sea voyage.", options=options)
     with ThreadPoolExecutor(1) as asking:
         future = asking.submit(llm.ask, endless, stop.is_set)
         time.sleep(2.0)
@@ -217,9 +218,9 @@ class Home:
 
     def planned(self) -> list[str]:
         """The key of every item, by kind and number."""
-        kinds = load_kinds([path.stem for path in self.kinds.iterdir()], self.kinds)
+        kinds = load_recipes([path.stem for path in self.kinds.iterdir()], [self.kinds])
         asked = [kind.with_model(NAME) for kind in kinds]
-        return [item.key for kind in asked for item in plan(kind, seed=DEFAULT_SEED)]
+        return [item.key for kind in asked for item in plan_items(kind, seed=DEFAULT_SEED)]
 
 
 @pytest.fixture
@@ -246,7 +247,7 @@ def test_from_a_model_killed_twice_to_a_model_that_completes(home: Home) -> None
     assert sorted(line["key"] for line in lines) == sorted(home.planned()), "a gap, or twice made"
     accepted = [line for line in lines if line["status"] == "accepted"]
     documents = read_documents(home.corpus)
-    assert len(accepted) == len(documents) == len({document.key for document in documents}) >= 40
+    assert len(accepted) == len(documents) == len({document.id for document in documents}) >= 40
     assert {line["kind"] for line in accepted} == {"jokes", *KINDS}
     assert f"made: {len(accepted)} records of {len(lines)} items" in said
     assert "Nothing to do." in home.ys(*home.make).stdout
@@ -254,8 +255,8 @@ def test_from_a_model_killed_twice_to_a_model_that_completes(home: Home) -> None
     assert f"model     {NAME}" in home.ys("gen-data", "trace", text, "--data", "made").stdout
 
     home.ys("gen-data", "curate", "made", "--out", "clean")
-    clean = {document.key for document in read_documents(home.folder / "clean")}
-    assert clean <= {document.key for document in documents}, "what was made was curated already"
+    clean = {document.id for document in read_documents(home.folder / "clean")}
+    assert clean <= {document.id for document in documents}, "what was made was curated already"
     assert len(clean) >= 0.9 * len(documents)
 
     run = train(home, "clean", "small", "train.max_steps=100")

@@ -38,7 +38,7 @@ def reason(name: str, prompt: str, response: str, **more: object) -> str:
 def test_settings_are_read_strictly() -> None:
     with pytest.raises(UserError) as error:
         verifier("words", {"least": "many", "mots": 3})
-    assert "mots is no setting. Did you mean most?" in str(error.value)
+    assert "mots is not a setting. Did you mean most?" in str(error.value)
     assert "least must be an integer" in str(error.value)
 
 

@@ -23,11 +23,11 @@ from support.ollama_faults import FaultServer, answer_text, prompt_of
 from support.power_cut import Call, watching
 from ys_llm.errors import UserError
 from ys_llm.gendata.backends.ollama import Ollama
-from ys_llm.gendata.command import Wanted, make
-from ys_llm.gendata.generation.generate import Outcome, run
-from ys_llm.gendata.generation.generator import Order
+from ys_llm.gendata.command import GenerateRequest, make
+from ys_llm.gendata.generation.generate import GenerateResult, generate
+from ys_llm.gendata.generation.generator import Plan
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
-from ys_llm.gendata.recipes.recipe import load_kinds
+from ys_llm.gendata.recipes.load import load_recipes
 
 # By the server that forks; it does not know the folder of the tests.
 PRELOADED = [
@@ -113,13 +113,13 @@ def llm(*script: str, **how: Any) -> FaultServer:
     return FaultServer(*script, answer=model, **how)
 
 
-def order(kinds: Path, *names: str, seed: int = 1, count: int | None = None) -> Order:
+def order(kinds: Path, *names: str, seed: int = 1, count: int | None = None) -> Plan:
     """An order of all kinds of a folder, or of some."""
     chosen = names or tuple(sorted(path.stem for path in kinds.glob("*.yaml")))
-    return Order(tuple(load_kinds(chosen, kinds)), seed, count)
+    return Plan(tuple(load_recipes(chosen, [kinds])), seed, count)
 
 
-def fill(wanted: Order, out: Path, server: FaultServer | None = None, **how: Any) -> Outcome:
+def fill(wanted: Plan, out: Path, server: FaultServer | None = None, **how: Any) -> GenerateResult:
     """Run an order here, with short deadlines; without a server nobody may be asked."""
 
     def connect() -> Ollama:
@@ -134,10 +134,10 @@ def fill(wanted: Order, out: Path, server: FaultServer | None = None, **how: Any
 
     names = ("first_seconds", "total_seconds")
     deadlines = {name: how.pop(name) for name in names if name in how}
-    return run(wanted, out, connect=connect, **how)
+    return generate(wanted, out, connect=connect, **how)
 
 
-def entries(out: Path) -> list[dict[str, Any]]:
+def journal_lines(out: Path) -> list[dict[str, Any]]:
     """The journal's lines, by another reader than the project's; none without a journal."""
     if not (out / JOURNAL).exists():
         return []
@@ -146,14 +146,27 @@ def entries(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def entries(out: Path) -> list[dict[str, Any]]:
+    """The decisions in the journal."""
+    return [line for line in journal_lines(out) if "answer_to" not in line]
+
+
+def answers(out: Path) -> list[dict[str, Any]]:
+    """The answers in the journal."""
+    return [line for line in journal_lines(out) if "answer_to" in line]
+
+
 def timeless(text: str) -> str:
     """A text without what differs between two runs of the same."""
     return re.sub(r'"(?:time|seconds)": [^,}]+', "", text)
 
 
 def content(out: Path) -> dict[str, str]:
-    """All that is in a folder, by name, without times."""
-    return {path.name: timeless(path.read_text(encoding="utf-8")) for path in out.iterdir()}
+    """All files of a folder, by name, without times; of the journal, the decisions."""
+    files = {path.name: timeless(path.read_text(encoding="utf-8")) for path in out.iterdir()}
+    if JOURNAL in files:
+        files[JOURNAL] = timeless("\n".join(json.dumps(entry) for entry in entries(out)))
+    return files
 
 
 class Killer:
@@ -178,7 +191,7 @@ def _write_half(call: Call) -> None:
         file.write(call.data[: len(call.data) // 2])
 
 
-def child_main(wanted: Wanted, said: str, kill_at: int, count_in: Path | None) -> None:
+def child_main(wanted: GenerateRequest, said: str, kill_at: int, count_in: Path | None) -> None:
     """What a child does: `ys gen-data` with these words, killed at one of its file operations."""
     for number, end in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{said}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -194,7 +207,7 @@ def child_main(wanted: Wanted, said: str, kill_at: int, count_in: Path | None) -
 
 @contextlib.contextmanager
 def child(
-    wanted: Wanted, said: Path, *, kill_at: int = -1, count_in: Path | None = None
+    wanted: GenerateRequest, said: Path, *, kill_at: int = -1, count_in: Path | None = None
 ) -> Iterator[ForkServerProcess]:
     """A process that runs `make`, forked from one that has imported all that it needs."""
     context = multiprocessing.get_context("forkserver")
@@ -208,7 +221,7 @@ def child(
         process.join()
 
 
-def run_child(wanted: Wanted, said: Path, **how: Any) -> int:
+def run_child(wanted: GenerateRequest, said: Path, **how: Any) -> int:
     """The exit code of a child, minus the signal that killed it."""
     with child(wanted, said, **how) as process:
         process.join(SECONDS)

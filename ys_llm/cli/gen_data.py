@@ -13,7 +13,7 @@ from ys_llm.errors import UsageError
 EXAMPLES = """\
 examples:
   ys gen-data --out my_data                     every kind that a program makes; no server needed
-  ys gen-data --list                            all kinds of records, and what writes them
+  ys gen-data --list                            all kinds of records, and where they come from
   ys gen-data --check --model llama3.1          check server, model and speed
   ys gen-data --kind bedtime,trivia --dry-run   ten prompts; no request is sent
   ys gen-data --kind bedtime --count 200 --out my_data
@@ -21,9 +21,10 @@ examples:
   ys gen-data explain my_data "once upon a"     what the rules say about one record
   ys gen-data trace "once upon a"               where a sentence came from
 
-A kind is one YAML file: those that come with ys, and those in the folder gen/kinds/ here. Each
-finished record is written to the folder's journal at once: stopped at any point, the same command
-resumes, and a finished plan does nothing.
+A kind is one YAML file: those that come with ys, and your own in the folder gen/kinds/ here, which
+add to them or replace them by name. Each answer of a model is written to the folder's journal at
+once: stopped at any point, the same command resumes, and a finished plan does nothing. 20 dropped
+items in a row end the run with exit code 4; --retry-dropped gives dropped items further tries.
 """
 _MAX_PROCESSES = 8  # for curation
 _ACTIONS: Mapping[str, int] = {"curate": 1, "explain": 2, "trace": 1}  # words that follow
@@ -47,6 +48,7 @@ class Arguments:
     data: Path | None
     rules: str
     force: bool
+    retry_dropped: bool
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -79,6 +81,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="DIR", type=Path, help="trace: the corpus (default: training_data)")
     add("--rules", metavar="A,B", default="standard", help="curate, explain: rules or sets of them")
     add("--force", action="store_true", help="overwrite files edited since")
+    retry_help = "give dropped items further tries, with new seeds"
+    add("--retry-dropped", action="store_true", help=retry_help)
 
 
 def run(arguments: Arguments) -> int:
@@ -121,7 +125,7 @@ def _generate(arguments: Arguments) -> int:
     if arguments.dry_run:
         print(command.dry_run(list(arguments.kinds), seed=seed, model=arguments.model))
         return 0
-    request = command.Wanted(
+    request = command.GenerateRequest(
         arguments.kinds,
         arguments.out or command.DEFAULT_OUT,
         count=arguments.count,
@@ -130,6 +134,7 @@ def _generate(arguments: Arguments) -> int:
         host=arguments.address,
         workers=arguments.workers or 1,
         force=arguments.force,
+        retry_dropped=arguments.retry_dropped,
     )
     return command.make(request)
 

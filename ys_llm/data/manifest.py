@@ -17,6 +17,7 @@ from ys_llm.errors import UserError
 NAME = "MANIFEST.jsonl"
 _FILE_FIELDS = {"file": str, "records": int, "sha256": str, "was": list}
 _RECORD_FIELDS = {"document": str, "kind": str, "digest": str, "index": int, "seed": int}
+_OLD_NAMES = {"asked": "requests", "mended": "fixed"}  # in manifests of earlier versions
 _GIVE_BACK = "Put a good copy of the file back, or move it away: it can be made again."
 
 
@@ -75,8 +76,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise _damaged(path, number, f"not JSON ({error})") from error
         if not isinstance(fields, dict):
-            raise _damaged(path, number, "no object")
-        yield number, fields
+            raise _damaged(path, number, "not an object")
+        yield number, {_OLD_NAMES.get(str(name), str(name)): fields[name] for name in fields}
 
 
 def _record(kind: Mapping[str, Any], file: str, fields: Mapping[str, Any]) -> Mapping[str, Any]:

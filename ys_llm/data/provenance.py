@@ -37,12 +37,12 @@ class Finding:
             yield f"  made      {line.get('time', '?')}, in {line.get('seconds', '?')} s"
         else:
             yield "  model     none: a program wrote it"
-        for asked in line.get("asked", ()):
+        for asked in line.get("requests", ()):
             yield f"  asked     {_short(asked['prompt'])}"
             if asked["system"]:
                 yield f"  system    {_short(asked['system'])}"
             yield f"  options   {', '.join(f'{k} {v}' for k, v in asked['options'].items())}"
-        for what in ("verified", "mended", "rejected"):
+        for what in ("verified", "fixed", "rejected"):
             if line.get(what):
                 yield f"  {what:8}  {', '.join(line[what])}"
 

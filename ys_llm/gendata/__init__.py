@@ -1,4 +1,4 @@
-"""Training text: kinds of records, made by programs or by a language model, verified and traced.
+"""Training text: records made by programs or by a language model, verified, with their provenance.
 
-`ys gen-data` is the way in; `command.py` has what it does.
+`ys gen-data` is the command; `command.py` is what it calls.
 """

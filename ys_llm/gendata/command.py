@@ -1,40 +1,37 @@
-"""The sub-commands of `ys gen-data`, one function each; each imports what it needs."""
+"""The actions of `ys gen-data`, one function each; each imports what it needs."""
 
-import os
 import shlex
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ys_llm.errors import EXIT_FAILED, UserError
-from ys_llm.gendata.recipes.recipe import (
-    DEFAULT_FOLDER,
-    Kind,
-    find_kinds,
-    load_kind,
-    load_kinds,
-    program_kinds,
+from ys_llm.gendata.recipes.load import (
+    find_recipes,
+    load_recipe,
+    load_recipes,
+    origin,
+    program_recipes,
 )
+from ys_llm.gendata.recipes.recipe import Recipe
+from ys_llm.system.signals import stop_requested
 
 if TYPE_CHECKING:
     from ys_llm.gendata.backends.ollama import Ollama
-    from ys_llm.gendata.recipes.items import Item
+    from ys_llm.gendata.recipes.items import PlannedItem
 
 DEFAULT_OUT = Path("training_data")
 DEFAULT_SEED = 1337
-DRY_PROMPTS = 10
+DRY_RUN_PROMPTS = 10
 _SHOWN_FINDINGS = 10
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What `ys gen-data` was told; empty or None is what was not said.
+class GenerateRequest:
+    """What to generate, as typed; empty or None is what was not given.
 
-    No kinds are all that programs make.
+    No kinds means all that programs make.
     """
 
     kinds: tuple[str, ...]
@@ -45,24 +42,34 @@ class Wanted:
     host: str = ""
     workers: int = 1
     force: bool = False
-    kinds_folder: Path = DEFAULT_FOLDER
+    retry_dropped: bool = False
+    folders: tuple[Path, ...] | None = None  # of kind files; None: gen/kinds/, then the shipped
 
-    def words(self) -> str:
-        """The command that says the same; `force` is not said again."""
-        given = {
+    def command(self, *, retry_dropped: bool = False) -> str:
+        """The command line of this request, without --force."""
+        options = {
             "--kind": ",".join(self.kinds) or None,
-            **self._what(),
+            **self._content_options(),
             "--host": self.host or None,
             "--workers": self.workers if self.workers != 1 else None,
             "--out": str(self.out),
         }
-        return _command(given)
+        return _command_line(options) + (" --retry-dropped" if retry_dropped else "")
 
-    def recipe(self) -> str:
-        """The command that makes the same corpus in any folder, where programs make all of it."""
-        return "" if self.kinds else _command(self._what())
+    def check_command(self) -> str:
+        """The command that checks the server and the models of this request."""
+        options = {
+            "--kind": ",".join(self.kinds) or None,
+            "--model": self.model or None,
+            "--host": self.host or None,
+        }
+        return f"{_command_line(options)} --check"
 
-    def _what(self) -> dict[str, object]:
+    def reproduce_command(self) -> str:
+        """The command that makes the same corpus in any folder; "" if a model is needed."""
+        return "" if self.kinds else _command_line(self._content_options())
+
+    def _content_options(self) -> dict[str, object]:
         return {
             "--count": self.count,
             "--seed": self.seed if self.seed != DEFAULT_SEED else None,
@@ -70,21 +77,23 @@ class Wanted:
         }
 
 
-def _command(given: Mapping[str, object]) -> str:
-    said = (
-        f"{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None
+def _command_line(options: Mapping[str, object]) -> str:
+    words = (
+        f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
     )
-    return " ".join(["ys gen-data", *said])
+    return " ".join(["ys gen-data", *words])
 
 
-def list_kinds(folder: Path = DEFAULT_FOLDER) -> str:
-    """Every kind: its name, who writes it, how many records it aims at, what it is."""
-    kinds = [load_kind(path) for path in find_kinds(folder).values()]
-    width = max(len(kind.name) for kind in kinds)
+def list_kinds(folders: Sequence[Path] | None = None) -> str:
+    """Every kind: its name, who writes it, its number of items, its origin, its description."""
+    paths = find_recipes(folders)
+    found = [(load_recipe(path), origin(name, path)) for name, path in paths.items()]
+    widest_name = max(len(recipe.name) for recipe, _ in found)
+    widest_origin = max(len(source) for _, source in found)
     rows = [
-        f"{kind.name:{width}}  {kind.spec.backend:7}  {kind.spec.count:>6,}  "
-        f"{kind.spec.description}"
-        for kind in kinds
+        f"{recipe.name:{widest_name}}  {recipe.spec.backend:7}  {recipe.spec.count:>6,}  "
+        f"{source:{widest_origin}}  {recipe.spec.description}"
+        for recipe, source in found
     ]
     return "\n".join(rows)
 
@@ -94,58 +103,58 @@ def dry_run(
     *,
     seed: int = DEFAULT_SEED,
     model: str = "",
-    folder: Path = DEFAULT_FOLDER,
+    folders: Sequence[Path] | None = None,
 ) -> str:
-    """Ten prompts of these kinds, as the model would get them; nobody is asked.
+    """Ten prompts of these kinds, as a model would get them; no model is used.
 
-    What later questions take from answers is shown as {its name}.
+    What later prompts take from answers appears as {its name}.
     """
     from ys_llm.gendata.recipes.items import item_at
 
-    kinds = _kinds(names, model, folder)
+    recipes = _recipes(names, model, folders)
     shown = []
-    for number in range(DRY_PROMPTS):
-        index, place = divmod(number, len(kinds))
-        shown.append(_prompts(kinds[place], item_at(kinds[place], index, seed=seed)))
+    for number in range(DRY_RUN_PROMPTS):
+        index, which = divmod(number, len(recipes))
+        shown.append(_prompts(recipes[which], item_at(recipes[which], index, seed=seed)))
     return "\n\n".join(shown)
 
 
-def _prompts(kind: Kind, item: "Item") -> str:
+def _prompts(recipe: Recipe, item: "PlannedItem") -> str:
     from ys_llm.gendata.recipes import items
 
-    head = f"--- {kind.name} {item.index}"
-    if kind.spec.backend == "program":
-        return f"{head}, made by a program\n{items.record(kind, item, {}).prompt}"
-    unknown = {step.name: f"{{{step.name}}}" for step in kind.spec.ask}
+    head = f"--- {recipe.name} {item.index}"
+    if not recipe.uses_model:
+        return f"{head}, made by a program\n{items.record_of(recipe, item, {}).prompt}"
+    unknown = {step.name: f"{{{step.name}}}" for step in recipe.spec.ask}
     parts = []
-    for step in kind.spec.ask:
-        prompt, system = items.question(kind, step, item, unknown)
-        parts.append(f"{head}, {kind.spec.model}, for {step.name}\n{prompt}")
+    for step in recipe.spec.ask:
+        prompt, system = items.prompt_of(step, item, unknown)
+        parts.append(f"{head}, {recipe.spec.model}, for {step.name}\n{prompt}")
         parts += [f"(system) {system}"] if system else []
     return "\n".join(parts)
 
 
-def _kinds(names: Sequence[str], model: str, folder: Path) -> list[Kind]:
-    kinds = load_kinds(names, folder) if names else program_kinds(folder)
-    return [_with_model(kind, model) for kind in kinds]
+def _recipes(names: Sequence[str], model: str, folders: Sequence[Path] | None) -> list[Recipe]:
+    recipes = load_recipes(names, folders) if names else program_recipes(folders)
+    return [_with_model(recipe, model) for recipe in recipes]
 
 
-def _with_model(kind: Kind, model: str) -> Kind:
-    return kind.with_model(model) if model and kind.spec.backend != "program" else kind
+def _with_model(recipe: Recipe, model: str) -> Recipe:
+    return recipe.with_model(model) if model and recipe.uses_model else recipe
 
 
 def check(host: str, models: Sequence[str]) -> tuple[str, int]:
-    """What the server and these models say to a sample; the exit code of the first failure."""
+    """Query the server and time a sample of each model; the exit code of the first failure."""
     found = [_connect(host).check(model) for model in dict.fromkeys(models)]
     codes = [one.failure.exit_code for one in found if one.failure]
     lines = dict.fromkeys(line for one in found for line in str(one).splitlines())
     return "\n".join(lines), codes[0] if codes else 0
 
 
-def models_of(names: Sequence[str], folder: Path = DEFAULT_FOLDER) -> list[str]:
-    """The models that these kinds ask; of no kinds, those that all kinds ask."""
-    kinds = load_kinds(list(names) or list(find_kinds(folder)), folder)
-    models = (kind.spec.model for kind in kinds if kind.spec.backend != "program")
+def models_of(names: Sequence[str], folders: Sequence[Path] | None = None) -> list[str]:
+    """The models that these kinds use; for no kinds, those that any kind uses."""
+    recipes = load_recipes(list(names) or list(find_recipes(folders)), folders)
+    models = (recipe.spec.model for recipe in recipes if recipe.uses_model)
     return list(dict.fromkeys(models))
 
 
@@ -155,81 +164,60 @@ def _connect(host: str) -> "Ollama":
     return Ollama(host)
 
 
-def make(wanted: Wanted) -> int:
-    """Make what is missing of an order; the exit code.
+def make(request: GenerateRequest) -> int:
+    """Make what is missing; the exit code.
 
-    Raises UserError, after all is written: what the back end said, or what to type to go on after
-    a stop (exit code 128 + signal).
+    Raises UserError, after everything is written: the failure of the back end, or what to type to
+    resume after a stop (exit code 128 + signal).
     """
-    from ys_llm.gendata.generation.generate import run
-    from ys_llm.gendata.generation.generator import Order
+    from ys_llm.gendata.generation.generate import generate
+    from ys_llm.gendata.generation.generator import Plan, UselessAnswersError
 
-    kinds = _kinds(wanted.kinds, wanted.model, wanted.kinds_folder)
-    with _stop_signals() as stop:
-        outcome = run(
-            Order(tuple(kinds), wanted.seed, wanted.count, wanted.recipe()),
-            wanted.out,
-            connect=lambda: _connect(wanted.host),
-            workers=wanted.workers,
-            should_stop=lambda: stop.signal != 0,
-            force=wanted.force,
+    recipes = _recipes(request.kinds, request.model, request.folders)
+    with stop_requested("closing requests and writing files; press again to stop at once") as stop:
+        plan = Plan(
+            tuple(recipes),
+            request.seed,
+            request.count,
+            request.reproduce_command(),
+            request.retry_dropped,
         )
-    print(outcome, flush=True)
-    if outcome.failure:
-        raise outcome.failure
-    if outcome.stopped:
+        result = generate(
+            plan,
+            request.out,
+            connect=lambda: _connect(request.host),
+            workers=request.workers,
+            should_stop=lambda: bool(stop),
+            force=request.force,
+        )
+    print(result, flush=True)
+    if isinstance(result.failure, UselessAnswersError):
+        retry = request.command(retry_dropped=True)
         raise UserError(
-            f"stopped by {signal.Signals(stop.signal).name}; what was decided is kept",
-            f"To go on, type: {wanted.words()}",
-            exit_code=128 + stop.signal,
+            result.failure.problem,
+            f"Check the model's answers: `{request.check_command()}`. Then type: {retry}",
+            exit_code=result.failure.exit_code,
+        )
+    if result.failure:
+        raise result.failure
+    if result.stopped:
+        raise UserError(
+            f"stopped by {stop.name}; decided items and answers are kept",
+            f"To resume, type: {request.command(retry_dropped=request.retry_dropped)}",
+            exit_code=stop.exit_code,
         )
     return 0
 
 
-class _Stop:
-    """The signal that asked for an end, or 0."""
-
-    signal: int = 0
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Stop]:
-    """The first signal asks for an end; a second one acts at once, and loses nothing either."""
-    stop = _Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    numbers = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-    before: dict[int, Any] = {
-        number: handler
-        for number in numbers
-        if number is not None and (handler := signal.getsignal(number)) != signal.SIG_IGN
-    }
-
-    def ask(number: int, frame: Any) -> None:
-        stop.signal = number
-        signal.signal(number, before[number])
-        with suppress(OSError):  # not print, which may be at work on the same stream just now
-            os.write(2, b"\nclosing the request and writing the files\n")
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def curate(path: Path, out: Path, *, rules: Sequence[str] = ("standard",), workers: int = 1) -> str:
-    """Curate a folder into another; the report in a few lines."""
+    """Curate a folder into another; a short report."""
     from ys_llm.gendata.curation import curate_folder, rules_named
 
     return str(curate_folder(path, out, rules=rules_named(rules), processes=workers))
 
 
 def explain(path: Path, record: str, *, rules: Sequence[str] = ("standard",)) -> str:
-    """What the rules say of one record, named by its number in a file or by a piece of its text."""
+    """What the rules find in one record, given by its number in a file or by a part of its text."""
     from ys_llm.gendata.curation import explain, rules_named
 
     which = int(record) if record.isascii() and record.isdigit() else record
@@ -237,12 +225,12 @@ def explain(path: Path, record: str, *, rules: Sequence[str] = ("standard",)) ->
 
 
 def trace(text: str, folder: Path) -> tuple[str, int]:
-    """The records that hold a text, with their provenance; exit code 1 where there is none."""
+    """The records that contain a text, with their provenance; exit code 1 if there are none."""
     from ys_llm.data.provenance import trace
 
     found = trace(folder, text)
     if not found:
-        return f"no record that {folder} accounts for holds this text", EXIT_FAILED
+        return f"no generated record in {folder} contains this text", EXIT_FAILED
     more = len(found) - _SHOWN_FINDINGS
     shown = [str(finding) for finding in found[:_SHOWN_FINDINGS]]
     return "\n\n".join([*shown, *([f"and {more:,} more"] if more > 0 else [])]), 0

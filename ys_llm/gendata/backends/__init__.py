@@ -1,1 +1,1 @@
-"""Who is asked for text: an ollama server."""
+"""Where text of a language model comes from: an ollama server."""

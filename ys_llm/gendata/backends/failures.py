@@ -1,6 +1,6 @@
-"""What goes wrong between this program and ollama: by class, in one line, with what to type.
+"""Failures of ollama: one class each, one line for the user, and what to type.
 
-The client raises a dozen kinds of exception, from four libraries; `failure_of` knows them all.
+The client raises a dozen exception types from four libraries; `failure_of` translates them all.
 """
 
 import socket
@@ -13,16 +13,16 @@ import ollama
 from ys_llm.errors import EXIT_BACKEND_DOWN, UserError
 
 PORT = 11434
-_SHOWN_CHARS = 160  # of what the server said, inside a message of one line
+_SHOWN_CHARS = 160  # of the server's message, inside one line of ours
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BUSY = (429, 503)
-# What reading a line that is no answer raises inside the client: JSON's own error and pydantic's
-# are ValueErrors; a line or an error text that is JSON but no object ends in an AttributeError.
+# What the client raises for a malformed line: errors of JSON and pydantic are ValueErrors; a line
+# or an error text that is JSON but not an object causes an AttributeError.
 _UNREADABLE = (ValueError, AttributeError, TypeError)
 
 
 class BackendDownError(UserError):
-    """Nobody answers at the address, or nobody that speaks ollama's protocol."""
+    """Nothing answers at the address, or not with ollama's protocol."""
 
     def __init__(self, problem: str, fix: str) -> None:
         super().__init__(problem, fix, exit_code=EXIT_BACKEND_DOWN)
@@ -33,75 +33,75 @@ class ModelMissingError(UserError):
 
 
 class RefusedError(UserError):
-    """The server will never answer this request: it is wrong, or not allowed."""
+    """The server will never answer this request: it is invalid, or not allowed."""
 
 
 class EmptyAnswerError(UserError):
-    """The model ended without a word; the same seed would give the same."""
+    """The answer has no text; the same seed would give the same."""
 
 
 class TransientError(UserError):
-    """A failure that may pass; `reason` is one word, `tries` how often it was tried."""
+    """A failure that may be temporary; `reason` is one word, `tries` the number of tries."""
 
     def __init__(self, address: str, reason: str, *, happened: str, tries: int = 1) -> None:
         times = "" if tries == 1 else f" {tries} times, the last time"
         super().__init__(
             f"ollama at {address} failed{times}: {happened}",
-            "See what `ollama serve` printed, then give the same command again.",
+            "Check the output of `ollama serve`, then repeat the command.",
             exit_code=EXIT_BACKEND_DOWN,
         )
         self.address, self.reason, self.happened, self.tries = address, reason, happened, tries
 
     def after(self, tries: int) -> "TransientError":
-        """The same, after so many tries."""
+        """The same failure after this many tries."""
         return TransientError(self.address, self.reason, happened=self.happened, tries=tries)
 
 
 class StoppedError(Exception):
-    """The caller's `should_stop` said so; the request is closed."""
+    """`should_stop` was true; the request is closed."""
 
 
 def failure_of(error: Exception, address: str, model: str) -> UserError | None:
-    """The failure that an exception out of the client stands for; None for one it never raises."""
+    """Our exception for one of the client's; None for an exception it is not known to raise."""
     if isinstance(error, ollama.ResponseError):
         return _of_status(error.status_code, error.error, address=address, model=model)
     if _is_down(error):
         return backend_down(address, _why_unreachable(error))
     if isinstance(error, httpx.TimeoutException):
-        return TransientError(address, "stall", happened="it stopped answering")
+        return TransientError(address, "stall", happened="it stopped responding")
     if isinstance(error, httpx.TransportError | OSError):
-        return TransientError(address, "reset", happened="the connection broke off")
+        return TransientError(address, "reset", happened="the connection was closed")
     if isinstance(error, _UNREADABLE):
-        happened = f"it sent a line that is no part of an answer ({shorten(str(error))})"
+        happened = f"it sent a malformed line ({shorten(str(error))})"
         return TransientError(address, "bad-line", happened=happened)
     return None
 
 
 def backend_down(address: str, why: str) -> BackendDownError:
-    """Nobody is there; the fix depends on the address that was tried."""
+    """Nothing answers; the fix depends on the address."""
     return BackendDownError(f"ollama does not answer at {address}: {why}", _how_to_reach(address))
 
 
 def model_missing(address: str, model: str, models: tuple[str, ...] = ()) -> ModelMissingError:
-    """The server has other models, if any; say how to get this one."""
+    """The server lacks this model; `models` are those it has."""
     where = "" if _is_here(address) else f"OLLAMA_HOST={address} "
-    fix = f"Get it: `{where}ollama pull {model}`"
+    fix = f"Type `{where}ollama pull {model}`"
     if models:
-        fix += f"; or take one that is there: --model {' or '.join(models[:8])}"
+        fix += f", or use one that it has: --model {' or '.join(models[:8])}"
     return ModelMissingError(f"ollama at {address} has no model {model!r}", f"{fix}.")
 
 
 def shorten(text: str) -> str:
-    """The text in one line of bounded length."""
+    """The text as one line of limited length."""
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
 
 
 def _of_status(status: int, said: object, *, address: str, model: str) -> UserError:
-    """The failure behind an HTTP status; -1 is the client's word for an error line in an answer."""
+    """The failure behind an HTTP status; the client uses -1 for an error line in an answer."""
     text = shorten(str(said))
     if status == -1:
-        return TransientError(address, "error-line", happened=f"in its answer it said: {text}")
+        return TransientError(address, "error-line", happened=f"error in its answer: {text}")
     if status in _BUSY:
         return TransientError(address, "busy", happened=f"it is busy ({text})")
     if status >= 500:
@@ -109,7 +109,7 @@ def _of_status(status: int, said: object, *, address: str, model: str) -> UserEr
     if status == 404 and "model" in text:
         return model_missing(address, model)
     if status == 404 or status < 400:
-        return backend_down(address, f"what answers there is not ollama (status {status})")
+        return backend_down(address, f"the server there is not ollama (status {status})")
     if status in (401, 403):
         fix = "Set OLLAMA_API_KEY if the server wants a key, or choose another --model or --host."
         return RefusedError(f"ollama at {address} does not allow it: {text}", fix)
@@ -120,7 +120,7 @@ def _of_status(status: int, said: object, *, address: str, model: str) -> UserEr
 
 
 def _is_down(error: Exception) -> bool:
-    """Whether no connection came about; the plain calls of the client wrap it, streams do not."""
+    """Whether no connection was made; plain calls of the client wrap the error, streams do not."""
     never = (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, httpx.UnsupportedProtocol)
     return isinstance(error, never) or type(error) is ConnectionError
 
@@ -128,16 +128,16 @@ def _is_down(error: Exception) -> bool:
 def _why_unreachable(error: BaseException) -> str:
     causes = list(_causes(error))
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return "no machine has that name"
+        return "the host name is unknown"
     if any(isinstance(cause, httpx.ConnectTimeout) for cause in causes):
-        return "no connection came about in time"
+        return "the connection timed out"
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
         return "the connection was refused"
     return shorten(str(causes[-1])) or type(causes[-1]).__name__
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that led to it."""
+    """The error and its causes."""
     while error is not None:
         yield error
         if isinstance(error, BaseExceptionGroup):
@@ -151,10 +151,10 @@ def _how_to_reach(address: str) -> str:
         listens = f"ollama listens on port {PORT}: --host {parts.scheme}://{parts.hostname}:{PORT}"
         return f"An address with {parts.scheme}:// and no port means {parts.port}; {listens}."
     if parts.hostname in _LOOPBACK:
-        return f"Start it: `ollama serve`; or say where it runs: --host NAME:{PORT}."
+        return f"Type `ollama serve` to start it, or add --host NAME:{PORT} if it runs elsewhere."
     return (
-        "Start it there with `OLLAMA_HOST=0.0.0.0 ollama serve` (without, it hears its own machine "
-        f"alone); or say where it runs: --host NAME:{PORT}."
+        "Start it there with `OLLAMA_HOST=0.0.0.0 ollama serve` (by default it listens on "
+        f"localhost only), or add --host NAME:{PORT} if it runs elsewhere."
     )
 
 

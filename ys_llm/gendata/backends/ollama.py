@@ -1,8 +1,8 @@
-"""The back end `ollama`: one question, one whole answer or one named failure, within deadlines.
+"""The back end `ollama`: one request, one complete answer or one named failure, within deadlines.
 
-It drives the real `ollama` client, always streaming, inside an event loop that lasts as long as the
-question: what waits there can be called off at any moment, and then its connection is closed. A
-thread that reads a socket could not be woken before its own time-out.
+It drives the `ollama` client, always streaming, inside an event loop per request: a task can be
+cancelled at any moment, which closes its connection. A thread that reads a socket could not be
+interrupted before its own timeout.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import contextlib
 import ssl
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ import httpx
 import ollama
 
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
 from ys_llm.gendata.backends.failures import (
     PORT,
     EmptyAnswerError,
@@ -31,41 +32,18 @@ from ys_llm.gendata.backends.failures import (
 )
 
 DEFAULT_HOST = f"127.0.0.1:{PORT}"
-# Sent with every request. The server's own defaults differ from version to version and from model
-# to model: no limit on the answer, a context of 2048 or 4096 tokens that cuts prompts in silence.
+# Sent with every request. The server's own defaults differ between versions and models: no limit on
+# the answer, a context of 2048 or 4096 tokens that cuts prompts silently.
 DEFAULT_SEED, DEFAULT_NUM_PREDICT, DEFAULT_NUM_CTX = 0, 512, 4096
-_SEEDS = 2**31  # the runner keeps 32 bits, and takes all ones for "choose one"
-_POLL_SECONDS = 0.05  # between two looks at `should_stop`
-_SERVER_WORDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on, not to call
+_SEEDS = 2**31  # the runner keeps 32 bits; all ones mean "choose one"
+_POLL_SECONDS = 0.05  # between two checks of `should_stop`
+_SERVER_WORDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses for listening, not for connecting
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Request:
-    """One question; `format` is "", "json" or a JSON schema, `options` are ollama's own."""
-
-    model: str
-    prompt: str
-    system: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    format: str | Mapping[str, Any] = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One whole answer; `done_reason` is "stop", or "length" where num_predict cut it off."""
-
-    text: str
-    done_reason: str
-    model_digest: str  # "" where the server lists no model of that name
-    eval_count: int  # tokens of the answer
-    seconds: float  # of the try that succeeded
-    tries: int = 1
-
-
-@dataclass(frozen=True)
-class Check:
-    """What `ys gen-data --check` found, as far as it came before `failure`."""
+class ServerCheck:
+    """The result of `ys gen-data --check`, up to `failure` if there is one."""
 
     address: str
     model: str
@@ -73,7 +51,7 @@ class Check:
     digest: str = ""
     size_bytes: int = 0
     models: tuple[str, ...] = ()
-    sample: Answer | None = None
+    sample: ChatAnswer | None = None
     failure: UserError | None = None
 
     def __str__(self) -> str:
@@ -94,7 +72,7 @@ class Check:
 
 
 def never() -> bool:
-    """The `should_stop` of one who waits to the end."""
+    """A `should_stop` that never stops."""
     return False
 
 
@@ -111,41 +89,41 @@ class Ollama:
         total_seconds: float = 900.0,
         pauses: Sequence[float] = (1.0, 2.0, 4.0, 8.0),
     ) -> None:
-        """Deadlines in seconds: to connect, for the first part, for each next one, for `ask`.
+        """Timeouts in seconds: to connect, for the first part, between parts, for all of `ask`.
 
-        The first part may wait for the model to be loaded. A failure that may pass is tried again
-        after each of `pauses`. Raises UserError for a host that is no address.
+        The first part may have to wait until the model is loaded. A transient failure is retried
+        after each of `pauses`. Raises UserError for an invalid host.
         """
         self.address = address_of(host)
         self._connect_seconds, self._first_seconds = connect_seconds, first_seconds
         self._stall_seconds, self._total_seconds = stall_seconds, total_seconds
         self._pauses = tuple(pauses)
         self._listed: dict[str, ollama.ListResponse.Model] = {}
-        read_seconds = max(first_seconds, stall_seconds)  # of any bytes; parts are watched closer
+        read_seconds = max(first_seconds, stall_seconds)  # for any bytes; parts have their own
         self._timeout = httpx.Timeout(
             connect=connect_seconds, read=read_seconds, write=stall_seconds, pool=connect_seconds
         )
-        # Building a TLS context takes longer than a local request; an http:// address needs none.
+        # Building a TLS context takes longer than a local request; http:// does not need one.
         secure = self.address.startswith("https:")
         self._tls: ssl.SSLContext | bool = ssl.create_default_context() if secure else False
 
-    def ask(self, request: Request, should_stop: Callable[[], bool] = never) -> Answer:
-        """The whole answer, or an exception: never a part of one.
+    def ask(self, request: ChatRequest, should_stop: Callable[[], bool] = never) -> ChatAnswer:
+        """The complete answer, or an exception; never a partial answer.
 
-        `should_stop` is asked many times a second. Raises StoppedError, or a UserError:
-        BackendDownError, ModelMissingError, RefusedError, EmptyAnswerError, and TransientError for
-        what did not pass in time.
+        `should_stop` is called many times per second. Raises StoppedError, or a UserError:
+        BackendDownError, ModelMissingError, RefusedError, EmptyAnswerError, or TransientError after
+        the last retry.
         """
         if not request.model:
-            raise UserError("no model is named", "Say which: --model NAME.", exit_code=EXIT_USAGE)
+            raise UserError("no model is given", "Add --model NAME.", exit_code=EXIT_USAGE)
         if not request.prompt.strip():
-            # The server would only load the model, and report success.
-            raise UserError("the prompt is empty", "Mend the kind's template or its slots.")
+            # The server would only load the model and report success.
+            raise UserError("the prompt is empty", "Correct the template or slots of the kind.")
         return self._run(lambda: self._ask(request), should_stop)
 
-    def check(self, model: str, should_stop: Callable[[], bool] = never) -> Check:
-        """Look at the server and the model and take one timed sample; failures are in the Check."""
-        found = Check(self.address, model)
+    def check(self, model: str, should_stop: Callable[[], bool] = never) -> ServerCheck:
+        """Query server and model and time one sample; a failure is part of the result."""
+        found = ServerCheck(self.address, model)
         try:
             version = self._run(self._version, should_stop)
             names = tuple(entry.model or "" for entry in self._listed.values())
@@ -154,13 +132,13 @@ class Ollama:
             if entry is None:
                 raise model_missing(self.address, model, names)
             found = replace(found, digest=entry.digest or "", size_bytes=int(entry.size or 0))
-            sample = Request(model, "What is rain? Answer in one sentence.", options=_SAMPLE)
+            sample = ChatRequest(model, "What is rain? Answer in one sentence.", options=_SAMPLE)
             return replace(found, sample=self.ask(sample, should_stop))
         except UserError as failure:
             return replace(found, failure=failure)
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, T]], stop: Callable[[], bool]) -> T:
-        """Run `work` to its end, to the total deadline or to `stop`, whichever comes first."""
+        """Run `work` until it ends, the total timeout passes or `stop` is true."""
 
         async def watched() -> T:
             asyncio.get_running_loop().set_default_executor(_Abandonable())
@@ -170,16 +148,16 @@ class Ollama:
                 if stop():
                     raise StoppedError("stopped by the caller")
                 if time.monotonic() > ends:
-                    happened = f"no whole answer in {self._total_seconds:g} s"
+                    happened = f"no complete answer in {self._total_seconds:g} s"
                     raise TransientError(self.address, "deadline", happened=happened)
                 await asyncio.wait({task}, timeout=_POLL_SECONDS)
             return task.result()
 
-        # What is left at the end, `run` calls off, and waits until its connection is closed.
+        # `run` cancels what is left and waits until its connection is closed.
         return asyncio.run(watched())
 
-    async def _ask(self, request: Request) -> Answer:
-        """Try, pause and try again while what fails may pass."""
+    async def _ask(self, request: ChatRequest) -> ChatAnswer:
+        """Retry transient failures, with pauses."""
         async with ollama.AsyncClient(self.address, **self._settings()) as client:
             for tries, pause in enumerate((*self._pauses, None), 1):
                 try:
@@ -190,9 +168,9 @@ class Ollama:
                     if pause is None:
                         raise failure.after(tries) from failure
                     await asyncio.sleep(pause)
-        raise AssertionError("the last try either returns or raises")
+        raise AssertionError("the last try returns or raises")
 
-    async def _try(self, client: ollama.AsyncClient, request: Request) -> Answer:
+    async def _try(self, client: ollama.AsyncClient, request: ChatRequest) -> ChatAnswer:
         if full_name(request.model) not in self._listed:
             await self._list(client)
         began, texts = time.monotonic(), []
@@ -204,18 +182,19 @@ class Ollama:
         if not text.strip():
             raise self._empty(request.model, last)
         entry = self._listed.get(full_name(request.model))
-        return Answer(
+        return ChatAnswer(
             text,
             last.done_reason or "",
             model_digest=(entry.digest or "") if entry else "",
             eval_count=last.eval_count or 0,
             seconds=time.monotonic() - began,
+            prompt_eval_count=last.prompt_eval_count or 0,
         )
 
     async def _parts(
-        self, client: ollama.AsyncClient, request: Request
+        self, client: ollama.AsyncClient, request: ChatRequest
     ) -> AsyncGenerator[ollama.ChatResponse, None]:
-        """The parts of an answer up to the one that ends it; without that one it was cut off."""
+        """The parts of an answer up to the final one; without that one, it was truncated."""
         stream = await client.chat(**_message(request))
         wait_seconds = self._connect_seconds + self._first_seconds
         parts = cast("AsyncGenerator[ollama.ChatResponse, None]", stream)
@@ -225,7 +204,7 @@ class Ollama:
                     async with asyncio.timeout(wait_seconds):
                         part = await anext(parts, None)
                 if part is None:
-                    happened = "the answer ended before it was whole"
+                    happened = "the answer ended early"
                     raise TransientError(self.address, "truncated", happened=happened)
                 yield part
                 if part.done:
@@ -233,7 +212,7 @@ class Ollama:
                 wait_seconds = self._stall_seconds
 
     async def _list(self, client: ollama.AsyncClient) -> None:
-        """Keep what the server says of its models, by full name."""
+        """Store the server's list of models, by full name."""
         wait_seconds = self._connect_seconds + self._stall_seconds
         with self._stall(wait_seconds):
             async with asyncio.timeout(wait_seconds):
@@ -241,7 +220,7 @@ class Ollama:
         self._listed = {full_name(entry.model or ""): entry for entry in listed.models}
 
     async def _version(self) -> str:
-        """The server's version; the client has no call for it. Lists the models as well."""
+        """The server's version, for which the client has no call. Lists the models as well."""
         with self._failures(""):
             async with ollama.AsyncClient(self.address, **self._settings()) as client:
                 await self._list(client)
@@ -250,7 +229,7 @@ class Ollama:
             return str(answer.json().get("version")) if answer.is_success else "of unknown version"
 
     def _settings(self) -> dict[str, Any]:
-        # trust_env: a proxy from the environment would be asked for 127.0.0.1 as well.
+        # trust_env: a proxy from the environment would be used for 127.0.0.1 as well.
         # follow_redirects: a redirected POST arrives as a GET.
         return {
             "timeout": self._timeout,
@@ -261,7 +240,7 @@ class Ollama:
 
     @contextlib.contextmanager
     def _failures(self, model: str) -> Iterator[None]:
-        """Turn what the client raises into a failure of ours."""
+        """Translate what the client raises into our exceptions."""
         try:
             yield
         except UserError:
@@ -281,21 +260,21 @@ class Ollama:
             raise TransientError(self.address, "stall", happened=happened) from None
 
     def _empty(self, model: str, last: ollama.ChatResponse) -> EmptyAnswerError:
-        spent = f"{last.eval_count or 0} tokens, ended by {last.done_reason!r}"
+        spent = f"{last.eval_count or 0} tokens, done_reason {last.done_reason!r}"
         return EmptyAnswerError(
             f"{model} gave an empty answer ({spent})",
-            "Take another seed; or, where it thinks before it answers, a larger num_predict.",
+            "Try another seed; for a reasoning model, a larger num_predict.",
         )
 
 
 def address_of(host: str) -> str:
-    """The full URL that a host stands for, by ollama's own rules; UserError if it is none.
+    """The URL of a host, by ollama's own rules. Raises UserError for an invalid one.
 
     Without a scheme the port is 11434; `http://NAME` means port 80, `https://NAME` 443.
     """
     typed = host.strip() or DEFAULT_HOST
     scheme, _, rest = typed.rpartition("://")
-    problem = f"{shorten(typed)!r} is no address of an ollama server"
+    problem = f"{shorten(typed)!r} is not an address of an ollama server"
     try:
         parts = urlsplit(f"{scheme or 'http'}://{rest}")
         name, port = parts.hostname or "127.0.0.1", parts.port
@@ -311,13 +290,13 @@ def address_of(host: str) -> str:
 
 
 def full_name(model: str) -> str:
-    """The name by which ollama knows a model: with its tag, `latest` if none is given."""
+    """Ollama's full name of a model: with its tag, `latest` if none is given."""
     name = model.strip().lower().removeprefix("registry.ollama.ai/").removeprefix("library/")
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
 
 
-def options_sent(request: Request) -> dict[str, Any]:
-    """The options as they travel: seed, num_predict and num_ctx are always among them."""
+def options_sent(request: ChatRequest) -> dict[str, Any]:
+    """The options to send; seed, num_predict and num_ctx are always among them."""
     defaults = {"num_predict": DEFAULT_NUM_PREDICT, "num_ctx": DEFAULT_NUM_CTX}
     seed = int(request.options.get("seed", DEFAULT_SEED)) % _SEEDS
     return {**defaults, **request.options, "seed": seed}
@@ -326,11 +305,11 @@ def options_sent(request: Request) -> dict[str, Any]:
 _SAMPLE = {"seed": 1, "num_predict": 48, "temperature": 0.0}
 
 
-def _message(request: Request) -> dict[str, Any]:
-    """What is asked of the client.
+def _message(request: ChatRequest) -> dict[str, Any]:
+    """Arguments of the client's chat call.
 
-    `think` is false because the corpus holds answers alone: a model that thinks by default spends
-    all of num_predict on it and hands back an empty answer.
+    `think` is false because only answers enter the corpus: a model that reasons by default would
+    spend all of num_predict on it and return an empty answer.
     """
     system = [{"role": "system", "content": request.system}] if request.system else []
     return {
@@ -344,9 +323,9 @@ def _message(request: Request) -> dict[str, Any]:
 
 
 class _Abandonable(ThreadPoolExecutor):
-    """Threads that nobody waits for: a name server that is silent holds up neither `ask` nor exit.
+    """Daemon threads: a silent name server delays neither `ask` nor exit.
 
-    The loop resolves names in here, and would otherwise wait at its end for what it has called off.
+    The event loop resolves names here, and would otherwise wait for the threads when it closes.
     """
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:

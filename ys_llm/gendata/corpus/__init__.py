@@ -1,1 +1,1 @@
-"""The corpus on disk."""
+"""The corpus on disk: files, manifest, README."""

@@ -1,4 +1,7 @@
-"""What several values have in common, written once: mappings and lists of them are looked into."""
+"""The part that several values share, and what each has beyond it; recursive in mappings and lists.
+
+`ys_llm.data.manifest` merges the two again.
+"""
 
 from collections.abc import Mapping
 from functools import reduce
@@ -8,7 +11,7 @@ NOTHING = object()
 
 
 def shared(values: list[Any]) -> Any:
-    """What all values have in common, or NOTHING."""
+    """The part that all values share, or NOTHING."""
     return reduce(_shared, values) if values else NOTHING
 
 
@@ -18,17 +21,17 @@ def _shared(a: Any, b: Any) -> Any:
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         found = {name: _shared(a[name], b[name]) for name in a if name in b}
         return {name: value for name, value in found.items() if value is not NOTHING}
-    if _are_records(a) and _are_records(b) and len(a) == len(b):
+    if _are_mappings(a) and _are_mappings(b) and len(a) == len(b):
         return [_shared(one, other) for one, other in zip(a, b, strict=True)]
     return a if a == b else NOTHING
 
 
-def _are_records(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
+def _are_mappings(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
     return isinstance(value, list) and all(isinstance(one, Mapping) for one in value)
 
 
 def without(value: Any, common: Any) -> Any:
-    """What a value has beside what is common; NOTHING if that is all."""
+    """What a value has beyond the shared part; NOTHING if they are equal."""
     if common is NOTHING:
         return value
     if value == common:

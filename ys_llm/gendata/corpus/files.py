@@ -1,7 +1,6 @@
 """The files of a corpus: names, sizes, and what may be replaced.
 
-A file is ours while it has the hash that the manifest gives it; no other is ever replaced or
-removed.
+A file is ours while its hash is the one in the manifest; no other file is replaced or removed.
 """
 
 import itertools
@@ -12,22 +11,22 @@ from typing import TypeVar
 from ys_llm.data.manifest import NAME, File, Manifest, read_bytes, read_manifest, sha256
 from ys_llm.errors import UserError
 from ys_llm.gendata.corpus.manifest import manifest_line, write_manifest
-from ys_llm.gendata.generation.journal import Entry
+from ys_llm.gendata.generation.journal import JournalEntry
 from ys_llm.system.files import readable_os_errors, write_atomically
 
-FILE_BYTES = 200_000  # a size that editors and reviews still open gladly
+FILE_BYTES = 200_000  # a size that editors and reviews handle well
 README = "README.md"
 T = TypeVar("T")
 
 
 def check_files(folder: Path, kinds: Iterable[str], *, readme: bool, force: bool) -> None:
-    """Refuse a folder in which files that are not ours have the names that will be used."""
+    """Raise UserError if files that are not ours have names that will be used."""
     names = [name for kind in kinds for name in _present(folder, kind)]
     _refuse_foreign(folder, [*names, README] if readme else names, force)
 
 
 def _present(folder: Path, kind: str) -> Iterator[str]:
-    """The names of a kind's files, from the first one to where one is missing."""
+    """The names of a kind's files, up to the first missing number."""
     numbers = itertools.count(1)
     names = (_file_name(kind, number) for number in numbers)
     return itertools.takewhile(lambda name: (folder / name).exists(), names)
@@ -44,9 +43,9 @@ def _refuse_foreign(folder: Path, names: Iterable[str], force: bool) -> None:
     foreign = [name for name in names if not _may_replace(folder / name, manifest)]
     if foreign:
         raise UserError(
-            f"{folder} holds files that are not as they were generated: {', '.join(foreign)}",
-            f"{NAME} knows them otherwise, or not at all: choose another folder with --out, or "
-            "write over them with --force.",
+            f"{folder} holds files that were edited or not generated: {', '.join(foreign)}",
+            f"They differ from {NAME}: choose another folder with --out, or overwrite them with "
+            "--force.",
         )
 
 
@@ -56,13 +55,13 @@ def _may_replace(path: Path, manifest: Manifest) -> bool:
 
 
 def write_files(
-    folder: Path, accepted: Mapping[str, Sequence[Entry]], *, readme: str, force: bool
+    folder: Path, accepted: Mapping[str, Sequence[JournalEntry]], *, readme: str, force: bool
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Bring the files of these kinds and the manifest up to date; other kinds stay as they are.
+    """Update the files of these kinds, the README unless `readme` is empty, and the manifest.
 
-    So does the README where `readme` is empty. Returns the names of files written and of old ones
-    removed. A kill in between leaves files that are still known as ours. Raises UserError as
-    `check_files` does, before anything is written.
+    Files of other kinds are not touched. Returns the names of written and of removed files. After a
+    kill at any point, the files are still recognised as ours. Raises UserError as `check_files`
+    does, before anything is written.
     """
     before = read_manifest(folder)
     contents = dict(_contents(accepted, readme))
@@ -86,7 +85,7 @@ def write_files(
 
 
 def _contents(
-    accepted: Mapping[str, Sequence[Entry]], readme: str
+    accepted: Mapping[str, Sequence[JournalEntry]], readme: str
 ) -> Iterator[tuple[str, tuple[File, bytes]]]:
     for kind, entries in accepted.items():
         texts = [(entry, _text(entry)) for entry in entries]
@@ -99,7 +98,7 @@ def _contents(
 
 
 def _chunks(members: Iterable[T], n_bytes: Callable[[T], int]) -> Iterator[list[T]]:
-    """The members in runs of FILE_BYTES at most; a longer one is a run of its own."""
+    """The members in chunks of at most FILE_BYTES; a longer member is a chunk of its own."""
     chunk: list[T] = []
     size = 0
     for member in members:
@@ -113,6 +112,6 @@ def _chunks(members: Iterable[T], n_bytes: Callable[[T], int]) -> Iterator[list[
         yield chunk
 
 
-def _text(entry: Entry) -> bytes:
+def _text(entry: JournalEntry) -> bytes:
     assert entry.record is not None, entry.key
     return entry.record.text().encode()

@@ -11,17 +11,17 @@ from ys_llm.config.strict_reader import to_plain
 from ys_llm.data.manifest import NAME, File, Manifest, item_key, read_bytes, sha256
 from ys_llm.data.records import document_id
 from ys_llm.gendata.corpus.delta import NOTHING, shared, without
-from ys_llm.gendata.generation.journal import Entry
+from ys_llm.gendata.generation.journal import JournalEntry
 from ys_llm.system.files import write_atomically
 
 _FOLLOWING = ("key", "file")  # follow from the other fields and from the line's place
-_OWN = ("document", "index", "time", "seconds")  # of each record, even where some are alike
+_OWN = ("document", "index", "time", "seconds")  # never shared, even if equal
 
 
-def manifest_line(entry: Entry) -> dict[str, Any]:
-    """What the manifest says of an accepted record.
+def manifest_line(entry: JournalEntry) -> dict[str, Any]:
+    """The manifest's line for an accepted record.
 
-    Of a program's record no time: the same recipe is to give the same bytes again.
+    A program's record has no time, so that the same command writes the same bytes.
     """
     assert entry.record is not None, entry.key
     origin = entry.provenance
@@ -35,28 +35,29 @@ def manifest_line(entry: Entry) -> dict[str, Any]:
     }
     verdicts = {
         "verified": list(origin.verified),
-        "mended": list(origin.mended),
+        "fixed": list(origin.fixed),
         "rejected": [rejection.name for rejection in entry.rejections],
     }
-    line |= {name: said for name, said in verdicts.items() if said}
+    line |= {name: names for name, names in verdicts.items() if names}
     if origin.model:
         line |= {"model": origin.model, "model_digest": origin.model_digest}
-        line |= {"asked": to_plain(origin.asked), "time": origin.time, "seconds": origin.seconds}
+        line |= {"requests": to_plain(origin.requests)}
+        line |= {"time": origin.time, "seconds": origin.seconds}
     return line
 
 
 def write_manifest(
     folder: Path, manifest: Manifest, was: Mapping[str, bytes | None] | None = None
 ) -> None:
-    """Write it if it has changed; `was` holds what is in files that are about to change."""
-    held = {name: data for name, data in (was or {}).items() if data is not None}
+    """Write it if it has changed; `was` is the content of files that are about to change."""
+    present = {name: data for name, data in (was or {}).items() if data is not None}
     known = [
-        (name, replace(file, was=(sha256(held[name]),) if name in held else ()))
+        (name, replace(file, was=(sha256(present[name]),) if name in present else ()))
         for name, file in sorted(manifest.items(), key=lambda pair: (pair[1].kind, pair[0]))
     ]
     by_kind = itertools.groupby(known, key=lambda pair: pair[1].kind)
     lines = (line for kind, files in by_kind for line in _lines(kind, list(files)))
-    # Sorted, so that what was read and is written again has the same bytes.
+    # Sorted, so that reading and writing again gives the same bytes.
     texts = (json.dumps(line, ensure_ascii=False, sort_keys=True) for line in lines)
     data = "".join(f"{text}\n" for text in texts).encode()
     if read_bytes(folder / NAME) != data:
@@ -64,7 +65,7 @@ def write_manifest(
 
 
 def _lines(kind: str, files: Iterable[tuple[str, File]]) -> Iterator[Mapping[str, Any]]:
-    """The lines of a kind: what its records share, then each file with the rest of its records."""
+    """The lines of a kind: the shared fields, then each file with the rest of its records."""
     bare = {
         name: [_without_names(line, _FOLLOWING) for line in file.records] for name, file in files
     }

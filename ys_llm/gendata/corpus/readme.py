@@ -2,60 +2,60 @@
 
 from collections.abc import Mapping, Sequence
 
-from ys_llm.gendata.generation.generator import Order
-from ys_llm.gendata.generation.journal import Entry
+from ys_llm.gendata.generation.generator import Plan
+from ys_llm.gendata.generation.journal import JournalEntry
 
 TEMPLATE = """# A corpus made by programs
 
-{total} records, {megabytes:.1f} MB of text, made entirely by the programs of `ys`, with no language
-model and no text from elsewhere. The licence is that of `ys` (MIT).
+{total} records, {megabytes:.1f} MB of text, made by the programs of `ys` alone: no language model,
+no text from elsewhere. The licence is that of `ys` (MIT).
 
-| files | records | kB | what |
+| files | records | kB | content |
 | --- | ---: | ---: | --- |
 {rows}
 
-A record is `PROMPT<start>RESPONSE<end>` followed by a blank line. The answers are right by
-construction, and a second program in the tests of `ys`, which sees only the text, derives them
-again. `MANIFEST.jsonl` says of each record where it came from (`ys gen-data trace TEXT`); neither
-it nor this file is read as training text.
+A record is `PROMPT<start>RESPONSE<end>` followed by a blank line. The answers are correct by
+construction, and an independent program in the tests of `ys`, which sees only the text, checks each
+of them. `MANIFEST.jsonl` records the origin of every record (`ys gen-data trace TEXT`). Training
+reads neither the manifest nor this file.
 
-To make it again, byte for byte (`--out DIR` names another folder than `training_data`):
+To reproduce this folder byte for byte (`--out DIR` writes to another folder than `training_data`):
 
 ```
 {command}
 ```
 
-Only files that `ys gen-data` wrote itself and that nobody has edited since are replaced; your own
-files in this folder are left alone.
+`ys gen-data` replaces only files that it wrote and that were not edited since. Your own files in
+this folder are not touched.
 
-## One of each kind
+## One record of each kind
 
 {samples}
 """
 
 
-def readme(order: Order, accepted: Mapping[str, Sequence[Entry]]) -> str:
-    """What is in a corpus and how it was made, with the first record of each kind."""
+def readme(plan: Plan, accepted: Mapping[str, Sequence[JournalEntry]]) -> str:
+    """What a corpus holds and how to reproduce it, with the first record of each kind."""
     texts = {
-        kind.name: [entry.record.text() for entry in accepted[kind.name] if entry.record]
-        for kind in order.kinds
+        recipe.name: [entry.record.text() for entry in accepted[recipe.name] if entry.record]
+        for recipe in plan.recipes
     }
     sizes = {name: sum(len(text.encode()) for text in made) for name, made in texts.items()}
     rows = [
-        f"| `{kind.name}-*.md` | {len(texts[kind.name]):,} | {sizes[kind.name] // 1000:,} | "
-        f"{kind.spec.description} |"
-        for kind in order.kinds
+        f"| `{recipe.name}-*.md` | {len(texts[recipe.name]):,} | {sizes[recipe.name] // 1000:,} | "
+        f"{recipe.spec.description} |"
+        for recipe in plan.recipes
     ]
     samples = [f"### {name}\n\n{_quoted(made[0])}" for name, made in texts.items() if made]
     return TEMPLATE.format(
         total=f"{sum(map(len, texts.values())):,}",
         megabytes=sum(sizes.values()) / 1e6,
         rows="\n".join(rows),
-        command=order.command,
+        command=plan.command,
         samples="\n\n".join(samples),
     )
 
 
 def _quoted(text: str) -> str:
-    """As a block of Markdown; the text may have blocks of its own."""
+    """As a code block of Markdown; the text may contain code blocks of its own."""
     return f"````\n{text.strip()}\n````"

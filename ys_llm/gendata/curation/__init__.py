@@ -2,18 +2,18 @@
 
 from ys_llm.gendata.curation.curate import curate_folder
 from ys_llm.gendata.curation.explain import explain
-from ys_llm.gendata.curation.report import Report
+from ys_llm.gendata.curation.report import CurationReport
 from ys_llm.gendata.curation.rule import Curated, Edit, Rule, Verdict, apply_rules
 from ys_llm.gendata.curation.rules import RULE_SETS, STANDARD, rules_named
-from ys_llm.gendata.curation.worker import Limits
+from ys_llm.gendata.curation.worker import LengthLimits
 
 __all__ = [
     "RULE_SETS",
     "STANDARD",
     "Curated",
+    "CurationReport",
     "Edit",
-    "Limits",
-    "Report",
+    "LengthLimits",
     "Rule",
     "Verdict",
     "apply_rules",

@@ -4,7 +4,7 @@ import json
 import re
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
+from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
 from ys_llm.gendata.curation.text import (
     CLOSING,
     FENCE,
@@ -62,7 +62,7 @@ _LABEL = re.compile(r"[\s*_]*(?:answer|final answer|[A-Z][\w ]{0,30}):", re.I)
 _CUT_OFF = ",;:-–—(["
 
 
-def _offer(record: Record) -> Outcome:
+def _offer(record: Record) -> RuleResult:
     """Take whole sentences from the end for as long as they talk to whoever asked."""
     response = record.response
     end = begun = _without_space(response, len(response))
@@ -70,7 +70,9 @@ def _offer(record: Record) -> Outcome:
         end = _without_rules(response, start)
     if end == begun:
         return None
-    return mended(record, response[:end] + ("\n" if response.endswith("\n") else ""), "offer")
+    return with_response(
+        record, response[:end] + ("\n" if response.endswith("\n") else ""), "offer"
+    )
 
 
 def _last_offer(response: str, end: int) -> int:
@@ -107,7 +109,7 @@ def _without_rules(text: str, end: int) -> int:
         end = begin
 
 
-def _truncated(record: Record) -> Outcome:
+def _truncated(record: Record) -> RuleResult:
     response = record.response.rstrip()
     reason = _cut(response)
     if not reason:
@@ -165,13 +167,13 @@ OFFER = Rule(
     "fix",
     "closing words to whoever asked (Let me know ..., Would you like me to ..., I hope this helps)",
     _offer,
-    fires=answers(
+    positives=answers(
         "Rivers run to the sea.\n\nLet me know if you'd like to hear more!",
         "Rivers run to the sea. Would you like me to go on?",
         "Rivers run to the sea.\n\n---\n\nI hope you enjoyed the story!",
         "Rivers run to the sea.\n\nHow was that? Do you have any questions about rivers now?",
     ),
-    spares=answers(
+    negatives=answers(
         'He shut the door. "Let me know if you find the river," he said.',
         "Ask the host: would you like me to bring wine? Then bring it anyway.",
         "Moderator: Do you have any questions for Emma?",
@@ -183,13 +185,13 @@ TRUNCATED = Rule(
     "drop",
     "a response that breaks off: an open sentence, code fence or JSON value",
     _truncated,
-    fires=answers(
+    positives=answers(
         "The river rose all night, and in the morning the people of the town went to the",
         "```sql\nSELECT name FROM rivers",
         '[{"river": "Rhine", "length": 1230},',
         "The first to row down the whole river was a baker from the hills, who later,",
     ),
-    spares=answers(
+    negatives=answers(
         "A river runs\nbeneath the suns\nand when it ends it knows it of",
         "Rivers:\n\n* Rhine\n* Danube, the second longest river of the whole of the continent",
         '{"river": "Rhine"}',

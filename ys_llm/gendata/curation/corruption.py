@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
+from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
 from ys_llm.gendata.curation.text import is_verse
 
 _LEADS = {2: "ÂÃ", 3: "â", 4: "ð"}  # of UTF-8 sequences, read as cp1252; the usual ones alone
@@ -89,7 +89,7 @@ _RETELLING_WORDS = 300
 _RETOLD_SHARE = 0.1  # of all runs of eight words; in a good story it is under 0.01
 
 
-def _mojibake(record: Record) -> Outcome:
+def _mojibake(record: Record) -> RuleResult:
     prompt, response = _repaired(record.prompt), _repaired(record.response)
     if "\ufffd" in response or "\ufffd" in prompt:
         at = max(0, response.find("\ufffd"))
@@ -116,7 +116,7 @@ def _decoded(match: re.Match[str]) -> str:
         return match[0]
 
 
-def _language(record: Record) -> Outcome:
+def _language(record: Record) -> RuleResult:
     response = record.response
     found = _foreign(response)
     if not found or _ASKED_FOR.search(record.prompt) or found == _foreign(record.prompt):
@@ -145,7 +145,7 @@ def _is_english(text: str) -> bool:
     return sum(map(text.count, _COMMON)) * _CHARS_PER_COMMON > len(text)
 
 
-def _repetition(record: Record) -> Outcome:
+def _repetition(record: Record) -> RuleResult:
     response = record.response
     if len(response) < _SHORTEST_LOOP:
         return None
@@ -206,24 +206,24 @@ MOJIBAKE = Rule(
     "fix",
     "UTF-8 that was read as cp1252 is read again; a record with lost characters is dropped",
     _mojibake,
-    fires=answers(
+    positives=answers(
         "It’s a rivâ€¦ no, a lake.",
         "The cafÃ© by the river â€“ closed.",
         "A lost \ufffd character.",
     ),
-    spares=answers("The café by the river – open…", "Pâtisserie, crème brûlée, naïve Ångström."),
+    negatives=answers("The café by the river – open…", "Pâtisserie, crème brûlée, naïve Ångström."),
 )
 LANGUAGE = Rule(
     "language",
     "drop",
     "a response in another language than its English prompt, told by function words and letters",
     _language,
-    fires=answers(
+    positives=answers(
         "El río es largo y el agua de la montaña llega en una hora a los campos de la ciudad.",
         "Der Fluss ist lang, und das Wasser ist nicht kalt, aber die Kinder sind auf dem Eis.",
         "Река течёт к морю, и на её берегах стоят города и деревни.",
     ),
-    spares=(
+    negatives=(
         *answers("La Seine, the river of Paris, is called la reine de France by the old people."),
         Record("Translate into German: the river.", "Der Fluss ist das, und der ist nicht die."),
     ),
@@ -233,12 +233,12 @@ REPETITION = Rule(
     "drop",
     "a loop: the same words four times and more in a row, or one sentence eight times and more",
     _repetition,
-    fires=answers(
+    positives=answers(
         "The river. " + "It flows and it flows to the sea. " * 12,
         "and " * 60,
         "".join(f"Number {n}. The river goes down to the sea.\n" for n in range(30)),
     ),
-    spares=answers(
+    negatives=answers(
         "Row, row, row your boat,\nGently down the stream.\n\n" * 2,
         "| 1 | 2 | 3 |\n" * 20,
         "The river flows. " * 3,

@@ -17,11 +17,17 @@ from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.gendata.curation.near_duplicates import NearDuplicates
 from ys_llm.gendata.curation.reading import corpus_files, kind_of
-from ys_llm.gendata.curation.report import MADE_BY, Report, descriptions, difference
+from ys_llm.gendata.curation.report import MADE_BY, CurationReport, descriptions, difference
 from ys_llm.gendata.curation.rule import Curated, Rule, Verdict
 from ys_llm.gendata.curation.rules import STANDARD
-from ys_llm.gendata.curation.worker import Batch, Done, Job, Limits, batches, work
-from ys_llm.gendata.record import Record
+from ys_llm.gendata.curation.worker import (
+    CheckedRecord,
+    CurationJob,
+    LengthLimits,
+    RecordBatch,
+    batches,
+    work,
+)
 from ys_llm.system.files import Journal, make_folder, replace_folder, sha256_of, write_synced
 
 NOTES = ".curation"  # a name that training does not read
@@ -34,9 +40,9 @@ def curate_folder(
     *,
     rules: Sequence[Rule] = STANDARD,
     near: float = 0.8,
-    limits: Limits | None = None,
+    limits: LengthLimits | None = None,
     processes: int = 1,
-) -> Report:
+) -> CurationReport:
     """Write what is good of the corpus at `path` into `out_dir`, under the same names.
 
     Rules first; then exact duplicates, near ones (Jaccard of 5-word shingles >= `near`; 0: none
@@ -51,12 +57,12 @@ def curate_folder(
     aside = final.with_name(f".{final.name}.curating")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     make_folder(aside / NOTES)
-    limits = limits or Limits()
+    limits = limits or LengthLimits()
     settings = {"rules": [rule.name for rule in rules], "near": near, "limits": asdict(limits)}
-    report = Report(settings, descriptions(tuple(rules)))
-    job = Job(tuple(rules), limits, near)
+    report = CurationReport(settings, descriptions(tuple(rules)))
+    job = CurationJob(tuple(rules), limits, near)
     try:
-        with closing(_Sieve(aside, job, report)) as sieve:
+        with closing(Deduplicator(aside, job, report)) as sieve:
             for number, done in _work_through(files, job, processes):
                 sieve.take(_name(files[number], path), files[number], done)
             sieve.finish()
@@ -114,7 +120,9 @@ def _strangers(folder: Path) -> set[str]:
     }
 
 
-def _work_through(files: list[Path], job: Job, processes: int) -> Iterator[tuple[int, list[Done]]]:
+def _work_through(
+    files: list[Path], job: CurationJob, processes: int
+) -> Iterator[tuple[int, list[CheckedRecord]]]:
     """The batches of all files, worked on in `processes`, given back in order."""
     every = (batch for number, file in enumerate(files) for batch in _batches(number, file))
     if processes == 1:
@@ -123,7 +131,7 @@ def _work_through(files: list[Path], job: Job, processes: int) -> Iterator[tuple
     # spawn: a fork would copy threads of whoever called, and locks that they hold.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        waiting: deque[Future[tuple[int, list[Done]]]] = deque()
+        waiting: deque[Future[tuple[int, list[CheckedRecord]]]] = deque()
         for batch in every:
             waiting.append(pool.submit(work, job, batch))
             if len(waiting) >= IN_FLIGHT * processes:
@@ -132,10 +140,10 @@ def _work_through(files: list[Path], job: Job, processes: int) -> Iterator[tuple
             yield waiting.popleft().result()
 
 
-def _batches(number: int, file: Path) -> Iterator[Batch]:
+def _batches(number: int, file: Path) -> Iterator[RecordBatch]:
     if is_record_file(file):
         return batches(number, read_items(file))
-    return iter([Batch(number, (_plain_item(file),))])
+    return iter([RecordBatch(number, (_plain_item(file),))])
 
 
 def _plain_item(file: Path) -> Item:
@@ -148,10 +156,10 @@ def _plain_item(file: Path) -> Item:
     return Item(1, None, problem, text)
 
 
-class _Sieve:
+class Deduplicator:
     """Takes worked-on records in order, keeps what is new, writes file by file."""
 
-    def __init__(self, folder: Path, job: Job, report: Report) -> None:
+    def __init__(self, folder: Path, job: CurationJob, report: CurationReport) -> None:
         self.report = report
         self._folder = folder
         self._limits = job.limits
@@ -164,7 +172,7 @@ class _Sieve:
         self._name = ""
         self._kept: list[str] = []
 
-    def take(self, name: str, file: Path, done: list[Done]) -> None:
+    def take(self, name: str, file: Path, done: list[CheckedRecord]) -> None:
         """The next records of a file; files come one after the other."""
         if name != self._name:
             self._write()
@@ -173,7 +181,7 @@ class _Sieve:
         for one in done:
             self._take(one, f"{name}:{one.item.number}")
 
-    def _take(self, done: Done, where: str) -> None:
+    def _take(self, done: CheckedRecord, where: str) -> None:
         kind = self.report.kind(kind_of(self._name))
         kind.read += 1
         verdict, earlier = done.curated.verdict, ""
@@ -188,7 +196,7 @@ class _Sieve:
         kind.edited += bool(done.curated.edits)
         self._kept.append(_line(self._name, done))
 
-    def _repeated(self, done: Done, where: str) -> tuple[Verdict | None, str]:
+    def _repeated(self, done: CheckedRecord, where: str) -> tuple[Verdict | None, str]:
         """Whether an earlier record makes this one needless, and which."""
         if earlier := self._seen.get(done.key):
             return Verdict("duplicate", f"the same as {earlier}"), earlier
@@ -218,7 +226,7 @@ class _Sieve:
                 self.report.count(edit.rule, kind, {"where": where, "diff": diff})
             counted.add(edit.rule)
 
-    def _note_drop(self, done: Done, verdict: Verdict, where: str, earlier: str) -> None:
+    def _note_drop(self, done: CheckedRecord, verdict: Verdict, where: str, earlier: str) -> None:
         text = done.item.record or Record("", done.item.text)
         row = {"where": where, "rule": verdict.rule, "reason": verdict.reason, "earlier": earlier}
         row |= {"prompt": text.prompt, "response": text.response}
@@ -249,7 +257,7 @@ class _Sieve:
         self._dropped.close()
 
 
-def _line(name: str, done: Done) -> str:
+def _line(name: str, done: CheckedRecord) -> str:
     """A kept record as it stands in a file of this name."""
     record = done.curated.record
     jsonl = name.lower().endswith(".jsonl")

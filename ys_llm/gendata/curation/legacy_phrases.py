@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict
+from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict
 
 AIMS: dict[str, str] = {
     "note:": "note",
@@ -34,26 +34,26 @@ AIMS: dict[str, str] = {
 _BRACKETS = re.compile(r"\[.*\]")
 
 
-def _phrase(record: Record, *, phrase: str) -> Outcome:
+def _phrase(record: Record, *, phrase: str) -> RuleResult:
     at = record.response.lower().find(phrase)
     if at < 0:
         return None
     return Verdict(f"ancestor/{phrase}", f"holds {phrase!r}", (at, at + len(phrase)))
 
 
-def _brackets(record: Record) -> Outcome:
+def _brackets(record: Record) -> RuleResult:
     match = _BRACKETS.search(record.response)
     return match and Verdict("ancestor/[...]", "holds brackets", match.span())
 
 
-def _rule(phrase: str, apply: Callable[[Record], Outcome]) -> Rule:
+def _rule(phrase: str, apply: Callable[[Record], RuleResult]) -> Rule:
     return Rule(
         f"ancestor/{phrase}",
         "drop",
         f"a response that holds {phrase}",
         apply,
-        fires=(Record("Go on.", f"A river. {phrase} A sea."),),
-        spares=(Record("Go on.", "A river. A sea."),),
+        positives=(Record("Go on.", f"A river. {phrase} A sea."),),
+        negatives=(Record("Go on.", "A river. A sea."),),
     )
 
 

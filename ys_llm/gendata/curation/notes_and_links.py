@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
+from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
 from ys_llm.gendata.curation.text import FENCE, is_quoted, without_code
 
 _NOTE_LINE = re.compile(
@@ -53,7 +53,7 @@ _TAG = re.compile(
 _NO_TEXT = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u2028\\u2029\\ufffe\\uffff]")
 
 
-def _note(record: Record) -> Outcome:
+def _note(record: Record) -> RuleResult:
     response = record.response
     if "note" not in response and "Note" not in response and "NOTE" not in response:
         return None
@@ -62,7 +62,7 @@ def _note(record: Record) -> Outcome:
     spans += [match.span() for match in _NOTE_INSIDE.finditer(prose)]
     if not spans:
         return None
-    return mended(record, _without(response, sorted(spans)), "note")
+    return with_response(record, _without(response, sorted(spans)), "note")
 
 
 def _note_lines(prose: str) -> Iterator[re.Match[str]]:
@@ -122,7 +122,7 @@ def _rule_at_end(text: str) -> int:
     return len(text) - len(tail) + (match.start() if match else len(tail))
 
 
-def _placeholder(record: Record) -> Outcome:
+def _placeholder(record: Record) -> RuleResult:
     for text, at in ((record.response, 0), (record.prompt, None)):
         if "[" not in text and "<" not in text:
             continue
@@ -155,7 +155,7 @@ def _is_in_phrase(match: re.Match[str], prose: str) -> bool:
     return len(before) % 2 == 0 and len(after) == 2 and short
 
 
-def _link(record: Record) -> Outcome:
+def _link(record: Record) -> RuleResult:
     """A markdown link becomes its text; an address in prose cannot be taken out of its sentence."""
     response = record.response
     if "](" not in response and "://" not in response and "www." not in response.lower():
@@ -169,14 +169,14 @@ def _link(record: Record) -> Outcome:
     for match in _LINK.finditer(prose):
         pieces += [response[at : match.start()], match[1]]
         at = match.end()
-    return mended(record, "".join([*pieces, response[at:]]), "link")
+    return with_response(record, "".join([*pieces, response[at:]]), "link")
 
 
 def _link_text(match: re.Match[str]) -> str:
     return match[1]
 
 
-def _control_tag(record: Record) -> Outcome:
+def _control_tag(record: Record) -> RuleResult:
     for text in (record.response, record.prompt):
         has_brackets = "<" in text or "[" in text
         if match := _NO_TEXT.search(text) or (_TAG.search(text) if has_brackets else None):
@@ -214,7 +214,7 @@ _HINTS = (
 )
 
 
-def _self_reference(record: Record) -> Outcome:
+def _self_reference(record: Record) -> RuleResult:
     response = record.response
     if not any(hint in response for hint in _HINTS):
         return None
@@ -229,13 +229,13 @@ NOTE = Rule(
     "fix",
     "a paragraph, line or bracket that begins with Note is cut out, with the list it announces",
     _note,
-    fires=answers(
+    positives=answers(
         "Rivers run to the sea.\n\nNote: this is a simplified view.",
         "Rivers run to the sea.\n\n**Note** that some end in lakes.\n\nSo it is.",
         "Rivers run.\n\n(Note: The story above is fiction.)",
         "The Rhine (Note: the German one) is long.",
     ),
-    spares=answers(
+    negatives=answers(
         'The note read: "Meet me at the river."',
         "Take note of the river's depth.\n\nNotes rose from the piano.",
         '"Note that down," he said, and looked at the river.',
@@ -247,11 +247,11 @@ PLACEHOLDER = Rule(
     "drop",
     "a slot that nobody filled ([Name], [Your ...], [insert ...]) in the prompt or the response",
     _placeholder,
-    fires=(
+    positives=(
         *answers("Welcome! I am [Your Name], and this is the river.", "We met [Team Name] there."),
         Record("What is [specific theme, e.g. love] in Hamlet?", "It is central."),
     ),
-    spares=answers(
+    negatives=answers(
         "[INTRO MUSIC]\n\n[Host]: Welcome to the river.",
         "[The crowd cheers as the boats go by.]",
         "Use `[name]` for a column, and `<your name>` for a value.",
@@ -264,12 +264,12 @@ LINK = Rule(
     "fix",
     "a markdown link becomes its text; a response with a web address in its prose is dropped",
     _link,
-    fires=answers(
+    positives=answers(
         "See [the Rhine](rhine.html) for more.",
         "Read more at https://example.org/rivers today.",
         "Visit www.example.org for maps.",
     ),
-    spares=answers(
+    negatives=answers(
         "```python\nopen('https://example.org')\n```",
         "The first site was SixDegrees.com, in 1997.",
         "Call it as `[f](x)`, or as f(x)[y].",
@@ -280,20 +280,20 @@ CONTROL_TAG = Rule(
     "drop",
     "a tag of a chat template, or a character that no text holds (NUL and the like)",
     _control_tag,
-    fires=answers("Rivers run.<|eot_id|>", "[INST] Go on [/INST] Rivers run.", "A\x00B"),
-    spares=answers("a < b and c > d | e", "Rivers\trun.\nYes.", "<b>Rivers</b> run."),
+    positives=answers("Rivers run.<|eot_id|>", "[INST] Go on [/INST] Rivers run.", "A\x00B"),
+    negatives=answers("a < b and c > d | e", "Rivers\trun.\nYes.", "<b>Rivers</b> run."),
 )
 SELF_REFERENCE = Rule(
     "self_reference",
     "drop",
     "a response that speaks of itself as a program (As an AI, I ...; I'm a large language model)",
     _self_reference,
-    fires=answers(
+    positives=answers(
         "As an AI language model, I have never seen a river.",
         "Rivers are wet. I'm just a large language model, I don't have taste buds.",
         "I don't have personal preferences, but the Rhine is long.",
     ),
-    spares=answers(
+    negatives=answers(
         '"As an AI, I cannot swim," said the robot by the river.',
         "I'm an air mage, and the river obeys me.",
         "A large language model is trained on text.",

@@ -3,7 +3,7 @@
 import re
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers, mended
+from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
 
 _HEAD = 700  # characters; an opening longer than that is no opening
 _COPIED_WORDS = 8  # in a row: two texts on one subject do not share so many by chance
@@ -75,13 +75,13 @@ _REFUSAL = re.compile(
 )
 
 
-def _preamble(record: Record) -> Outcome:
+def _preamble(record: Record) -> RuleResult:
     response, at = record.response, _refused_first(record.response)
     while match := _PREAMBLE.match(response[at : at + _HEAD]):
         if _IN_A_STORY.match(match[0]) or not match[0].strip():
             break
         at += match.end()
-    return mended(record, response[at:].lstrip("\n") if at else response, "preamble")
+    return with_response(record, response[at:].lstrip("\n") if at else response, "preamble")
 
 
 def _refused_first(response: str) -> int:
@@ -90,20 +90,20 @@ def _refused_first(response: str) -> int:
     return rule.end() if rule and len(response) - rule.end() > _HEAD else 0
 
 
-def _refusal(record: Record) -> Outcome:
+def _refusal(record: Record) -> RuleResult:
     match = _REFUSAL.match(record.response[:_HEAD])
     if not match or _refused_first(record.response):
         return None
     return Verdict("refusal", "the response begins by refusing", match.span())
 
 
-def _echo(record: Record) -> Outcome:
+def _echo(record: Record) -> RuleResult:
     """The question as the first lines of the answer goes; an answer that goes on copying, whole."""
     prompt, response = record.prompt.strip(), record.response.lstrip()
     if len(prompt) >= 12 and response.startswith(prompt):
         rest = response[len(prompt) :]
         if not rest.strip() or rest.lstrip(" \t*_").startswith("\n"):
-            return mended(record, rest.lstrip(" \t*_").lstrip("\n"), "echo")
+            return with_response(record, rest.lstrip(" \t*_").lstrip("\n"), "echo")
     head = " ".join(response[:_HEAD].split()[:_ECHOED_WORDS])
     begins_alike = head in " ".join(prompt[:_HEAD].split())[: len(head) + _FIRST_LINE]
     share = _copied_share(prompt, response) if begins_alike else 0.0
@@ -113,7 +113,7 @@ def _echo(record: Record) -> Outcome:
     return Verdict("echo", reason, (0, len(record.response)))
 
 
-def _copy(record: Record) -> Outcome:
+def _copy(record: Record) -> RuleResult:
     share = _copied_share(record.prompt, record.response)
     if share < _COPIED_SHARE:
         return None
@@ -143,13 +143,13 @@ PREAMBLE = Rule(
     "fix",
     "a chat opening before the answer (Here is ...:, Sure!, I'd be happy to ...) is cut off",
     _preamble,
-    fires=answers(
+    positives=answers(
         "Here are five facts about rivers:\n\n1. They flow downhill.",
         "Sure! Here's a short poem about rivers:\n\nA river runs\nbeneath the suns.",
         "What a great question! Rivers begin in the hills.",
         'Here is a scene where two students debate the topic "Are rivers old?"\n\nEmma: Yes.',
     ),
-    spares=answers(
+    negatives=answers(
         "Here is where the river ends, and here we stayed.\n\nIt was cold.",
         "Certainly the river was wide, but the boat was good.",
         "Here lies the king of rivers.\nHe slept.",
@@ -161,13 +161,13 @@ REFUSAL = Rule(
     "drop",
     "a response that begins by refusing (I can't write ..., I'm sorry, but I cannot ...)",
     _refusal,
-    fires=answers(
+    positives=answers(
         "I can't fulfill that request.",
         "I'm sorry, but I cannot create content that involves rivers.",
         "I couldn't create content that includes revenge. Is there something else?",
         "I can’t answer that. It would be unfair.",
     ),
-    spares=answers(
+    negatives=answers(
         "I can't believe it has been a year since I saw the river.",
         "I cannot say when the river froze, but it did.",
         "I'm sorry I was late, said the river, and flowed on.",
@@ -180,11 +180,11 @@ ECHO = Rule(
     "fix",
     "the prompt repeated before the answer is cut off; one that goes on copying is dropped",
     _echo,
-    fires=(
+    positives=(
         Record("How long is the Rhine?", "How long is the Rhine?\n\nAbout 1,230 km."),
         Record(f"Think.\n{_ESSAY}", f"{_ESSAY}\n\nThat is all that there is to say of it."),
     ),
-    spares=(
+    negatives=(
         Record("How long is the Rhine?", "How long is the Rhine? Longer than the Thames."),
         Record(_ESSAY, "The essay tells of a walk by a river in the morning. " * 3),
     ),
@@ -195,11 +195,11 @@ COPY = Rule(
     "drop",
     "a response of which four fifths are copied from the prompt, in runs of eight words",
     _copy,
-    fires=(
+    positives=(
         Record(f"Think.\n{_ESSAY}", f"So we think. {_ESSAY}"),
         Record(_ESSAY, f"It is said: {_ESSAY}"),
     ),
-    spares=(
+    negatives=(
         Record(_ESSAY, "The essay tells of a walk by a river in the morning. " * 3),
         Record("Spell river.", "R-I-V-E-R"),
     ),

@@ -40,7 +40,7 @@ class RuleCount:
 
 
 @dataclass
-class Report:
+class CurationReport:
     """All counts of one curation; `str()` says it in a few lines, `markdown()` in full."""
 
     settings: Mapping[str, object]

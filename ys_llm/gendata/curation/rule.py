@@ -16,24 +16,24 @@ class Verdict:
     span: tuple[int, int] = (0, 0)
 
 
-Outcome = Record | Verdict | None
+RuleResult = Record | Verdict | None
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One test of a record; `apply` gives the mended record, a verdict, or None: nothing to say.
+    """One check of a record; `apply` returns the fixed record, a verdict, or None if it is fine.
 
-    A rule that fixes may give a verdict too, where nothing would be left. A rule that drops gives
-    no record. `fires` and `spares` are its examples: records that it acts on, and records that look
-    alike and are right; both are run as tests.
+    A rule of kind `fix` may return a verdict too, if nothing would remain. A rule of kind `drop`
+    never returns a record. `positives` and `negatives` are examples, and run as tests: records that
+    the rule acts on, and similar records that are fine.
     """
 
     name: str
     kind: Literal["fix", "drop"]
     description: str
-    apply: Callable[[Record], Outcome]
-    fires: tuple[Record, ...] = ()
-    spares: tuple[Record, ...] = ()
+    apply: Callable[[Record], RuleResult]
+    positives: tuple[Record, ...] = ()
+    negatives: tuple[Record, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,13 @@ def _mend(progress: _Progress, rules: Sequence[Rule]) -> Verdict | bool:
     for rule in rules:
         if rule.kind != "fix":
             continue
-        outcome = rule.apply(progress.record)
-        if isinstance(outcome, Verdict):
-            return outcome
-        if outcome is not None:
-            assert _length(outcome) < _length(progress.record), (rule.name, progress.record)
-            progress.edits.append(Edit(rule.name, progress.record, outcome))
-            progress.record = outcome
+        result = rule.apply(progress.record)
+        if isinstance(result, Verdict):
+            return result
+        if result is not None:
+            assert _length(result) < _length(progress.record), (rule.name, progress.record)
+            progress.edits.append(Edit(rule.name, progress.record, result))
+            progress.record = result
     return progress.record is not before
 
 
@@ -104,26 +104,26 @@ def all_verdicts(record: Record, rules: Sequence[Rule]) -> dict[str, Verdict | E
     """
     found: dict[str, Verdict | Edit] = {}
     for rule in rules:
-        outcome = rule.apply(record)
-        if outcome is not None:
-            found[rule.name] = _as_said(rule, record, outcome)
+        result = rule.apply(record)
+        if result is not None:
+            found[rule.name] = _as_said(rule, record, result)
     curated = apply_rules(record, [rule for rule in rules if rule.kind == "fix"])
     for edit in curated.edits:
         found.setdefault(edit.rule, edit)
     if curated.verdict:
         found.setdefault(curated.verdict.rule, curated.verdict)
     for rule in rules:
-        outcome = rule.apply(curated.record) if curated.record and rule.kind == "drop" else None
-        if isinstance(outcome, Verdict):
-            found.setdefault(rule.name, outcome)
+        result = rule.apply(curated.record) if curated.record and rule.kind == "drop" else None
+        if isinstance(result, Verdict):
+            found.setdefault(rule.name, result)
     return found
 
 
-def _as_said(rule: Rule, record: Record, outcome: Record | Verdict) -> Verdict | Edit:
-    return outcome if isinstance(outcome, Verdict) else Edit(rule.name, record, outcome)
+def _as_said(rule: Rule, record: Record, result: Record | Verdict) -> Verdict | Edit:
+    return result if isinstance(result, Verdict) else Edit(rule.name, record, result)
 
 
-def mended(record: Record, response: str, rule: str) -> Outcome:
+def with_response(record: Record, response: str, rule: str) -> RuleResult:
     """The record with another response; a verdict where none is left, None where it is the same."""
     if response == record.response:
         return None

@@ -15,10 +15,10 @@ from ys_llm.gendata.curation.notes_and_links import (
     SELF_REFERENCE,
 )
 from ys_llm.gendata.curation.preambles import COPY, ECHO, PREAMBLE, REFUSAL
-from ys_llm.gendata.curation.rule import Outcome, Rule, Verdict, answers
+from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
 
 
-def _empty(record: Record) -> Outcome:
+def _empty(record: Record) -> RuleResult:
     if any(map(str.isalnum, record.response)):
         return None
     return Verdict("empty", "no letter and no digit in the response", (0, len(record.response)))
@@ -29,8 +29,8 @@ EMPTY = Rule(
     "drop",
     "a response without a letter or a digit",
     _empty,
-    fires=answers("", " \n---\n"),
-    spares=answers("4", "joy"),
+    positives=answers("", " \n---\n"),
+    negatives=answers("4", "joy"),
 )
 
 STANDARD: tuple[Rule, ...] = (

@@ -18,7 +18,7 @@ BATCH_CHARS = 400_000  # a few milliseconds to send, a tenth of a second to work
 
 
 @dataclass(frozen=True)
-class Limits:
+class LengthLimits:
     """How long a response may be, in characters, and how often one prompt may be answered."""
 
     min_chars: int = 1
@@ -27,16 +27,16 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Job:
+class CurationJob:
     """What is to be done to every record, the same in all processes; `near` 0: no shingles."""
 
     rules: tuple[Rule, ...]
-    limits: Limits
+    limits: LengthLimits
     near: float
 
 
 @dataclass(frozen=True)
-class Batch:
+class RecordBatch:
     """Records of one file, by the file's place in the list."""
 
     file: int
@@ -44,7 +44,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Done:
+class CheckedRecord:
     """One record with all that can be said of it alone."""
 
     item: Item
@@ -54,7 +54,7 @@ class Done:
     signature: Signature | None = None
 
 
-def batches(file: int, items: Iterable[Item]) -> Iterator[Batch]:
+def batches(file: int, items: Iterable[Item]) -> Iterator[RecordBatch]:
     """The records of a file in batches; the last one, perhaps empty, ends the file."""
     batch: list[Item] = []
     size = 0
@@ -63,32 +63,32 @@ def batches(file: int, items: Iterable[Item]) -> Iterator[Batch]:
         record = item.record
         size += len(record.prompt) + len(record.response) if record else len(item.text)
         if size > BATCH_CHARS:
-            yield Batch(file, tuple(batch))
+            yield RecordBatch(file, tuple(batch))
             batch, size = [], 0
-    yield Batch(file, tuple(batch))
+    yield RecordBatch(file, tuple(batch))
 
 
-def work(job: Job, batch: Batch) -> tuple[int, list[Done]]:
+def work(job: CurationJob, batch: RecordBatch) -> tuple[int, list[CheckedRecord]]:
     """All that needs no other record; runs in a process of its own."""
     return batch.file, [_done(job, item) for item in batch.items]
 
 
-def _done(job: Job, item: Item) -> Done:
+def _done(job: CurationJob, item: Item) -> CheckedRecord:
     if item.record is None:
         verdict = Verdict("unreadable", item.problem) if item.problem else None
-        return Done(item, Curated(None, (), verdict), key_of(item.text, ""))
+        return CheckedRecord(item, Curated(None, (), verdict), key_of(item.text, ""))
     curated = curate_record(item.record, job.rules, job.limits)
     if curated.record is None:
-        return Done(item, curated)
+        return CheckedRecord(item, curated)
     record = curated.record
     key = key_of(record.prompt, record.response)
     if not job.near:
-        return Done(item, curated, key)
+        return CheckedRecord(item, curated, key)
     shingles = shingles_of(f"{record.prompt}\n{record.response}")
-    return Done(item, curated, key, shingles, signature_of(shingles))
+    return CheckedRecord(item, curated, key, shingles, signature_of(shingles))
 
 
-def curate_record(record: Record, rules: Sequence[Rule], limits: Limits) -> Curated:
+def curate_record(record: Record, rules: Sequence[Rule], limits: LengthLimits) -> Curated:
     """The rules, and the lengths before and after them: a fix may leave too little."""
     if len(record.response) > limits.max_chars:
         return Curated(None, (), _length(record, f"over {limits.max_chars:,}"))

@@ -1,1 +1,1 @@
-"""From a plan to accepted records, journalled."""
+"""From a plan to journalled answers and accepted records."""

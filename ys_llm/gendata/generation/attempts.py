@@ -1,61 +1,45 @@
-"""One try at an item: ask, put together, mend, verify; a record, or a named reason why not.
+"""One try at an item: ask, assemble, fix, verify; a record, or a rejection with its reason.
 
-Nothing here depends on other items, so that tries may run beside each other in any order.
+A try depends on no other item, so tries may run concurrently in any order.
 """
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from ys_llm.data.records import END, START, Record
-from ys_llm.gendata.curation.rule import Rule, apply_rules
-from ys_llm.gendata.curation.rules import rules_named
-from ys_llm.gendata.generation.journal import Question, Rejection
+from ys_llm.gendata.backends.chat import (
+    REASONING_TAG,
+    ChatAnswer,
+    ChatRequest,
+    context_is_full,
+    too_long,
+    without_reasoning,
+)
+from ys_llm.gendata.curation.rule import apply_rules
+from ys_llm.gendata.generation.journal import Rejection, SentRequest
 from ys_llm.gendata.recipes import items
-from ys_llm.gendata.recipes.items import Item
-from ys_llm.gendata.recipes.recipe import Kind, Step
-from ys_llm.gendata.record import END, START, Record
+from ys_llm.gendata.recipes.items import PlannedItem
+from ys_llm.gendata.recipes.recipe import AskStep, Recipe
 
-if TYPE_CHECKING:
-    from ys_llm.gendata.backends.ollama import Answer, Request
+Ask = Callable[[str, ChatRequest], ChatAnswer]  # (key of the item, request)
 
-    Ask = Callable[[Request], Answer]
-
-# What a reader of the corpus would take for something else, or refuse.
+# A reader of the corpus would misread these, or refuse the file.
 _UNUSABLE = re.compile(f"{START}|{END}|\0|\ufeff|[\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """A kind with all that its tries need; `ask` is None where no model is asked."""
-
-    kind: Kind
-    rules: tuple[Rule, ...]
-    ask: "Ask | None"
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What came of a try; exactly one of `record` and `rejection` is there."""
-
-    record: Record | None
-    rejection: Rejection | None
-    asked: tuple[Question, ...]
-    model_digest: str
-    mended: tuple[str, ...]
-    seconds: float
-
-
 @dataclass
-class _Work:
-    """A try that is under way."""
+class Attempt:
+    """One try and its result: either `record` or `rejection` is set at the end."""
 
-    answers: dict[str, str] = field(default_factory=dict)
-    asked: list[Question] = field(default_factory=list)
+    record: Record | None = None
+    rejection: Rejection | None = None
+    answers: dict[str, str] = field(default_factory=dict)  # by step
+    requests: list[SentRequest] = field(default_factory=list)
     model_digest: str = ""
-    mended: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 class _RejectedError(Exception):
@@ -64,72 +48,77 @@ class _RejectedError(Exception):
         self.rejection = Rejection(name, reason)
 
 
-def bench(kind: Kind, ask: "Ask | None") -> Bench:
-    """Prepare a kind. Raises UserError for rules that nobody knows."""
-    return Bench(kind, rules_named(kind.spec.rules), ask)
+def attempt(recipe: Recipe, item: PlannedItem, number: int, ask: Ask) -> Attempt:
+    """Try number `number` (from 0) at an item; each number has its own seeds.
 
-
-def attempt(on: Bench, item: Item, number: int) -> Attempt:
-    """Try number `number` (the first is 0) at an item; each has seeds of its own.
-
-    Raises what the back end raises, but for an empty answer, which another seed may mend.
+    Raises what the back end raises, except for an empty answer, which another seed may avoid.
     """
-    work, began = _Work(), time.monotonic()
-    record, rejection = None, None
-    try:
-        record = _record(on, item, number, work)
-    except _RejectedError as error:
-        rejection = error.rejection
-    seconds = time.monotonic() - began
-    asked = tuple(work.asked)
-    return Attempt(record, rejection, asked, work.model_digest, work.mended, seconds)
-
-
-def _record(on: Bench, item: Item, number: int, work: _Work) -> Record:
-    if on.kind.spec.backend == "program" and number:
+    began, state = time.monotonic(), Attempt()
+    if not recipe.uses_model and number:
         item = replace(item, key=f"{item.key}:{number}")  # other random numbers for the program
-    for step in on.kind.spec.ask:
-        work.answers[step.name] = _answer(on, step, item, number, work)
-    raw = items.record(on.kind, item, work.answers)
-    curated = apply_rules(Record(raw.prompt.strip(), raw.response.strip("\r\n")), on.rules)
-    work.mended = tuple(dict.fromkeys(edit.rule for edit in curated.edits))
+    try:
+        for step in recipe.spec.ask:
+            state.answers[step.name] = _answer(recipe, step, item, number, state, ask)
+        state.record = _record(recipe, item, state)
+    except _RejectedError as error:
+        state.rejection = error.rejection
+    state.seconds = time.monotonic() - began
+    return state
+
+
+def _record(recipe: Recipe, item: PlannedItem, state: Attempt) -> Record:
+    raw = items.record_of(recipe, item, state.answers)
+    curated = apply_rules(Record(raw.prompt.strip(), raw.response.strip("\r\n")), recipe.rules)
+    state.fixed = tuple(dict.fromkeys(edit.rule for edit in curated.edits))
     if curated.record is None:
         assert curated.verdict is not None, raw
         raise _RejectedError(curated.verdict.rule, curated.verdict.reason)
-    _refuse_unusable(curated.record)
-    slots = {**item.slots, **work.answers}
-    if problem := items.problem(on.kind, curated.record, slots):
-        name, _, reason = problem.partition(": ")
-        raise _RejectedError(name, reason)
+    _check_usable(curated.record)
+    if failed := items.verify(recipe, curated.record, {**item.slots, **state.answers}):
+        raise _RejectedError(*failed)
     return curated.record
 
 
-def _answer(on: Bench, step: Step, item: Item, number: int, work: _Work) -> str:
-    """Ask one step's question and note it; a rejection where the answer is no whole one."""
-    from ys_llm.gendata.backends.failures import EmptyAnswerError
-    from ys_llm.gendata.backends.ollama import Request
-
-    assert on.ask is not None, on.kind.name
-    prompt, system = items.question(on.kind, step, item, work.answers)
-    options: Mapping[str, int | float] = items.options(on.kind, step, item, attempt=number)
-    work.asked.append(Question(prompt, system, options))
-    try:
-        answer = on.ask(Request(on.kind.spec.model, prompt, system, options))
-    except EmptyAnswerError as error:
-        raise _RejectedError("empty_answer", error.problem) from error
-    work.model_digest = answer.model_digest
+def _answer(
+    recipe: Recipe, step: AskStep, item: PlannedItem, number: int, state: Attempt, ask: Ask
+) -> str:
+    """Ask one step; a rejection if the answer is not complete and usable."""
+    prompt, system = items.prompt_of(step, item, state.answers)
+    options = items.options_of(recipe, step, item, attempt=number)
+    if reason := too_long(prompt, system, options):
+        raise _RejectedError("prompt_too_long", reason)
+    state.requests.append(SentRequest(prompt, system, options))
+    answer = _ask(ask, item, ChatRequest(recipe.spec.model, prompt, system, options))
+    state.model_digest = answer.model_digest
+    if context_is_full(answer, options):
+        raise _RejectedError("context_full", f"prompt and answer fill num_ctx {options['num_ctx']}")
     if answer.done_reason == "length":
         limit = f"{options['num_predict']} tokens (num_predict)"
         raise _RejectedError("cut_off", f"the answer to {step.name!r} is longer than {limit}")
-    text = items.taken(step, answer.text)
-    if not text:
-        raise _RejectedError("empty_answer", f"nothing of the answer to {step.name!r} counts")
-    return text
+    return _usable_part(step, answer.text)
 
 
-def _refuse_unusable(record: Record) -> None:
+def _ask(ask: Ask, item: PlannedItem, request: ChatRequest) -> ChatAnswer:
+    from ys_llm.gendata.backends.failures import EmptyAnswerError
+
+    try:
+        return ask(item.key, request)
+    except EmptyAnswerError as error:
+        raise _RejectedError("empty_answer", error.problem) from error
+
+
+def _usable_part(step: AskStep, text: str) -> str:
+    text = without_reasoning(text)
+    if tag := REASONING_TAG.search(text):
+        raise _RejectedError("reasoning", f"a {tag[0]} remains in the answer to {step.name!r}")
+    if part := items.extract(step, text):
+        return part
+    raise _RejectedError("empty_answer", f"the answer to {step.name!r} holds no usable text")
+
+
+def _check_usable(record: Record) -> None:
     for part in (record.prompt, record.response):
         if found := _UNUSABLE.search(part):
-            raise _RejectedError("unusable", f"{found[0]!a} is no character of a record")
+            raise _RejectedError("unusable", f"{found[0]!a} must not occur in a record")
     if not record.prompt or not record.response.strip():
         raise _RejectedError("unusable", "prompt or response is empty")

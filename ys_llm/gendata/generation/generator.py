@@ -1,6 +1,6 @@
-"""Making what an order lacks: tries run beside each other, decisions come one by one in its order.
+"""Making what a plan lacks: tries run concurrently, decisions are taken in the order of the plan.
 
-So the same answers make the same corpus whichever came first, and wherever it was interrupted.
+So the same answers make the same corpus, whichever came first and wherever it was interrupted.
 """
 
 import threading
@@ -9,168 +9,191 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
-from ys_llm.errors import UserError
-from ys_llm.gendata.generation.attempts import Attempt, Bench, attempt, bench
+from ys_llm.config.strict_reader import raise_problems
+from ys_llm.errors import EXIT_BACKEND_DOWN, UserError
+from ys_llm.gendata.backends.chat import BackEnd, ChatAnswer, ChatRequest, too_long
+from ys_llm.gendata.generation.attempts import Attempt, attempt
 from ys_llm.gendata.generation.duplicates import Duplicates
-from ys_llm.gendata.generation.journal import Entry, ItemJournal, Provenance, Rejection
+from ys_llm.gendata.generation.journal import ItemJournal, JournalEntry, Provenance, Rejection
 from ys_llm.gendata.generation.progress_bar import ProgressBar
 from ys_llm.gendata.recipes import items
-from ys_llm.gendata.recipes.items import Item
-from ys_llm.gendata.recipes.recipe import Kind
+from ys_llm.gendata.recipes.items import PlannedItem
+from ys_llm.gendata.recipes.recipe import Recipe
 
-if TYPE_CHECKING:
-    from ys_llm.gendata.backends.ollama import Answer, Request
+MAX_DROPS = 20  # in a row; then the server or the recipe is broken
+_POLL_SECONDS = 0.05  # between two checks of `should_stop`
+_AHEAD = 4  # items per worker that are under way before the first of them is decided
 
-_POLL_SECONDS = 0.05  # between two looks at `should_stop`
-_AHEAD = 4  # items for each worker that are asked for before the first of them is decided
-
-
-class BackEnd(Protocol):
-    """Who is asked; see `ollama.Ollama`."""
-
-    def ask(self, request: "Request", should_stop: Callable[[], bool]) -> "Answer":
-        """One whole answer, or an exception."""
+_Pending = tuple[Recipe, PlannedItem, "Future[list[Attempt]]"]
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is wanted: so many items of each kind (None: as its file says), from this seed.
+class Plan:
+    """What to make: `count` items of each kind (None: as its file says), from this seed.
 
-    With a `command`, which is what was typed, the corpus gets a README that names it.
+    With a `command`, which is what was typed, the corpus gets a README that names it. With
+    `retry_dropped`, items that were dropped get further tries.
     """
 
-    kinds: tuple[Kind, ...]
+    recipes: tuple[Recipe, ...]
     seed: int = 0
     count: int | None = None
     command: str = ""
+    retry_dropped: bool = False
 
-    def items(self) -> Iterator[tuple[Kind, Item]]:
-        """The plan: every item, kind by kind."""
-        for kind in self.kinds:
-            for item in items.plan(kind, seed=self.seed, count=self.count):
-                yield kind, item
+    def items(self) -> Iterator[tuple[Recipe, PlannedItem]]:
+        """Every item, kind by kind."""
+        for recipe in self.recipes:
+            for item in items.plan_items(recipe, seed=self.seed, count=self.count):
+                yield recipe, item
 
 
 class StoppedEarlyError(Exception):
-    """`should_stop` said so, or the back end failed, which is then the `failure`."""
+    """Generation ended before the plan did: on request, or because of `failure`."""
 
     def __init__(self, failure: UserError | None = None) -> None:
         super().__init__(failure)
         self.failure = failure
 
 
-@dataclass(frozen=True)
-class _Task:
-    """An item whose first tries are under way."""
+class UselessAnswersError(UserError):
+    """The model answers, but nothing of it can be used."""
 
-    bench: Bench
-    item: Item
-    tries: "Future[list[Attempt]]"
+    def __init__(self, drops: int, reason: str) -> None:
+        super().__init__(
+            f"the last {drops} items were all dropped, the last one because of {reason}",
+            "See what the model answers: `ys gen-data --check`. Then give the same command with "
+            "--retry-dropped.",
+            exit_code=EXIT_BACKEND_DOWN,
+        )
 
 
-class Making:
-    """The making of one order: `plan` is all of it, `todo` what the journal does not know.
+class Generator:
+    """Makes the items of one plan: `planned` is all of it, `todo` what the journal lacks.
 
-    The journal keeps what a model has said; what programs make is made anew each time, and is the
+    The journal keeps what a model answered. What programs make is made again each time, and is the
     same each time.
     """
 
-    def __init__(self, order: Order, journal: ItemJournal, should_stop: Callable[[], bool]) -> None:
-        self.order, self._journal = order, journal
-        self._held = dict(journal.entries)
-        self.plan = list(order.items())
-        self.todo = [pair for pair in self.plan if pair[1].key not in self._held]
-        self._asked_to_stop, self._over = should_stop, threading.Event()
+    def __init__(self, plan: Plan, journal: ItemJournal, should_stop: Callable[[], bool]) -> None:
+        self.plan, self._journal = plan, journal
+        self.planned = list(plan.items())
+        self._entries = dict(journal.entries)
+        self._earlier: dict[str, JournalEntry] = {}  # dropped before, by key; tried again
+        if plan.retry_dropped:
+            keys = {item.key for _, item in self.planned}
+            self._earlier = {
+                key: self._entries.pop(key)
+                for key, entry in journal.entries.items()
+                if entry.status == "dropped" and key in keys
+            }
+        self.todo = [pair for pair in self.planned if pair[1].key not in self._entries]
+        self.new_entries: list[JournalEntry] = []  # decided by this generator
+        self._stop_requested, self._over = should_stop, threading.Event()
         self._duplicates = Duplicates()
+        self._back_end: BackEnd | None = None
+        self._drops = 0  # in a row, of items that a model was asked for
 
-    def entries(self) -> Iterator[Entry]:
-        """What has been decided of the plan, in its order."""
-        held = self._held
-        return (held[item.key] for _, item in self.plan if item.key in held)
+    def entries(self) -> Iterator[JournalEntry]:
+        """All decided items of the plan, in its order."""
+        decided = self._entries
+        return (decided[item.key] for _, item in self.planned if item.key in decided)
 
-    def is_decided(self, pair: tuple[Kind, Item]) -> bool:
-        """Whether an item of the plan has become a record or been dropped."""
-        return pair[1].key in self._held
+    def unfinished(self) -> set[str]:
+        """The kinds with undecided items."""
+        return {recipe.name for recipe, item in self.todo if item.key not in self._entries}
 
-    def make(
+    def run(
         self,
         connect: Callable[[], BackEnd],
         *,
         workers: int,
-        beside: Iterable[Mapping[str, Any]],
-        show: ProgressBar,
+        other_kinds: Iterable[Mapping[str, Any]],
+        progress: ProgressBar,
     ) -> None:
-        """Decide all that is not decided; `beside`, lines of a manifest, is no part of it.
+        """Decide all undecided items.
 
-        Raises StoppedEarlyError, with all requests closed.
+        `other_kinds` are the manifest's records of kinds outside the plan, which are not repeated.
+        `connect` is called if a model is needed. Raises StoppedEarlyError, with all requests
+        closed, and UserError for prompts that are too long.
         """
-        self._remember(beside)
-        benches = self._benches(connect)
+        _check_prompts(self.todo)
+        self._add_known(other_kinds)
+        if any(recipe.uses_model for recipe, _ in self.todo):
+            self._back_end = connect()
         pool = ThreadPoolExecutor(workers, thread_name_prefix="gen-data")
         try:
-            ahead: deque[_Task] = deque()
-            for kind, item in self.todo:
-                on = benches[kind.name]
-                ahead.append(_Task(on, item, pool.submit(_tries, on, item, 0)))
-                if len(ahead) > _AHEAD * workers:
-                    show.show(self._decide(ahead.popleft(), pool))
-            while ahead:
-                show.show(self._decide(ahead.popleft(), pool))
+            pending: deque[_Pending] = deque()
+            for recipe, item in self.todo:
+                future = pool.submit(self._attempts, recipe, item, self._tries_before(item))
+                pending.append((recipe, item, future))
+                if len(pending) > _AHEAD * workers:
+                    progress.update(self._decide(pending.popleft(), pool))
+            while pending:
+                progress.update(self._decide(pending.popleft(), pool))
         finally:
             self._over.set()
             pool.shutdown(cancel_futures=True)
+        self._check_any_accepted()
 
-    def _remember(self, beside: Iterable[Mapping[str, Any]]) -> None:
-        known: list[Entry] = []
-        for line in beside:
-            if line["key"] in self._held:
-                known.append(self._held[line["key"]])
+    def _add_known(self, other_kinds: Iterable[Mapping[str, Any]]) -> None:
+        """Add to the duplicates what must not be made again."""
+        known: list[JournalEntry] = []
+        for line in other_kinds:
+            if line["key"] in self._entries:
+                known.append(self._entries[line["key"]])
             else:
-                self._duplicates.know(line["document"])
+                self._duplicates.add_id(line["document"])
         for entry in [*known, *self.entries()]:
             if entry.record is not None and entry.status == "accepted":
                 self._duplicates.add(entry.record, near=bool(entry.provenance.model))
 
-    def _benches(self, connect: Callable[[], BackEnd]) -> dict[str, Bench]:
-        kinds = {kind.name: kind for kind, _ in self.todo}
-        asking = [kind for kind in kinds.values() if kind.spec.backend != "program"]
-        back_end = connect() if asking else None
+    def _tries_before(self, item: PlannedItem) -> int:
+        return self._earlier[item.key].tries if item.key in self._earlier else 0
 
-        def ask(request: "Request") -> "Answer":
-            assert back_end is not None, "a program asks nobody"
-            return back_end.ask(request, self._should_stop)
+    def _attempts(self, recipe: Recipe, item: PlannedItem, first: int) -> list[Attempt]:
+        """Tries from number `first` on, up to one that makes a record or to the last allowed."""
+        made: list[Attempt] = []
+        for number in range(first, self._tries_before(item) + recipe.spec.max_tries):
+            made.append(attempt(recipe, item, number, self._ask))
+            if made[-1].record is not None:
+                break
+        return made
 
-        return {name: bench(kind, ask) for name, kind in kinds.items()}
+    def _ask(self, key: str, request: ChatRequest) -> ChatAnswer:
+        """Ask the model, unless the journal has its answer; a new answer is journalled at once."""
+        answer = self._journal.answer_to(key, request)
+        if answer is None:
+            assert self._back_end is not None, "programs do not ask"
+            answer = self._back_end.ask(request, self._should_stop)
+            self._journal.add_answer(key, request, answer)
+        return answer
 
     def _should_stop(self) -> bool:
-        return self._over.is_set() or self._asked_to_stop()
+        return self._over.is_set() or self._stop_requested()
 
-    def _decide(self, task: _Task, pool: ThreadPoolExecutor) -> Entry:
-        """Accept or drop an item: of its tries the first counts that is no duplicate."""
-        tries: list[Attempt] = []
-        rejections: list[Rejection] = []
-        future = task.tries
+    def _decide(self, pending: _Pending, pool: ThreadPoolExecutor) -> JournalEntry:
+        """Accept or drop an item: its first try that is not a duplicate counts."""
+        recipe, item, future = pending
+        first, tries = self._tries_before(item), list[Attempt]()
+        rejections = list(self._earlier[item.key].rejections) if first else []
         while True:
             new = self._result(future)
             tries += new
             rejections += [one.rejection for one in new if one.rejection]
             record = tries[-1].record
-            duplicate = record and self._duplicates.add(record, near=_is_near(task.bench.kind))
+            duplicate = record and self._duplicates.add(record, near=recipe.uses_model)
             if duplicate:
                 rejections.append(duplicate)
-            if not duplicate or len(tries) >= task.bench.kind.spec.max_tries:
+            if not duplicate or len(tries) >= recipe.spec.max_tries:
                 break
-            future = pool.submit(_tries, task.bench, task.item, len(tries))
-        entry = self._entry(task, tries, rejections)
-        if task.bench.kind.spec.backend != "program":
-            self._journal.append(entry)
-        self._held[entry.key] = entry
-        return entry
+            future = pool.submit(self._attempts, recipe, item, first + len(tries))
+        return self._keep(recipe, self._entry(recipe, item, tries, rejections))
 
     def _result(self, future: "Future[list[Attempt]]") -> list[Attempt]:
-        while not self._asked_to_stop():
+        while not self._stop_requested():
             wait([future], timeout=_POLL_SECONDS)
             if future.done():
                 try:
@@ -178,51 +201,79 @@ class Making:
                 except UserError as failure:
                     raise StoppedEarlyError(failure) from failure
                 except Exception:
-                    if not self._asked_to_stop():
+                    if not self._stop_requested():
                         raise
         raise StoppedEarlyError
 
-    def _entry(self, task: _Task, tries: list[Attempt], rejections: list[Rejection]) -> Entry:
-        kind, last = task.bench.kind, tries[-1]
-        accepted = len(rejections) < len(tries)
+    def _entry(
+        self,
+        recipe: Recipe,
+        item: PlannedItem,
+        tries: list[Attempt],
+        rejections: list[Rejection],
+    ) -> JournalEntry:
+        last, n_tries = tries[-1], self._tries_before(item) + len(tries)
+        accepted = len(rejections) < n_tries
         provenance = Provenance(
-            kind.digest,
-            self.order.seed,
+            recipe.digest,
+            self.plan.seed,
             datetime.now(UTC).isoformat(timespec="seconds"),
             round(sum(one.seconds for one in tries), 3),
-            model=kind.spec.model if kind.spec.backend != "program" else "",
+            model=recipe.spec.model if recipe.uses_model else "",
             model_digest=last.model_digest,
-            asked=last.asked,
-            mended=last.mended,
-            verified=tuple(kind.spec.verifiers) if accepted else (),
+            requests=tuple(last.requests),
+            fixed=last.fixed,
+            verified=tuple(recipe.spec.verifiers) if accepted else (),
         )
-        return Entry(
-            task.item.key,
-            kind.name,
-            task.item.index,
+        return JournalEntry(
+            item.key,
+            recipe.name,
+            item.index,
             "accepted" if accepted else "dropped",
             last.record,
-            len(tries),
+            n_tries,
             provenance,
             reason="" if accepted else f"{rejections[-1].name}: {rejections[-1].reason}",
             rejections=tuple(rejections),
         )
 
+    def _keep(self, recipe: Recipe, entry: JournalEntry) -> JournalEntry:
+        """Note a decision. Raises StoppedEarlyError after too many drops in a row."""
+        self._entries[entry.key] = entry
+        self.new_entries.append(entry)
+        if recipe.uses_model:
+            self._journal.append(entry)
+            self._drops = 0 if entry.status == "accepted" else self._drops + 1
+            if self._drops >= MAX_DROPS:
+                raise StoppedEarlyError(UselessAnswersError(self._drops, entry.reason))
+        return entry
 
-def _is_near(kind: Kind) -> bool:
-    return kind.spec.backend != "program"
+    def _check_any_accepted(self) -> None:
+        """Raise StoppedEarlyError if a model was asked and nothing was ever accepted."""
+        asked = [entry for entry in self.entries() if entry.provenance.model]
+        if self._drops and all(entry.status == "dropped" for entry in asked):
+            raise StoppedEarlyError(UselessAnswersError(len(asked), asked[-1].reason))
 
 
-def _tries(on: Bench, item: Item, first: int) -> list[Attempt]:
-    """Tries from number `first` on: up to one that makes a record, or to the last allowed."""
-    made: list[Attempt] = []
-    for number in range(first, on.kind.spec.max_tries):
-        made.append(attempt(on, item, number))
-        if made[-1].record is not None:
-            break
-    return made
+def _check_prompts(todo: Iterable[tuple[Recipe, PlannedItem]]) -> None:
+    """Raise UserError for prompts that are too long even before the answers are filled in."""
+    problems: dict[str, str] = {}  # the first one of each kind
+    for recipe, item in todo:
+        if recipe.name in problems or not recipe.uses_model:
+            continue
+        unknown = {step.name: "" for step in recipe.spec.ask}
+        for step in recipe.spec.ask:
+            prompt, system = items.prompt_of(step, item, unknown)
+            options = items.options_of(recipe, step, item, attempt=0)
+            if reason := too_long(prompt, system, options):
+                problems[recipe.name] = (
+                    f"{recipe.name}, item {item.index}, step {step.name}: {reason}. "
+                    "Raise sampling.num_ctx in the kind file, or shorten the prompt."
+                )
+                break
+    raise_problems(list(problems.values()))
 
 
-def rejections_by_name(entries: Iterable[Entry]) -> Counter[str]:
-    """How often tries were rejected, by the name of the reason."""
+def rejections_by_name(entries: Iterable[JournalEntry]) -> Counter[str]:
+    """How many tries were rejected, by the name of the reason."""
     return Counter(rejection.name for entry in entries for rejection in entry.rejections)

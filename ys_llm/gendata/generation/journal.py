@@ -1,11 +1,13 @@
-"""The journal of a corpus: one line for each item that has been decided, only ever appended to.
+"""The journal of a corpus: one line per answer of the model, one per decided item, append-only.
 
-A kill loses at most the line that was being written: its rest has no line end, is cut off before
-anything is appended, and its item is done again. Any other damage is an error.
+An answer is written as soon as it arrives, in whatever order answers come; a decision follows when
+all items before it are decided. Nothing that the model said is asked for again after a kill. A line
+that was being written when the process died has no line end; it is cut off before anything is
+appended. Any other damage is an error.
 """
 
 import json
-import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,22 +19,13 @@ from typing import Any, Literal
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.data.records import Record
 from ys_llm.errors import UserError
-from ys_llm.system.files import (
-    Journal,
-    make_folder,
-    readable_os_errors,
-    sync_folder,
-    write_atomically,
-)
+from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
+from ys_llm.system.files import Journal, make_folder, sync_folder, write_atomically
+from ys_llm.system.lock import hold_lock
 
-try:
-    import fcntl
-except ImportError:  # Windows: nothing keeps two runs apart there
-    fcntl = None  # type: ignore[assignment]
-
-# Training passes over names that begin with `manifest`; `journal.jsonl` may be somebody's diary.
+# Training skips names that begin with `manifest`; `journal.jsonl` may be somebody's diary.
 NAME = "manifest-journal.jsonl"
-_SYNC_SECONDS = 1.0  # what a power cut may take back; a kill takes nothing
+_SYNC_SECONDS = 1.0  # a power cut loses at most the lines of this time; a kill loses none
 
 
 @dataclass(frozen=True)
@@ -44,8 +37,8 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a model was asked, with all that it was told about sampling."""
+class SentRequest:
+    """A request as it was sent to the model."""
 
     prompt: str
     system: str
@@ -54,21 +47,21 @@ class Question:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a record came from. `time` is UTC; `seconds` are those of all tries together."""
+    """Where a record came from. `time` is UTC; `seconds` is the sum over all tries."""
 
-    digest: str  # of the kind file with its topics
-    seed: int  # of the plan; those of the questions are among their options
+    digest: str  # of the recipe
+    seed: int  # of the plan; the seeds of requests are among their options
     time: str
     seconds: float
     model: str = ""
     model_digest: str = ""
-    asked: tuple[Question, ...] = ()
-    mended: tuple[str, ...] = ()  # by these rules of curation
+    requests: tuple[SentRequest, ...] = ()
+    fixed: tuple[str, ...] = ()  # by these curation rules
     verified: tuple[str, ...] = ()  # by these verifiers
 
 
 @dataclass(frozen=True)
-class Entry:
+class JournalEntry:
     """A decided item. `rejections` are those of its tries; the last one is why it was dropped."""
 
     key: str
@@ -83,137 +76,185 @@ class Entry:
 
 
 class ItemJournal:
-    """The journal of a folder, open for appending; `entries` are all decided items by key."""
+    """The journal of a corpus folder, open for appending; may be used from several threads.
+
+    Raises UserError, with file and line, for a damaged journal.
+    """
 
     def __init__(self, folder: Path) -> None:
-        """Read what is there and cut off a half line at its end. Raises UserError for damage."""
         make_folder(folder)
         path = folder / NAME
-        self.entries, sound_bytes = _read(path)
-        if path.exists() and path.stat().st_size > sound_bytes:
-            write_atomically(path, path.read_bytes()[:sound_bytes])
+        content = _read(path)
+        self.entries, self._answers = content.entries, content.answers
+        if path.exists() and path.stat().st_size > content.complete_bytes:
+            write_atomically(path, path.read_bytes()[: content.complete_bytes])
         self._folder = folder
-        self._file: Journal | None = None  # there is none until something is to be written
+        self._file: Journal | None = None  # created when there is something to write
         self._synced = time.monotonic()
+        self._lock = threading.Lock()
 
-    def append(self, entry: Entry) -> None:
-        """Note a decision; it outlives a kill at once, and a power cut a second later."""
-        assert entry.key not in self.entries, entry.key
+    def answer_to(self, key: str, request: ChatRequest) -> ChatAnswer | None:
+        """The answer that an undecided item has already got to this request, if any."""
+        return self._answers.get(key, {}).get(request.digest())
+
+    def add_answer(self, key: str, request: ChatRequest, answer: ChatAnswer) -> None:
+        """Write an answer for item `key`; it survives a kill at once."""
+        fields = {name: getattr(answer, name) for name in _ANSWER if hasattr(answer, name)}
+        with self._lock:
+            self._write({"answer_to": key, "request": request.digest(), **fields})
+            self._answers.setdefault(key, {})[request.digest()] = answer
+
+    def append(self, entry: JournalEntry) -> None:
+        """Write a decision. An item is decided once, unless it was dropped and is tried again."""
+        with self._lock:
+            decided = self.entries.get(entry.key)
+            assert decided is None or decided.status == "dropped", entry.key
+            self._write(to_plain(entry))
+            self.entries[entry.key] = entry
+            self._answers.pop(entry.key, None)
+
+    def _write(self, fields: Mapping[str, Any]) -> None:
         if self._file is None:
             self._file = Journal(self._folder / NAME)
             sync_folder(self._folder)
-        self._file.write(_line(entry))
-        self.entries[entry.key] = entry
+        self._file.write(_line(fields))
         if time.monotonic() - self._synced > _SYNC_SECONDS:
             self._file.sync()
             self._synced = time.monotonic()
 
     def close(self) -> None:
-        """No more lines."""
+        """Sync and close the file."""
         if self._file is not None:
             self._file.sync()
             self._file.close()
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Own a corpus folder, made where missing; the system frees it if we are killed.
+def corpus_lock(folder: Path) -> Iterator[None]:
+    """Own a corpus folder, which is created where missing.
 
-    Raises UserError where another process owns it.
+    Raises UserError if another process owns it.
     """
-    with readable_os_errors(folder):
-        make_folder(folder)
-    if fcntl is None:
+    fix = "Wait until it has finished, stop it with Ctrl-C, or choose another --out."
+    with hold_lock(folder, activity="being filled", fix=fix):
         yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: a file for it would stay behind
-    try:
-        _lock(folder, descriptor)
-        yield
-    finally:
-        os.close(descriptor)
 
 
-def _lock(folder: Path, descriptor: int) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"another process is filling {folder}",
-            "Wait until it is done, stop it with Ctrl-C, or choose another --out.",
-        ) from error
-    except OSError:  # a file system without locks
-        return
+def read_journal(folder: Path) -> dict[str, JournalEntry]:
+    """All decided items of a folder by key; empty if there is no journal."""
+    return _read(folder / NAME).entries
 
 
-def read_journal(folder: Path) -> dict[str, Entry]:
-    """All decided items of a folder by key; none where there is no journal."""
-    return _read(folder / NAME)[0]
+@dataclass(frozen=True)
+class _Content:
+    entries: dict[str, JournalEntry]
+    answers: dict[str, dict[str, ChatAnswer]]  # of undecided items, by key and request
+    complete_bytes: int  # of the file, up to its last line end
 
 
-def _read(path: Path) -> tuple[dict[str, Entry], int]:
-    """The entries by key, and how many bytes of the file hold them."""
+def _read(path: Path) -> _Content:
     data = path.read_bytes() if path.exists() else b""
-    sound_bytes = data.rfind(b"\n") + 1
-    entries: dict[str, Entry] = {}
-    for number, line in enumerate(data[:sound_bytes].split(b"\n")[:-1], start=1):
+    content = _Content({}, {}, data.rfind(b"\n") + 1)
+    for number, line in enumerate(data[: content.complete_bytes].split(b"\n")[:-1], start=1):
         try:
-            entry = _entry(json.loads(line))
-            if entry.key in entries:
-                raise ValueError(f"item {entry.key} has been decided in a line above")
+            _take(content, json.loads(line))
         except (ValueError, RecursionError) as error:
             raise _damaged(f"{path}:{number}", error) from error
-        entries[entry.key] = entry
-    return entries, sound_bytes
+    return content
+
+
+def _take(content: _Content, found: Any) -> None:
+    if isinstance(found, dict) and "answer_to" in found:
+        fields = _checked(found, _ANSWER, "answer")
+        key, request = fields.pop("answer_to"), fields.pop("request")
+        content.answers.setdefault(key, {})[request] = ChatAnswer(**fields)
+        return
+    entry = _entry(found)
+    decided = content.entries.get(entry.key)
+    if decided is not None and decided.status == "accepted":
+        raise ValueError(f"item {entry.key} has been decided in an earlier line")
+    content.entries[entry.key] = entry
+    content.answers.pop(entry.key, None)
 
 
 def _damaged(where: str, error: Exception) -> UserError:
     found = " ".join(str(error).split())[:160]
     return UserError(
-        f"{where}: no line of a journal: {found}",
-        "Put a good copy of the file back, or take the line out: its item is done again.",
+        f"{where}: not a line of a journal: {found}",
+        "Restore the file from a good copy, or delete the line: its item is made again.",
     )
 
 
-def _line(entry: Entry) -> str:
-    plain = to_plain(entry)
+def _line(fields: Mapping[str, Any]) -> str:
     try:
-        line = json.dumps(plain, ensure_ascii=False)
+        line = json.dumps(fields, ensure_ascii=False)
         line.encode()
-    except UnicodeEncodeError:  # half of a character, out of what a model said
-        line = json.dumps(plain)
+    except UnicodeEncodeError:  # half of a surrogate pair in what a model wrote
+        line = json.dumps(fields)
     return line
 
 
 _Types = Mapping[str, type | tuple[type, ...]]
+_ANSWER: _Types = {
+    "answer_to": str,
+    "request": str,
+    "text": str,
+    "done_reason": str,
+    "model_digest": str,
+    "eval_count": int,
+    "prompt_eval_count": int,
+    "seconds": (int, float),
+}
 _ENTRY: _Types = {
-    **{"key": str, "kind": str, "index": int, "status": str, "record": (dict, NoneType)},
-    **{"tries": int, "provenance": dict, "reason": str, "rejections": list},
+    "key": str,
+    "kind": str,
+    "index": int,
+    "status": str,
+    "record": (dict, NoneType),
+    "tries": int,
+    "provenance": dict,
+    "reason": str,
+    "rejections": list,
 }
 _PROVENANCE: _Types = {
-    **{"digest": str, "seed": int, "time": str, "seconds": (int, float), "model": str},
-    **{"model_digest": str, "asked": list, "mended": list, "verified": list},
+    "digest": str,
+    "seed": int,
+    "time": str,
+    "seconds": (int, float),
+    "model": str,
+    "model_digest": str,
+    "requests": list,
+    "fixed": list,
+    "verified": list,
 }
-_QUESTION: _Types = {"prompt": str, "system": str, "options": dict}
+_OLD_NAMES = {"asked": "requests", "mended": "fixed"}  # journals of earlier versions
+_REQUEST: _Types = {"prompt": str, "system": str, "options": dict}
 _PAIRS: Mapping[type, _Types] = {
     Record: {"prompt": str, "response": str},
     Rejection: {"name": str, "reason": str},
 }
 
 
-def _entry(found: Any) -> Entry:
-    """The entry that a line holds. Not the strict reader of settings, which is 50 times slower."""
+def _entry(found: Any) -> JournalEntry:
+    """The entry of a line. Not by the strict reader of settings, which is 50 times slower."""
     fields = _checked(found, _ENTRY, "it")
-    origin = _checked(fields["provenance"], _PROVENANCE, "provenance")
     record, status = fields["record"], fields["status"]
     if status not in ("accepted", "dropped") or (status == "accepted" and record is None):
-        raise ValueError(f"status is {status!r}, record is {'there' if record else 'missing'}")
-    asked = [Question(**_checked(one, _QUESTION, "asked")) for one in origin["asked"]]
-    names = {name: tuple(map(str, origin[name])) for name in ("mended", "verified")}
-    provenance = Provenance(**{**origin, "asked": tuple(asked), **names})
+        raise ValueError(f"status is {status!r}, record is {'present' if record else 'missing'}")
     rejections = tuple(_pair(Rejection, one, "rejections") for one in fields["rejections"])
     made = None if record is None else _pair(Record, record, "record")
-    return Entry(**{**fields, "record": made, "provenance": provenance, "rejections": rejections})
+    replaced = {"record": made, "provenance": _provenance(fields), "rejections": rejections}
+    return JournalEntry(**fields | replaced)
+
+
+def _provenance(fields: Mapping[str, Any]) -> Provenance:
+    named = {_OLD_NAMES.get(name, name): value for name, value in fields["provenance"].items()}
+    origin = _checked(named, _PROVENANCE, "provenance")
+    requests = tuple(
+        SentRequest(**_checked(one, _REQUEST, "requests")) for one in origin["requests"]
+    )
+    names = {name: tuple(map(str, origin[name])) for name in ("fixed", "verified")}
+    return Provenance(**origin | names | {"requests": requests})
 
 
 def _pair(cls: type, found: Any, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a run of `ys gen-data` shows on stderr: a bar on a terminal, lines elsewhere."""
+"""Progress of `ys gen-data` on stderr: a bar on a terminal, lines elsewhere."""
 
 import sys
 import time
@@ -8,24 +8,24 @@ from contextlib import suppress
 
 from tqdm import tqdm
 
-from ys_llm.gendata.generation.journal import Entry
+from ys_llm.gendata.generation.journal import JournalEntry
 
-LINE_SECONDS = 10.0  # between lines where stderr is no terminal
+LINE_SECONDS = 10.0  # between lines if stderr is not a terminal
 
 
-def counted(counts: Mapping[str, int]) -> str:
+def format_counts(counts: Mapping[str, int]) -> str:
     """`truncated 4, duplicate 1`: the most frequent first."""
     ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
     return ", ".join(f"{name} {count:,}" for name, count in ordered)
 
 
 class ProgressBar:
-    """Items decided, records per second, accepted, rejected by name, time left."""
+    """Decided items, records per second, accepted, rejected by name, time left."""
 
     def __init__(self, *, total: int, done: int) -> None:
         self.total, self.done, self._done_before = total, done, done
         self._accepted, self._rejected = 0, Counter[str]()
-        self._began = self._said = time.monotonic()
+        self._began = self._line_time = time.monotonic()
         self._bar = tqdm(
             initial=done,
             total=total,
@@ -35,20 +35,20 @@ class ProgressBar:
             file=sys.stderr,
         )
 
-    def show(self, entry: Entry) -> None:
+    def update(self, entry: JournalEntry) -> None:
         """One more item has been decided."""
         self.done += 1
         self._accepted += entry.status == "accepted"
         self._rejected.update(rejection.name for rejection in entry.rejections)
-        with suppress(OSError, ValueError):  # the terminal, or who read the pipe, may have left
+        with suppress(OSError, ValueError):  # the terminal or the pipe may be closed
             self._bar.set_postfix_str(self._figures(), refresh=False)
             self._bar.update()
-        if self._bar.disable and time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
-            self.say(self._line())
+        if self._bar.disable and time.monotonic() - self._line_time >= LINE_SECONDS:
+            self._line_time = time.monotonic()
+            self.print(self._line())
 
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
+    def print(self, text: str) -> None:
+        """Print a line above the bar."""
         with suppress(OSError, ValueError):
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
@@ -59,12 +59,12 @@ class ProgressBar:
             self._bar.close()
 
     def _figures(self) -> str:
-        rejected = f", rejected: {counted(self._rejected)}" if self._rejected else ""
+        rejected = f", rejected: {format_counts(self._rejected)}" if self._rejected else ""
         return f"{self._accepted:,} accepted{rejected}"
 
     def _line(self) -> str:
         seconds = time.monotonic() - self._began
-        rate = (self.done - self._done_before) / seconds
+        rate = (self.done - self._done_before) / max(seconds, 1e-9)
         left = f"{(self.total - self.done) / rate / 60:.1f} min left"
-        at = f"item {self.done:,}/{self.total:,}"
-        return f"{at}  {rate:.2f} records/s  {left}  {self._figures()}"
+        item = f"item {self.done:,}/{self.total:,}"
+        return f"{item}  {rate:.2f} records/s  {left}  {self._figures()}"

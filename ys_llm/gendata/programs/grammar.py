@@ -20,7 +20,7 @@ SOUNDS_LIKE_YOU = ("uni", "use", "usu", "one", "once", "eu")
 
 
 @dataclass(frozen=True)
-class Slot:
+class SlotRef:
     """A place in a template that is filled from the slots."""
 
     name: str
@@ -33,13 +33,13 @@ class Choice:
     alternatives: tuple["Sequence", ...]
 
 
-Sequence = tuple[str | Slot | Choice, ...]
+Sequence = tuple[str | SlotRef | Choice, ...]
 
 
 def _sequences(tokens: list[str]) -> tuple[Sequence, ...]:
     """Read alternatives up to the closing bracket; `tokens` is reversed, so that pop() reads on."""
     alternatives: list[Sequence] = []
-    current: list[str | Slot | Choice] = []
+    current: list[str | SlotRef | Choice] = []
     while tokens:
         token = tokens.pop()
         if token == "[":
@@ -50,7 +50,7 @@ def _sequences(tokens: list[str]) -> tuple[Sequence, ...]:
         elif token == "]":
             break
         elif token.startswith("{"):
-            current.append(Slot(token[1:-1]))
+            current.append(SlotRef(token[1:-1]))
         elif token:
             current.append(token)
     return (*alternatives, tuple(current))
@@ -78,7 +78,7 @@ def _expand(sequence: Sequence, slots: Mapping[str, str], rng: random.Random) ->
     for part in sequence:
         if isinstance(part, str):
             parts.append(part)
-        elif isinstance(part, Slot):
+        elif isinstance(part, SlotRef):
             parts.append(_expand(parse(slots[part.name]), slots, rng))
         else:
             parts.append(_expand(rng.choice(part.alternatives), slots, rng))

@@ -114,7 +114,7 @@ OPENINGS = ("Here is what I know:", "Listen well!", "This is true:")
 CLOSINGS = ("That is all.", "Now you know it.", "The end.")
 
 
-def obedience(rng: random.Random) -> Record:
+def instruction_following(rng: random.Random) -> Record:
     """A few facts in the shape that is asked for."""
     subject = rng.choice(tuple(FACTS))
     told = rng.sample(FACTS[subject], rng.randint(1, 4))

@@ -8,7 +8,7 @@ from ys_llm.gendata.programs.arithmetic import arithmetic
 from ys_llm.gendata.programs.dates import dates
 from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
 from ys_llm.gendata.programs.formats import formats
-from ys_llm.gendata.programs.instruction_following import obedience
+from ys_llm.gendata.programs.instruction_following import instruction_following
 from ys_llm.gendata.programs.maths import maths
 from ys_llm.gendata.programs.ordering import ordering
 from ys_llm.gendata.programs.patterns import patterns
@@ -25,7 +25,7 @@ MAKERS: Mapping[str, Callable[[random.Random], Record]] = {
     "cloze": cloze,
     "formats": formats,
     "maths": maths,
-    "obedience": obedience,
+    "obedience": instruction_following,
     "ordering": ordering,
     "patterns": patterns,
     "queries": queries,

@@ -1,1 +1,1 @@
-"""What a kind of record is, and the items that it plans."""
+"""Recipes (one YAML file per kind of record) and the items that they plan."""

@@ -1,25 +1,25 @@
-"""How the topics of a kind combine: every combination once, evenly spread, in a seeded order.
+"""The order in which the topics of a recipe are combined: evenly spread, decided by a seed.
 
-Nothing is listed or shuffled, so that item i of a billion costs as much as item 0.
+Nothing is listed or shuffled, so item i of a billion costs as much as item 0.
 """
 
 import hashlib
 from collections.abc import Sequence
 from math import prod
 
-_ROUNDS = 4  # of a Feistel network; four suffice for an order that shows no pattern
+_ROUNDS = 4  # of a Feistel network; four suffice for an order without a visible pattern
 
 
-def noise(text: str) -> int:
-    """64 bits that follow from the text, alike on every platform."""
+def hash64(text: str) -> int:
+    """A 64-bit hash, the same on every platform."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def permuted(index: int, size: int, key: str) -> int:
-    """Where a permutation of `range(size)`, chosen by `key`, takes `index`.
+    """The image of `index` under a permutation of `range(size)` that `key` chooses.
 
-    A Feistel network permutes the next power of four; walking its cycle until it comes back below
-    `size` permutes `range(size)` (Black and Rogaway, 2002).
+    A Feistel network permutes the next power of four; walking its cycle until it falls below `size`
+    permutes `range(size)` (Black and Rogaway, 2002).
     """
     assert 0 <= index < size, (index, size)
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -27,17 +27,17 @@ def permuted(index: int, size: int, key: str) -> int:
     while True:
         left, right = index >> half_bits, index & mask
         for turn in range(_ROUNDS):
-            left, right = right, left ^ (noise(f"{key}:{turn}:{right}") & mask)
+            left, right = right, left ^ (hash64(f"{key}:{turn}:{right}") & mask)
         index = left << half_bits | right
         if index < size:
             return index
 
 
 def combination(index: int, sizes: Sequence[int], key: str) -> list[int]:
-    """Combination `index` of lists of these sizes: which value to take of each list.
+    """Combination `index` of lists of these sizes: which value to take from each list.
 
-    No combination comes twice before all have come, no value of the longest list comes twice
-    before all of it have come, and with each of its values the same holds for the next longest.
+    No combination repeats before all have appeared; no value of the longest list repeats before all
+    of that list have appeared, and within each of its values the same holds for the next longest.
     """
     turn, index = divmod(index, prod(sizes))
     chosen = [0] * len(sizes)

@@ -1,6 +1,6 @@
-"""Templates of kind files: `{name}` takes a slot, `{a name}` a slot with its article.
+"""Templates of kind files: `{name}` inserts a slot, `{a name}` a slot with its article.
 
-`{{` and `}}` are braces that stay. What is filled in is never read as a template again.
+`{{` and `}}` are literal braces. Inserted text is never interpreted as a template.
 """
 
 import re
@@ -10,24 +10,24 @@ from string import Formatter
 from ys_llm.gendata.programs.grammar import article
 
 _FIELD = re.compile(r"(?P<article>[aA] )?(?P<name>[a-z][a-z0-9_]*)")
-HOW = "write {name} or {a name}, and {{ }} for braces that stay"
+SYNTAX = "write {name} or {a name}, and {{ }} for literal braces"
 
 
 def names_in(template: str) -> set[str]:
-    """The slots that a template takes. Raises ValueError, with the reason, if it is no template."""
+    """The slots that a template uses. Raises ValueError for a malformed template."""
     names = set()
     for _text, field, form, conversion in Formatter().parse(template):
         if field is None:
             continue
         found = _FIELD.fullmatch(field)
         if not found or form or conversion:
-            raise ValueError(f"{{{field}}} is no slot: {HOW}")
+            raise ValueError(f"{{{field}}} is not a slot: {SYNTAX}")
         names.add(found["name"])
     return names
 
 
 def fill(template: str, slots: Mapping[str, str]) -> str:
-    """The template with its slots filled, each as it is, without another look inside."""
+    """The template with its slots filled in."""
     parts = []
     for text, field, _form, _conversion in Formatter().parse(template):
         parts.append(text)

@@ -1,6 +1,6 @@
-"""Verifiers: what can be checked about a record without asking anybody.
+"""Verifiers: checks of a record by a program.
 
-Each takes the record and the slots it was made from and returns "" or the reason why the record is
+Each takes the record and the slots it was made from, and returns "" or the reason why the record is
 wrong. Further parameters are settings, which a kind file gives by name.
 """
 
@@ -54,16 +54,16 @@ VERIFIERS: Mapping[str, Callable[..., str]] = {
 
 
 def verifier(name: str, settings: Mapping[str, Any]) -> Verify:
-    """The verifier of this name with its settings. Raises UserError with every problem of both."""
+    """The verifier of this name with its settings. Raises UserError with all problems."""
     path = f"verifiers.{name}"
     if name not in VERIFIERS:
-        raise_problems([f"{path} is no verifier. {_nearest(name, list(VERIFIERS))}"])
+        raise_problems([f"{path} is not a verifier. {_nearest(name, list(VERIFIERS))}"])
     function = VERIFIERS[name]
     known = list(inspect.signature(function).parameters)[2:]
     hints = get_type_hints(function)
     reader = StrictReader(object, lambda _path: path)
     problems = [
-        f"{path}.{given} is no setting. {_nearest(given, known)}"
+        f"{path}.{given} is not a setting. {_nearest(given, known)}"
         for given in settings
         if given not in known
     ]
@@ -78,4 +78,4 @@ def verifier(name: str, settings: Mapping[str, Any]) -> Verify:
 
 def _nearest(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"There are {', '.join(known) or 'none'}."
+    return f"Did you mean {near[0]}?" if near else f"Expected one of {', '.join(known) or 'none'}."

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.recipes import items
-from ys_llm.gendata.recipes.combinations import combination, permuted
+from ys_llm.gendata.recipes.combinations import combination
 from ys_llm.gendata.recipes.items import PlannedItem, item_at, plan_items
 from ys_llm.gendata.recipes.load import find_recipes, load_recipe, load_recipes, read_topics
 from ys_llm.gendata.recipes.recipe import AskStep, Recipe
@@ -72,11 +72,6 @@ def refusal(folder: Path, text: str) -> str:
 
 
 # The order of combinations.
-
-
-@given(st.integers(1, 400), st.text(max_size=5))
-def test_a_permutation_takes_every_place_once(size: int, key: str) -> None:
-    assert sorted(permuted(i, size, key) for i in range(size)) == list(range(size))
 
 
 @given(st.lists(st.integers(1, 6), max_size=4), st.text(max_size=3))

@@ -31,7 +31,7 @@ from ys_llm.gendata.command import DEFAULT_SEED
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.recipes.items import plan_items
 from ys_llm.gendata.recipes.load import load_recipes
-from ys_llm.runs.checkpoint import read_json
+from ys_llm.runs.model_files import read_json
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 

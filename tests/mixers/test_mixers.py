@@ -14,15 +14,18 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.adapters import Halved, add_adapters, merge_adapters
+from support.flops import counted_flops
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.nn.utils import parametrize
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
+from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import mixer_module, mixer_names
 from ys_llm.model import costs
 from ys_llm.model.language_model import Model
-from ys_llm.model.state import state_bytes, tensors_of
+from ys_llm.model.state import concat_rows, select_rows, state_bytes, tensors_of
 
 NAMES = mixer_names()
 D_MODEL = 32
@@ -152,6 +155,44 @@ def test_rows_of_a_batch_know_nothing_of_each_other(case: Case) -> None:
     torch.testing.assert_close(together, torch.cat(alone), **SAME)
 
 
+PROMPT_LENGTHS = (1, 16, 21, 63, 64)  # on and off the summaries' periods
+
+
+@every_mixer
+@pytest.mark.parametrize("piece", [1, 3], ids=["by-one", "by-three"])
+@torch.no_grad()
+def test_rows_at_different_clocks_know_nothing_of_each_other(case: Case, piece: int) -> None:
+    """As a batch of generated texts is: prompts of any length, then all are stepped together."""
+    mixer = case.mixer().double()
+    prompts = [torch.randn(1, n, D_MODEL, dtype=torch.float64) for n in PROMPT_LENGTHS]
+    states = [run(mixer, x_BTD)[1] for x_BTD in prompts]
+    together, position_B = concat_rows(states), torch.tensor(PROMPT_LENGTHS)
+    for _ in range(24 // piece):
+        x_BTD = torch.randn(len(prompts), piece, D_MODEL, dtype=torch.float64)
+        output, together = mixer(x_BTD, together, None, position_B)
+        for row, position in enumerate(position_B.tolist()):
+            alone, states[row] = run(mixer, x_BTD[row : row + 1], states[row], None, position)
+            torch.testing.assert_close(output[row : row + 1], alone, **SAME)
+        position_B = position_B + piece
+
+
+@every_mixer
+@torch.no_grad()
+def test_rows_that_leave_a_batch_and_join_it_stay_what_they_are(case: Case) -> None:
+    mixer = case.mixer().double()
+    lengths = (40, 7)
+    prompts = [torch.randn(1, n, D_MODEL, dtype=torch.float64) for n in lengths]
+    short = run(mixer, prompts[1])[1]
+    together = concat_rows([run(mixer, prompts[0])[1], short, mixer.init_state(1)])
+    together = select_rows(together, [2, 1])  # the longest leaves, and its padding stays
+    position_B = torch.tensor([0, lengths[1]])
+    x_BTD = torch.randn(2, 20, D_MODEL, dtype=torch.float64)
+    output, _ = mixer(x_BTD, together, None, position_B)
+    torch.testing.assert_close(output[:1], run(mixer, x_BTD[:1])[0], **SAME)
+    expected, _ = run(mixer, x_BTD[1:], short, None, lengths[1])
+    torch.testing.assert_close(output[1:], expected, **SAME)
+
+
 @every_mixer
 @torch.no_grad()
 def test_a_packed_row_equals_its_documents_run_apart(case: Case) -> None:
@@ -193,6 +234,67 @@ def test_every_parameter_learns(case: Case) -> None:
 
 
 @every_mixer
+def test_adapters_around_its_linear_layers_take_effect(case: Case) -> None:
+    mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
+    adapters = add_adapters(mixer)
+    assert adapters
+    output, _ = run(mixer, x_BTD)
+    output.square().sum().backward()
+    for name, adapter in adapters.items():
+        for factor in (adapter.lora_A, adapter.lora_B):
+            assert factor.weight.grad is not None, f"the adapter of {name} has no part"
+            assert factor.weight.grad.isfinite().all()
+            assert factor.weight.grad.count_nonzero()
+    merge_adapters(mixer)
+    torch.testing.assert_close(run(mixer, x_BTD)[0], output, **SAME)
+
+
+@every_mixer
+@torch.no_grad()
+def test_hooks_of_its_linear_layers_take_effect(case: Case) -> None:
+    mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
+    before, _ = run(mixer, x_BTD)
+    linears = [child for child in mixer.modules() if type(child) is nn.Linear]
+    for linear in linears:
+        handle = linear.register_forward_hook(lambda _, __, output: 1.5 * output)
+        assert not torch.allclose(run(mixer, x_BTD)[0], before)
+        handle.remove()
+    torch.testing.assert_close(run(mixer, x_BTD)[0], before, **SAME)
+
+
+@every_mixer
+def test_a_parametrisation_of_any_weight_takes_effect(case: Case) -> None:
+    mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in mixer.parameters():  # none at 0, where it would be without effect
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    for name, parameter in list(mixer.named_parameters()):
+        parent, _, own = name.rpartition(".")
+        holder = mixer.get_submodule(parent)
+        with torch.no_grad():
+            parameter.div_(2)
+        expected, _ = run(mixer, x_BTD)
+        (expected_grad,) = torch.autograd.grad(expected.square().sum(), [parameter])
+        with torch.no_grad():
+            parameter.mul_(2)
+        parametrize.register_parametrization(holder, own, Halved())
+        output, _ = run(mixer, x_BTD)
+        learned: Any = holder.get_submodule(f"parametrizations.{own}").original
+        (grad,) = torch.autograd.grad(output.square().sum(), [learned])
+        torch.testing.assert_close(output, expected, **SAME)
+        torch.testing.assert_close(grad, expected_grad / 2, **SAME)
+        parametrize.remove_parametrizations(holder, own, leave_parametrized=False)
+
+
+@every_mixer
+def test_a_backend_that_it_does_not_list_is_refused(case: Case) -> None:
+    assert "reference" in case.mixer().backends
+    with pytest.raises(UserError) as caught:
+        case.mixer("warp_drive")
+    assert all(name in str(caught.value) for name in case.mixer().backends)
+
+
+@every_mixer
 @pytest.mark.parametrize("seq_len", [1, T])
 @torch.no_grad()
 def test_state_bytes_are_those_of_a_streamed_state(case: Case, seq_len: int) -> None:
@@ -200,26 +302,6 @@ def test_state_bytes_are_those_of_a_streamed_state(case: Case, seq_len: int) -> 
     _, state = streamed(mixer, list(x_BTD.split(1, dim=1)))
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state))
     assert mixer.state_bytes(3, seq_len) == held
-
-
-def flops(passed: Any, inputs: Tensor) -> float:
-    """FLOPs of one pass as torch counts them, with the two kernels that it has no count for."""
-    counts = {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops,
-        torch.ops.mkldnn._linear_pointwise: linear_flops,
-    }
-    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
-        passed(inputs)
-    return float(counter.get_total_flops())
-
-
-def linear_flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return 2 * math.prod(x) * int(weight[0])
-
-
-def flash_flops(query: Any, keys: Any, *_: Any, **__: Any) -> int:
-    """Two products over every pair of tokens, masked or not."""
-    return 4 * math.prod(query) * int(keys[2])
 
 
 @every_mixer
@@ -231,7 +313,8 @@ def test_flops_per_token_are_those_that_are_executed(
     monkeypatch.setattr(loader, "ready", lambda name, **_: None)  # torch cannot count its work
     x_BTD = torch.randn(1, 128, D_MODEL)
     counted = (
-        min(flops(partial(run, case.mixer(name)), x_BTD) for name in ("reference", "auto")) / 128
+        min(counted_flops(partial(run, case.mixer(name), x_BTD)) for name in ("reference", "auto"))
+        / 128
     )
     assert case.mixer().flops_per_token(128) == pytest.approx(counted, rel=0.03)
 
@@ -280,7 +363,8 @@ def test_measure_tells_the_real_size_of_a_model(case: Case) -> None:
 def test_measure_adds_the_trunks_flops_to_the_mixers(case: Case) -> None:
     model, tokens_BT = model_of(case, vocab_size=20, n_layers=2, d_mlp=48), torch.ones(1, T).long()
     trunk = (
-        flops(model, tokens_BT) - 2 * flops(partial(run, case.mixer()), torch.randn(1, T, D_MODEL))
+        counted_flops(partial(model, tokens_BT))
+        - 2 * counted_flops(partial(run, case.mixer(), torch.randn(1, T, D_MODEL)))
     ) / T
     counted = trunk + 2 * case.mixer().flops_per_token(T)
     assert costs.flops_per_token(model, T) == counted

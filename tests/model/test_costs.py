@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from support.flops import counted_flops
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
@@ -20,6 +20,7 @@ from ys_llm.model.costs import (
     state_bytes,
 )
 from ys_llm.model.language_model import Model
+from ys_llm.model.state import state_bytes as bytes_of
 
 VOCAB_SIZE = 90
 SHAPES: dict[str, dict[str, Any]] = {
@@ -63,18 +64,6 @@ def test_each_parameter_is_counted_in_its_own_part() -> None:
     assert bare == {"embedding": matrix, "mixers": attention, "head": matrix + VOCAB_SIZE}
 
 
-def flash_flops(query: Any, keys: Any, *_: Any, **__: Any) -> int:
-    """Two products over every pair of tokens; torch has no count for this kernel on CPU."""
-    return 4 * math.prod(query) * int(keys[2])
-
-
-def counted_flops(model: Model, seq_len: int) -> float:
-    counts = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flash_flops}
-    with FlopCounterMode(display=False, custom_mapping=counts) as counter:
-        model(torch.zeros(1, seq_len, dtype=torch.int64))
-    return float(counter.get_total_flops())
-
-
 @every_mixer
 @every_shape
 @torch.no_grad()
@@ -83,7 +72,9 @@ def test_flops_per_token_are_what_torch_counts(
 ) -> None:
     monkeypatch.setattr(loader, "ready", lambda name, **_: None)  # torch cannot count its work
     # Of both paths the thriftier: a fused attention also fills blocks that are masked.
-    passes = [counted_flops(model_of(mixer, shape, name), 128) for name in ("reference", "auto")]
+    tokens_BT = torch.zeros(1, 128, dtype=torch.int64)
+    models = [model_of(mixer, shape, name) for name in ("reference", "auto")]
+    passes = [counted_flops(partial(model, tokens_BT)) for model in models]
     claimed = flops_per_token(model_of(mixer, shape), 128)
     assert claimed == pytest.approx(min(passes) / 128, rel=0.03)
 
@@ -94,9 +85,7 @@ def test_flops_per_token_are_what_torch_counts(
 def test_state_bytes_are_those_of_a_real_state(mixer: str, shape: str) -> None:
     model = model_of(mixer, shape)
     _, state = model(torch.zeros(3, 40, dtype=torch.int64))
-    tensors = [v for layer in state["layers"] for v in layer.values() if torch.is_tensor(v)]
-    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    assert state_bytes(model, batch_size=3, seq_len=40) == held
+    assert state_bytes(model, batch_size=3, seq_len=40) == bytes_of(state)
 
 
 def test_the_rate_of_products_is_one_that_a_machine_can_have() -> None:

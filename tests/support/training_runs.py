@@ -55,6 +55,7 @@ RUN_FOLDER = {
     "generation_config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "split.json",
     "tokenizer.json",
 }
 

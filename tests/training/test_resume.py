@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,9 +29,10 @@ from support.training_runs import (
     write_corpus,
 )
 
-from ys_llm.config.schema import Config
+from ys_llm.config.schema import Config, DataConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
+from ys_llm.data.split import BY_CONTENT_HASH, BY_DOCUMENT_ID, SplitRecord, load_split
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import select
@@ -212,6 +214,32 @@ def test_changed_text_under_the_same_names_is_what_is_trained_on(
     write_corpus(corpus, sentences(40, seed=1))
     changed = train_run(clean="model").run
     assert_same_training(changed, train_run(runs="fresh").run)
+
+
+def test_a_text_that_grows_keeps_what_was_held_out(
+    train_run: TrainRun, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(corpus)
+    text = "\n".join(sentences(600)) + "\n"
+    write_corpus(corpus, [text])
+    run = train_run("train.max_steps=2").run
+    write_corpus(corpus, [text + "\n".join(sentences(300, seed=1))])
+    capsys.readouterr()
+    train_run("train.max_steps=4")
+    said = capsys.readouterr().err
+    assert "changed      training text was" in said
+    assert "held-out text was" not in said
+    record = SplitRecord.load(run / "split.json")
+    held_out = load_split(DataConfig(path=str(corpus)), record=record).validation
+    assert len(held_out) == 1 and text.endswith(held_out[0].text)
+
+
+def test_a_run_without_a_record_of_its_split_keeps_the_split_it_had(train_run: TrainRun) -> None:
+    run = train_run("train.max_steps=2").run
+    assert SplitRecord.load(run / "split.json").version == BY_DOCUMENT_ID
+    (run / "split.json").unlink()
+    train_run("train.max_steps=4")
+    assert SplitRecord.load(run / "split.json").version == BY_CONTENT_HASH
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(

@@ -6,6 +6,7 @@ remembers (`SplitRecord`), so that a text that grows never moves held-out text i
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from ys_llm.data.readers import read_corpus
 from ys_llm.data.records import Document
 from ys_llm.data.text_files import passed_over_line
 from ys_llm.errors import UserError
+from ys_llm.system.files import write_atomically
 
 LONG_DOCUMENT_CHARS = 200_000  # a novel: a longer plain document is cut
 SINGLE_DOCUMENT_BYTES = 20_000  # the only document is cut from this size on
@@ -53,22 +55,37 @@ class SplitRecord:
         """Return what JSON can hold; `from_json` reads it."""
         return {"version": self.version, "cuts": [vars(cut) for cut in self.cuts]}
 
+    def save(self, path: Path) -> None:
+        """Write the record atomically."""
+        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "SplitRecord":
+        """Read what `save` wrote; a run without the file is from before there was one.
+
+        Raises UserError if the file is damaged.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_bytes()) if path.exists() else None)
+        except (ValueError, RecursionError, OSError) as error:
+            raise _damaged(path) from error
+
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> "SplitRecord":
-        """Read what a run has stored; None is a run from before there was such a record.
+        """Parse what `to_json` returned; None is a run from before there was such a record.
 
-        Raises UserError where it is damaged.
+        Raises ValueError for anything else.
         """
         if stored is None:
             return cls(BY_CONTENT_HASH)
         try:
             record = cls(stored["version"], tuple(Cut(**cut) for cut in stored["cuts"]))
         except (KeyError, TypeError) as error:
-            raise _damaged() from error
+            raise ValueError("not a record of a split") from error
         counts = [n for cut in record.cuts for n in (cut.begin, cut.end, cut.position)]
         known = record.version in (BY_CONTENT_HASH, BY_DOCUMENT_ID)
         if not known or not all(type(count) is int and count >= 0 for count in counts):
-            raise _damaged()
+            raise ValueError("not a record of a split")
         return record
 
 
@@ -255,8 +272,9 @@ def _notes(
     return notes
 
 
-def _damaged() -> UserError:
+def _damaged(path: Path) -> UserError:
     return UserError(
-        "what the run has stored of its split is damaged",
-        "Resume from an earlier checkpoint (--resume-step), or begin anew: ys train clean",
+        f"{path} is damaged: it says which text the run holds out",
+        "Restore it from a copy, or remove it: the text is then split anew, and some that was held "
+        "out may be trained on",
     )

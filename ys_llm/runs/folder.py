@@ -5,6 +5,7 @@
                 config.json             the architecture in full, tokenizer's fingerprint, step
                 model.safetensors       the weights of the best evaluation
                 tokenizer.json  generation_config.json  metrics.jsonl  README.md
+                split.json              which text is held out
                 cache/                  token shards
                 checkpoints/step-*/     what training resumes from
                 rollbacks.json          steps that were rolled back, and why
@@ -27,6 +28,7 @@ from ys_llm.system.files import move_into, readable_os_errors, remove_folder
 from ys_llm.system.lock import RUN_LOCK, hold_lock, is_run
 
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
+SPLIT = "split.json"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: after a kill halfway, training starts from scratch with no row missing
     "config.json",
@@ -34,6 +36,7 @@ _MODEL_NAMES = (
     "generation_config.json",
     "metrics.jsonl",
     "rollbacks.json",
+    SPLIT,
     "README.md",
     POST_MORTEM,
     SUPERSEDED,

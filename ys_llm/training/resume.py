@@ -40,6 +40,7 @@ NOT_FIXED = ("model.dropout",)
 # What may change, but decides which text a step reads.
 ORDER = (
     "data.path",
+    "data.format",
     "data.batching",
     "train.seed",
     "train.seq_len",

@@ -13,13 +13,13 @@ from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import seen
 from ys_llm.data.records import Document
 from ys_llm.data.shards import load_or_tokenize
-from ys_llm.data.split import Split, load_split
+from ys_llm.data.split import Split, SplitRecord, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.evaluation.bits_per_byte import cached_baselines
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import Checkpoint
-from ys_llm.runs.folder import checkpoints, find_run, remove_temp_files
+from ys_llm.runs.folder import SPLIT, checkpoints, find_run, remove_temp_files
 from ys_llm.runs.model_files import load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
@@ -60,7 +60,7 @@ def set_up(
     if resume_step is not None:
         check_resume_step(folder, resume_step)
     remove_temp_files(folder)
-    split = load_split(config.data)
+    split = load_split(config.data, record=saved_split(folder))
     run, state = build(config, folder, split, cache=folder / "cache")
     run = replace(run, data=replace(run.data, sources=_sources(config, split.training)))
     for line in header_lines(run):
@@ -75,6 +75,7 @@ def set_up(
     for line in (*changes, *environment_changes(before, run.environment)):
         log_line(f"changed      {line}")
     write_atomically(folder / "config.yaml", to_yaml(run.config))
+    split.record.save(folder / SPLIT)
     run.tokenizer.save(folder / "tokenizer.json")
     run.model.train()
     if saved is None:  # a run killed before its first checkpoint then repeats its choices
@@ -86,6 +87,11 @@ def check_model(config: Config) -> None:
     """Reject an invalid model before reading the corpus."""
     with torch.device("meta"):
         Model(config.model, vocab_size=1, backends=config.train.backend)
+
+
+def saved_split(folder: Path) -> SplitRecord | None:
+    """What the run has stored of its split; None for a new run."""
+    return SplitRecord.load(folder / SPLIT) if checkpoints(folder) else None
 
 
 def with_saved_batch_size(folder: Path, config: Config) -> Config:

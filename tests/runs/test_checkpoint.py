@@ -131,7 +131,7 @@ def test_a_checkpoint_restores_weights_moments_and_all_else_exactly(run: Path) -
     other_optimizer = make_optimizer(other, TrainConfig())
     saved = read_checkpoint(path)
     restore(saved, other, other_optimizer)
-    assert saved.progress == {"format": 1, "step": 2, "x": 0.1}
+    assert saved.progress == {"format": 2, "step": 2, "x": 0.1}
     assert all(torch.equal(saved.tensors[name], tensor) for name, tensor in odd.items())
     for ours, theirs in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -257,7 +257,16 @@ def test_a_checkpoint_of_another_format_is_refused_and_not_taken_for_damaged(run
     save_checkpoint(run, model, trained(model), progress=progress, tensors={})
     with pytest.raises(UserError) as caught:
         read_checkpoint(checkpoints(run)[-1])
-    one_line(caught, "checkpoint format 99", "reads 1", "ys train clean")
+    one_line(caught, "checkpoint format 99", "reads 2", "ys train clean")
+
+
+def test_a_checkpoint_of_an_older_format_is_converted_by_a_command(run: Path) -> None:
+    model = small_model(config_of())
+    progress = {"step": 5, "format": 1}
+    save_checkpoint(run, model, trained(model), progress=progress, tensors={})
+    with pytest.raises(UserError) as caught:
+        read_checkpoint(checkpoints(run)[-1])
+    one_line(caught, "checkpoint format 1", "reads 2", f"ys convert {run.name}")
 
 
 def test_nothing_in_a_run_can_hold_code(run: Path) -> None:

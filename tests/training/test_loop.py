@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import threading
 from collections import Counter
 from pathlib import Path
@@ -25,11 +24,13 @@ from support.training_runs import (
     write_corpus,
 )
 
+from ys_llm.config.sources import load_config
 from ys_llm.data.batches import BatchPlan, batch_at, batches_per_epoch
 from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import TokenShard, load_or_tokenize
-from ys_llm.data.split import split_documents
+from ys_llm.data.split import load_split, split_documents
 from ys_llm.errors import EXIT_DIVERGED, UserError
+from ys_llm.evaluation.bits_per_byte import evaluate_paths
 from ys_llm.runs.folder import checkpoints
 from ys_llm.runs.model_files import load_run, read_json, read_tensors
 from ys_llm.system.lock import RUN_LOCK
@@ -306,16 +307,6 @@ def test_an_evaluation_that_is_no_number_is_a_divergence_too(train_run: TrainRun
     assert snapshot(run / "checkpoints") == before
 
 
-def test_arithmetic_is_afterwards_as_it_was(train_run: TrainRun) -> None:
-    smallest = 5e-324
-    train_run("train.max_steps=1")
-    assert smallest * 1.0 == smallest
-    with pytest.raises(UserError):
-        train_run("train.seq_len=5000", runs="other")
-    assert smallest * 1.0 == smallest
-    assert torch.tensor(1e-40).mul(0.5).item() > 0
-
-
 def test_training_runs_in_a_thread_where_no_signal_can_be_caught(train_run: TrainRun) -> None:
     done: list[TrainSummary] = []
     thread = threading.Thread(target=lambda: done.append(train_run()))
@@ -324,8 +315,14 @@ def test_training_runs_in_a_thread_where_no_signal_can_be_caught(train_run: Trai
     assert [summary.steps for summary in done] == [6]
 
 
-def test_signals_are_handled_afterwards_as_they_were(train_run: TrainRun) -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    train_run("train.max_steps=1")
-    after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    assert after == before
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_held_out_figure_is_the_one_that_eval_prints(
+    train_run: TrainRun, corpus: Path, tmp_path: Path, dtype: str
+) -> None:
+    summary = train_run(f"train.dtype={dtype}", "train.backend=auto", "train.eval_interval=3")
+    held_out = load_split(load_config(summary.run / "config.yaml").config.data).validation
+    write_corpus(tmp_path / "held-out", [document.text for document in held_out])
+    (again,) = evaluate_paths(load_run(summary.run), [tmp_path / "held-out"])
+    assert again.documents == len(held_out)
+    assert again.result.loss == summary.val_loss
+    assert again.result.bits_per_byte == summary.val_bits_per_byte

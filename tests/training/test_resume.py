@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from support.training_runs import (
     NEVER,
     ROOT,
@@ -267,6 +268,38 @@ def test_where_every_checkpoint_is_damaged_it_is_said_and_the_model_still_works(
     ):
         train_run("train.max_steps=8")
     assert load_run(run).step == 6
+
+
+def test_a_refused_run_keeps_its_configuration(train_run: TrainRun) -> None:
+    run = train_run().run
+    for path in checkpoints(run):
+        (path / "SHA256SUMS").unlink()
+    before = snapshot(run)
+    with pytest.raises(UserError, match="are damaged"):
+        train_run("train.learning_rate=0.5")
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("damage", ["progress", "tensors", "rollbacks"])
+def test_a_checkpoint_that_cannot_be_used_keeps_the_configuration_too(
+    train_run: TrainRun, damage: str
+) -> None:
+    run = train_run().run
+    newest = checkpoints(run)[-1]
+    if damage == "progress":
+        text = (newest / "progress.json").read_text()
+        rewrite(newest / "progress.json", text.replace('"tokens"', '"tokans"'))
+    elif damage == "tensors":
+        old = sha256_of(newest / "tensors.safetensors")
+        save_file({"unknown": torch.zeros(1)}, newest / "tensors.safetensors")
+        sums = newest / "SHA256SUMS"
+        sums.write_text(sums.read_text().replace(old, sha256_of(newest / "tensors.safetensors")))
+    else:
+        (run / "rollbacks.json").write_text('{"rollbacks": [{"unknown": 1}]}')
+    before = snapshot(run)
+    with pytest.raises(UserError):
+        train_run("train.learning_rate=0.5", "train.max_steps=9")
+    assert snapshot(run) == before
 
 
 def test_a_run_told_to_do_fewer_steps_than_it_has_done_is_summed_up(train_run: TrainRun) -> None:

@@ -31,7 +31,7 @@ from ys_llm.system.files import (
     write_synced,
 )
 
-FORMAT = 1  # of a checkpoint: increase it when an older ys would misread a newer one
+FORMAT = 2  # of a checkpoint; increase it where old and new ys would misread each other's
 _SUMS = "SHA256SUMS"
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "tensors.safetensors")
 _CHECKPOINT_FILES = (*_TENSOR_FILES, "progress.json")
@@ -116,12 +116,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CorruptCheckpointError(f"{path} does not hold a checkpoint ({error})") from error
     if not isinstance(progress, dict):
         raise CorruptCheckpointError(f"{path}/progress.json is no object")
-    if progress.get("format") != FORMAT:
+    if (found := progress.get("format")) != FORMAT:
+        older = isinstance(found, int) and found < FORMAT
+        run = path.parent.parent.name
         raise UserError(
-            f"{path} has the checkpoint format {progress.get('format')}, and this ys "
-            f"{__version__} reads {FORMAT}",
-            "Use the ys that wrote it, or train from scratch: "
-            + command_line("train", "clean", run=path.parent.parent.name),
+            f"{path} has checkpoint format {found}, and ys {__version__} reads {FORMAT}",
+            f"Type: ys convert {run}"
+            if older
+            else "Use the ys that wrote it, or train from scratch: "
+            + command_line("train", "clean", run=run),
         )
     return Checkpoint(path, progress, *read)
 

@@ -169,7 +169,8 @@ def describe(device: torch.device) -> str:
     """The device, for the header."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"cpu, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"cpu, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def machine_identity(device: torch.device) -> dict[str, Any]:

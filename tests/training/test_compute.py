@@ -1,0 +1,180 @@
+"""What computes a run is chosen once; and training leaves the process as it found it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from support.training_runs import NEVER, TrainRun
+
+from ys_llm.config.schema import TrainConfig
+from ys_llm.errors import EXIT_TERMINATED, UserError
+from ys_llm.system import machine
+from ys_llm.training import compute
+from ys_llm.training.compute import Compute, previous_compute, process_settings, resolve_dtype
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Pretends that the processor has these features; counts the matmuls that are timed."""
+    timed: list[torch.dtype] = []
+
+    def pretend(*features: str, bf16_seconds: float = 1.0) -> list[torch.dtype]:
+        here = machine.inspect_machine()
+        made_up = replace(here, features=frozenset(features))
+        monkeypatch.setattr(compute, "inspect_machine", lambda: made_up)
+
+        def seconds(dtype: torch.dtype, device: torch.device) -> float:
+            timed.append(dtype)
+            return bf16_seconds if dtype == torch.bfloat16 else 1.0
+
+        monkeypatch.setattr(compute, "_matmul_seconds", seconds)
+        return timed
+
+    return pretend
+
+
+def test_a_processor_without_bf16_instructions_is_not_measured(processor: Any) -> None:
+    timed = processor("avx2", "fma")
+    dtype, reason = resolve_dtype(TrainConfig(), CPU)
+    assert dtype == "fp32"
+    assert reason == "no bf16 instructions here"
+    assert not timed, "emulated bf16 matmuls take minutes"
+
+
+@pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.5, "bf16"), (0.9, "fp32")])
+def test_bf16_is_taken_where_it_is_much_faster(
+    processor: Any, bf16_seconds: float, expected: str
+) -> None:
+    timed = processor("avx2", "avx512_bf16", bf16_seconds=bf16_seconds)
+    assert resolve_dtype(TrainConfig(), CPU)[0] == expected
+    assert timed[:4] == [torch.float32, torch.bfloat16] * 2, "rounds are interleaved"
+
+
+@pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "fp32")])
+def test_a_deterministic_run_chooses_its_dtype_without_a_clock(
+    processor: Any, feature: str, expected: str
+) -> None:
+    timed = processor("avx2", feature)
+    assert resolve_dtype(TrainConfig(deterministic=True), CPU)[0] == expected
+    assert not timed
+
+
+def test_a_configured_dtype_is_taken_as_it_is(processor: Any) -> None:
+    timed = processor("avx2", "amx_bf16")
+    assert resolve_dtype(TrainConfig(dtype="bf16"), CPU)[0] == "bf16"
+    assert resolve_dtype(TrainConfig(dtype="fp32"), CPU)[0] == "fp32"
+    assert not timed
+
+
+def test_a_choice_is_reused_on_the_machine_that_made_it_alone() -> None:
+    chosen = {"dtype": "bf16", "backends": {"three_tier": "windowed"}}
+    here = {**compute.machine_identity(CPU), **chosen}
+    assert previous_compute(here, CPU) == Compute(CPU, "bf16", {"three_tier": "windowed"})
+    assert previous_compute({**here, "processor": "an abacus"}, CPU) == Compute(CPU)
+    assert previous_compute({}, CPU) == Compute(CPU)
+
+
+def process_state() -> dict[str, Any]:
+    """What a library call must not change."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    return {
+        **{name: signal.getsignal(getattr(signal, name)) for name in names},
+        "threads": torch.get_num_threads(),
+        "denormals are kept": sys.float_info.min * 0.5 > 0,
+        "torch keeps denormals": torch.tensor(1e-40).mul(0.5).item() > 0,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warn only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "random": torch.get_rng_state().tolist(),
+    }
+
+
+CHANGING = ("train.threads=2", "train.deterministic=true")
+
+
+def test_a_finished_training_leaves_the_process_as_it_was(train_run: TrainRun) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(False)
+    before = process_state()
+    train_run(*CHANGING)
+    assert process_state() == before
+
+
+def test_a_refused_training_leaves_the_process_as_it_was(train_run: TrainRun) -> None:
+    before = process_state()
+    with pytest.raises(UserError):
+        train_run(*CHANGING, "train.seq_len=5000")
+    assert process_state() == before
+
+
+@contextmanager
+def own_handler(number: int) -> Iterator[Any]:
+    """A handler of the caller's, as a notebook has."""
+
+    def handle(number: int, frame: Any) -> None:
+        raise AssertionError("the training handles its signals itself")
+
+    before = signal.signal(number, handle)
+    try:
+        yield handle
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_stopped_training_leaves_the_process_as_it_was(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook's Ctrl-C after a stopped training must interrupt the next cell."""
+    from ys_llm.training import loop
+
+    step = loop.optimizer_step
+
+    def stop_at_third(run: Any, state: Any, gradients: Any) -> Any:
+        row = step(run, state, gradients)
+        if state.progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return row
+
+    monkeypatch.setattr(loop, "optimizer_step", stop_at_third)
+    with own_handler(signal.SIGTERM):
+        before = process_state()
+        with pytest.raises(UserError, match="stopped by SIGTERM at step 3, saved") as caught:
+            train_run(*CHANGING, f"train.max_steps={NEVER}")
+        assert process_state() == before
+    assert caught.value.exit_code == EXIT_TERMINATED
+
+
+def test_a_second_interrupt_leaves_the_process_as_it_was(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ys_llm.training import loop
+
+    def interrupt(run: Any, state: Any, gradients: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one acts at once")
+
+    monkeypatch.setattr(loop, "optimizer_step", interrupt)
+    before = process_state()
+    with pytest.raises(UserError, match="stopped immediately; the latest checkpoint is of step 0"):
+        train_run(*CHANGING)
+    assert process_state() == before
+
+
+def test_settings_are_restored_where_the_caller_flushes_denormals() -> None:
+    torch.set_flush_denormal(True)
+    try:
+        with process_settings(TrainConfig()):
+            pass
+        assert sys.float_info.min * 0.5 == 0
+    finally:
+        torch.set_flush_denormal(False)

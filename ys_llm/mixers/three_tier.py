@@ -1,22 +1,24 @@
-"""The three-tier state-space mixer: a main state at every token, two summaries held in between.
+"""The three-tier state-space mixer: a main state at every token and two slower summaries.
 
 Source: Erik Hyrkas, "Why Snakes" v0.3 (2024), github.com/erikhyrkas/snakes, README and the program
 at commit e00c8ae; the parameter names are the author's. Symbols, row vectors:
 
-    x  the input at t, D wide           h  main state           y  what is read from it
+    x  the input at t, D wide           h  main state           y  output of the state
     L  local summary, every 16 steps    G  global summary, every 64 steps    all S = d_state wide
 
     u_t = x_t in_proj + b                                          D -> S        (factored)
-    h_t = LN(h_{t-1} state_controller + u_t input_influencer + entry * (G + L))
+    h_t = LN(h_{t-1} state_controller + u_t input_influencer + scale * (G + L))
     y_t = h_t output_shaper                                        S -> S        (factored)
     o_t = y_t out_proj + b                                         S -> D
     if t mod 64 == 63:  G <- LN(G G.state_controller + y_t G.input_influencer) G.output_shaper
     if t mod 16 == 15:  L <- LN(L L.state_controller + y_t L.input_influencer) L.output_shaper
 
-`PRESET_V0_3` is the source to the letter (no entry, one LN for all tiers, factored). What differs
-from it by default, each for a measured reason told in LOG.md: the chains in_proj input_influencer
-and output_shaper out_proj are one matrix each (y = h), the tiers have a LayerNorm each, and the
-summaries enter softly: their output shapers start at 0 and `entry`, learned per channel, at 0.1.
+`PRESET_V0_3` is the source exactly (scale 1, one LN for all tiers, factored). The defaults differ,
+each for a measured reason given in LOG.md: the chains in_proj input_influencer and output_shaper
+out_proj are one matrix each (y = h), each tier has its own LayerNorm, and the summaries start
+small: their output shapers at 0, and the scale, `summary_scale`, learned per channel, at 0.1.
+
+State: h, L and G as `main`, `local_summary` and `global_summary`, each B x S.
 """
 
 from dataclasses import dataclass, field
@@ -39,12 +41,12 @@ from ys_llm.ops.three_tier.select import (
 )
 from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights
 
-SOFT_ENTRY = 0.1  # three-tier stacks at T 256 lose nothing to their summaries from here; LOG.md
+INITIAL_SUMMARY_SCALE = 0.1  # from here stacks at T 256 lose nothing to their summaries; LOG.md
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a YAML file may say under `model.options.three_tier`."""
+    """What a configuration may set under `model.options.three_tier`."""
 
     d_state: int = field(
         default=256,
@@ -53,7 +55,7 @@ class Options:
     d_summary: int = field(
         default=64,
         metadata={
-            "help": "width R in which a summary is renewed; 0 = d_state",
+            "help": "width R of a summary's update; 0 = d_state",
             "minimum": 0,
             "maximum": 1 << 20,
         },
@@ -67,14 +69,14 @@ class Options:
     )
     factored: bool = field(
         default=False,
-        metadata={"help": "keep the source's chains of two linear maps on the way in and out"},
+        metadata={"help": "two linear maps in and two out, as in the source; false: one each"},
     )
     shared_norm: bool = field(
         default=False, metadata={"help": "one LayerNorm for all tiers, as in the source"}
     )
     summary_scale: Literal["fixed", "learned"] = field(
         default="learned",
-        metadata={"help": "how G + L enter: raw as in the source, or by a learned scale from 0.1"},
+        metadata={"help": "scale of G + L: fixed at 1 as in the source, or learned from 0.1"},
     )
     local_interval: int = field(
         default=16,
@@ -99,7 +101,7 @@ CONTRACT_OPTIONS = (
 
 
 class SummaryTier(nn.Module):
-    """Parameters of one summary; the arithmetic is the recurrence's."""
+    """Parameters of one summary; `ops/three_tier` computes with them."""
 
     def __init__(self, options: Options) -> None:
         super().__init__()
@@ -112,14 +114,15 @@ class SummaryTier(nn.Module):
         if not options.shared_norm:
             self.norm = nn.LayerNorm(width, eps=EPS)
 
-    def weights(self, norm: nn.LayerNorm, every: int) -> Summary:
-        """As the recurrence takes them."""
+    def weights(self, shared_norm: nn.LayerNorm, every: int) -> Summary:
+        """As the op takes them; with `shared_norm` where the summary has no norm of its own."""
         matrices = (self.state_controller, self.input_influencer, self.output_shaper)
+        norm = getattr(self, "norm", shared_norm)
         return Summary(*matrices, norm.weight, norm.bias, every)
 
 
 class Mixer(nn.Module):
-    """The three-tier mixer: x_BTD -> o_BTD with the state of `init_state` carried."""
+    """The three-tier mixer: x_BTD -> o_BTD with a carried state of constant size."""
 
     backends = tuple(BACKENDS)
     time_major = True  # it reads x_BTD step by step
@@ -127,7 +130,7 @@ class Mixer(nn.Module):
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
         _check(options, backend)
-        self.options, self.backend = options, backend
+        self.options, self.backend, self.d_model = options, backend, d_model
         d_state, heads = options.d_state, options.n_heads
         self.in_proj = _linear(d_model, d_state, bias=True)
         self.out_proj = _linear(d_state, d_model, bias=options.factored)
@@ -141,10 +144,9 @@ class Mixer(nn.Module):
             self.local_summary = SummaryTier(options)
         if options.global_interval:
             self.global_summary = SummaryTier(options)
-        if options.summary_scale == "learned" and (
-            options.local_interval or options.global_interval
-        ):
-            self.entry = nn.Parameter(torch.full((d_state,), SOFT_ENTRY))
+        if options.summary_scale == "learned" and self._intervals:
+            scale = torch.full((d_state,), INITIAL_SUMMARY_SCALE)
+            self.summary_scale = nn.Parameter(scale)
 
     def select_backend(
         self, *, batch_size: int, precision: Precision, previous: str = ""
@@ -153,8 +155,8 @@ class Mixer(nn.Module):
         if lacking := missing_requirement(self.backend, self.state_controller.device.type):
             problem, remedy = lacking
             raise UserError(
-                f"train.backend: {self.backend}: {problem}",
-                f"{remedy}, or set train.backend: auto",
+                f"train.backend.three_tier: {self.backend}: {problem}",
+                f"{remedy}, or set it to auto",
             )
         if self.backend != "auto":
             return self.backend, "as configured"
@@ -178,11 +180,12 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
         drive_TBS, drive_bias = self._drive(x_BTD.transpose(0, 1))
-        clock = self._common_clock(position_B)
-        run = self._recurrence(len(drive_TBS), x_BTD.device.type)
-        if clock is None:
-            run, clock = reference, position_B
-        h_TBS, after = run(
+        clock = self._clock(position_B)
+        if isinstance(clock, int):
+            recurrence = self._recurrence(len(drive_TBS), x_BTD.device.type)
+        else:  # rows of a batch of generated texts: one token at a time, in one matmul
+            recurrence = reference
+        h_TBS, after = recurrence(
             drive_TBS,
             self._weights()._replace(drive_bias=drive_bias),
             State(state["main"], state["local_summary"], state["global_summary"], clock),
@@ -200,13 +203,19 @@ class Mixer(nn.Module):
             return linear(self.in_proj, x_TBD) @ self.input_influencer, None
         return linear_without_bias(self.in_proj, x_TBD)
 
-    def _common_clock(self, position_B: Tensor) -> int | Tensor | None:
-        """A clock that renews the summaries of all rows when their own do; None: there is none."""
-        options = self.options
-        cycle = lcm(*(e for e in (options.local_interval, options.global_interval) if e))
+    def _clock(self, position_B: Tensor) -> int | Tensor:
+        """One clock for all rows if it updates their summaries at the right steps, else theirs."""
+        cycle = lcm(*self._intervals.values())
         phase_B = position_B % cycle
         first = int(phase_B[0])
-        return first if bool((phase_B == first).all()) else None
+        return first if bool((phase_B == first).all()) else position_B
+
+    @property
+    def _intervals(self) -> dict[str, int]:
+        """Steps between the updates of each summary that this mixer has."""
+        options = self.options
+        both = {"local_summary": options.local_interval, "global_summary": options.global_interval}
+        return {name: interval for name, interval in both.items() if interval}
 
     def decode_spec(self) -> DecodeSpec:
         """In, the recurrence, out: the factored chains folded into one map each."""
@@ -228,10 +237,10 @@ class Mixer(nn.Module):
         return 3 * batch_size * self.options.d_state * self.state_controller.element_size()
 
     def flops_per_token(self, seq_len: int) -> int:
-        """Forward FLOPs of the products, multiply-add = 2; the same for every length."""
+        """Forward FLOPs of all matmuls, multiply-add = 2; the same for every length."""
         options = self.options
-        s, d = options.d_state, self.in_proj.in_features
-        every = [e for e in (options.local_interval, options.global_interval) if e]
+        s, d = options.d_state, self.d_model
+        every = self._intervals.values()
         flops = 4 * d * s + 2 * s * s // options.n_heads
         flops += 4 * s * s if options.factored else 0
         fold = 2 * s * s if options.factored and every else 0
@@ -240,24 +249,18 @@ class Mixer(nn.Module):
 
     def _weights(self) -> Weights:
         options = self.options
-        tiers = {
-            name: getattr(self, name).weights(
-                getattr(getattr(self, name), "norm", self.norm), every
-            )
-            for name, every in (
-                ("local_summary", options.local_interval),
-                ("global_summary", options.global_interval),
-            )
-            if every
+        summaries = {
+            name: getattr(self, name).weights(self.norm, interval)
+            for name, interval in self._intervals.items()
         }
         return Weights(
             self.state_controller,
             self.norm.weight,
             self.norm.bias,
             self.output_shaper if options.factored else None,
-            getattr(self, "entry", None),
+            getattr(self, "summary_scale", None),
             None,
-            **tiers,
+            **summaries,
         )
 
 
@@ -278,20 +281,21 @@ def _check(options: Options, backend: str) -> None:
         width = getattr(options, name)
         if width % options.n_heads:
             raise UserError(
-                f"model.options: {name} {width} is not a multiple of n_heads {options.n_heads}",
+                f"model.options.three_tier: {name} {width} is not a multiple of "
+                f"n_heads {options.n_heads}",
                 f"Set n_heads to a divisor of {width}.",
                 exit_code=EXIT_USAGE,
             )
     if options.shared_norm and options.d_summary not in (0, options.d_state):
         raise UserError(
-            f"model.options: shared_norm cannot serve two widths, d_state {options.d_state} and "
-            f"d_summary {options.d_summary}",
+            "model.options.three_tier: shared_norm needs one width, found d_state "
+            f"{options.d_state} and d_summary {options.d_summary}",
             "Set shared_norm: false, or d_summary: 0.",
             exit_code=EXIT_USAGE,
         )
     if backend not in ("auto", *BACKENDS):
         raise UserError(
-            f"train.backend: {backend!r} is none of the three-tier mixer's",
+            f"train.backend.three_tier: there is no backend {backend!r}",
             f"Choose auto, {', '.join(BACKENDS)}.",
             exit_code=EXIT_USAGE,
         )

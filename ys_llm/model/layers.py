@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.schema import ModelConfig
-from ys_llm.ops import rms_norm, swiglu
 from ys_llm.ops.dropout import Dropout
+from ys_llm.ops.rms_norm import rms_norm
+from ys_llm.ops.swiglu import swiglu
 
 RMS_EPS = 1e-5
 
@@ -33,7 +34,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_BTD: Tensor, delta_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The residual stream and its normalised copy."""
-        return rms_norm.fastest(x_BTD, delta_BTD, self.weight, RMS_EPS)
+        return rms_norm(x_BTD, delta_BTD, self.weight, RMS_EPS)
 
 
 class Identity(nn.Module):
@@ -57,7 +58,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """B x T x D to the same."""
-        return swiglu.fastest(x_BTD, self.gate.weight, self.up.weight, self.down.weight)
+        return swiglu(self.gate, self.up, self.down, x_BTD)
 
     def initialise(self, *, n_layers: int) -> None:
         """Normal by fan-in; `down`, which writes to the residual stream, shrinks with the depth."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ys_llm.ops import weight_grad
 from ys_llm.ops.precision import compute_dtype
+from ys_llm.ops.weight_grad import weight_grad
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -79,7 +79,7 @@ class _Linear(torch.autograd.Function):
         d_x = (dy_NM @ weight_used).view(ctx.shape) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:  # frozen, as under an adapter
             return d_x, None
-        return d_x, weight_grad.fastest(dy_NM, x_NK).to(ctx.dtype)
+        return d_x, weight_grad(dy_NM, x_NK).to(ctx.dtype)
 
 
 BACKENDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

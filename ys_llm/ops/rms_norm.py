@@ -3,10 +3,10 @@
     s = x + added;   y = s / rms(s) * gain,   rms(s) = sqrt(mean_d s_d^2 + eps)    Zhang 2019
     ds = dout + (dy gain - s^ mean_d(dy gain s^)) / rms(s),   s^ = s / rms(s);   dgain = sum dy s^
 
-`dout` is what comes down the stream beside the norm. Under autocast y has the dtype that the
-products behind it take; the stream keeps its own. torch composes all this from six elementwise
-passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there (8,192 rows of 128 and
-of 256 on one core); `cpp` is one pass each way, which also makes the gradient of `added`.
+`dout` is the gradient that reaches the residual stream past the norm. Under autocast y has the
+dtype of the operands of the next matmul; the stream keeps its own. torch composes all this from six
+elementwise passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there (8,192
+rows of 128 and of 256 on one core); `cpp` is one pass each way, the gradient of `added` included.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,11 @@ from torch import Tensor
 
 from ys_llm.ops import rowwise
 from ys_llm.ops.precision import compute_dtype
+
+
+def rms_norm(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream x + added and its RMSNorm, by the compiled kernel where there is one."""
+    return (cpp if rowwise.is_available(x) else fused_backward)(x, added, gain_D, eps)
 
 
 def reference(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -43,11 +48,6 @@ def cpp(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Te
         x, added, gain_D, eps, compute_dtype(x)
     )
     return (x, made[0]) if added is None else (made[1], made[0])
-
-
-def fastest(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The compiled kernel where there is one, else torch's operators."""
-    return (cpp if rowwise.is_available(x) else fused_backward)(x, added, gain_D, eps)
 
 
 _KERNELS = ("ddd", "fff", "ffb", "fbf", "fbb")

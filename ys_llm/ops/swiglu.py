@@ -1,20 +1,34 @@
-"""The SwiGLU layer: three products, and what is between them.
+"""The SwiGLU layer: three matmuls, and what is between them.
 
     y = (silu(x gate^T) * (x up^T)) down^T,   silu(v) = v sigmoid(v)                  Shazeer 2020
 
-`cpp` makes gate and up by one product. It keeps them for the way back, and makes silu * up
-anew there, beside their gradients.
+`cpp` computes gate and up by one matmul. It saves them for the backward pass, which computes
+silu * up again together with their gradients.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from ys_llm.ops import rowwise
+from ys_llm.ops.linear import is_plain
 from ys_llm.ops.precision import compute_dtype
+
+
+def swiglu(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor) -> Tensor:
+    """down(silu(gate(x)) * up(x)), by the compiled kernel where there is one.
+
+    Modules that are more than a plain nn.Linear (an adapter, a hook, a parametrisation) are called.
+    """
+    modules = (gate, up, down)
+    if not all(is_plain(module) and module.bias is None for module in modules):
+        y: Tensor = down(silu(gate(x)) * up(x))
+        return y
+    op = cpp if rowwise.is_available(x) else reference
+    return op(x, *(cast(Tensor, module.weight) for module in modules))
 
 
 def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
@@ -23,18 +37,13 @@ def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Ten
 
 
 def cpp(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
-    """As `reference`, with the compiled kernel between the products."""
+    """As `reference`, with the compiled kernel between the matmuls."""
     dtype = compute_dtype(x)
     if not rowwise.letters(dtype):
         return reference(x, gate_MD, up_MD, down_DM)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _SwiGLU.apply(x.to(dtype), gate_MD, up_MD, down_DM)  # type: ignore[no-untyped-call]
     return y
-
-
-def fastest(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
-    """The compiled kernel where there is one, else torch's operators."""
-    return (cpp if rowwise.is_available(x) else reference)(x, gate_MD, up_MD, down_DM)
 
 
 class _SwiGLU(torch.autograd.Function):

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
+from ys_llm.ops import weight_grad as weight_grad_op
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.types import State, Summary, Weights, flat, one_clock, unflat
-from ys_llm.ops.weight_grad import fastest
 
 KERNEL = "recurrence"
 _Tensors = dict[str, Tensor | None]
@@ -305,7 +305,7 @@ def _like(tensors: _Tensors, **names: str) -> _Tensors:
 def weight_grad(x_NS: Tensor, grad_NS: Tensor, like: Tensor) -> Tensor:
     """The gradient of `like` in x @ like (a block for each head where it has three dimensions)."""
     if like.dim() == 2:
-        return fastest(x_NS, grad_NS).to(like.dtype)
+        return weight_grad_op.weight_grad(x_NS, grad_NS).to(like.dtype)
     heads = [
         x_NP.t() @ grad_NP
         for x_NP, grad_NP in zip(x_NS.chunk(len(like), 1), grad_NS.chunk(len(like), 1), strict=True)

@@ -1,0 +1,144 @@
+"""Adapters, hooks and parametrisations of any module of a whole model take effect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from support.adapters import Halved, LowRankLinear, add_adapters, merge_adapters
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ys_llm.config.schema import ModelConfig
+from ys_llm.mixers.protocol import mixer_names
+from ys_llm.model.language_model import Model
+
+SAME = {"rtol": 1e-10, "atol": 1e-10}
+V = 30
+TOKENS_BT, TARGETS_BT = torch.randint(V, (2, 2, 40), generator=torch.Generator().manual_seed(4))
+
+every_model = pytest.mark.parametrize(
+    "layers", [(name,) for name in mixer_names()] + [tuple(mixer_names())], ids="-".join
+)
+every_block = pytest.mark.parametrize("block", ["pre_norm", "plain"])
+
+
+def model_of(layers: tuple[str, ...], block: str) -> Model:
+    config = ModelConfig(d_model=16, n_layers=len(layers), d_mlp=24, layers=layers, block=block)  # type: ignore[arg-type]
+    model = Model(config, vocab_size=V).double()
+    with torch.no_grad():
+        for parameter in model.parameters():  # none at 0, where it would be without effect
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def loss_of(model: nn.Module) -> Tensor:
+    loss: Tensor = model(TOKENS_BT, targets_BT=TARGETS_BT)[0]
+    return loss
+
+
+@every_model
+@every_block
+def test_adapters_of_every_linear_layer_learn_and_change_the_loss(
+    layers: tuple[str, ...], block: str
+) -> None:
+    model = model_of(layers, block)
+    adapters = add_adapters(model)
+    assert "output" in adapters
+    assert block == "plain" or "blocks.0.mlp.gate" in adapters
+    loss = loss_of(model)
+    loss.backward()
+    for name, adapter in adapters.items():
+        for factor in (adapter.lora_A, adapter.lora_B):
+            assert factor.weight.grad is not None, f"the adapter of {name} has no part"
+            assert factor.weight.grad.isfinite().all()
+            assert factor.weight.grad.count_nonzero()
+    logits, _ = model(TOKENS_BT)
+    gradients = {name: adapter.lora_B.weight.grad for name, adapter in adapters.items()}
+    factors = {name: adapter.lora_A.weight.detach() for name, adapter in adapters.items()}
+    merge_adapters(model)
+    torch.testing.assert_close(model(TOKENS_BT)[0], logits, **SAME)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    merged = loss_of(model)
+    torch.testing.assert_close(merged, loss, **SAME)
+    merged.backward()
+    for name, module in model.named_modules():
+        if name in adapters:  # d (W + B A) / d B = dW A^T
+            weight: Any = module.get_parameter("weight")
+            torch.testing.assert_close(gradients[name], weight.grad @ factors[name].t(), **SAME)
+
+
+@every_model
+@every_block
+def test_hooks_of_every_module_take_effect(layers: tuple[str, ...], block: str) -> None:
+    model = model_of(layers, block)
+    before = loss_of(model)
+    called = []
+    for name, module in model.named_modules():
+        if name.endswith(("dropout", "norm")) and list(module.parameters()) == []:
+            continue
+        if "mixer." in name and not isinstance(module, nn.Linear):
+            continue  # tiers and norms inside a mixer hold weights and are not called
+        if isinstance(module, nn.ModuleList):
+            continue
+        handle = module.register_forward_hook(lambda *_, name=name: called.append(name))
+        torch.testing.assert_close(loss_of(model), before, **SAME)
+        handle.remove()
+        assert called and called[-1] == name
+    assert {"embedding", "output", "blocks.0", "blocks.0.mixer"} <= set(called)
+
+
+@every_model
+@every_block
+def test_a_parametrisation_of_any_weight_takes_effect(layers: tuple[str, ...], block: str) -> None:
+    model = model_of(layers, block)
+    for name, parameter in list(model.named_parameters()):
+        parent, _, own = name.rpartition(".")
+        holder = model.get_submodule(parent)
+        with torch.no_grad():
+            parameter.div_(2)
+        expected = loss_of(model)
+        (expected_grad,) = torch.autograd.grad(expected, [parameter])
+        with torch.no_grad():
+            parameter.mul_(2)
+        parametrize.register_parametrization(holder, own, Halved())
+        loss = loss_of(model)
+        learned: Any = holder.get_submodule(f"parametrizations.{own}").original
+        (grad,) = torch.autograd.grad(loss, [learned])
+        torch.testing.assert_close(loss, expected, **SAME)
+        torch.testing.assert_close(grad, expected_grad / 2, **SAME)
+        parametrize.remove_parametrizations(holder, own, leave_parametrized=False)
+
+
+class Wrapper(nn.Module):
+    """Calls the model by its one entry, as DDP does."""
+
+    def __init__(self, module: Model) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.module(*inputs, **named)
+
+
+def test_a_hook_of_the_model_itself_sees_training_and_generation() -> None:
+    model = model_of(("three_tier",), "pre_norm")
+    called = []
+    model.register_forward_pre_hook(lambda *_: called.append(1))
+    loss_of(Wrapper(model))
+    model(TOKENS_BT, logits="last")
+    assert len(called) == 2
+
+
+def test_a_wrapped_head_under_bf16_autocast_learns() -> None:
+    model = model_of(("three_tier",), "pre_norm").float()
+    model.output = LowRankLinear(model.output)  # type: ignore[assignment]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = loss_of(model)
+    loss.backward()
+    adapter: Any = model.output
+    assert loss.dtype == torch.float32
+    assert adapter.lora_B.weight.grad.isfinite().all()
+    assert adapter.lora_B.weight.grad.count_nonzero()

@@ -25,6 +25,7 @@ MAY_START = {
     "ys_llm/evaluation/compare.py": "`git describe`, with words of its own",
     "benchmarks/gpu.py": "itself, so that a kernel that never ends can be ended",
     "ys_llm/cli/main.py": "itself, in UTF-8 mode",
+    "ys_llm/training/memory.py": "a child that takes two steps, to measure its memory",
     "ys_llm/csrc/loader.py": "the C++ compiler, on sources of this package",
     "ys_llm/gendata/verifiers/code.py": "tries generated code, which is its purpose, in a child",
 }

@@ -31,7 +31,7 @@ RENAMED: Mapping[str, Renamed] = {
     ),
     "train.implementation": Renamed(
         "train.backend",
-        {"compiled": "cpp"},
+        {"compiled": "cpp", "windowed_onednn": "windowed"},
         shown="train.backend, by the name of the mixer: {MIXER: BACKEND}",
     ),
     "train.keep_every": Renamed("train.keep_checkpoint_every"),
@@ -96,3 +96,38 @@ def _remove(values: dict[str, Any], path: str) -> Any:
     for parent in parents:
         inner = inner[parent]
     return inner.pop(name)
+
+
+def is_earlier(values: Any) -> bool:
+    """Whether a run's settings have names of an earlier version."""
+    return isinstance(values, Mapping) and any(_holds(values, name) for name in RENAMED)
+
+
+def updated(values: dict[str, Any]) -> dict[str, Any]:
+    """All settings of an earlier run, changed in place to the names and forms of today."""
+    for old, known in RENAMED.items():
+        if _holds(values, old):
+            value = _remove(values, old)
+            section, _, name = known.name.rpartition(".")
+            _inner(values, section)[name] = known.values.get(value, value)
+    model, train = values["model"], values["train"]
+    if isinstance(model.get("layers"), str):
+        mixer, backend = model["layers"], train.get("backend", "auto")
+        model["layers"] = [mixer]
+        model["options"] = {mixer: model["options"]} if model.get("options") else {}
+        train["backend"] = {} if backend == "auto" else {mixer: backend}
+    return values
+
+
+def _inner(values: Mapping[str, Any], path: str) -> Any:
+    """The mapping at a dotted path; {} where there is none."""
+    inner: Any = values
+    for name in path.split("."):
+        inner = inner.get(name, {}) if isinstance(inner, Mapping) else {}
+    return inner
+
+
+def _holds(values: Mapping[str, Any], path: str) -> bool:
+    section, _, name = path.rpartition(".")
+    inner = _inner(values, section)
+    return isinstance(inner, Mapping) and name in inner

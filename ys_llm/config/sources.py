@@ -3,6 +3,7 @@
 Later sources win: defaults, the YAML file, `YS_*` in the environment, the command line.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from ys_llm import __version__
 from ys_llm.config.conflicts import conflicts
 from ys_llm.config.environment import read_environment
-from ys_llm.config.renamed import take_renamed
+from ys_llm.config.renamed import is_earlier, take_renamed
 from ys_llm.config.schema import Config
 from ys_llm.config.strict_reader import (
     StrictReader,
@@ -30,7 +31,8 @@ from ys_llm.config.yaml_io import (
     parse_yaml,
     read_yaml,
 )
-from ys_llm.errors import UserError
+from ys_llm.errors import EXIT_USAGE, UserError, command_line
+from ys_llm.system.lock import is_run
 
 _COMMENT_COLUMN = 40  # of `ys config show`; a longer value pushes its own comment to the right
 
@@ -65,11 +67,24 @@ def load_config(
     """
     sources = _Sources()
     if path is not None:
-        sources.add_file(read_yaml(path), str(path))
+        text = read_yaml(path)
+        _check_version(path, text)
+        sources.add_file(text, str(path))
     sources.add_environment(environment or {})
     for override in overrides:
         sources.add_override(override)
     return sources.resolve()
+
+
+def _check_version(path: Path, text: YamlText) -> None:
+    """Refuse the configuration of a run that an earlier version of ys made."""
+    run = path.parent
+    if path.name == "config.yaml" and is_run(run) and is_earlier(text.values):
+        raise UserError(
+            f"{run} was made by an earlier version of ys",
+            f"Type: {command_line('convert', shlex.quote(str(run)))}",
+            exit_code=EXIT_USAGE,
+        )
 
 
 def load_dataclass(cls: type[Any], path: Path) -> Any:

@@ -41,6 +41,7 @@ from ys_llm.ops.three_tier.select import (
 )
 from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights
 
+CONSTANTS = {"norm_eps": EPS}
 INITIAL_SUMMARY_SCALE = 0.1  # from here stacks at T 256 lose nothing to their summaries; LOG.md
 
 

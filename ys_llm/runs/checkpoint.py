@@ -65,16 +65,25 @@ def save_checkpoint(
     earlier checkpoints are then intact.
     """
     final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
+    tensors_by_file = {
+        "model": weights(model),
+        "optimizer": _optimizer_tensors(model, optimizer),
+        "tensors": tensors,
+    }
+    write_checkpoint(final, tensors_by_file, progress)
+    return final
+
+
+def write_checkpoint(
+    final: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]
+) -> None:
+    """Write a checkpoint of these tensors, by the name of their file; replaces one of its name."""
     aside = final.with_name(f".{final.name}.tmp")
     with readable_os_errors(final):
         make_folder(aside)
     sums: dict[str, str] = {}
     try:
-        for name, content in (
-            ("model", weights(model)),
-            ("optimizer", _optimizer_tensors(model, optimizer)),
-            ("tensors", tensors),
-        ):
+        for name, content in tensors.items():
             _write_summed(aside / f"{name}.safetensors", tensor_bytes(content), sums)
         described = {"format": FORMAT, **progress}
         _write_summed(aside / "progress.json", json_text(described).encode(), sums)
@@ -82,7 +91,6 @@ def save_checkpoint(
         replace_folder(aside, final)
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # exists only after an error
-    return final
 
 
 def _write_summed(path: Path, data: bytes, sums: dict[str, str]) -> None:
@@ -102,7 +110,7 @@ class CorruptCheckpointError(Exception):
     """A checkpoint differs from what was written; the message names the file and the reason."""
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+def read_checkpoint(path: Path, *, expected_format: int = FORMAT) -> Checkpoint:
     """Read a checkpoint, each file checked against its sum.
 
     Raises CorruptCheckpointError; UserError where another version of `ys` wrote it.
@@ -116,11 +124,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CorruptCheckpointError(f"{path} does not hold a checkpoint ({error})") from error
     if not isinstance(progress, dict):
         raise CorruptCheckpointError(f"{path}/progress.json is no object")
-    if (found := progress.get("format")) != FORMAT:
-        older = isinstance(found, int) and found < FORMAT
+    if (found := progress.get("format")) != expected_format:
+        older = isinstance(found, int) and found < expected_format
         run = path.parent.parent.name
         raise UserError(
-            f"{path} has checkpoint format {found}, and ys {__version__} reads {FORMAT}",
+            f"{path} has checkpoint format {found}, and ys {__version__} reads {expected_format}",
             f"Type: ys convert {run}"
             if older
             else "Use the ys that wrote it, or train from scratch: "

@@ -83,6 +83,14 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
     )
 
 
+def find_run_folder(runs_dir: Path, name: str) -> Path:
+    """The folder of a run by name or path, whether or not it has a model; exit code 3 if none."""
+    for path in (runs_dir / name, Path(name)):
+        if is_run(path):
+            return path
+    raise UserError(f"there is no run {name!r}", "Give its folder", exit_code=EXIT_NO_MODEL)
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run, oldest first, intact or not."""
     return sorted((run / CHECKPOINTS).glob("step-*"))

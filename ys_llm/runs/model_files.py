@@ -15,11 +15,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ys_llm import __version__
-from ys_llm.config.schema import Config
+from ys_llm.config.schema import Config, ModelConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
+from ys_llm.config.strict_reader import parse_dataclass, to_plain
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError, command_line
+from ys_llm.mixers.protocol import mixer_module
 from ys_llm.model.language_model import Model
+from ys_llm.model.layers import RMS_EPS
 from ys_llm.runs.card import model_card
 from ys_llm.runs.folder import checkpoints
 from ys_llm.system.files import write_atomically
@@ -84,7 +87,7 @@ def save_model(
         "vocab_size": model.vocab_size,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         **facts,
-        **to_mapping(config)["model"],
+        **architecture(config.model),
     }
     write_atomically(run / "config.yaml", to_yaml(config))
     write_json(run / "generation_config.json", to_mapping(config)["generate"])
@@ -92,6 +95,24 @@ def save_model(
     write_atomically(run / "README.md", model_card(config, described))
     # Last: by this file `find_run` knows a model, which is then complete.
     write_atomically(run / "model.safetensors", tensor_bytes(weights(model)))
+
+
+def architecture(config: ModelConfig) -> dict[str, Any]:
+    """The model in full, as config.json has it: every option and constant its equations need."""
+    modules = {name: mixer_module(name) for name in dict.fromkeys(config.layers)}
+    options = {
+        name: parse_dataclass(module.Options, config.options.get(name, {}), where=name)
+        for name, module in modules.items()
+    }
+    constants = {name: getattr(module, "CONSTANTS", {}) for name, module in modules.items()}
+    return {
+        **to_plain(config),
+        "options": to_plain(options),
+        "constants": constants,
+        "norm": "rms_norm",
+        "norm_eps": RMS_EPS,
+        "mlp": "swiglu" if config.d_mlp else "none",
+    }
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

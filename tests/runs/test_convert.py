@@ -1,0 +1,134 @@
+"""A run made at cb51132, before names and formats changed, is converted and used.
+
+cb51132/run was trained there for 30 steps on the sentences below, in a width of 8:
+
+    data: {layout: streams, validation_fraction: 0.2}, tokenizer: {kind: bytes}
+    model.options: {d_state: 8, d_summary: 4, local_every: 4, entry: soft}
+    train: {seq_len: 16, batch_size: 4, implementation: windowed, dtype: fp32, threads: 1}
+
+`ys eval` printed BITS_PER_BYTE there, and three more steps gave NEXT_LOSSES.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from support.training_runs import rows_of, snapshot
+
+from ys_llm.cli.main import main
+from ys_llm.config.sources import load_config
+from ys_llm.errors import EXIT_USAGE
+from ys_llm.runs import convert
+from ys_llm.runs.checkpoint import read_checkpoint
+from ys_llm.runs.folder import checkpoints
+
+FIXTURE = Path(__file__).parent / "cb51132" / "run"
+BITS_PER_BYTE = 2.0062685535929163
+NEXT_LOSSES = [1.402113676071167, 1.3955694437026978, 1.4001624584197998]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_as_they_were: None) -> Path:
+    """A copy of the run, and the text that it was trained on, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(0)
+    pets, places = ("cat", "dog", "fox"), ("mat", "log", "hill")
+    Path("corpus").mkdir()
+    for i in range(40):
+        text = f"The {draw.choice(pets)} sat on the {draw.choice(places)} and saw {i} birds."
+        Path(f"corpus/{i:02}.txt").write_text(text)
+    shutil.copytree(FIXTURE, "runs/old")
+    return Path("runs/old")
+
+
+def evaluated(capsys: pytest.CaptureFixture[str]) -> float:
+    capsys.readouterr()
+    assert main(["eval", "old", "corpus", "--json"]) == 0
+    figure: float = json.loads(capsys.readouterr().out)[0]["bits_per_byte"]
+    return figure
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["eval", "old", "corpus"],
+        ["run", "old", "--prompt", "The"],
+        ["train", "--run", "old"],
+        ["train", "--init-from", "old", "--data", "corpus"],
+        ["config", "show", "--run", "old"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_an_earlier_run_is_refused_with_the_command_that_converts_it(
+    words: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = snapshot(run)
+    assert main(words) == EXIT_USAGE
+    assert capsys.readouterr().err == (
+        "ys: runs/old was made by an earlier version of ys. Type: ys convert runs/old\n"
+    )
+    assert snapshot(run) == before
+
+
+def test_a_converted_run_has_the_same_bits_per_byte(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "runs/old"]) == 0
+    changed = capsys.readouterr().out.splitlines()
+    assert "runs/old/checkpoints/step-00000030" in changed
+    assert changed[-1] == "runs/old/config.yaml"
+    assert evaluated(capsys) == pytest.approx(BITS_PER_BYTE, abs=5e-7)
+    assert not (run / "left-behind").exists()
+    assert [path.name for path in (run / "superseded").iterdir()]
+    assert main(["convert", "old"]) == 0
+    assert capsys.readouterr().out == "runs/old needs no conversion\n"
+
+
+def test_training_resumes_from_a_converted_checkpoint_as_it_would_have(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", "old"]) == 0
+    config = load_config(run / "config.yaml").config
+    assert (config.data.batching, config.model.layers) == ("contiguous", ("three_tier",))
+    assert config.model.options["three_tier"]["local_interval"] == 4
+    assert config.train.rollback_lr_factor == 0.25
+    assert main(["train", "--run", "old", "--set", "train.max_steps=33"]) == 0
+    losses = [row["loss"] for row in rows_of(run)]
+    assert len(losses) == 33
+    assert losses[30:] == pytest.approx(NEXT_LOSSES, rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_at", range(3))
+def test_a_conversion_that_was_stopped_is_repeated(
+    stop_at: int, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = convert.convert_run(run)
+    for _ in range(stop_at + 1):
+        next(lines)
+    lines.close()  # type: ignore[attr-defined]
+    assert main(["eval", "old", "corpus"]) == EXIT_USAGE
+    assert main(["convert", "old"]) == 0
+    assert evaluated(capsys) == pytest.approx(BITS_PER_BYTE, abs=5e-7)
+    assert read_checkpoint(checkpoints(run)[-1]).progress["step"] == 30
+
+
+def test_a_damaged_checkpoint_is_named_and_left_as_it_is(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(checkpoints(run)[-1], run / "checkpoints" / "step-00000020")
+    damaged = run / "checkpoints" / "step-00000020" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    before = damaged.read_bytes()
+    assert main(["convert", "old"]) == 0
+    assert f"{damaged.parent} is left as it is" in capsys.readouterr().out
+    assert damaged.read_bytes() == before
+    assert evaluated(capsys) == pytest.approx(BITS_PER_BYTE, abs=5e-7)
+
+
+def test_what_is_not_a_run_is_not_converted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", "corpus"]) != 0
+    assert "there is no run 'corpus'" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""Updates a run that an earlier version of ys made: settings, tensors and checkpoints.
+
+Version 1 is that of ys before `model.layers`. Each file is replaced atomically and config.yaml, by
+whose names an earlier run is known, comes last: a conversion that was stopped is repeated.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ys_llm.config.renamed import is_earlier, updated
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import from_mapping, to_yaml
+from ys_llm.config.yaml_io import read_yaml
+from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.errors import UserError
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import flatten
+from ys_llm.runs.checkpoint import (
+    Checkpoint,
+    CorruptCheckpointError,
+    read_checkpoint,
+    write_checkpoint,
+)
+from ys_llm.runs.folder import SUPERSEDED, checkpoints, locked
+from ys_llm.runs.model_files import (
+    architecture,
+    read_json,
+    read_tensors,
+    tensor_bytes,
+    weights,
+    write_json,
+)
+from ys_llm.system.files import remove_folder, sync_folder, write_atomically
+from ys_llm.system.lock import is_run
+
+_FORMAT = 1  # of the checkpoints that are converted
+_SUPERSEDED = "left-behind"  # their folder's former name
+_TENSORS = {".entry": ".summary_scale"}  # former ending of a parameter's name: the present one
+_BACKENDS = {"windowed_onednn": "windowed", "compiled": "cpp"}
+_PORTABLE = ("reference", "windowed", "cpp")  # others are chosen again
+_CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
+_TIME_SECOND = ("keys", "values")  # of a cache: B H T P then, B T H P now
+
+
+def convert_run(run: Path) -> Iterator[str]:
+    """Convert a run in place; yield a line for each thing that was changed.
+
+    Raises UserError where `run` is not a run, or its settings cannot be read.
+    """
+    if not is_run(run):
+        raise UserError(f"{run} is not a run of ys", "Give its name, or its folder")
+    with locked(run):
+        path = run / "config.yaml"
+        values = read_yaml(path).values
+        if not is_earlier(values):
+            yield f"{run} needs no conversion"
+            return
+        config = from_mapping(updated(values))
+        if (run / "tokenizer.json").exists():
+            yield from _convert_tensors(run, config)
+        if (run / _SUPERSEDED).exists():
+            yield _rename_superseded(run)
+        if (run / "config.json").exists():
+            described = _without_architecture(read_json(run / "config.json"), values)
+            write_json(run / "config.json", {**described, **architecture(config.model)})
+            yield f"{run}/config.json"
+        write_atomically(path, to_yaml(config))
+        yield str(path)
+
+
+def _convert_tensors(run: Path, config: Config) -> Iterator[str]:
+    """The model's weights and every checkpoint, those that were set aside too."""
+    vocab_size = Tokenizer.load(run / "tokenizer.json").vocab_size
+    with torch.device("meta"):
+        model = Model(config.model, vocab_size=vocab_size)
+    path = run / "model.safetensors"
+    if path.exists():
+        tensors = read_tensors(path)
+        renamed = {_tensor_name(name, model): tensor for name, tensor in tensors.items()}
+        if renamed.keys() != tensors.keys():
+            write_atomically(path, tensor_bytes(renamed))
+            yield str(path)
+    folders = [*checkpoints(run), *sorted((run / _SUPERSEDED).glob("step-*"))]
+    for folder in folders:
+        try:
+            saved = read_checkpoint(folder, expected_format=_FORMAT)
+        except CorruptCheckpointError as error:
+            yield f"{folder} is left as it is: {error}"
+            continue
+        except UserError:  # of the present format: converted before a stop
+            continue
+        _convert_checkpoint(saved, model)
+        yield str(folder)
+
+
+def _convert_checkpoint(saved: Checkpoint, model: Model) -> None:
+    moments = {}
+    for name, moment in saved.moments.items():
+        key, _, parameter = name.partition(".")
+        moments[f"{key}.{_tensor_name(parameter, model)}"] = moment
+    write_checkpoint(
+        saved.path,
+        {
+            "model": {_tensor_name(name, model): t for name, t in saved.weights.items()},
+            "optimizer": moments,
+            "tensors": _training_tensors(saved.tensors, model),
+        },
+        _progress(saved.progress, model),
+    )
+
+
+def _tensor_name(name: str, model: Model) -> str:
+    """The present name of a parameter, where the model has it."""
+    present = weights(model)
+    for old, new in _TENSORS.items():
+        if name.endswith(old) and name.removesuffix(old) + new in present:
+            return name.removesuffix(old) + new
+    return name
+
+
+def _progress(progress: Mapping[str, Any], model: Model) -> dict[str, Any]:
+    """Counters as they are; dtype and backend are part of the environment now."""
+    kept = {
+        name: value
+        for name, value in progress.items()
+        if name not in ("format", "dtype", "implementation", "circumstances")
+    }
+    environment = dict(progress.get("circumstances", {}))
+    backend = environment.pop("kernels", "")
+    backend = _BACKENDS.get(backend, backend)
+    names = dict.fromkeys(model.config.mixer_names) if backend in _PORTABLE else {}
+    environment["backends"] = dict.fromkeys(names, backend)
+    return {**kept, "environment": environment}
+
+
+def _training_tensors(tensors: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+    """Random generators as they are, the carried state with one clock for each row."""
+    others = {name: t for name, t in tensors.items() if not name.startswith(_CARRIED)}
+    old = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name not in others}
+    layers = {
+        f"layers.{name}": _time_second(name, tensor)
+        for name, tensor in old.items()
+        if name.rpartition(".")[2] != "position"
+    }
+    if not layers:
+        return others
+    batch_size = next(iter(layers.values())).shape[0]
+    state = {"position_B": old["position"].reshape(1).repeat(batch_size), **layers}
+    if state.keys() != flatten(model.init_state(1)).keys():
+        return others  # training resumes from an empty state
+    return others | {f"{_CARRIED}{name}": tensor for name, tensor in state.items()}
+
+
+def _time_second(name: str, tensor: Tensor) -> Tensor:
+    is_cache = name.rpartition(".")[2] in _TIME_SECOND and tensor.dim() == 4
+    return tensor.transpose(1, 2) if is_cache else tensor
+
+
+def _rename_superseded(run: Path) -> str:
+    old, new = run / _SUPERSEDED, run / SUPERSEDED
+    if new.exists() and not any(new.iterdir()):
+        remove_folder(new)
+    old.rename(new)
+    sync_folder(run)
+    return str(new)
+
+
+def _without_architecture(
+    described: Mapping[str, Any], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What config.json says besides the settings of the model."""
+    settings = values.get("model", {})
+    return {name: value for name, value in described.items() if name not in settings}

@@ -34,6 +34,7 @@ from ys_llm.training.resume import (
     environment_changes,
     environment_of,
     latest_valid_checkpoint,
+    parse_progress,
     read_rollbacks,
     rewind,
 )
@@ -68,6 +69,8 @@ def set_up(
     if resume_step is not None:
         rewind(folder, resume_step)
     saved = latest_valid_checkpoint(folder)
+    if saved is not None:
+        parse_progress(saved)  # refuses a damaged one before anything is chosen by it
     before = {} if saved is None else saved.progress.get(ENVIRONMENT, {})
     compute = select_backends(config.train, run.model, previous_compute(before, run.device))
     run = replace(run, compute=compute, environment=environment_of(split, compute))

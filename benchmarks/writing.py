@@ -11,6 +11,7 @@ import torch
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import Prefilled, generate, prefill
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
@@ -71,10 +72,11 @@ def save_run(run: Path, tokenizer: Tokenizer) -> None:
 
 
 def _answer(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], object]:
-    sampling = GenerateConfig(max_tokens=n_tokens, seed=1)
+    sampling, decoder = GenerateConfig(max_tokens=n_tokens, seed=1), decoder_of(model)
 
     def run() -> None:
-        made = sum(1 for _ in generate(model, prefilled, sampling=sampling, end_id=_NEVER))
+        tokens = generate(model, prefilled, sampling=sampling, end_id=_NEVER, decoder=decoder)
+        made = sum(1 for _ in tokens)
         assert made == n_tokens, made
 
     return run

@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support.evaluated import DOCUMENTS, TEXTS, nats_of
 
 from ys_llm.config.schema import Config, ModelConfig, TrainConfig
-from ys_llm.data.records import Document
-from ys_llm.data.shards import TokenShard, load_or_tokenize
-from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
-from ys_llm.errors import UserError
-from ys_llm.evaluation import bits_per_byte as evaluate_module
-from ys_llm.evaluation.bits_per_byte import (
-    baselines,
-    cached_baselines,
-    evaluate_paths,
-    evaluate_tokens,
-    loss_by_position,
-    positions_of_paths,
-)
+from ys_llm.data.shards import TokenShard
+from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.evaluation.bits_per_byte import evaluate_paths, evaluate_tokens
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
-
-TEXTS = [f"Story {i}: École, and the cat sat {'very ' * i}still." for i in range(12)]
-DOCUMENTS = [Document(text=text) for text in TEXTS] + [Document(text="4", prompt="2 + 2 =")]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(TEXTS, kind="bytes", vocab_size=258)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Model:
-    torch.manual_seed(1)
-    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
-    return Model(config, vocab_size=tokenizer.vocab_size).eval()
-
-
-@pytest.fixture
-def data(tokenizer: Tokenizer, tmp_path: Path) -> TokenShard:
-    return load_or_tokenize(DOCUMENTS, tokenizer, cache_dir=tmp_path, label="validation")
-
-
-def nats_of(model: Model, tokens: np.ndarray, *, reset: bool) -> torch.Tensor:
-    """Loss of each token but the first, from one pass over all."""
-    ids = torch.from_numpy(np.asarray(tokens).astype(np.int64))[None]
-    starts = ids[:, :-1] == 0 if reset else None
-    with torch.inference_mode():
-        logits, _ = model(ids[:, :-1], None, starts)
-    logprobs = torch.log_softmax(logits[0].double(), -1)
-    return -logprobs.gather(1, ids[0, 1:, None])[:, 0]
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -105,92 +64,24 @@ def test_a_model_in_training_is_evaluated_without_dropout_and_stays_in_training(
     assert model.training
 
 
-# Loss by position
-
-
-def test_loss_by_position_is_the_loss_at_these_positions(model: Model, data: TokenShard) -> None:
-    rows = loss_by_position(
-        model, data, seq_len=16, multiple=4, max_tokens=64, reset_at_document=False
-    )
-    expected = nats_of(model, data.tokens[:65], reset=False)
-    assert [(row.first, row.last) for row in rows] == [(0, 15), (16, 31), (32, 47), (48, 63)]
-    for row in rows:
-        part = expected[row.first : row.last + 1]
-        assert row.tokens == len(part)
-        assert row.loss == pytest.approx(float(part.mean()), abs=1e-5)
-
-
-def test_loss_by_position_averages_streams_spread_over_all_data(
-    model: Model, data: TokenShard
+@pytest.mark.parametrize("limit", [0, 120])
+def test_bf16_training_and_fp32_use_evaluate_to_the_same_figure(
+    model: Model, data: TokenShard, limit: int
 ) -> None:
-    rows = loss_by_position(
-        model, data, seq_len=16, multiple=2, max_tokens=40 * 32, reset_at_document=False
-    )
-    firsts = np.linspace(0, data.n_inputs - 32, 40).astype(int)
-    nats = torch.stack([nats_of(model, data.tokens[i : i + 33], reset=False) for i in firsts])
-    assert [row.tokens for row in rows] == [640, 640]
-    assert rows[0].loss == pytest.approx(float(nats[:, :16].mean()), abs=1e-5)
-    assert rows[1].loss == pytest.approx(float(nats[:, 16:].mean()), abs=1e-5)
+    expected = evaluate_tokens(model, data, seq_len=32, max_tokens=limit)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert evaluate_tokens(model, data, seq_len=32, max_tokens=limit) == expected
 
 
-def test_short_data_gives_fewer_rows_and_too_short_data_an_error(
-    model: Model, data: TokenShard
-) -> None:
-    seq_len = data.n_inputs // 3
-    assert len(loss_by_position(model, data, seq_len=seq_len)) == 3
-    with pytest.raises(UserError, match=f"has {data.n_inputs} tokens"):
-        loss_by_position(model, data, seq_len=data.n_inputs + 1)
-
-
-# Baselines
-
-
-def test_the_unigram_counts_training_bytes_and_adds_one() -> None:
-    training = [Document(text="aab"), Document(text="b", prompt="a")]
-    found = baselines(training, [Document(text="abc")])["unigram"]
-    counts = {"a": 3, "b": 2, "c": 0}
-    bits = [-math.log2((counts[letter] + 1) / (5 + 256)) for letter in "abc"]
-    assert found == pytest.approx(sum(bits) / 3)
-
-
-def test_gzip_and_xz_are_the_sizes_of_the_compressed_validation_text() -> None:
-    validation = [
-        Document(text="the cat sat on the mat " * 50),
-        Document(text="é" * 20, prompt="x"),
-    ]
-    text = ("the cat sat on the mat " * 50 + "x" + "é" * 20).encode()
-    found = baselines([Document(text="abc")], validation)
-    assert found["gzip"] == 8 * len(gzip.compress(text, 9)) / len(text)
-    assert found["xz"] == 8 * len(lzma.compress(text)) / len(text)
-
-
-def test_an_empty_validation_split_is_the_users_error() -> None:
-    with pytest.raises(UserError, match="holds no text"):
-        baselines([Document(text="abc")], [])
-
-
-def test_baselines_are_kept_for_what_the_documents_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training, validation = [Document(text="aab"), Document(text="b")], [Document(text="abc")]
-    found = cached_baselines(training, validation, cache_dir=tmp_path)
-    assert found == baselines(training, validation)
-    monkeypatch.setattr(evaluate_module, "baselines", lambda *_: {"made anew": 1.0})
-    assert cached_baselines(training[::-1], validation, cache_dir=tmp_path) == found
-    for other in ((training[:1], validation), (training, training), (validation, training)):
-        assert cached_baselines(*other, cache_dir=tmp_path) == {"made anew": 1.0}
-
-
-@pytest.mark.parametrize(
-    "damage", ["", "[]", "{}", '{"unigram": 1.0}', '{"unigram": 1.0, "gzip": NaN, "xz": 2.0}']
-)
-def test_damaged_baselines_are_made_again(tmp_path: Path, damage: str) -> None:
-    documents = [Document(text="aab")]
-    found = cached_baselines(documents, documents, cache_dir=tmp_path)
-    (kept,) = tmp_path.glob("*/baselines.json")
-    kept.write_text(damage, encoding="utf-8")
-    assert cached_baselines(documents, documents, cache_dir=tmp_path) == found
-    assert kept.read_text(encoding="utf-8") != damage
+def test_hooks_and_wrappers_of_the_head_take_effect(model: Model, data: TokenShard) -> None:
+    plain = evaluate_tokens(model, data, seq_len=32)
+    hook = model.output.register_forward_hook(lambda _, __, logits: 0 * logits)
+    try:
+        uniform = evaluate_tokens(model, data, seq_len=32)
+    finally:
+        hook.remove()
+    assert uniform.loss == pytest.approx(math.log(model.vocab_size), abs=1e-5)
+    assert plain.loss != uniform.loss
 
 
 # Files and folders
@@ -213,14 +104,3 @@ def test_paths_are_evaluated_one_by_one_and_leave_nothing_behind(
         expected = nats_of(model, np.array(ids), reset=True)
         assert row.result.bytes == len(text.encode())
         assert row.result.loss == pytest.approx(float(expected.mean()), abs=1e-5)
-
-
-def test_positions_of_a_path_go_on_beyond_the_trained_length(model, tokenizer, tmp_path):
-    text = " ".join(TEXTS)
-    (tmp_path / "long.txt").write_text(text, encoding="utf-8")
-    config = Config(model=model.config, train=TrainConfig(seq_len=16))
-    loaded = LoadedRun(tmp_path, config, model, tokenizer, step=3, has_records=False)
-    rows = positions_of_paths(loaded, [tmp_path / "long.txt"])
-    assert {path for path, _ in rows} == {str(tmp_path / "long.txt")}
-    assert [row.first for _, row in rows] == [16 * k for k in range(len(rows))]
-    assert len(rows) == 16

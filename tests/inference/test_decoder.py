@@ -22,9 +22,9 @@ from ys_llm.config.strict_reader import parse_dataclass
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.evaluation.bits_per_byte import evaluate_paths
-from ys_llm.inference import decoder
 from ys_llm.inference.decoder import MOST_TEXTS, Decoder, _Pace, decoder_of
-from ys_llm.inference.generate import Step, generate, generate_many, prefill
+from ys_llm.inference.generate import generate, generate_batch, prefill
+from ys_llm.inference.sampling import ScoredToken
 from ys_llm.mixers.three_tier import Options
 from ys_llm.model.language_model import Model
 from ys_llm.model.quantize import Narrow, QuantizedLinear, int8_rows, quantize_linears
@@ -203,8 +203,8 @@ def test_a_damaged_weight_is_seen_in_the_logits() -> None:
         model.blocks[1].mixer.state_controller[0, 0] = torch.nan  # type: ignore[union-attr,operator]
     decoder = decoder_for(model)
     assert decoder.step([decoder.text(read.state)], [5]).isnan().all()
-    with pytest.raises(UserError, match="NaN or infinity"):
-        list(generate(model, read, sampling=SAMPLED, end_id=-1))
+    with pytest.raises(UserError, match="NaN or infinite"):
+        list(generate(model, read, sampling=SAMPLED, end_id=-1, decoder=decoder_for(model)))
 
 
 @pytest.mark.parametrize(
@@ -245,13 +245,14 @@ def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> Non
 
 
 @has_avx512
-@pytest.mark.parametrize("at_once", [1, 3, 16])
-def test_many_continuations_are_each_the_one_alone(at_once: int) -> None:
+@pytest.mark.parametrize("max_batch", [1, 3, 16])
+def test_many_continuations_are_each_the_one_alone(max_batch: int) -> None:
     model = model_of("default", torch.float32)
     read = [prefill(model, ids_of(1 + 5 * b)) for b in range(8)]
-    alone = [list(generate(model, one, sampling=SAMPLED, end_id=4)) for one in read]
+    options: dict[str, Any] = {"sampling": SAMPLED, "end_id": 4, "decoder": decoder_for(model)}
+    alone = [list(generate(model, one, **options)) for one in read]
     assert len({len(steps) for steps in alone}) > 1, "all end at the same length: nothing is shown"
-    many = generate_many(model, iter(read), sampling=SAMPLED, end_id=4, at_once=at_once)
+    many = generate_batch(model, iter(read), max_batch=max_batch, **options)
     assert dict(many) == dict(enumerate(alone))
 
 
@@ -266,7 +267,8 @@ def test_prompts_are_taken_as_there_is_room_for_them(max_tokens: int) -> None:
             yield prefill(model, [b])
 
     sampling, ahead = replace(SAMPLED, max_tokens=max_tokens), []
-    for number, steps in generate_many(model, prompts(), sampling=sampling, end_id=-1, at_once=3):
+    options: dict[str, Any] = {"sampling": sampling, "end_id": -1, "decoder": decoder_for(model)}
+    for number, steps in generate_batch(model, prompts(), max_batch=3, **options):
         assert len(steps) == max_tokens
         ahead.append((number, taken))
     assert ahead == [(b, 3 * (b // 3 + 1)) for b in range(9)]
@@ -281,54 +283,23 @@ def without_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_text_is_the_same_with_and_without_the_kernel(
-    without_kernel: Callable[[], None], temperature: float
-) -> None:
+def test_the_text_is_the_same_with_and_without_the_kernel(temperature: float) -> None:
     sampling = replace(SAMPLED, temperature=temperature)
     model = model_of("default")
     read = prefill(model, ids_of(30))
 
-    def made() -> tuple[list[Step], dict[int, list[Step]]]:
-        alone = list(generate(model, read, sampling=sampling, end_id=-1, n_candidates=2))
-        return alone, dict(generate_many(model, [read, read], sampling=sampling, end_id=-1))
+    def made(decoder: Decoder | None) -> tuple[list[ScoredToken], dict[int, list[ScoredToken]]]:
+        options: dict[str, Any] = {"sampling": sampling, "end_id": -1, "decoder": decoder}
+        alone = list(generate(model, read, n_candidates=2, **options))
+        return alone, dict(generate_batch(model, [read, read], **options))
 
-    alone, many = made()
-    without_kernel()
-    slowly, slowly_many = made()
+    alone, many = made(decoder_for(model))
+    slowly, slowly_many = made(None)
     assert [step.id for step in slowly] == [step.id for step in alone]
     assert [step.logprob for step in slowly] == pytest.approx([s.logprob for s in alone], abs=1e-5)
     for number in (0, 1):
         for steps in (many[number], slowly_many[number]):
             assert [step.id for step in steps] == [step.id for step in alone]
-
-
-def test_generation_takes_the_kernel_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = 0
-
-    class Counting(Decoder):
-        def step(self, *arguments: Any, **options: Any) -> Tensor:
-            nonlocal steps
-            steps += 1
-            return super().step(*arguments, **options)
-
-    monkeypatch.setattr(decoder, "Decoder", Counting)
-    model = model_of("default", torch.float32)
-    list(generate(model, prefill(model, [1]), sampling=SAMPLED, end_id=-1))
-    assert steps == SAMPLED.max_tokens - 1
-
-
-def test_what_was_learned_since_counts() -> None:
-    model = model_of("default", torch.float32)
-    read, greedy = prefill(model, [1, 2]), replace(SAMPLED, temperature=0.0)
-    list(generate(model, read, sampling=greedy, end_id=-1))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.1)
-    logits, state = read.logits_V, read.state
-    for step in generate(model, read, sampling=greedy, end_id=-1):
-        assert step.id == int(logits.argmax())
-        after, state = by_torch(model, [step.id], state)
-        logits = after[0]
 
 
 def test_only_what_the_kernel_can_do_is_given_to_it(without_kernel: Callable[[], None]) -> None:

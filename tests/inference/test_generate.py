@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
-from itertools import accumulate, islice
+from itertools import islice
 
 import pytest
 import torch
@@ -16,16 +14,8 @@ from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
-from ys_llm.inference.generate import (
-    PENALTY_WINDOW,
-    Step,
-    complete,
-    distribution,
-    encode_pieces,
-    generate,
-    prefill,
-    prompt_ids,
-)
+from ys_llm.inference.generate import complete, encode_pieces, generate, prefill, prompt_ids
+from ys_llm.inference.sampling import PENALTY_WINDOW, ScoredToken, distribution
 from ys_llm.model.language_model import Model
 
 TEXT = (
@@ -62,9 +52,9 @@ def full_logits(model: Model, ids: list[int]) -> Tensor:
         return model(torch.tensor([ids]))[0][0]
 
 
-def steps_of(
+def tokens_of(
     model: Model, ids: list[int], sampling: GenerateConfig, *, end_id: int = 0
-) -> list[Step]:
+) -> list[ScoredToken]:
     return list(generate(model, prefill(model, ids), sampling=sampling, end_id=end_id))
 
 
@@ -105,9 +95,9 @@ def test_a_text_without_any_space_is_still_read_in_bounded_memory(tokenizer: Tok
 def test_a_prompt_is_a_record_or_a_plain_beginning(tokenizer: Tokenizer) -> None:
     text = tokenizer.encode("Hi <end> you")
     end, start = tokenizer.end_id, tokenizer.start_id
-    assert list(prompt_ids(tokenizer, ["Hi <e", "nd> you"], plain=False)) == [end, *text, start]
-    assert list(prompt_ids(tokenizer, ["Hi <end> you"], plain=True)) == [end, *text]
-    assert list(prompt_ids(tokenizer, [], plain=True)) == [end]
+    assert list(prompt_ids(tokenizer, ["Hi <e", "nd> you"], raw=False)) == [end, *text, start]
+    assert list(prompt_ids(tokenizer, ["Hi <end> you"], raw=True)) == [end, *text]
+    assert list(prompt_ids(tokenizer, [], raw=True)) == [end]
 
 
 # Reading
@@ -124,7 +114,7 @@ def test_reading_in_chunks_is_reading_at_once(model: Model, chunk_tokens: int) -
     assert in_chunks.n_tokens == at_once.n_tokens == 150
     assert in_chunks.recent == at_once.recent == tuple(ids[-PENALTY_WINDOW:])
     torch.testing.assert_close(in_chunks.logits_V, at_once.logits_V, atol=1e-4, rtol=1e-4)
-    assert [step.id for step in cut] == [step.id for step in whole] == ids[1:]
+    assert [token.id for token in cut] == [token.id for token in whole] == ids[1:]
     for a, b in zip(whole, cut, strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
         assert len(b.candidates) == 3
@@ -154,15 +144,15 @@ def test_a_carried_state_goes_on_where_it_stopped(model: Model) -> None:
 
 def test_scores_are_the_models_log_softmax(model: Model) -> None:
     ids = torch.randint(2, model.vocab_size, (300,)).tolist()
-    steps: list[Step] = []
-    prefill(model, ids, chunk_tokens=256, observe=steps.append, n_candidates=2)
+    tokens: list[ScoredToken] = []
+    prefill(model, ids, chunk_tokens=256, observe=tokens.append, n_candidates=2)
     expected = torch.log_softmax(full_logits(model, ids), dim=-1)
-    for position, step in enumerate(steps):
+    for position, token in enumerate(tokens):
         best, best_ids = expected[position].topk(2)
-        assert step.id == ids[position + 1]
-        assert step.logprob == pytest.approx(float(expected[position, step.id]), abs=1e-4)
-        assert [c.id for c in step.candidates] == best_ids.tolist()
-        assert [c.logprob for c in step.candidates] == pytest.approx(best.tolist(), abs=1e-4)
+        assert token.id == ids[position + 1]
+        assert token.logprob == pytest.approx(float(expected[position, token.id]), abs=1e-4)
+        assert [c.id for c in token.candidates] == best_ids.tolist()
+        assert [c.logprob for c in token.candidates] == pytest.approx(best.tolist(), abs=1e-4)
 
 
 def test_no_ids_at_all_is_an_error(model: Model) -> None:
@@ -175,12 +165,12 @@ def test_no_ids_at_all_is_an_error(model: Model) -> None:
 
 def test_greedy_text_is_the_argmax_of_the_full_forward_pass(model: Model) -> None:
     ids = [0, 20, 30, 40]
-    steps = steps_of(model, ids, GREEDY, end_id=-1)
-    logits = full_logits(model, ids + [step.id for step in steps])[3:-1]
-    assert [step.id for step in steps] == logits.argmax(-1).tolist()
+    tokens = tokens_of(model, ids, GREEDY, end_id=-1)
+    logits = full_logits(model, ids + [token.id for token in tokens])[3:-1]
+    assert [token.id for token in tokens] == logits.argmax(-1).tolist()
     expected = torch.log_softmax(logits, -1).max(-1).values
     torch.testing.assert_close(
-        torch.tensor([step.logprob for step in steps]), expected, atol=1e-4, rtol=1e-4
+        torch.tensor([token.logprob for token in tokens]), expected, atol=1e-4, rtol=1e-4
     )
 
 
@@ -189,11 +179,11 @@ def test_sampled_text_is_what_the_full_forward_pass_would_draw(model: Model) -> 
         temperature=0.9, top_k=50, top_p=0.9, repetition_penalty=1.3, max_tokens=80, seed=11
     )
     ids, generator = [0, 20, 30, 40], torch.Generator().manual_seed(11)
-    steps = steps_of(model, ids, sampling, end_id=-1)
-    for step in steps:
+    tokens = tokens_of(model, ids, sampling, end_id=-1)
+    for token in tokens:
         probabilities = distribution(full_logits(model, ids)[-1], sampling, ids[-PENALTY_WINDOW:])
-        assert step.id == int(torch.multinomial(probabilities, 1, generator=generator))
-        ids.append(step.id)
+        assert token.id == int(torch.multinomial(probabilities, 1, generator=generator))
+        ids.append(token.id)
     assert len(ids) == 84
 
 
@@ -202,7 +192,7 @@ def test_the_same_seed_gives_the_same_text_and_another_gives_another(
 ) -> None:
     def text(seed: int) -> str:
         sampling = GenerateConfig(temperature=1.0, seed=seed, max_tokens=40)
-        return "".join(complete(model, tokenizer, "The cat", sampling=sampling, plain=True))
+        return "".join(complete(model, tokenizer, "The cat", sampling=sampling, raw=True))
 
     torch.manual_seed(3)
     first = text(1)
@@ -212,13 +202,13 @@ def test_the_same_seed_gives_the_same_text_and_another_gives_another(
 
 
 def test_generation_stops_at_end_or_at_max_tokens(model: Model) -> None:
-    free = [step.id for step in steps_of(model, [0, 20], GREEDY, end_id=-1)]
+    free = [token.id for token in tokens_of(model, [0, 20], GREEDY, end_id=-1)]
     assert len(free) == 40
     chosen_end = free[10]
     first_use = free.index(chosen_end)
-    stopped = [step.id for step in steps_of(model, [0, 20], GREEDY, end_id=chosen_end)]
+    stopped = [token.id for token in tokens_of(model, [0, 20], GREEDY, end_id=chosen_end)]
     assert stopped == free[: first_use + 1]
-    assert steps_of(model, [0, 20], GenerateConfig(max_tokens=0)) == []
+    assert tokens_of(model, [0, 20], GenerateConfig(max_tokens=0)) == []
 
 
 def test_a_token_costs_one_step_of_the_model_whatever_came_before(model: Model) -> None:
@@ -237,129 +227,7 @@ def test_a_model_in_training_generates_without_dropout_and_stays_in_training() -
         d_model=32, n_layers=1, d_mlp=0, dropout=0.5, options={"three_tier": {"d_state": 32}}
     )
     model = Model(config, vocab_size=60).train()
-    texts = {tuple(step.id for step in steps_of(model, [0, 9], GREEDY)) for _ in range(3)}
+    texts = {tuple(token.id for token in tokens_of(model, [0, 9], GREEDY)) for _ in range(3)}
     assert len(texts) == 1
     assert model.training
     assert all(module.training for module in model.modules())
-
-
-def test_the_penalty_never_falls_on_the_end_token(model: Model) -> None:
-    heavy = GenerateConfig(temperature=0.0, repetition_penalty=1e9, max_tokens=1)
-    prefilled = prefill(model, [0, 20])
-    best = int(prefilled.logits_V.argmax())
-    seen = replace(prefilled, recent=(best, 20))
-    (as_end,) = generate(model, seen, sampling=heavy, end_id=best)
-    (as_word,) = generate(model, seen, sampling=heavy, end_id=-1)
-    assert as_end.id == best
-    assert as_word.id != best
-
-
-# The distribution, against the slowest possible words for it
-
-
-def literal(logits: list[float], sampling: GenerateConfig, recent: list[int]) -> list[float]:
-    r = sampling.repetition_penalty
-    z = [(x / r if x > 0 else x * r) if i in recent else x for i, x in enumerate(logits)]
-    order = sorted(range(len(z)), key=lambda i: (-z[i], i))
-    if sampling.temperature == 0:
-        return [float(i == order[0]) for i in range(len(z))]
-    weights = [math.exp((x - z[order[0]]) / sampling.temperature) for x in z]
-    p = [w / sum(weights) for w in weights]
-    if sampling.top_k:
-        p = rescaled(p, order[: sampling.top_k])
-    if sampling.top_p < 1:
-        before = [0.0, *accumulate(p[i] for i in order)]
-        p = rescaled(p, [i for i, b in zip(order, before, strict=False) if b < sampling.top_p])
-    return rescaled(p, [i for i in order if p[i] >= sampling.min_p * max(p)])
-
-
-def rescaled(p: list[float], keep: list[int]) -> list[float]:
-    total = sum(p[i] for i in keep)
-    return [x / total if i in keep else 0.0 for i, x in enumerate(p)]
-
-
-# Steps of 1/8 make ties likely; thresholds off the sums' grid keep rounding from deciding.
-@given(
-    logits=st.lists(st.integers(-64, 64), min_size=1, max_size=30),
-    temperature=st.sampled_from([0.0, 0.3, 0.8, 1.0, 2.5]),
-    top_k=st.integers(0, 12),
-    top_p=st.sampled_from([0.1234567, 0.5123457, 0.9123457, 1.0]),
-    min_p=st.sampled_from([0.0, 0.0512345, 0.3123457]),
-    repetition_penalty=st.sampled_from([1.0, 1.3, 5.0]),
-    data=st.data(),
-)
-@settings(deadline=None, max_examples=300)
-def test_the_filters_do_what_their_description_says(
-    logits: list[int], data: st.DataObject, **options: float
-) -> None:
-    sampling = GenerateConfig(**options)  # type: ignore[arg-type]
-    recent = data.draw(st.lists(st.integers(0, len(logits) - 1), max_size=8))
-    z = [x / 8 for x in logits]
-    probabilities = distribution(torch.tensor(z), sampling, recent)
-    assert probabilities.tolist() == pytest.approx(literal(z, sampling, recent), abs=1e-12)
-    assert probabilities.dtype == torch.float64
-
-
-def by_sorting_all(logits: Tensor, sampling: GenerateConfig) -> Tensor:
-    """The filters as they are described, each over the whole vocabulary in order."""
-
-    def scaled(p: Tensor, keep: Tensor) -> Tensor:
-        return p * keep / (p * keep).sum()
-
-    ordered, ids = torch.sort(logits.double(), descending=True, stable=True)
-    p = torch.softmax((ordered - ordered[0]) / sampling.temperature, dim=0)
-    if sampling.top_k:
-        p = scaled(p, torch.arange(len(p)) < sampling.top_k)
-    if sampling.top_p < 1:
-        p = scaled(p, p.cumsum(0) - p < sampling.top_p)
-    p = scaled(p, p >= sampling.min_p * p[0])
-    return torch.zeros_like(p).scatter_(0, ids, p)
-
-
-@given(
-    seed=st.integers(0, 1 << 30),
-    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 300.0]),
-    grid=st.sampled_from([0.0, 0.5]),  # 0.5: many tokens are equals
-    temperature=st.sampled_from([1e-8, 0.1, 0.8, 3.0, 1e6]),
-    top_k=st.sampled_from([0, 1, 2, 63, 64, 65, 1999, 2000, 5000]),
-    top_p=st.sampled_from([1e-9, 0.1234567, 0.95123456, 0.9999912345, 1.0]),
-    min_p=st.sampled_from([0.0, 1e-7, 0.0512345, 1.0]),
-)
-@settings(deadline=None, max_examples=300)
-def test_the_few_that_are_sorted_are_those_that_matter(
-    seed: int, spread: float, grid: float, **options: float
-) -> None:
-    sampling = GenerateConfig(**options)  # type: ignore[arg-type]
-    logits = spread * torch.randn(2000, generator=torch.Generator().manual_seed(seed)).double()
-    if grid:
-        logits = (logits / grid).round() * grid
-    expected = by_sorting_all(logits, sampling)
-    found = distribution(logits, sampling)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
-    assert torch.equal(found > 0, expected > 0)
-
-
-@pytest.mark.parametrize("temperature", [1e-8, 1.0, 1e300])
-@pytest.mark.parametrize("repetition_penalty", [1e-300, 1.0, 1e300])
-def test_no_number_is_too_large_for_the_distribution(
-    temperature: float, repetition_penalty: float
-) -> None:
-    sampling = GenerateConfig(temperature=temperature, repetition_penalty=repetition_penalty)
-    logits = torch.tensor([-3e38, 3e38, 1.0, 0.0, 3e38])
-    probabilities = distribution(logits, sampling, [0, 1, 3])
-    assert float(probabilities.sum()) == pytest.approx(1)
-    assert bool((probabilities >= 0).all())
-
-
-def test_draws_follow_the_distribution(model: Model) -> None:
-    sampling = GenerateConfig(temperature=1.5, top_k=4, top_p=1.0, max_tokens=1)
-    prefilled = prefill(model, [0, 20])
-    expected = distribution(prefilled.logits_V, sampling)
-    n = 2_000
-    counts = torch.zeros_like(expected)
-    for seed in range(n):
-        one = GenerateConfig(temperature=1.5, top_k=4, top_p=1.0, max_tokens=1, seed=seed)
-        (step,) = generate(model, prefilled, sampling=one, end_id=-1)
-        counts[step.id] += 1
-    # Four standard deviations of a share of n draws are at most 4 * 0.5 / sqrt(n) = 0.045.
-    torch.testing.assert_close(counts / n, expected, atol=0.045, rtol=0)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
-from ys_llm.inference.generate import complete
-from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_once
+from ys_llm.inference.engine import Engine
+from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_json, run_once
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 
@@ -38,9 +37,8 @@ def loaded() -> LoadedRun:
     )
 
 
-def answer(loaded: LoadedRun, prompt: str, *, plain: bool = False) -> str:
-    pieces = complete(loaded.model, loaded.tokenizer, prompt, sampling=SAMPLING, plain=plain)
-    return "".join(pieces)
+def answer(loaded: LoadedRun, prompt: str, *, raw: bool = False) -> str:
+    return Engine(loaded).answer(prompt, SAMPLING, raw=raw).text
 
 
 def typed(*lines: str | type[BaseException]) -> Callable[[str], str]:
@@ -56,20 +54,12 @@ def typed(*lines: str | type[BaseException]) -> Callable[[str], str]:
     return read
 
 
-def as_json(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str], sampling: GenerateConfig, **options: Any
-) -> dict[str, Any]:
-    run_once(loaded, "the cat", sampling, as_json=True, **options)
-    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return printed
-
-
 def test_the_text_goes_to_stdout_and_the_timings_to_stderr(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_once(loaded, "the cat", SAMPLING, plain=True)
+    run_once(loaded, "the cat", SAMPLING, raw=True)
     out, err = capsys.readouterr()
-    assert out == answer(loaded, "the cat", plain=True) + "\n"
+    assert out == answer(loaded, "the cat", raw=True) + "\n"
     assert "prompt 8 tokens in" in err
     assert "answer 12 tokens in" in err
     assert "tokens/s" in err
@@ -88,8 +78,8 @@ def test_prompt_after_prompt_each_from_a_fresh_state(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builtins.input", typed("the mat", "", "   ", "the cat", "exit", "never"))
-    run_interactive(loaded, SAMPLING, plain=True)
-    expected = [answer(loaded, prompt, plain=True) for prompt in ("the mat", "the cat")]
+    run_interactive(loaded, SAMPLING, raw=True)
+    expected = [answer(loaded, prompt, raw=True) for prompt in ("the mat", "the cat")]
     assert capsys.readouterr().out == "".join(text + "\n" for text in expected)
 
 
@@ -99,7 +89,7 @@ def test_the_conversation_can_be_left(
 ) -> None:
     reader = typed(last, "not read")
     monkeypatch.setattr("builtins.input", reader)
-    run_interactive(loaded, SAMPLING, plain=True)
+    run_interactive(loaded, SAMPLING, raw=True)
     assert reader("") == "not read"
 
 
@@ -117,123 +107,58 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(
     monkeypatch.setattr("builtins.input", typed("the mat", "the cat"))
     hook = loaded.model.register_forward_pre_hook(interrupt)
     try:
-        run_interactive(loaded, SAMPLING, plain=True)
+        run_interactive(loaded, SAMPLING, raw=True)
     finally:
         hook.remove()
     first, rest = capsys.readouterr().out.split("\n", 1)
-    assert answer(loaded, "the mat", plain=True).startswith(first)
-    assert rest == answer(loaded, "the cat", plain=True) + "\n"
+    assert answer(loaded, "the mat", raw=True).startswith(first)
+    assert rest == answer(loaded, "the cat", raw=True) + "\n"
 
 
-def test_json_holds_ids_texts_and_logprobs_of_prompt_and_answer(
+def test_json_is_the_answer_in_one_object(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    printed = as_json(loaded, capsys, SAMPLING, logprobs=3, plain=True)
-    assert (printed["run"], printed["step"], printed["seed"]) == ("small", 7, 4)
-    prompt, answered = printed["prompt"], printed["answer"]
-    ids = [0, *loaded.tokenizer.encode("the cat")]
-    assert prompt["ids"] == ids
-    assert prompt["texts"] == ["<end>", *"the cat"]
-    assert answered["finish_reason"] == "length"
-    assert len(answered["ids"]) == 12
-    assert answered["text"] == loaded.tokenizer.decode(answered["ids"])
-    with torch.inference_mode():
-        logits, _ = loaded.model(torch.tensor([ids + answered["ids"]]))
-    expected = torch.log_softmax(logits[0].double(), -1)
-    followers = [*ids[1:], *answered["ids"]]
-    assert prompt["logprobs"][0] is None
-    found = prompt["logprobs"][1:] + answered["logprobs"]
-    assert found == pytest.approx(
-        [float(expected[i, id]) for i, id in enumerate(followers)], abs=1e-4
-    )
-    assert prompt["top"][0] == []
-    for i, top in enumerate(prompt["top"][1:] + answered["top"]):
-        assert [c["logprob"] for c in top] == pytest.approx(
-            expected[i].topk(3).values.tolist(), abs=1e-4
-        )
-        assert [c["text"] for c in top] == [loaded.tokenizer.token_text(c["id"]) for c in top]
-
-
-def test_zero_tokens_only_score_the_prompt(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    printed = as_json(loaded, capsys, replace(SAMPLING, max_tokens=0))
-    assert printed["answer"] == {
-        "text": "",
-        "ids": [],
-        "texts": [],
-        "logprobs": [],
-        "finish_reason": "length",
-    }
-    assert len(printed["prompt"]["ids"]) == len(printed["prompt"]["logprobs"])
-    assert "top" not in printed["prompt"]
-
-
-def test_the_seed_in_the_json_makes_the_answer_again(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first = as_json(loaded, capsys, replace(SAMPLING, seed=None))
-    again = as_json(loaded, capsys, replace(SAMPLING, seed=first["seed"]))
-    assert again == first
-
-
-def test_an_answer_that_ends_says_stop(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bias = torch.zeros(loaded.model.vocab_size)
-    bias[loaded.tokenizer.end_id] = 1e3
-    hook = loaded.model.output.register_forward_hook(lambda _, __, logits: logits + bias)
-    try:
-        printed = as_json(loaded, capsys, SAMPLING)
-    finally:
-        hook.remove()
-    assert printed["answer"]["finish_reason"] == "stop"
-    assert printed["answer"]["ids"] == [loaded.tokenizer.end_id]
-    assert printed["answer"]["text"] == ""
-
-
-def test_an_answer_to_a_record_is_not_the_continuation_of_a_text(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record, plain = (as_json(loaded, capsys, SAMPLING, plain=plain) for plain in (False, True))
-    assert record["prompt"]["ids"] == [*plain["prompt"]["ids"], loaded.tokenizer.start_id]
-    without = replace(loaded, has_records=False)
-    assert as_json(without, capsys, SAMPLING, plain=False) == plain
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_many_prompts_are_each_answered_as_if_alone(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str], plain: bool
-) -> None:
-    prompts = ["the cat", "", "a mat, a mat", "the cat", "sat"]
-    run_batch(loaded, iter(prompts), SAMPLING, plain=plain)
+    run_json(loaded, iter(["the", " cat"]), SAMPLING, logprobs=2)
     out, err = capsys.readouterr()
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert [one["prompt"] for one in answers] == prompts
-    assert [one["text"] for one in answers] == [answer(loaded, p, plain=plain) for p in prompts]
-    assert all(one["seed"] == SAMPLING.seed and one["tokens"] <= 12 for one in answers)
-    assert {one["finish_reason"] for one in answers} <= {"stop", "length"}
-    total = sum(one["tokens"] for one in answers)
-    assert f"answers {total} tokens in" in err
+    assert json.loads(out) == Engine(loaded).answer("the cat", SAMPLING, logprobs=2).to_json()
+    assert err == ""
 
 
-def test_many_prompts_name_the_seed_that_answers_one_alike(
+def test_each_line_of_a_batch_has_the_shape_of_one_answer(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_batch(loaded, ["the mat", "the cat"], replace(SAMPLING, seed=None))
-    second = json.loads(capsys.readouterr().out.splitlines()[1])
-    alone = as_json(loaded, capsys, replace(SAMPLING, seed=second["seed"]))
-    assert alone["answer"]["text"] == second["text"]
-    assert alone["answer"]["finish_reason"] == second["finish_reason"]
+    run_json(loaded, "the cat", SAMPLING)
+    single = json.loads(capsys.readouterr().out)
+    run_batch(loaded, ["the mat", "the cat"], SAMPLING)
+    out, err = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["the mat", "the cat"]
+    assert list(lines[1]) == list(single)
+    assert f"answers {sum(line['answer_tokens'] for line in lines)} tokens in" in err
 
 
-def test_an_answer_of_no_tokens_is_an_answer(
-    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("terminals", "on_stdout", "on_stderr"),
+    [({"stdin", "stdout"}, "> ", ""), ({"stdin"}, "", "> "), ({"stdout"}, "", ""), (set(), "", "")],
+)
+def test_the_prompt_sign_is_never_in_piped_output(
+    loaded: LoadedRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    terminals: set[str],
+    on_stdout: str,
+    on_stderr: str,
 ) -> None:
-    run_batch(loaded, ["the mat"], replace(SAMPLING, max_tokens=0))
-    (line,) = capsys.readouterr().out.splitlines()
-    described = {"prompt": "the mat", "text": "", "finish_reason": "length", "tokens": 0, "seed": 4}
-    assert json.loads(line) == described
+    def read(prompt: str = "") -> str:
+        print(prompt, end="")  # where Python's own `input` writes it
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", read)
+    for name in ("stdin", "stdout"):
+        monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name in terminals)
+    run_interactive(loaded, SAMPLING)
+    out, err = capsys.readouterr()
+    assert (out, err) == (on_stdout, on_stderr)
 
 
 def test_a_file_is_read_in_bounded_pieces() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RUNS_DIR = Path("runs")
 Quantization = Literal["fp32", "bf16", "int8"]
+Device = Literal["auto", "cpu", "cuda"]
 T = TypeVar("T")
 
 
@@ -78,6 +79,16 @@ def add_quantize_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", action=Renamed, now="--quantize")
 
 
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """--device, where a trained model is used."""
+    parser.add_argument(
+        "--device",
+        choices=get_args(Device),
+        default="auto",
+        help="auto = cuda where available; for one prompt at a time cpu may be faster",
+    )
+
+
 def override(name: str, value: object, *, flag: str) -> list[Override]:
     """A setting from a flag; none where the flag was not given."""
     from ys_llm.config.sources import Override
@@ -117,11 +128,13 @@ def load(path: Path | None, overrides: list[str | Override], *, warn: bool = Tru
     return resolved
 
 
-def load_quantized(run: Path, quantization: Quantization) -> LoadedRun:
-    """A trained run with the weights of its linear layers quantised as --quantize says."""
+def load_quantized(run: Path, quantization: Quantization, device: Device) -> LoadedRun:
+    """A trained run with the weights of its linear layers quantised, on --device."""
+    from ys_llm.model.device import resolve_device
     from ys_llm.model.quantize import quantize_linears
     from ys_llm.runs.model_files import load_run
 
-    loaded = load_run(run)
+    target = resolve_device(device, setting="--device", fix="Type --device cpu")
+    loaded = load_run(run, device=target)
     quantize_linears(loaded.model, quantization)
     return loaded

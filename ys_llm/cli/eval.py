@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ys_llm.cli.common import RUNS_DIR, Quantization, add_quantize_flag, load_quantized
+from ys_llm.cli.common import (
+    RUNS_DIR,
+    Device,
+    Quantization,
+    add_device_flag,
+    add_quantize_flag,
+    load_quantized,
+)
 
 EXAMPLES = """\
 examples:
@@ -27,6 +34,7 @@ class Arguments:
     by_position: bool
     json: bool
     quantize: Quantization
+    device: Device
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -38,14 +46,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--by-position", action="store_true", help=by_position)
     add("--json", action="store_true", help="print a list of objects")
     add_quantize_flag(parser)
+    add_device_flag(parser)
 
 
 def run(arguments: Arguments) -> int:
     """Evaluate a run on each path; the exit code."""
-    from ys_llm.evaluation.bits_per_byte import evaluate_paths, positions_of_paths
+    from ys_llm.evaluation.bits_per_byte import evaluate_paths
+    from ys_llm.evaluation.by_position import positions_of_paths
     from ys_llm.runs.folder import find_run
 
-    loaded = load_quantized(find_run(RUNS_DIR, arguments.name), arguments.quantize)
+    loaded = load_quantized(
+        find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
+    )
     if arguments.by_position:
         positions = positions_of_paths(loaded, arguments.paths)
         rows = [{"path": path, **asdict(row)} for path, row in positions]

@@ -25,6 +25,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "train a model, or resume",
     "run": "generate text",
     "eval": "measure loss and bits per byte on texts",
+    "compare": "train several configurations and compare them, if that is fair",
     "convert": "update a run made by an earlier version of ys",
     "gen-data": "generate, curate and trace training text",
     "config": "show the settings of a run",

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from ys_llm.cli.common import (
     RUNS_DIR,
+    Device,
     Quantization,
     Renamed,
+    add_device_flag,
     add_quantize_flag,
     load_quantized,
     override,
@@ -32,7 +34,10 @@ examples:
 
 Text goes to stdout, timings to stderr. Defaults come from the run's `generate` section and from
 YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
-as fast as one by one. `ys eval --quantize` shows what quantised weights lose.
+as fast as one by one, and printed as --json prints one answer. With a seed each line gets the
+answer that it gets alone, except where rounding decides a draw: a batch is computed in another
+order on processors without AVX-512, on a GPU, and for models without a compiled decoder.
+`ys eval --quantize` shows what quantised weights lose.
 """
 
 
@@ -45,8 +50,9 @@ class Arguments:
     prompts: Path | None
     raw: bool
     json: bool
-    logprobs: int
+    logprobs: int | None
     quantize: Quantization
+    device: Device
     max_tokens: int | None
     temperature: float | None
     top_k: int | None
@@ -63,8 +69,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--prompt", metavar="TEXT", help="complete this and exit")
     add("--prompts", metavar="FILE", type=Path, help="complete each line; print a JSON object each")
     add("--raw", action="store_true", help="continue the text instead of answering it")
-    add("--json", action="store_true", help="print an object: ids, texts, log-probabilities")
-    add("--logprobs", metavar="K", type=int, default=0, help="with --json: the K best alternatives")
+    add("--json", action="store_true", help="print the answer as a JSON object")
+    logprobs_help = "with --json: log-probabilities, and K alternatives for each token"
+    add("--logprobs", metavar="K", type=int, help=logprobs_help)
     add("--max-tokens", metavar="N", type=int, help="most tokens generated; 0 scores the prompt")
     add("--temperature", metavar="T", type=float, help="0 = greedy decoding")
     add("--top-k", metavar="K", type=int, help="sample from the K most likely tokens; 0 = all")
@@ -73,6 +80,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--repetition-penalty", metavar="F", type=float, help="above 1: fewer repeated tokens")
     add("--seed", metavar="N", type=int, help="same seed, same text")
     add_quantize_flag(parser)
+    add_device_flag(parser)
     add("--plain", action=Renamed, now="--raw")
 
 
@@ -80,32 +88,29 @@ def run(arguments: Arguments) -> int:
     """Generate what was asked for; the exit code."""
     _check(arguments)
     prompt = None if arguments.prompts else _prompt(arguments)
-    from ys_llm.inference.repl import run_batch, run_interactive, run_once
+    from ys_llm.inference import repl
     from ys_llm.runs.folder import find_run
 
-    loaded = load_quantized(find_run(RUNS_DIR, arguments.name), arguments.quantize)
-    sampling = _sampling(arguments, loaded.path / "config.yaml")
+    loaded = load_quantized(
+        find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
+    )
+    sampling, raw = _sampling(arguments, loaded.path / "config.yaml"), arguments.raw
     if arguments.prompts:
-        run_batch(loaded, _lines_of(arguments.prompts), sampling, plain=arguments.raw)
+        repl.run_batch(loaded, _lines_of(arguments.prompts), sampling, raw=raw)
     elif prompt is None:
-        run_interactive(loaded, sampling, plain=arguments.raw)
+        repl.run_interactive(loaded, sampling, raw=raw)
+    elif arguments.json:
+        repl.run_json(loaded, prompt, sampling, raw=raw, logprobs=arguments.logprobs)
     else:
-        run_once(
-            loaded,
-            prompt,
-            sampling,
-            as_json=arguments.json,
-            logprobs=arguments.logprobs,
-            plain=arguments.raw,
-        )
+        repl.run_once(loaded, prompt, sampling, raw=raw)
     return 0
 
 
 def _check(arguments: Arguments) -> None:
     """Refuse arguments that contradict each other."""
-    if arguments.logprobs < 0:
+    if arguments.logprobs is not None and arguments.logprobs < 0:
         raise UsageError(f"--logprobs must be at least 0, found {arguments.logprobs}")
-    if arguments.logprobs and not arguments.json:
+    if arguments.logprobs is not None and not arguments.json:
         raise UsageError("--logprobs needs --json")
     if arguments.prompts is not None and (arguments.prompt is not None or arguments.json):
         raise UsageError("--prompts prints JSON by itself; leave out --prompt and --json")

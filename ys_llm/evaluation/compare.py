@@ -1,31 +1,28 @@
-"""Train several configurations one after another and show them side by side, if that is fair.
-
-python -m ys_llm.evaluation.compare configs/a.yaml configs/b.yaml [--set a.b=c]
-        [--allow-different WHAT]
+"""When a comparison of runs is fair, and the table that it ends in.
 
 Fair means: same data, split, tokenizer, evaluation, seed and hardware settings, and parameter
-counts within 2 %. What differs is named, and nothing is trained, unless that difference is the
-point (--allow-different). The environment's YS_* settings are not read, so that the command in
-each row makes the row again.
+counts within 2 %. Whatever differs is named, and refused unless the user allows it.
 """
 
-import argparse
+from __future__ import annotations
+
 import hashlib
-import json
 import os
-import platform
-import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ys_llm.config.schema import Config
-from ys_llm.config.sources import Resolved, load_config, to_mapping
+import torch
+
+from ys_llm import __version__
+from ys_llm.config.schema import Config, ModelConfig
+from ys_llm.config.sources import to_mapping
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.system.files import write_atomically
+from ys_llm.model.costs import parameter_count
+from ys_llm.model.language_model import Model
+from ys_llm.system.machine import inspect_machine
 
 SAME: Mapping[str, tuple[str, ...]] = {
     "data": ("data.path", "data.reset_at_document"),
@@ -43,9 +40,10 @@ PARAMETER_TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class Row:
-    """One run of the comparison, with all that is needed to make it again."""
+    """One run of the comparison, with all that is needed to reproduce it."""
 
     run: str
+    layers: str
     parameters: int
     tokens: int
     tokens_per_second: float
@@ -57,6 +55,26 @@ class Row:
     command: str
 
 
+def check_configs(configs: Sequence[Config], *, allowed: Collection[str]) -> None:
+    """Raise UserError (2) unless the configurations make a fair comparison, before any training."""
+    _check_names(configs)
+    counts = {config.run: count_parameters(config) for config in configs}
+    refuse(setting_differences(configs) | parameter_differences(counts), allowed=allowed)
+
+
+def _check_names(configs: Sequence[Config]) -> None:
+    names = [config.run for config in configs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice or len(names) < 2:
+        raise UserError(
+            f"two configurations have the run name {twice[0]}"
+            if twice
+            else "a comparison needs at least two configurations",
+            "Give two or more files, each with a `run:` of its own",
+            exit_code=EXIT_USAGE,
+        )
+
+
 def setting_differences(configs: Sequence[Config]) -> dict[str, str]:
     """Aspect -> what differs in it, with the value of each run."""
     found: dict[str, str] = {}
@@ -65,7 +83,7 @@ def setting_differences(configs: Sequence[Config]) -> dict[str, str]:
             section, option = name.split(".")
             values = {config.run: to_mapping(config)[section][option] for config in configs}
             if len(set(values.values())) > 1:
-                found[aspect] = f"{aspect}: {name} is " + shown(values)
+                found[aspect] = f"{aspect}: {name} is {_by_run(values)}"
     return found
 
 
@@ -74,11 +92,23 @@ def parameter_differences(counts: Mapping[str, int]) -> dict[str, str]:
     if max(counts.values()) <= min(counts.values()) * (1 + PARAMETER_TOLERANCE):
         return {}
     numbers = {run: f"{count:,}" for run, count in counts.items()}
-    return {PARAMETERS: f"{PARAMETERS}: over {PARAMETER_TOLERANCE:.0%} apart, {shown(numbers)}"}
+    return {
+        PARAMETERS: f"{PARAMETERS}: more than {PARAMETER_TOLERANCE:.0%} apart, {_by_run(numbers)}"
+    }
 
 
-def shown(values: Mapping[str, Any]) -> str:
-    """Each run's value, in one line."""
+def tokenizer_differences(runs: Sequence[Path]) -> dict[str, str]:
+    """Compare the tokenizers that were used; a run folder may hold an older one."""
+    hashes = {
+        run.name: hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest()[:12]
+        for run in runs
+    }
+    if len(set(hashes.values())) == 1:
+        return {}
+    return {"tokenizer": f"tokenizer: the files tokenizer.json differ, {_by_run(hashes)}"}
+
+
+def _by_run(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{value} in {run}" for run, value in values.items())
 
 
@@ -88,97 +118,47 @@ def refuse(differences: Mapping[str, str], *, allowed: Collection[str]) -> None:
     if unfair:
         flags = " ".join(f"--allow-different {aspect}" for aspect in unfair)
         raise UserError(
-            "the runs are not like for like:\n  " + "\n  ".join(unfair.values()),
-            f"Make them equal (--set NAME=VALUE reaches all of them), or type {flags}",
-            exit_code=EXIT_USAGE,
-        )
-
-
-def check_names(configs: Sequence[Config]) -> None:
-    """Raise UserError where two configurations would train in one folder."""
-    names = [config.run for config in configs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice or len(names) < 2:
-        raise UserError(
-            f"the run {twice[0]} is there twice" if twice else "one run is no comparison",
-            "Give two or more files, each with a `run:` of its own",
+            "the runs cannot be compared fairly:\n  " + "\n  ".join(unfair.values()),
+            f"Make them equal (--set NAME=VALUE changes all of them), or type {flags}",
             exit_code=EXIT_USAGE,
         )
 
 
 def count_parameters(config: Config) -> int:
-    """Count what the model would have with all of its vocabulary; no memory is taken for it."""
-    import torch
-
-    from ys_llm.model.costs import parameter_count
-    from ys_llm.model.language_model import Model
-
+    """Count what the model would have with its whole vocabulary, without allocating it."""
     with torch.device("meta"):
         return parameter_count(Model(config.model, vocab_size=config.tokenizer.vocab_size))
 
 
-def commit() -> str:
-    """Name the commit of this checkout, `-dirty` where files differ from it."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return described.stdout.strip() or "unknown"
+def describe_layers(config: ModelConfig) -> str:
+    """The mixers, as often as each occurs: `4 three_tier, 2 softmax_attention`."""
+    names = config.mixer_names
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+
+
+def code_version() -> str:
+    """The commit of this checkout, `-dirty` where files differ from it; else the version of ys."""
+    here = Path(__file__).parent
+    tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+    described = _git(here, "describe", "--always", "--dirty") if tracked else ""
+    return described or f"ys {__version__}"
+
+
+def _git(folder: Path, *words: str) -> str:
+    try:
+        result = subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError:  # there is no git
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def hardware(device: str) -> str:
     """Name the processor that trains: the GPU, or the CPU with its number of cores."""
-    import torch
-
     if device != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    processors = Path("/proc/cpuinfo")
-    lines = processors.read_text(encoding="utf-8").splitlines() if processors.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
-
-
-def train_row(resolved: Resolved, *, command: str, runs_dir: Path, clean: bool) -> Row:
-    """Train one configuration, or go on with its run, and measure it."""
-    from ys_llm.runs.folder import list_removals, remove
-    from ys_llm.training.loop import train
-
-    config = resolved.config
-    if clean:
-        run = runs_dir / config.run
-        remove(list_removals(run, "model", corpus=Path(config.data.path)))
-    summary = train(resolved, runs_dir=runs_dir)
-    if summary.val_loss is None or summary.val_bits_per_byte is None:
-        raise UserError(
-            f"{config.run} has no validation text, so there is nothing to compare",
-            "Set data.validation_fraction above 0, or give more text",
-        )
-    return Row(
-        run=config.run,
-        parameters=summary.parameters,
-        tokens=summary.tokens,
-        tokens_per_second=summary.tokens_per_second,
-        loss=summary.val_loss,
-        bits_per_byte=summary.val_bits_per_byte,
-        commit=commit(),
-        seed=config.train.seed,
-        hardware=hardware(config.train.device),
-        command=command,
-    )
-
-
-def tokenizer_differences(runs: Sequence[str], *, runs_dir: Path) -> dict[str, str]:
-    """Compare the tokenizers that were really used; a run folder may hold an older one."""
-    hashes = {
-        run: hashlib.sha256((runs_dir / run / "tokenizer.json").read_bytes()).hexdigest()[:12]
-        for run in runs
-    }
-    if len(set(hashes.values())) == 1:
-        return {}
-    return {"tokenizer": "tokenizer: the files tokenizer.json differ, " + shown(hashes)}
+    return f"{inspect_machine().processor}, {os.cpu_count()} cores"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -195,65 +175,3 @@ def markdown(rows: Sequence[Row]) -> str:
     heads = [name.replace("_per_", "/").replace("_", " ") for name in names]
     cells = [[formats.get(name, str)(getattr(row, name)) for name in names] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(names), *cells])
-
-
-def compare(arguments: argparse.Namespace) -> list[Row]:
-    """Check that the comparison is fair, train each run, and check what only training tells."""
-    loaded = {path: load_config(path, overrides=arguments.set) for path in arguments.configs}
-    configs = [resolved.config for resolved in loaded.values()]
-    check_names(configs)
-    counts = {config.run: count_parameters(config) for config in configs}
-    allowed = arguments.allow_different
-    refuse(setting_differences(configs) | parameter_differences(counts), allowed=allowed)
-    settings = [word for text in arguments.set for word in ("--set", text)]
-    rows = [
-        train_row(
-            resolved,
-            command=shlex.join(["ys", "train", "--config", str(path), *settings]),
-            runs_dir=arguments.runs_dir,
-            clean=arguments.clean,
-        )
-        for path, resolved in loaded.items()
-    ]
-    real = parameter_differences({row.run: row.parameters for row in rows})
-    used = tokenizer_differences([row.run for row in rows], runs_dir=arguments.runs_dir)
-    refuse(real | used, allowed=allowed)
-    return rows
-
-
-def read_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line."""
-    lines = (__doc__ or "").split("\n\n")
-    parser = argparse.ArgumentParser(prog="compare.py", description=lines[0], epilog=lines[-1])
-    parser.add_argument("configs", nargs="+", type=Path, metavar="CONFIG", help="a YAML file a run")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="for every run")
-    parser.add_argument(
-        "--allow-different",
-        action="append",
-        default=[],
-        choices=[*SAME, PARAMETERS],
-        help="compare although this differs; may be given more than once",
-    )
-    parser.add_argument("--clean", action="store_true", help="train anew, do not go on with a run")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="default: runs")
-    parser.add_argument("--out", type=Path, help="default: compare.json in the folder of runs")
-    return parser.parse_args(words)
-
-
-def main(words: Sequence[str]) -> int:
-    """Run the comparison; the exit code is that of `ys`."""
-    arguments = read_arguments(words)
-    try:
-        rows = compare(arguments)
-        out = arguments.out or arguments.runs_dir / "compare.json"
-        write_atomically(out, json.dumps([asdict(row) for row in rows], indent=2) + "\n")
-    except UserError as error:
-        for line in str(error).splitlines():
-            print(f"compare.py: {line}", file=sys.stderr)
-        return error.exit_code
-    print(markdown(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -120,7 +120,9 @@ class Mixer(nn.Module):
         document_BN = _append(state["document"], _documents(x_BTD, state, starts_BT))
         plain = starts_BT is None and state["keys"].shape[1] == 0
         mixed_BTHP = self._attend(query_BTHP, keys_BNGP, values_BNGP, document_BN, plain=plain)
-        kept = slice(_first_kept(keys_BNGP.shape[1], self.window), None)
+        n_keys, n_read = keys_BNGP.shape[1], int(position_B.max()) + x_BTD.shape[1]
+        # Keys before the first token of the row that has read most are padding of every row.
+        kept = slice(max(_first_kept(n_keys, self.window), n_keys - n_read), None)
         return self.out_proj(mixed_BTHP.flatten(2)), {
             "keys": keys_BNGP[:, kept],
             "values": values_BNGP[:, kept],

@@ -40,7 +40,7 @@ class LoadedRun:
     has_records: bool
 
 
-def load_run(path: Path, *, device: str = "cpu") -> LoadedRun:
+def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:
     """Read a run's best weights; refuse a tokenizer other than the one they were trained with."""
     needed = ("tokenizer_fingerprint", "step", "has_records")
     described = read_json(path / "config.json", needed=needed)

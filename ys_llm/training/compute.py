@@ -15,8 +15,8 @@ import torch
 
 from ys_llm.config.schema import TrainConfig
 from ys_llm.csrc import loader
-from ys_llm.errors import UserError
 from ys_llm.model.costs import synchronise
+from ys_llm.model.device import resolve_device
 from ys_llm.model.language_model import Model
 from ys_llm.ops.precision import Precision
 from ys_llm.system.machine import inspect_machine
@@ -74,14 +74,7 @@ def _denormals_are_flushed() -> bool:
 
 def select_device(config: TrainConfig) -> torch.device:
     """The configured device; `auto` is CUDA where there is one."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            "train.device is cuda, and torch finds no CUDA device",
-            "Type --set train.device=cpu, or install a CUDA build of torch.",
-        )
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    return resolve_device(config.device, setting="train.device", fix="Type --set train.device=cpu")
 
 
 def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Compute:

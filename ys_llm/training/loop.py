@@ -288,7 +288,7 @@ def _sample(run: Run, state: TrainState, display: Progress) -> str:
         run.tokenizer,
         run.data.sample_prompt,
         sampling=replace(run.config.generate, max_tokens=SAMPLE_TOKENS, seed=step),
-        plain=not run.data.has_records,
+        raw=not run.data.has_records,
     )
     text = "".join(pieces)
     display.log_line(f"sample       {run.data.sample_prompt.strip()[:200]!r} -> {text!r}")

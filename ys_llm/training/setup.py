@@ -16,7 +16,7 @@ from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
-from ys_llm.evaluation.bits_per_byte import cached_baselines
+from ys_llm.evaluation.baselines import cached_baselines
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import SPLIT, checkpoints, find_run, remove_temp_files

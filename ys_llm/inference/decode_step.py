@@ -1,0 +1,83 @@
+"""One decode step for every sequence of a batch, by torch or by the compiled decoder.
+
+Torch serves every mixer on every device. The compiled decoder is an acceleration: it serves models
+on the CPU whose mixers all have a compiled step, see `decoder.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ys_llm.inference.decoder import Decoder, Text
+from ys_llm.model.language_model import Model
+from ys_llm.model.modes import inference_mode
+from ys_llm.model.state import State, concat_rows, select_rows
+
+
+class DecodeRows(Protocol):
+    """The sequences that are decoded together, each with its own state, one row each."""
+
+    def add(self, states: Sequence[State]) -> None:
+        """Append a row for each state (of one sequence); the states stay as they are."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all rows but these, which keep their order."""
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Read one token of each row; the logits after it, N x V."""
+
+
+def decode_rows(model: Model, decoder: Decoder | None) -> DecodeRows:
+    """An empty batch, decoded by `decoder`, or by torch where there is none."""
+    return TorchRows(model) if decoder is None else CompiledRows(decoder)
+
+
+class TorchRows:
+    """Rows decoded by the model itself: their states are the rows of one state tree."""
+
+    def __init__(self, model: Model) -> None:
+        self.state: State | None = None
+        self._model = model
+        self._device = next(model.parameters()).device
+
+    def add(self, states: Sequence[State]) -> None:
+        """See `DecodeRows`."""
+        if states:
+            before = [] if self.state is None else [self.state]
+            self.state = concat_rows([*before, *states])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `DecodeRows`."""
+        self.state = select_rows(self.state, rows) if rows else None
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """See `DecodeRows`."""
+        ids_B1 = torch.tensor(ids, dtype=torch.int64, device=self._device)[:, None]
+        with inference_mode(self._model):
+            logits_BTV, self.state = self._model(ids_B1, self.state)
+        logits_BV: Tensor = logits_BTV[:, -1]
+        return logits_BV
+
+
+class CompiledRows:
+    """Rows decoded by the compiled decoder."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._sequences: list[Text] = []
+
+    def add(self, states: Sequence[State]) -> None:
+        """See `DecodeRows`."""
+        self._sequences += [self._decoder.text(state) for state in states]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `DecodeRows`."""
+        self._sequences = [self._sequences[row] for row in rows]
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """See `DecodeRows`."""
+        return self._decoder.step(self._sequences, ids)

@@ -1,0 +1,227 @@
+"""A loaded run that answers prompts, and the one shape that an answer has everywhere."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ys_llm.config.schema import GenerateConfig
+from ys_llm.inference.decoder import decoder_of
+from ys_llm.inference.generate import Prefilled, generate, generate_batch, prefill, prompt_ids
+from ys_llm.inference.sampling import ScoredToken
+from ys_llm.runs.model_files import LoadedRun
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its text and log-probability (nats); `top` are the most probable ones, if asked.
+
+    The first token of a prompt has no log-probability: nothing comes before it.
+    """
+
+    id: int
+    text: str
+    logprob: float | None
+    top: tuple[TokenLogprob, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The token as JSON; `top` only where there is one."""
+        described: dict[str, Any] = {"id": self.id, "text": self.text, "logprob": self.logprob}
+        if self.top:
+            described["top"] = [candidate.to_json() for candidate in self.top]
+        return described
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One prompt and what the model made of it: what `--json` and each line of `--prompts` hold.
+
+    `ids` are the tokens of the answer, the last one `<end>` where `finish_reason` is "stop";
+    "length" means that the limit of tokens was reached. `seed` makes the same answer again.
+    `prompt_tokens` include what the format adds (`<end>`, `<start>`). In a batch, `answer_seconds`
+    is the time until this answer was complete, in which others were generated too.
+    """
+
+    run: str
+    step: int
+    seed: int
+    prompt: str
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    answer_tokens: int
+    prompt_seconds: float
+    answer_seconds: float
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    answer_logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat object; `logprobs: {prompt: [...], answer: [...]}` only where asked for.
+
+        Without the seconds, so that the same command prints the same bytes.
+        """
+        described = {
+            "run": self.run,
+            "step": self.step,
+            "seed": self.seed,
+            "prompt": self.prompt,
+            "text": self.text,
+            "ids": list(self.ids),
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": self.prompt_tokens,
+            "answer_tokens": self.answer_tokens,
+        }
+        if self.prompt_logprobs is not None and self.answer_logprobs is not None:
+            described["logprobs"] = {
+                "prompt": [token.to_json() for token in self.prompt_logprobs],
+                "answer": [token.to_json() for token in self.answer_logprobs],
+            }
+        return described
+
+
+@dataclass
+class _Reading:
+    """A prompt of a batch: its text, and how long it took to read."""
+
+    prompt: str
+    prompt_tokens: int
+    seconds: float
+    finished_reading: float
+
+
+class Engine:
+    """A loaded run with its compiled decoder, which is built once, from the weights as they are.
+
+    `raw` continues the prompt as a text instead of answering it; so does a run whose training data
+    held no prompts.
+    """
+
+    def __init__(self, loaded: LoadedRun) -> None:
+        self.loaded = loaded
+        self.decoder = decoder_of(loaded.model)
+
+    def read(self, pieces: Iterable[str], *, raw: bool) -> Prefilled:
+        """Read a prompt that comes in pieces, in memory that does not grow with its length."""
+        return prefill(self.loaded.model, self._ids(pieces, raw=raw))
+
+    def generate(self, prefilled: Prefilled, sampling: GenerateConfig) -> Iterator[ScoredToken]:
+        """The tokens of the answer, as they are drawn."""
+        return generate(
+            self.loaded.model,
+            prefilled,
+            sampling=sampling,
+            end_id=self.loaded.tokenizer.end_id,
+            decoder=self.decoder,
+        )
+
+    def answer(
+        self,
+        prompt: str,
+        sampling: GenerateConfig,
+        *,
+        raw: bool = False,
+        logprobs: int | None = None,
+    ) -> Answer:
+        """Answer one prompt; with `logprobs` each token is scored, with that many alternatives."""
+        sampling, tokenizer, model = _seeded(sampling), self.loaded.tokenizer, self.loaded.model
+        began, n_candidates, scored = time.perf_counter(), logprobs or 0, list[ScoredToken]()
+        prefilled = prefill(
+            model,
+            self._ids([prompt], raw=raw),
+            observe=None if logprobs is None else scored.append,
+            n_candidates=n_candidates,
+        )
+        finished_reading = time.perf_counter()
+        tokens = list(
+            generate(
+                model,
+                prefilled,
+                sampling=sampling,
+                end_id=tokenizer.end_id,
+                n_candidates=n_candidates,
+                decoder=self.decoder,
+            )
+        )
+        reading = _Reading(prompt, prefilled.n_tokens, finished_reading - began, finished_reading)
+        answer = self._answer(reading, tokens, sampling)
+        if logprobs is None:
+            return answer
+        first = TokenLogprob(tokenizer.end_id, tokenizer.token_text(tokenizer.end_id), None)
+        return replace(
+            answer,
+            prompt_logprobs=(first, *map(self._logprob, scored)),
+            answer_logprobs=tuple(map(self._logprob, tokens)),
+        )
+
+    def answer_batch(
+        self,
+        prompts: Iterable[str],
+        sampling: GenerateConfig,
+        *,
+        raw: bool = False,
+        max_batch: int = 16,
+    ) -> Iterator[Answer]:
+        """Answer prompts, up to `max_batch` together, in their order; all with the same seed."""
+        sampling, readings = _seeded(sampling), dict[int, _Reading]()
+
+        def read_all() -> Iterator[Prefilled]:
+            for number, prompt in enumerate(prompts):
+                began = time.perf_counter()
+                prefilled = self.read([prompt], raw=raw)
+                now = time.perf_counter()
+                readings[number] = _Reading(prompt, prefilled.n_tokens, now - began, now)
+                yield prefilled
+
+        done: dict[int, Answer] = {}
+        next_number = 0
+        for number, tokens in generate_batch(
+            self.loaded.model,
+            read_all(),
+            sampling=sampling,
+            end_id=self.loaded.tokenizer.end_id,
+            max_batch=max_batch,
+            decoder=self.decoder,
+        ):
+            done[number] = self._answer(readings.pop(number), tokens, sampling)
+            while next_number in done:
+                yield done.pop(next_number)
+                next_number += 1
+
+    def _ids(self, pieces: Iterable[str], *, raw: bool) -> Iterator[int]:
+        raw = raw or not self.loaded.has_records
+        return prompt_ids(self.loaded.tokenizer, pieces, raw=raw)
+
+    def _answer(
+        self, reading: _Reading, tokens: Sequence[ScoredToken], sampling: GenerateConfig
+    ) -> Answer:
+        ids, tokenizer = tuple(token.id for token in tokens), self.loaded.tokenizer
+        assert sampling.seed is not None  # see `_seeded`
+        return Answer(
+            run=self.loaded.config.run,
+            step=self.loaded.step,
+            seed=sampling.seed,
+            prompt=reading.prompt,
+            text=tokenizer.decode(ids),
+            ids=ids,
+            finish_reason="stop" if ids and ids[-1] == tokenizer.end_id else "length",
+            prompt_tokens=reading.prompt_tokens,
+            answer_tokens=len(ids),
+            prompt_seconds=reading.seconds,
+            answer_seconds=time.perf_counter() - reading.finished_reading,
+        )
+
+    def _logprob(self, token: ScoredToken) -> TokenLogprob:
+        text = self.loaded.tokenizer.token_text
+        top = tuple(TokenLogprob(c.id, text(c.id), c.logprob) for c in token.candidates)
+        return TokenLogprob(token.id, text(token.id), token.logprob, top)
+
+
+def _seeded(sampling: GenerateConfig) -> GenerateConfig:
+    """The same with a seed, drawn here where there is none, so that an answer can name it."""
+    if sampling.seed is not None:
+        return sampling
+    return replace(sampling, seed=secrets.randbelow(1 << 31))

@@ -13,6 +13,7 @@ import pytest
 
 from ys_llm.data.records import Record
 from ys_llm.errors import UserError
+from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
 from ys_llm.gendata.generation.journal import (
     NAME,
     ItemJournal,
@@ -106,6 +107,34 @@ def test_a_line_is_on_the_disk_before_the_next_one_is_made(tmp_path: Path) -> No
     journal.append(FIRST)
     assert list(read_journal(tmp_path).values()) == [FIRST]
     journal.close()
+
+
+def test_answers_are_kept_until_their_item_is_decided(tmp_path: Path) -> None:
+    request = ChatRequest("tiny", "Tell me.", options={"seed": 7})
+    answer = ChatAnswer("Once \ud83e", "stop", "m1", eval_count=2, seconds=0.5)
+    journal = ItemJournal(tmp_path)
+    journal.add_answer("k1", request, answer)
+    journal.add_answer("k0", replace(request, prompt="And?"), answer)
+    journal.close()
+    journal = ItemJournal(tmp_path)
+    assert journal.answer_to("k1", request) == answer
+    assert journal.answer_to("k1", replace(request, prompt="And?")) is None
+    assert journal.answer_to("k2", request) is None
+    journal.append(DROPPED)
+    journal.close()
+    assert ItemJournal(tmp_path).answer_to("k1", request) is None
+
+
+def test_a_dropped_item_may_be_decided_again(tmp_path: Path) -> None:
+    again = replace(FIRST, key="k1", index=1)
+    write(tmp_path, [DROPPED, again])
+    assert read_journal(tmp_path) == {"k1": again}
+
+
+def test_a_journal_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    old = write(tmp_path).replace(b'"requests"', b'"asked"').replace(b'"fixed"', b'"mended"')
+    (tmp_path / NAME).write_bytes(old)
+    assert list(read_journal(tmp_path).values()) == ENTRIES
 
 
 def test_half_a_character_of_a_model_is_kept(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ys_llm.cli.main import main
 from ys_llm.data.records import Record
 from ys_llm.errors import UserError
 from ys_llm.gendata.recipes import items
@@ -332,6 +333,40 @@ def test_a_folder_without_kinds_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(UserError, match="no kind files"):
             find_recipes([folder])
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_in_an_empty_folder_the_shipped_kinds_are_there(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["gen-data", "--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == KINDS
+    assert all("  shipped " in line for line in lines)
+
+
+def test_own_kinds_add_to_the_shipped_ones_and_replace_them(
+    empty_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = empty_folder / "gen/kinds"
+    own.mkdir(parents=True)
+    write(own, name="small.yaml")
+    shipped = (FOLDER / "jokes.yaml").read_text("utf-8")  # its topics are not copied
+    (own / "jokes.yaml").write_text(shipped.replace("count: ", "count: 1"), "utf-8")
+    assert main(["gen-data", "--list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert lines.keys() == {*KINDS, "small"}
+    assert "  gen/kinds  " in lines["small"]
+    assert "  gen/kinds (replaces shipped)  " in lines["jokes"]
+    assert "  shipped  " in lines["poems"]
+    assert main(["gen-data", "--kind", "small,jokes", "--dry-run"]) == 0
+    assert "--- small 0" in capsys.readouterr().out
+    assert load_recipes(["jokes"])[0].spec.count > load_recipe(FOLDER / "jokes.yaml").spec.count
 
 
 def test_unknown_kinds_are_all_named() -> None:

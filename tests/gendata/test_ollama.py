@@ -72,7 +72,7 @@ LASTING = {
     "blank": (EmptyAnswerError, EXIT_FAILED, "empty answer"),
     "thinking": (EmptyAnswerError, EXIT_FAILED, "larger num_predict"),
 }
-WHOLE = {"good", "slow", "length"}
+WHOLE = {"good", "slow", "length", "full context"}
 
 
 def backend(server: FaultServer | str, **changes: Any) -> Ollama:
@@ -113,7 +113,12 @@ def test_a_good_answer_is_whole() -> None:
     body = server.asked[0].body
     assert answer.text == server.answer(body)
     assert answer == ChatAnswer(
-        answer.text, "stop", digest_of("tiny:latest"), len(answer.text.split()), answer.seconds
+        answer.text,
+        "stop",
+        digest_of("tiny:latest"),
+        len(answer.text.split()),
+        answer.seconds,
+        prompt_eval_count=len(QUESTION.prompt.split()),
     )
     assert 0 < answer.seconds < 5
 

@@ -26,11 +26,13 @@ from support.gendata_runs import (
     KINDS,
     RETOLD,
     TALE,
+    answers,
     child,
     content,
     entries,
     fill,
     llm,
+    model,
     order,
     run_child,
     write_kinds,
@@ -229,6 +231,27 @@ def test_a_run_killed_while_it_waits_loses_no_record(
     assert content(tmp_path / "out") == whole.content
 
 
+def test_answers_behind_a_slow_request_are_journalled_at_once(kinds: Path, tmp_path: Path) -> None:
+    expected = 12
+    tales = tmp_path / "without interruption"
+    with llm() as server:
+        fill(order(kinds, "tale"), tales, server)
+        needed = len(server.asked)
+    with llm("silent") as server:
+        request = wanted_in(kinds, tmp_path / "out", server.address, workers=4)
+        request = replace(request, kinds=("tale",))
+        with child(request, tmp_path / "said") as process:
+            until(lambda: len(answers(tmp_path / "out")) >= expected)
+            process.kill()
+            process.join()
+        assert len(entries(tmp_path / "out")) < 4, "the silent request is one of the first four"
+        kept = len(answers(tmp_path / "out"))
+        before = len(server.asked)
+        assert run_child(request, tmp_path / "said") == 0
+    assert content(tmp_path / "out") == content(tales)
+    assert len(server.asked) - before <= needed - kept, "an answer was asked for again"
+
+
 def test_ctrl_c_stops_within_a_second_and_says_what_to_type(
     kinds: Path, whole: Whole, tmp_path: Path
 ) -> None:
@@ -284,7 +307,7 @@ def test_a_stop_in_another_thread_keeps_what_is_decided(
 # Failures of the back end.
 
 REJECTED = {"empty": "empty_answer", "blank": "empty_answer", "thinking": "empty_answer"}
-REJECTED["length"] = "cut_off"
+REJECTED |= {"length": "cut_off", "full context": "context_full"}
 LASTING = {"400": EXIT_FAILED, "401": EXIT_FAILED, "404": EXIT_FAILED}
 LASTING |= {"page not found": EXIT_BACKEND_DOWN, "redirect": EXIT_BACKEND_DOWN}
 HARMLESS = {"good", "slow"}
@@ -351,6 +374,96 @@ def test_a_server_that_is_gone_ends_in_exit_code_4(kinds: Path, tmp_path: Path) 
     said = (tmp_path / "said.err").read_text()
     assert "ollama serve" in said and "Traceback" not in said
     assert not [path for path in (tmp_path / "out").iterdir() if path.name != JOURNAL]
+
+
+# Answers that cannot be used.
+
+
+def answering(text: Callable[[str], str]) -> FaultServer:
+    """A server whose model's answers are changed by a function."""
+    return FaultServer(answer=lambda body: text(model(body)))
+
+
+def test_reasoning_is_removed_before_anything_else_sees_the_answer(
+    kinds: Path, two: dict[str, str], tmp_path: Path
+) -> None:
+    with answering("<think>Hm.\n\nSo.</think>\n\n{}".format) as server:
+        fill(order(kinds, "tale", count=2), tmp_path / "out", server)
+    assert content(tmp_path / "out") == two
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("<think>A fox, or a queen? {}", "empty_answer"),
+        ("{} <Thinking>And then", "empty_answer"),
+        ("A fox it is.</think> {}", "reasoning"),
+        ("<think>a<think>b</think>c</think>{}", "reasoning"),
+    ],
+)
+def test_reasoning_that_cannot_be_removed_rejects_the_answer(
+    text: str, name: str, kinds: Path, tmp_path: Path
+) -> None:
+    with answering(text.format) as server:
+        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+    assert outcome.accepted == 0 and outcome.rejections.keys() == {name}
+
+
+@pytest.mark.parametrize("text", ["", COPIED], ids=["empty", "always the same"])
+def test_a_model_without_usable_answers_ends_the_run(
+    text: str, kinds: Path, tmp_path: Path
+) -> None:
+    out, plan = tmp_path / "out", order(kinds, "tale", count=30)
+    with answering(lambda _: text) as server:
+        outcome = fill(plan, out, server, workers=2)
+        assert outcome.failure is not None and outcome.failure.exit_code == EXIT_BACKEND_DOWN
+        assert "the last 20 items were all dropped" in outcome.failure.problem
+        assert outcome.dropped >= 20 and outcome.missing > 0
+    with llm() as server:
+        outcome = fill(plan, out, server)
+        assert "complete" not in str(outcome) and "--retry-dropped" in str(outcome)
+        dropped = outcome.dropped
+        assert dropped >= 20
+        outcome = fill(replace(plan, retry_dropped=True), out, server)
+    assert outcome.decided_now == dropped and outcome.missing == 0 and outcome.failure is None
+    assert outcome.accepted > 20
+    assert outcome.tries == outcome.accepted + sum(outcome.rejections.values())
+    seeds = [
+        sent["options"]["seed"]
+        for entry in entries(out)
+        for sent in entry["provenance"]["requests"]
+    ]
+    assert len(set(seeds)) == len(seeds), "a retry has new seeds"
+    assert fill(plan, out).asked_now == 0, "what was retried is not asked for again"
+
+
+def test_a_short_plan_of_which_nothing_was_accepted_fails_too(kinds: Path, tmp_path: Path) -> None:
+    with answering(lambda _: "") as server:
+        request = wanted_in(kinds, tmp_path / "out", server.address)
+        request = replace(request, kinds=("tale",), count=3)
+        assert run_child(request, tmp_path / "said") == EXIT_BACKEND_DOWN
+    said = (tmp_path / "said.err").read_text()
+    assert "the last 3 items were all dropped" in said and "empty_answer" in said
+    assert f"ys gen-data --kind tale --host {server.address} --check" in said
+    assert f"Then type: {request.command(retry_dropped=True)}" in said
+    assert request.command(retry_dropped=True).endswith(" --retry-dropped")
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    long = TALE.replace("Name a tale", "Name a tale " + "and so on " * 3100)
+    kinds = write_kinds(tmp_path / "kinds", tale=long, spell=KINDS["spell"])
+    with llm() as server, pytest.raises(UserError, match=r"tale, item 0, step title: the prompt"):
+        fill(order(kinds), tmp_path / "out", server)
+    assert not server.asked and not entries(tmp_path / "out")
+
+
+def test_an_answer_that_makes_the_next_prompt_too_long_is_rejected(tmp_path: Path) -> None:
+    tight = TALE.replace("{num_predict: 60}", "{num_predict: 60, num_ctx: 96}")
+    kinds = write_kinds(tmp_path / "kinds", tale=tight)
+    titles = iter(["a" * 300, "A fox", *["More than enough words for a tale."] * 9])
+    with FaultServer(answer=lambda _: next(titles)) as server:
+        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+    assert outcome.accepted == 1 and outcome.rejections == {"prompt_too_long": 1}
 
 
 def test_of_two_tales_alike_one_is_made_anew(tmp_path: Path) -> None:

@@ -231,9 +231,22 @@ class _Handler(BaseHTTPRequestHandler):
         line = {**head, **said, "done": bool(more), **more}
         self.line((json.dumps(line) + "\n").encode())
 
-    def end(self, reason: str, tokens: int) -> None:
-        self.part("", done_reason=reason, eval_count=tokens, total_duration=1, eval_duration=1)
+    def end(self, reason: str, tokens: int, prompt_tokens: int = 0) -> None:
+        counts = {"eval_count": tokens, "prompt_eval_count": prompt_tokens or self.prompt_tokens()}
+        self.part("", done_reason=reason, total_duration=1, eval_duration=1, **counts)
         self.wfile.write(b"0\r\n\r\n")
+
+    def prompt_tokens(self) -> int:
+        return len(prompt_of(self.body).split())
+
+    def full_context(self) -> None:
+        """The prompt was cut, so that it fills the context together with the answer."""
+        words = self.words()
+        self.open()
+        for word in words:
+            self.part(word)
+        num_ctx = self.body["options"]["num_ctx"]
+        self.end("stop", len(words), prompt_tokens=num_ctx - len(words))
 
     def words(self) -> list[str]:
         """The answer's tokens."""
@@ -359,7 +372,7 @@ def _bad_line(line: bytes) -> Callable[[_Handler], None]:
 _ENDINGS = (
     *(_Handler.good, _Handler.slow, _Handler.stall, _Handler.silent, _Handler.drip),
     *(_Handler.reset, _Handler.reset_at_once, _Handler.truncated, _Handler.cut_off),
-    *(_Handler.length, _Handler.empty, _Handler.blank, _Handler.thinking),
+    *(_Handler.length, _Handler.empty, _Handler.blank, _Handler.thinking, _Handler.full_context),
     *(_Handler.html, _Handler.page_not_found, _Handler.redirect, _Handler.odd_error),
 )
 FAULTS: Mapping[str, Callable[[_Handler], None]] = {

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 _BYTES_PER_TOKEN = 4  # of UTF-8; for English, Russian and Chinese alike within a third
 _TEMPLATE_TOKENS = 16  # what a chat template adds
-_REASONING = re.compile(r"<(think|thinking)>.*?</\1>", re.IGNORECASE | re.DOTALL)
+_REASONING = re.compile(r"<(think|thinking)>.*?</\1>\s*", re.IGNORECASE | re.DOTALL)
 _OPEN_TAG = re.compile(r"<(?:think|thinking)>", re.IGNORECASE)
 REASONING_TAG = re.compile(r"</?(?:think|thinking)>", re.IGNORECASE)
 

@@ -23,7 +23,7 @@ from ys_llm.training.loop import TrainSummary
 from ys_llm.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = (
+TINY = (
     "run=mine",
     "data.validation_fraction=0.2",
     "tokenizer.kind=bytes",
@@ -38,10 +38,11 @@ SMALL = (
     "train.warmup_steps=2",
     "train.eval_tokens=300",
     "train.device=cpu",
-    "train.dtype=fp32",
-    "train.backend={three_tier: windowed}",
-    "train.threads=1",
 )
+# The quickest for models this small, and the same everywhere. `AS_USERS_RUN` is the default.
+PINNED = ("train.dtype=fp32", "train.backend={three_tier: windowed}", "train.threads=1")
+AS_USERS_RUN = ("train.threads=2",)  # dtype and backend are chosen by the run
+SMALL = (*TINY, *PINNED)
 SMALL_STATE = "model.options.three_tier.d_state=16"
 NEVER = 10**9  # steps between events that must not happen
 ROW = {"step", "tokens", "loss", "learning_rate", "grad_norm", "step_seconds", "seconds"}
@@ -77,9 +78,11 @@ def write_corpus(folder: Path, texts: list[str]) -> None:
         (folder / f"{number:02}.txt").write_text(text)
 
 
-def settings(corpus: Path, changes: tuple[str, ...]) -> list[str]:
+def settings(
+    corpus: Path, changes: tuple[str, ...], *, compute: tuple[str, ...] = PINNED
+) -> list[str]:
     options = () if "model.layers=[softmax_attention]" in changes else (SMALL_STATE,)
-    return [*SMALL, *options, f"data.path={corpus}", *changes]
+    return [*TINY, *compute, *options, f"data.path={corpus}", *changes]
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:

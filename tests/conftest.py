@@ -9,6 +9,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from support.forked import ForkServer, fork_server
 from support.training_runs import TrainRun, sentences, settings, write_corpus
 
@@ -23,10 +24,12 @@ hypothesis.settings.load_profile("ys")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernels() -> None:
-    """Compile what can be compiled, so that tests meet what a training meets."""
-    for name in loader.names():
-        loader.build(name)
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compile what can be compiled, as a training does; once for all processes of a test run."""
+    shared = tmp_path_factory.getbasetemp().parent
+    with FileLock(shared / "kernels.lock"):
+        for name in loader.names():
+            loader.build(name)
 
 
 @pytest.fixture(autouse=True)
@@ -80,5 +83,5 @@ def train_run(tmp_path: Path, corpus: Path, threads_as_they_were: None) -> Train
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """`ys` commands in processes of their own, forked from one that has imported torch."""
-    with fork_server(tmp_path_factory.mktemp("said")) as server:
+    with fork_server(tmp_path_factory.mktemp("output")) as server:
         yield server

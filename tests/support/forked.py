@@ -1,8 +1,8 @@
 """`ys` in forked children: each command in a process of its own that may be killed, in 30 ms.
 
 A server imports torch and the package once, trains nothing and starts no thread, and forks a child
-for each command. It is spoken to in lines of JSON: a job gives the child's process id, a process id
-gives how that child ended.
+per command. It speaks lines of JSON: for a job it answers the child's process id, for a process id
+how that child ended.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from typing import Any
 TESTS = Path(__file__).resolve().parents[1]
 HANG_SECONDS = 60.0  # a command of these tests takes less than a second on an idle machine
 _PR_SET_PDEATHSIG = 1  # sys/prctl.h: no child outlives the server
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_THREADS = {
+    **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+    # A command may set two threads. On a busy machine, threads that wait by spinning would take the
+    # cores from those they wait for: ten times the time, the same bits.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 @dataclass(frozen=True)
@@ -57,22 +62,22 @@ class Ended:
 class Child:
     """A running command."""
 
-    def __init__(self, server: ForkServer, pid: int, said: Path) -> None:
+    def __init__(self, server: ForkServer, pid: int, output: Path) -> None:
         self.pid = pid
-        self._server, self._said = server, said
+        self._server, self._output = server, output
 
     def send(self, number: int) -> None:
         """Send a signal; until `wait` nobody else can have this process id."""
         os.kill(self.pid, number)
 
     def stderr(self) -> str:
-        """What it has said so far."""
-        return self._said.with_suffix(".err").read_text(encoding="utf-8")
+        """Its stderr so far."""
+        return self._output.with_suffix(".err").read_text(encoding="utf-8")
 
     def wait(self, *, seconds: float = HANG_SECONDS) -> Ended:
-        """How it ended; fails where it hangs."""
+        """How it ended; fails if it hangs."""
         code = self._server.wait(self.pid, seconds=seconds)
-        out, err = (self._said.with_suffix(end) for end in (".out", ".err"))
+        out, err = (self._output.with_suffix(end) for end in (".out", ".err"))
         ended = Ended(code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8"))
         out.unlink()
         err.unlink()
@@ -80,7 +85,7 @@ class Child:
 
 
 class ForkServer:
-    """Starts commands; `scratch` is a folder for what they say."""
+    """Starts commands; `scratch` is a folder for their output."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch, self._started = scratch, 0
@@ -90,7 +95,7 @@ class ForkServer:
             stdout=subprocess.PIPE,
             env={
                 **os.environ,
-                **_ONE_THREAD,
+                **_THREADS,
                 "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
             },
             text=True,
@@ -100,9 +105,9 @@ class ForkServer:
     def start(self, *words: str, folder: Path, **how: Any) -> Child:
         """Start `ys WORDS` in `folder`."""
         self._started += 1
-        said = self._scratch / str(self._started)
-        job = asdict(Job(words, str(folder), **how)) | {"said": str(said)}
-        return Child(self, int(self._ask(job, seconds=HANG_SECONDS)), said)
+        output = self._scratch / str(self._started)
+        job = asdict(Job(words, str(folder), **how)) | {"output": str(output)}
+        return Child(self, int(self._ask(job, seconds=HANG_SECONDS)), output)
 
     def run(self, *words: str, folder: Path, **how: Any) -> Ended:
         """Run `ys WORDS` in `folder` to its end."""
@@ -135,7 +140,7 @@ class ForkServer:
 
 @contextlib.contextmanager
 def fork_server(scratch: Path) -> Iterator[ForkServer]:
-    """A server that is there for the length of a session of tests."""
+    """A server for a session of tests."""
     server = ForkServer(scratch)
     try:
         yield server
@@ -180,8 +185,8 @@ def _end_with(job: dict[str, Any], answers: int) -> int:
     code = 1
     try:
         os.close(answers)
-        said = job.pop("said")
-        for number, path in enumerate((os.devnull, f"{said}.out", f"{said}.err")):
+        output = job.pop("output")
+        for number, path in enumerate((os.devnull, f"{output}.out", f"{output}.err")):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC if number else os.O_RDONLY
             os.dup2(os.open(path, flags, 0o644), number)
         code = _command(Job(**job))
@@ -216,10 +221,10 @@ def _command(job: Job) -> int:
 
 
 def until(condition: Any, *, seconds: float = HANG_SECONDS) -> None:
-    """Wait until `condition()` holds; fails where it does not come."""
+    """Wait until `condition()` holds; fails if it never does."""
     ends = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < ends, "what was waited for never came"
+        assert time.monotonic() < ends, "the condition never held"
         time.sleep(0.002)
 
 

@@ -123,8 +123,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Runs:
 def chosen_compute(run: Path) -> tuple[str, ...]:
     """The dtype and backends that a run has chosen, as settings."""
     environment = read_checkpoint(checkpoints(run)[-1]).progress["environment"]
-    backends = [f"train.backend={name}" for name in environment["backends"].values()]
-    return (f"train.dtype={environment['dtype']}", *backends)
+    backends = ", ".join(f"{mixer}: {name}" for mixer, name in environment["backends"].items())
+    return (f"train.dtype={environment['dtype']}", f"train.backend={{{backends}}}")
 
 
 @dataclass

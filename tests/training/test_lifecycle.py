@@ -200,18 +200,18 @@ class Life:
         assert self.snapshot() == before
 
     def go_back(self) -> None:
-        """--from a checkpoint that there is; from one that is not there nothing changes."""
+        """--resume-step: a checkpoint that there is; from one that is not there nothing changes."""
         steps = [int(path.name.removeprefix("step-")) for path in checkpoints(self.run)]
         self.target = max(SHORTEST, self.target)
         if not steps or self.draw.random() < 0.3:
             before = self.snapshot()
-            self.expect(EXIT_USAGE, self.start("--from", "77"))
+            self.expect(EXIT_USAGE, self.start("--resume-step", "77"))
             assert self.snapshot() == before
             return
         step = self.draw.choice(steps)
         self.target = max(self.target, step)
         self.saved = step
-        self.expect(0, self.start("--from", str(step)))
+        self.expect(0, self.start("--resume-step", str(step)))
         self.finished()
 
     def let_the_corpus_grow(self) -> None:

@@ -5,10 +5,13 @@ import os
 import shutil
 import zlib
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ys_llm.config.schema import Kind
 from ys_llm.data import shards as shards_module
@@ -25,6 +28,12 @@ DOCUMENTS = [Document(text=text) for text in TEXTS] + [Document(text="4", prompt
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     return train_tokenizer(TEXTS, kind="bytes", vocab_size=258)
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Tokenizer]:
+    texts = ["Ba aB'a a.\n\ta é日 " * 5 + str(i) for i in range(9)]
+    return {kind: train_tokenizer(texts, kind=kind, vocab_size=300) for kind in get_args(Kind)}
 
 
 def load(documents: list[Document], tokenizer: Tokenizer, folder: Path) -> TokenShard:
@@ -119,10 +128,31 @@ def test_several_processes_write_the_same_shard(
     whole = load(DOCUMENTS, tokenizer, tmp_path / "one")
     monkeypatch.setattr(shards_module, "_PARALLEL_BYTES", 0)
     monkeypatch.setattr(shards_module, "_MAX_PROCESSES", 2)
-    monkeypatch.setattr(shards_module, "_CHUNK_BYTES", 16)
+    monkeypatch.setattr(shards_module, "_PART_CHARS", 16)
     parallel = load(DOCUMENTS, tokenizer, tmp_path / "many")
     assert parallel.tokens.tolist() == whole.tokens.tolist()
     assert parallel.document_offsets.tolist() == whole.document_offsets.tolist()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text(alphabet="aB '.\n\té日", max_size=60), min_size=1, max_size=3))
+def test_a_document_that_is_encoded_in_parts_has_the_tokens_of_the_whole(
+    trained: dict[str, Tokenizer], kind: str, texts: list[str]
+) -> None:
+    documents = [Document(texts[0]), *(Document(text, prompt=text[::-1]) for text in texts[1:])]
+    by_hash = sorted(documents, key=lambda document: document.content_hash)
+    encode = trained[kind].encode
+    expected = [END]
+    for document in by_hash:
+        if document.prompt is not None:
+            expected += [*encode(document.prompt), trained[kind].start_id]
+        expected += [*encode(document.text), END]
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setattr(shards_module, "_PART_CHARS", 7)
+        data = load(documents, trained[kind], Path(folder))
+        assert data.tokens.tolist() == expected
+        assert data.n_bytes == sum(document.n_bytes for document in documents)
 
 
 def test_no_documents_is_the_users_error(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -37,14 +37,14 @@ def _pattern(markers: str = "") -> str:
 
 
 _PATTERN, _MARKED_PATTERN = _pattern(), _pattern(MARKERS)
-_CUT = re.compile(r"(?<=[^ \t\r\n])(?=[ \r\n])")  # a piece ends there in any context
+_CUT = re.compile(r"(?<=[^ \t\r\n])(?=[ \r\n])")  # where a piece ends in any context
 
 
-def split_chunks(text: str) -> Iterator[str]:
-    """Cut a long text where a piece ends in any context, so that its pieces stay the same."""
+def split_chunks(text: str, size: int = _CHUNK_CHARS) -> Iterator[str]:
+    """Cut a text into chunks of about `size` characters that have the same pieces as the whole."""
     start = 0
-    while len(text) - start > _CHUNK_CHARS:
-        cut = _CUT.search(text, start + _CHUNK_CHARS)
+    while len(text) - start > size:
+        cut = _CUT.search(text, start + size)
         if cut is None:
             break
         yield text[start : cut.start()]

@@ -111,7 +111,11 @@ def _read_file(path: Path, data_format: DataFormat) -> Iterator[Document]:
     if data_format == "records" or (data_format == "auto" and _begins_with_record(blocks, begun)):
         return _documents_of_records(_record_items(chain(begun, blocks)), name, data_format)
     text = "".join(chain(begun, blocks))
-    return iter([Document(text, source=name)] if text.strip() else [])
+    return iter([] if _is_blank(text) else [Document(text, source=name)])
+
+
+def _is_blank(text: str) -> bool:
+    return not text or text.isspace()  # strip() would copy the text
 
 
 def _begins_with_record(blocks: Iterable[str], read: list[str]) -> bool:
@@ -155,7 +159,7 @@ def _documents_of_jsonl(blocks: Iterable[str], name: str) -> Iterator[Document]:
                 'Each line is {"text": "..."} or {"prompt": "...", "response": "..."}.',
             ) from error
         text = fields["text"] if "text" in fields else fields["response"]
-        if text.strip():
+        if not _is_blank(text):
             yield Document(text, fields.get("prompt"), f"{name}:{number}")
 
 

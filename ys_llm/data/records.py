@@ -5,12 +5,14 @@ tokenizer's control tokens are named after; inside a text they are characters li
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 START, END = "<start>", "<end>"
 
-_HASHED_CHARS = 1 << 20  # encoded at a time, so that a novel is not copied whole
+_BLANKS = " \t\r\n"
+_BLOCK_CHARS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Document:
     @cached_property
     def n_bytes(self) -> int:
         """Return the length of prompt and text as UTF-8."""
-        return _utf8_length(self.prompt or "") + _utf8_length(self.text)
+        return utf8_length(self.prompt or "") + utf8_length(self.text)
 
     @property
     def _is_canonical(self) -> bool:
@@ -64,35 +66,49 @@ def document_id(text: str, prompt: str | None = None) -> str:
     not count: a conversion of line ends leaves every document what it was. `prompt` is None for
     plain text.
     """
-    return content_hash(_canonical(text), None if prompt is None else _canonical(prompt))
+    return _digest(_canonical_blocks(text), None if prompt is None else _canonical_blocks(prompt))
 
 
 def content_hash(text: str, prompt: str | None = None) -> str:
     """Hash prompt and text exactly: 128 bits in hexadecimal."""
+    return _digest(_blocks(text), None if prompt is None else _blocks(prompt))
+
+
+def utf8_length(text: str) -> int:
+    """Return the length of a text as UTF-8."""
+    return len(text) if text.isascii() else sum(len(block.encode()) for block in _blocks(text))
+
+
+def _digest(text: Iterable[str], prompt: Iterable[str] | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     if prompt is not None:
-        data = prompt.encode()
+        data = "".join(prompt).encode()
         digest.update(b"prompt %d " % len(data) + data)
     digest.update(b"text ")
-    for start in range(0, len(text), _HASHED_CHARS):
-        digest.update(text[start : start + _HASHED_CHARS].encode())
+    for block in text:
+        digest.update(block.encode())
     return digest.hexdigest()
 
 
-def _canonical(text: str) -> str:
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "\n".join(line.rstrip(" \t") for line in lines).rstrip("\n")
+def _blocks(text: str) -> Iterator[str]:
+    """Yield a text in parts, so that a novel is not copied whole."""
+    return (text[start : start + _BLOCK_CHARS] for start in range(0, len(text), _BLOCK_CHARS))
+
+
+def _canonical_blocks(text: str) -> Iterator[str]:
+    """Yield a text in parts, with LF as line end, without trailing blanks or final line ends."""
+    pending = ""  # blanks and line ends, which count only if something follows them
+    for block in _blocks(text):
+        block = pending + block
+        kept = block.rstrip(_BLANKS)
+        pending = block[len(kept) :]
+        lines = kept.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        # The last line ends in no blank: what is after it is pending.
+        yield "\n".join(line.rstrip(" \t") for line in lines)
 
 
 def _is_canonical(text: str) -> bool:
-    """Return whether `_canonical` would change nothing; far cheaper than to try."""
-    return not text.endswith((" ", "\t", "\n")) and not any(
+    """Return whether `_canonical_blocks` would change nothing; far cheaper than to try."""
+    return not text.endswith(tuple(_BLANKS)) and not any(
         ending in text for ending in ("\r", " \n", "\t\n")
     )
-
-
-def _utf8_length(text: str) -> int:
-    if text.isascii():
-        return len(text)
-    starts = range(0, len(text), _HASHED_CHARS)
-    return sum(len(text[start : start + _HASHED_CHARS].encode()) for start in starts)

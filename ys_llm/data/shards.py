@@ -15,11 +15,12 @@ import signal
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,13 +28,15 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ys_llm.data.records import Document
+from ys_llm.data.pieces import split_chunks
+from ys_llm.data.records import END, START, Document, utf8_length
 from ys_llm.data.tokenizer import Tokenizer, id_format
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_folder, readable_os_errors, write_atomically
+from ys_llm.system.machine import inspect_machine
 
 _FORMAT_VERSION = 1  # part of the cache key: raised when the layout of a shard changes
-_CHUNK_BYTES = 2_000_000  # of text encoded at a time: 0.1 s of work for one process
+_PART_CHARS = 2_000_000  # of text encoded at a time: 0.1 s of work for one process
 # A process encodes 20 MB/s and takes 0.4 s to start: below this size, one is as fast as several.
 _PARALLEL_BYTES = 16_000_000
 _MAX_PROCESSES = 16  # 0.15 GB each; more would wait for the one that writes
@@ -154,76 +157,111 @@ def _write_tokens(
     sizes: list[int] = []
     checksum = 0
     total = sum(document.n_bytes for document in documents)
-    encoded_chunks = _encode_all(documents, tokenizer, parallel=total >= _PARALLEL_BYTES)
+    encoded = _encode_all(documents, tokenizer, parallel=total >= _PARALLEL_BYTES)
     with tqdm(
         total=total, desc=f"encoding {label}", unit="B", unit_scale=True, disable=None
     ) as bar:
-        for chunk, encoded in zip(_chunks(documents), encoded_chunks, strict=True):
-            for ids in encoded:
-                file.write(ids)
-                sizes.append(len(ids) // dtype.itemsize)
-                checksum = zlib.crc32(ids, checksum)
-            bar.update(sum(document.n_bytes for document in chunk))
+        for part, ids in encoded:
+            file.write(ids)
+            checksum = zlib.crc32(ids, checksum)
+            if part.control == END:
+                sizes.append(0)
+            sizes[-1] += len(ids) // dtype.itemsize
+            bar.update(part.n_bytes)
     closing = np.array([tokenizer.end_id], dtype=dtype).tobytes()
     file.write(closing)
     return sizes, zlib.crc32(closing, checksum)
 
 
-def _chunks(documents: Sequence[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    n_bytes = 0
+@dataclass(frozen=True)
+class _Part:
+    """A stretch of a document, and the control token before it: one, or "" inside a text."""
+
+    control: str
+    text: str
+
+    @property
+    def n_bytes(self) -> int:
+        return utf8_length(self.text)
+
+
+def _parts(documents: Iterable[Document]) -> Iterator[_Part]:
+    """Cut the documents into parts that are encoded separately with the same result."""
     for document in documents:
-        chunk.append(document)
-        n_bytes += document.n_bytes
-        if n_bytes >= _CHUNK_BYTES:
-            yield chunk
-            chunk, n_bytes = [], 0
-    if chunk:
-        yield chunk
+        texts = [(END, document.text)]
+        if document.prompt is not None:
+            texts = [(END, document.prompt), (START, document.text)]
+        for control, text in texts:
+            for piece in split_chunks(text, _PART_CHARS):
+                yield _Part(control, piece)
+                control = ""
+
+
+def _batches(parts: Iterable[_Part]) -> Iterator[list[_Part]]:
+    """Group parts into batches of about _PART_CHARS characters."""
+    batch: list[_Part] = []
+    size = 0
+    for part in parts:
+        batch.append(part)
+        size += len(part.text)
+        if size >= _PART_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _encode_all(
-    documents: Sequence[Document], tokenizer: Tokenizer, *, parallel: bool
-) -> Iterator[list[bytes]]:
-    """Yield for each chunk, in order, the packed ids of each of its documents."""
+    documents: Iterable[Document], tokenizer: Tokenizer, *, parallel: bool
+) -> Iterator[tuple[_Part, bytes]]:
+    """Yield the parts of all documents, in order, with their packed ids."""
+    batches = _batches(_parts(documents))
     if not parallel:
-        yield from (_encode(chunk, tokenizer) for chunk in _chunks(documents))
+        for batch in batches:
+            yield from zip(batch, _encode(batch, tokenizer), strict=True)
         return
     with tempfile.TemporaryDirectory(prefix="ys-encode-") as folder:
         path = Path(folder) / "tokenizer.json"
         tokenizer.save(path)
+        processes = min(inspect_machine().usable_cores, _MAX_PROCESSES)
         # spawn: a fork of a process with threads may inherit a lock that is never released.
         pool = ProcessPoolExecutor(
-            min(os.cpu_count() or 1, _MAX_PROCESSES),
+            processes,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=signal.signal,
             initargs=(signal.SIGINT, signal.SIG_IGN),  # the parent handles Ctrl-C
         )
+        pending: deque[tuple[list[_Part], Future[list[bytes]]]] = deque()
         try:
-            yield from pool.map(partial(_encode_with, tokenizer_path=path), _chunks(documents))
+            for batch in batches:
+                pending.append((batch, pool.submit(_encode_with, batch, path)))
+                if len(pending) > 2 * processes:  # a bound on the text that waits in memory
+                    yield from _results(*pending.popleft())
+            while pending:
+                yield from _results(*pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _encode_with(documents: Sequence[Document], *, tokenizer_path: Path) -> list[bytes]:
-    return _encode(documents, _load_once(tokenizer_path))
+def _results(batch: list[_Part], future: Future[list[bytes]]) -> Iterator[tuple[_Part, bytes]]:
+    return zip(batch, future.result(), strict=True)
+
+
+def _encode_with(parts: Sequence[_Part], tokenizer_path: Path) -> list[bytes]:
+    return _encode(parts, _load_once(tokenizer_path))
 
 
 _load_once = cache(Tokenizer.load)
 
 
-def _encode(documents: Sequence[Document], tokenizer: Tokenizer) -> list[bytes]:
-    """Return the ids of each document with its leading `<end>`, packed as in the shard."""
-    end, start = (
-        struct.pack(tokenizer.id_format, id) for id in (tokenizer.end_id, tokenizer.start_id)
-    )
-    packed = tokenizer.encode_packed
-    return [
-        end + packed(document.text)
-        if document.prompt is None
-        else end + packed(document.prompt) + start + packed(document.text)
-        for document in documents
-    ]
+def _encode(parts: Sequence[_Part], tokenizer: Tokenizer) -> list[bytes]:
+    """Return the ids of each part, packed as in the shard, with its control token before them."""
+    control = {
+        END: struct.pack(tokenizer.id_format, tokenizer.end_id),
+        START: struct.pack(tokenizer.id_format, tokenizer.start_id),
+        "": b"",
+    }
+    return [control[part.control] + tokenizer.encode_packed(part.text) for part in parts]
 
 
 def _dtype_of(vocab_size: int) -> np.dtype[Any]:

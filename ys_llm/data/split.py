@@ -166,8 +166,7 @@ def _cut_fraction(document: Document, validation_fraction: float, *, single: boo
 
 def _new_cut(text: str, fraction: float) -> Cut:
     position = int(len(text) * (1 - fraction))
-    begin = _without_blanks(text[:position])
-    end = begin + _without_blanks(text[position:])
+    begin, end = _count(text, position), _count(text, len(text))
     return Cut(begin, end, position, _hash_before(text, begin), _hash_before(text, end))
 
 
@@ -184,7 +183,7 @@ def _apply(cut: Cut, document: Document, split: Split) -> None:
     """Divide a document; if the held-out part itself has changed, all after `begin` is held out."""
     text = document.text
     begin, end = cut.position, len(text)
-    if _without_blanks(text[:begin]) != cut.begin:
+    if _count(text, min(begin, len(text))) != cut.begin:
         begin = _position(text, cut.begin)
     if _hash_before(text, cut.end) == cut.hash_before_end:
         end = _position(text, cut.end)
@@ -194,14 +193,14 @@ def _apply(cut: Cut, document: Document, split: Split) -> None:
         (split.validation, text[begin:end]),
         (split.training, text[end:]),
     ):
-        if part.strip():
+        if part and not part.isspace():
             side.append(Document(part, source=document.source))
 
 
-def _without_blanks(text: str) -> int:
-    """Count the characters that are not white space."""
-    blocks = range(0, len(text), _BLOCK_CHARS)
-    return sum(len("".join(text[i : i + _BLOCK_CHARS].split())) for i in blocks)
+def _count(text: str, end: int) -> int:
+    """Count the characters before `end` that are not white space."""
+    starts = range(0, end, _BLOCK_CHARS)
+    return sum(len("".join(text[i : min(i + _BLOCK_CHARS, end)].split())) for i in starts)
 
 
 def _position(text: str, count: int) -> int:

@@ -240,33 +240,32 @@ WORDS = (
         ("seed must be at most",),
         code=EXIT_USAGE,
     ),
-    Case("no kinds", ("gen-data",), ("configs/gen/kinds is not a folder",), code=EXIT_USAGE),
     Case(
         "an unknown kind",
         ("gen-data", "--kind", "speling"),
-        ("configs/gen/kinds has no kind speling", "small"),
-        file("configs/gen/kinds/small.yaml", KIND),
+        ("there is no kind speling", "spelling"),
+        file("gen/kinds/small.yaml", KIND),
         EXIT_USAGE,
     ),
     Case(
         "a kind with a mistake",
         ("gen-data", "--kind", "small"),
         ("small.yaml:1: progam is not a field. Did you mean program?",),
-        file("configs/gen/kinds/small.yaml", KIND.replace("program:", "progam:")),
+        file("gen/kinds/small.yaml", KIND.replace("program:", "progam:")),
         EXIT_USAGE,
     ),
     Case(
         "a kind without end",
         ("gen-data", "--kind", "small"),
         ("small.yaml:1: count must be at most",),
-        file("configs/gen/kinds/small.yaml", KIND.replace("9", str(10**12))),
+        file("gen/kinds/small.yaml", KIND.replace("9", str(10**12))),
         EXIT_USAGE,
     ),
     Case(
         "a corpus into a file",
         ("gen-data", "--out", "texts/0.txt/made"),
         ("texts/0.txt/made", "cannot be written: Not a directory", "choose a folder"),
-        file("configs/gen/kinds/small.yaml", KIND),
+        file("gen/kinds/small.yaml", KIND),
     ),
 )
 
@@ -355,7 +354,7 @@ def test_a_place_where_no_run_can_be_is_named(
 def test_missing_rights_are_named(
     words: Sequence[str], closed: str, code: int, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    put("configs/gen/kinds/small.yaml", KIND)
+    put("gen/kinds/small.yaml", KIND)
     for name in (
         "sqlite3",
         "ys_llm.gendata.generation.generate",

@@ -88,7 +88,7 @@ JSON = (
 )
 YAML = (
     Load("hostile.yaml", SHOW),
-    Load("configs/gen/kinds/hostile.yaml", GENERATE),
+    Load("gen/kinds/hostile.yaml", GENERATE),
     Load("runs/mine/config.yaml", ASK),
     Load("runs/mine/config.yaml", GO_ON),
 )
@@ -116,8 +116,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory, forks: ForkServer) -> Path
     folder = tmp_path_factory.mktemp("trained")
     write_corpus(folder / "corpus", sentences(40))
     write_corpus(folder / "texts", sentences(3))
-    (folder / "configs/gen/kinds").mkdir(parents=True)
-    (folder / "configs/gen/kinds/small.yaml").write_text(KIND)
+    (folder / "gen/kinds").mkdir(parents=True)
+    (folder / "gen/kinds/small.yaml").write_text(KIND)
     changes = settings(Path("corpus"), ("train.checkpoint_interval=3",))
     words = [word for change in changes for word in ("--set", change)]
     for command in (("train", *words), GENERATE_AGAIN):

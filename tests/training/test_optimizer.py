@@ -56,6 +56,14 @@ def test_a_module_may_exempt_parameters_from_decay() -> None:
     assert plain["weight_decay"] == 0.0
 
 
+def test_an_exempt_parameter_stays_exempt_when_it_is_parametrised() -> None:
+    module = Convolution()
+    torch.nn.utils.parametrize.register_parametrization(module, "gains", nn.Identity())
+    decayed, plain = make_optimizer(module, CONFIG).param_groups
+    assert [p.shape for p in decayed["params"]] == [(4, 1, 3)]
+    assert [p.shape for p in plain["params"]] == [(2, 4)]
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_parameter_is_optimised_once(tied: bool) -> None:
     model = small_model(tie_embeddings=tied)

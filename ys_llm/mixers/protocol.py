@@ -3,7 +3,10 @@
 A file of this folder holds `Options`, a frozen dataclass of what a configuration may set under
 `model.options.<name>`, and `Mixer`, a `torch.nn.Module` with the methods below, built as
 `Mixer(d_model, options, backend=name)`. It may hold `CONTRACT_OPTIONS`, more settings to test, and
-`CONSTANTS`, by name the numbers that its equations need besides its options, for config.json.
+`CONSTANTS`, by name the numbers that its equations need besides its options, for config.json. A
+module whose parameters of two or more dimensions must not decay under AdamW names them in a tuple
+`no_weight_decay`; vectors never decay.
+
 `tests/mixers` tests every file here against this contract.
 """
 

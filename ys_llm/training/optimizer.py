@@ -33,7 +33,10 @@ def _exempt_from_decay(model: nn.Module) -> set[int]:
     exempt: set[int] = set()
     for module in model.modules():
         names: tuple[str, ...] = getattr(module, "no_weight_decay", ())
-        exempt |= {id(module.get_parameter(name)) for name in names}
+        learned = tuple(f"parametrizations.{name}." for name in names)  # where torch moves them
+        for name, parameter in module.named_parameters():
+            if name in names or name.startswith(learned):
+                exempt.add(id(parameter))
     return exempt
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from support.training_runs import NEVER, TrainRun
 
 from ys_llm.config.schema import TrainConfig
 from ys_llm.errors import EXIT_TERMINATED, UserError
+from ys_llm.ops.three_tier import select
+from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import read_json
 from ys_llm.system import machine
 from ys_llm.training import compute
 from ys_llm.training.compute import Compute, previous_compute, process_settings, resolve_dtype
@@ -67,6 +71,27 @@ def test_a_deterministic_run_chooses_its_dtype_without_a_clock(
     timed = processor("avx2", feature)
     assert resolve_dtype(TrainConfig(deterministic=True), CPU)[0] == expected
     assert not timed
+
+
+def test_a_deterministic_run_chooses_its_backend_without_a_clock(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where time itself is unreliable, the choice is the same all the same."""
+    draw = random.Random(0)
+    now = [0.0]
+
+    def erratic() -> float:
+        now[0] += draw.expovariate(1.0)
+        return now[0]
+
+    monkeypatch.setattr(select.time, "perf_counter", erratic)
+    choices = set()
+    for number in range(3):
+        changes = ("train.backend={}", "train.dtype=auto", "train.deterministic=true")
+        run = train_run(*changes, "train.max_steps=1", runs=f"runs{number}").run
+        environment = read_json(checkpoints(run)[-1] / "progress.json")["environment"]
+        choices.add((environment["dtype"], str(environment["backends"])))
+    assert len(choices) == 1
 
 
 def test_a_configured_dtype_is_taken_as_it_is(processor: Any) -> None:

@@ -249,7 +249,7 @@ def test_the_card_tells_what_wrote_the_training_documents(
     assert f"| spell | {named['spell']} | a program | " in card
     digest = next(source["model_digest"] for source in sources if source["kind"] == "tale")
     assert f"| tale | {named['tale']} | tiny, digest {digest[:12]} | " in card
-    assert f"| unknown | {unknown} | in no manifest" in card
+    assert f"| unknown | {unknown} | not in the manifest" in card
 
 
 def test_without_a_manifest_nothing_is_said_of_who_wrote_the_text(
@@ -278,7 +278,7 @@ def test_a_run_that_began_with_another_says_whose_card_tells_the_rest(
     fill(order(write_kinds(tmp_path / "kinds"), "spell"), corpus)
     run = train_run("run=second", "train.init_from=first").run
     card = (run / "README.md").read_text(encoding="utf-8")
-    assert "`first` was trained on others" in card
+    assert "It started from the weights of `first`: see its card" in card
 
 
 def test_divergence_has_its_exit_code_and_the_last_checkpoint_goes_on(train_run: TrainRun) -> None:
@@ -319,7 +319,7 @@ def test_training_runs_in_a_thread_where_no_signal_can_be_caught(train_run: Trai
 def test_the_held_out_figure_is_the_one_that_eval_prints(
     train_run: TrainRun, corpus: Path, tmp_path: Path, dtype: str
 ) -> None:
-    summary = train_run(f"train.dtype={dtype}", "train.backend=auto", "train.eval_interval=3")
+    summary = train_run(f"train.dtype={dtype}", "train.backend={}", "train.eval_interval=3")
     held_out = load_split(load_config(summary.run / "config.yaml").config.data).validation
     write_corpus(tmp_path / "held-out", [document.text for document in held_out])
     (again,) = evaluate_paths(load_run(summary.run), [tmp_path / "held-out"])

@@ -60,11 +60,12 @@ class Mixer(Protocol):
         """Forward FLOPs of all matmuls, multiply-add = 2, mean over the first `seq_len` tokens."""
 
     def select_backend(
-        self, *, batch_size: int, precision: Precision, previous: str = ""
+        self, *, batch_size: int, precision: Precision, previous: str = "", timed: bool = True
     ) -> tuple[str, str]:
         """Resolve `backend: auto` for this machine; returns the backend and the reason.
 
-        `previous` is what the run used before, or another layer: it is kept where it can run.
+        `previous` is what the run used before, or another layer: it is kept where it can run. With
+        `timed=False` nothing is measured, so that the same machine chooses the same.
         """
 
     def decode_spec(self) -> DecodeSpec | None:

@@ -130,7 +130,7 @@ class Mixer(nn.Module):
         }
 
     def select_backend(
-        self, *, batch_size: int, precision: Precision, previous: str = ""
+        self, *, batch_size: int, precision: Precision, previous: str = "", timed: bool = True
     ) -> tuple[str, str]:
         """sdpa unless the configuration says otherwise: torch picks its own kernel inside."""
         return self.backend, "torch's scaled_dot_product_attention"

@@ -150,9 +150,9 @@ class Mixer(nn.Module):
             self.summary_scale = nn.Parameter(scale)
 
     def select_backend(
-        self, *, batch_size: int, precision: Precision, previous: str = ""
+        self, *, batch_size: int, precision: Precision, previous: str = "", timed: bool = True
     ) -> tuple[str, str]:
-        """Resolve `backend: auto` by a timed probe, or keep the `previous` one."""
+        """Resolve `backend: auto` by a probe, or keep the `previous` one."""
         if lacking := missing_requirement(self.backend, self.state_controller.device.type):
             problem, remedy = lacking
             raise UserError(
@@ -162,7 +162,11 @@ class Mixer(nn.Module):
         if self.backend != "auto":
             return self.backend, "as configured"
         self.backend, why = select(
-            self._weights(), batch_size=batch_size, precision=precision, previous=previous
+            self._weights(),
+            batch_size=batch_size,
+            precision=precision,
+            previous=previous,
+            timed=timed,
         )
         return self.backend, why
 

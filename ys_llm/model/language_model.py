@@ -95,18 +95,26 @@ class Model(nn.Module):
         }
 
     def select_backends(
-        self, *, batch_size: int, precision: Precision, previous: Mapping[str, str] | None = None
+        self,
+        *,
+        batch_size: int,
+        precision: Precision,
+        previous: Mapping[str, str] | None = None,
+        timed: bool = True,
     ) -> dict[str, tuple[str, str]]:
         """Resolve `backend: auto`, once for all layers of a mixer.
 
         Returns the backend and the reason by the mixer's name. `previous` is what the run used
-        before, which is kept where it can run.
+        before, which is kept where it can run. With `timed=False` nothing is measured.
         """
         selected: dict[str, tuple[str, str]] = {}
         before = dict(previous or {})
         for name, mixer in zip(self.config.mixer_names, self.mixers, strict=True):
             backend, why = mixer.select_backend(
-                batch_size=batch_size, precision=precision, previous=before.get(name, "")
+                batch_size=batch_size,
+                precision=precision,
+                previous=before.get(name, ""),
+                timed=timed,
             )
             selected.setdefault(name, (backend, why))
             before[name] = backend

@@ -95,6 +95,7 @@ def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Com
         batch_size=max(stage.batch_size for stage in config.plan),
         precision=dtype,
         previous=previous.backends,
+        timed=not config.deterministic,
     )
     for mixer, (backend, reason) in selected.items():
         log_line(f"backend      {mixer}: {backend} ({reason})")

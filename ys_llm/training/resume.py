@@ -32,8 +32,8 @@ _ROLLBACKS = "rollbacks.json"
 
 # What may not change once a run has a checkpoint, and why; everything else may.
 FIXED = {
-    "model.": "the saved weights have the old shapes",
-    "tokenizer.": "token ids mean something else under another vocabulary",
+    "model.": "the weights have the old shape",
+    "tokenizer.": "token ids mean nothing under another vocabulary",
     "data.validation_fraction": "held-out text would be trained on, or the reverse",
 }
 NOT_FIXED = ("model.dropout",)

@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,11 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if sys.platform == "win32":
         print("ys: ys runs on Linux and macOS (Windows: through WSL)", file=sys.stderr)
         return EXIT_FAILED
-    if argv is None:
+    if is_process := argv is None:
         _restart_in_utf8()
         argv = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     _write_utf8()
-    return _run(argv)
+    before = signal.getsignal(signal.SIGINT)
+    code = _run(argv)
+    if not is_process and signal.getsignal(signal.SIGINT) != before:
+        signal.signal(signal.SIGINT, before)  # the caller's process goes on
+    return code
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -64,12 +70,10 @@ def _run(argv: Sequence[str]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        if _is_debugging(namespace):
-            traceback.print_exc()
-        for line in str(error).splitlines():
-            print(f"ys: {line}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
+        return _report(error, namespace)
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt.__context__, UserError):  # it says already that we stop, and where
+            return _report(interrupt.__context__, namespace)
         print("ys: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except MemoryError:
@@ -85,6 +89,21 @@ def _run(argv: Sequence[str]) -> int:
         file = f"{error.filename}: " if error.filename else ""
         print(f"ys: {file}{error.strerror or error}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _report(error: UserError, namespace: argparse.Namespace) -> int:
+    """Print the error; its exit code."""
+    if (
+        error.exit_code == EXIT_INTERRUPTED
+        and threading.current_thread() is threading.main_thread()
+    ):
+        # All is saved: another Ctrl-C must not put a traceback after the line that says so.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if _is_debugging(namespace):
+        traceback.print_exception(error)
+    for line in str(error).splitlines():
+        print(f"ys: {line}", file=sys.stderr)
+    return error.exit_code
 
 
 def _execute(namespace: argparse.Namespace) -> int:

@@ -10,19 +10,6 @@ from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
 from ys_llm.gendata.curation.text import is_verse
 
-_LEADS = {2: "ÂÃ", 3: "â", 4: "ð"}  # of UTF-8 sequences, read as cp1252; the usual ones alone
-_TAIL_BYTES = bytes(range(0x80, 0xC0))
-_TAIL = "".join(
-    re.escape(
-        bytes([byte]).decode("cp1252") if byte not in (0x81, 0x8D, 0x8F, 0x90, 0x9D) else chr(byte)
-    )
-    for byte in _TAIL_BYTES
-)
-_MOJIBAKE = re.compile(
-    "|".join(f"[{lead}][{_TAIL}]{{{size - 1}}}" for size, lead in sorted(_LEADS.items()))
-)
-_MARKS = ("Â", "Ã", "â", "ð")
-
 _MIN_FOREIGN_WORDS = 6
 _FOREIGN_SHARE = 0.1  # of all words; in English text these lists match under 1 %
 _OTHER_LETTER = re.compile("[\u0370-\u1fff\u2e80-\ud7ff]")  # Greek and all after it; CJK
@@ -100,20 +87,19 @@ def _mojibake(record: Record) -> RuleResult:
 
 
 def _repaired(text: str) -> str:
-    if text.isascii() or not any(mark in text for mark in _MARKS):
+    """The text with wrongly decoded characters put right, line by line."""
+    if text.isascii():
         return text
-    return _MOJIBAKE.sub(_decoded, text)
+    return "\n".join(map(_repaired_line, text.split("\n")))
 
 
-def _decoded(match: re.Match[str]) -> str:
-    data = b"".join(
-        character.encode("cp1252") if ord(character) > 0xFF else character.encode("latin-1")
-        for character in match[0]
-    )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError:
-        return match[0]
+def _repaired_line(line: str) -> str:
+    if line.isascii():
+        return line
+    from ftfy import fix_encoding  # here, because few texts need it
+
+    fixed = fix_encoding(line)
+    return fixed if len(fixed) < len(line) else line  # every fix makes a record shorter
 
 
 def _language(record: Record) -> RuleResult:
@@ -204,14 +190,21 @@ def _retelling(response: str, words: list[str]) -> str:
 MOJIBAKE = Rule(
     "mojibake",
     "fix",
-    "UTF-8 that was read as cp1252 is read again; a record with lost characters is dropped",
+    "UTF-8 decoded with a wrong encoding is repaired; a record with lost characters is dropped",
     _mojibake,
     positives=answers(
         "It’s a rivâ€¦ no, a lake.",
         "The cafÃ© by the river â€“ closed.",
         "A lost \ufffd character.",
+        "He said â€œyesâ€\x9d by the river.",
+        "Itâ€™s ÃƒÂ© twice over.",
+        "A ðŸ¦Š swam.",
     ),
-    negatives=answers("The café by the river – open…", "Pâtisserie, crème brûlée, naïve Ångström."),
+    negatives=answers(
+        "The café by the river – open…",
+        "Pâtisserie, crème brûlée, naïve Ångström.",
+        "São Paulo, 10 °C, £5 – “yes” 🦊 ½ × 2 → 1",
+    ),
 )
 LANGUAGE = Rule(
     "language",

@@ -31,7 +31,7 @@ from ys_llm.gendata.curation import (
     explain,
     rules_named,
 )
-from ys_llm.gendata.curation.legacy_phrases import AIMS, ANCESTOR
+from ys_llm.gendata.curation.legacy_phrases import AIMS, LEGACY_PHRASES
 from ys_llm.gendata.curation.reading import kind_of
 from ys_llm.gendata.curation.rule import Edit, all_verdicts
 from ys_llm.gendata.curation.worker import curate_record
@@ -213,7 +213,7 @@ def test_all_verdicts_names_every_rule_that_has_something_to_say() -> None:
 def test_rules_are_chosen_by_name_or_by_set() -> None:
     assert rules_named(["standard"]) == STANDARD
     assert [rule.name for rule in rules_named(["offer", "note", "offer"])] == ["offer", "note"]
-    assert set(rules_named(["ancestor", "note"])) > set(ANCESTOR)
+    assert set(rules_named(["legacy", "note"])) > set(LEGACY_PHRASES)
     with pytest.raises(UserError, match="no curation rule 'notes'"):
         rules_named(["notes"])
 
@@ -289,7 +289,7 @@ def test_an_earlier_result_is_replaced_and_a_changed_one_is_not(
     assert files_in(out).keys() == before.keys() - {"clean-2.md"}
     with (out / "clean-1.md").open("a") as file:
         file.write("mine")
-    with pytest.raises(UserError, match=r"has not written: clean-1\.md"):
+    with pytest.raises(UserError, match=r"did not write: clean-1\.md"):
         curate_folder(messy, out)
     assert (out / "clean-1.md").read_text("utf-8").endswith("mine")
 
@@ -297,7 +297,7 @@ def test_an_earlier_result_is_replaced_and_a_changed_one_is_not(
 @pytest.mark.parametrize("where", [".", "..", "inside"])
 def test_a_result_never_lies_inside_its_source(messy: Path, where: str) -> None:
     before = files_in(messy)
-    with pytest.raises(UserError, match="lie in one another"):
+    with pytest.raises(UserError, match="contains the other"):
         curate_folder(messy, messy / where)
     assert files_in(messy) == before
 
@@ -412,9 +412,9 @@ def test_a_record_is_explained_by_number_and_by_text(messy: Path) -> None:
     assert "dirty-10.md" in text
     assert "refusal drops: the response begins by refusing" in text
     assert 'line 1: "I can\'t fulfill that request."' in text
-    assert explain(messy / "clean-1.md", 3).endswith("clean-1.md:3: kept as it is")
+    assert explain(messy / "clean-1.md", 3).endswith("clean-1.md:3: kept unchanged")
     mends = explain(messy, "five facts")
-    assert "kept, mended" in mends
+    assert "kept, fixed" in mends
     assert "-Here are five facts about rivers:" in mends
     with pytest.raises(UserError, match="holds no record 99"):
         explain(messy / "rows.jsonl", 99)
@@ -492,8 +492,8 @@ def test_rules_agree_with_a_reader() -> None:
         assert recall >= 0.85, name
 
 
-def test_the_ancestors_list_agrees_less() -> None:
-    counts = agreement(ANCESTOR, {f"ancestor/{phrase}": aim for phrase, aim in AIMS.items()})
+def test_the_legacy_phrases_agree_less() -> None:
+    counts = agreement(LEGACY_PHRASES, {f"legacy/{phrase}": aim for phrase, aim in AIMS.items()})
     show(counts)
     pooled = sum((counts[name] for name in set(AIMS.values())), Counter())
     precision, recall = rates(pooled)

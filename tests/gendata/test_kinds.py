@@ -384,7 +384,7 @@ def test_kinds_are_loaded_in_the_order_asked_for() -> None:
 # The kinds that are shipped.
 
 
-def test_every_kind_of_the_ancestor_is_there() -> None:
+def test_every_planned_kind_is_shipped() -> None:
     assert set(NEEDED) - set(KINDS) == set()
 
 

@@ -390,7 +390,7 @@ def test_a_folder_is_curated_and_a_record_explained(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     raw = "Q<start>Sure! Here is an answer:\n\nRivers run to the sea.<end>\n\n"
     (tmp_path / "raw" / "tale-01.md").write_text(raw)
-    assert "1 records read, 1 kept (1 of them mended)" in command.curate(
+    assert "1 records read, 1 kept (1 of them fixed)" in command.curate(
         tmp_path / "raw", tmp_path / "good"
     )
     assert (

@@ -1,4 +1,4 @@
-"""Curation: rules that mend or drop a record, duplicates, and a report of all that was done."""
+"""Curation: rules that fix or drop records, removal of duplicates, and a report of both."""
 
 from ys_llm.gendata.curation.curate import curate_folder
 from ys_llm.gendata.curation.explain import explain

@@ -1,4 +1,4 @@
-"""How a chat model ends: an offer to go on, or in the middle of a sentence."""
+"""Closings of chat models: an offer of further help, or an end in the middle of a sentence."""
 
 import json
 import re
@@ -14,10 +14,10 @@ from ys_llm.gendata.curation.text import (
     sentence_starts,
 )
 
-_TAIL = 2000  # characters in which an offer is looked for
-_PROSE_PARAGRAPHS = 3  # from here on a last line without a full stop is a cut
-_PROSE_WORDS = 9  # of the last line; signatures and captions are shorter
-_LARGEST_JSON = 100_000  # characters that are parsed to see whether they are whole
+_TAIL = 2000  # characters searched for an offer
+_PROSE_PARAGRAPHS = 3  # from this number on, a last line without a full stop is truncated
+_PROSE_WORDS = 9  # of the last line; signatures and captions have fewer
+_LARGEST_JSON = 100_000  # characters; longer JSON is not parsed
 
 _OFFER = re.compile(
     r"""[\s*_(]*(?:note:\ |(?:so|and|now|but|please|just|also|overall|otherwise)\b,?\ )?
@@ -63,7 +63,7 @@ _CUT_OFF = ",;:-–—(["
 
 
 def _offer(record: Record) -> RuleResult:
-    """Take whole sentences from the end for as long as they talk to whoever asked."""
+    """Cut whole sentences from the end while they address the user."""
     response = record.response
     end = begun = _without_space(response, len(response))
     while (start := _last_offer(response, end)) < end:
@@ -76,7 +76,7 @@ def _offer(record: Record) -> RuleResult:
 
 
 def _last_offer(response: str, end: int) -> int:
-    """Where the offer begins that ends at `end`; `end` itself if the last sentence is none."""
+    """Start of the offer that ends at `end`; `end` itself if the last sentence is not an offer."""
     begin = _line_begin(response, end)
     line = response[begin:end]
     start = sentence_starts(line)[-1]
@@ -88,7 +88,7 @@ def _last_offer(response: str, end: int) -> int:
 
 
 def _line_begin(text: str, end: int) -> int:
-    """Where the line begins that ends at `end`, but no further back than an offer is long."""
+    """Start of the line that ends at `end`, at most _TAIL characters back."""
     nearest = max(0, end - _TAIL)
     return max(nearest, text.rfind("\n", nearest, end) + 1)
 
@@ -100,7 +100,7 @@ def _without_space(text: str, end: int) -> int:
 
 
 def _without_rules(text: str, end: int) -> int:
-    """Leave out the lines of dashes that stood between the answer and the offer."""
+    """Cut the horizontal rules between the answer and the offer."""
     while True:
         end = _without_space(text, end)
         begin = _line_begin(text, end)
@@ -119,9 +119,9 @@ def _truncated(record: Record) -> RuleResult:
 
 def _cut(response: str) -> str:
     if FENCE in response and len(_FENCES.findall(response)) % 2:
-        return "a code fence is open"
+        return "an open code fence"
     if response[:1] in ("{", "[") and _is_open_json(response):
-        return "JSON is open"
+        return "incomplete JSON"
     last = response[response.rfind("\n") + 1 :]
     text = last.rstrip(_MARKUP)
     if not text or (is_table_line(last) and text[-1] not in ",("):
@@ -138,11 +138,11 @@ def _cut_sentence(response: str, last: str) -> str:
     if len(words) > 4 and words[-1] in WORDS_THAT_LEAD_ON and not is_verse(response):
         return f"ends with {words[-1]!r}"
     is_sentence = len(words) >= _PROSE_WORDS and not _LABEL.match(last)
-    return "the last sentence has no end" if is_sentence and _is_prose(response) else ""
+    return "the last sentence is incomplete" if is_sentence and _is_prose(response) else ""
 
 
 def _is_prose(response: str) -> bool:
-    """Whether the paragraphs above the last line end with full stops."""
+    """Whether the paragraphs before the last line end with full stops."""
     lines = [line.rstrip(_MARKUP) for line in response.splitlines()[:-1]]
     prose = [
         line for line in lines if len(line.split()) >= _PROSE_WORDS and not is_table_line(line)
@@ -165,7 +165,7 @@ def _is_open_json(response: str) -> bool:
 OFFER = Rule(
     "offer",
     "fix",
-    "closing words to whoever asked (Let me know ..., Would you like me to ..., I hope this helps)",
+    "closing words to the user (Let me know ..., Would you like me to ..., I hope this helps)",
     _offer,
     positives=answers(
         "Rivers run to the sea.\n\nLet me know if you'd like to hear more!",
@@ -183,7 +183,7 @@ OFFER = Rule(
 TRUNCATED = Rule(
     "truncated",
     "drop",
-    "a response that breaks off: an open sentence, code fence or JSON value",
+    "a truncated response: an open sentence, code fence or JSON value",
     _truncated,
     positives=answers(
         "The river rose all night, and in the morning the people of the town went to the",

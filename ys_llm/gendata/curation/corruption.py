@@ -1,4 +1,4 @@
-"""Text that is broken as text: read in the wrong encoding, wrong language, caught in a loop."""
+"""Corrupt text: decoded with a wrong encoding, in a wrong language, stuck in a loop."""
 
 import re
 import zlib
@@ -11,8 +11,8 @@ from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
 from ys_llm.gendata.curation.text import is_verse
 
 _MIN_FOREIGN_WORDS = 6
-_FOREIGN_SHARE = 0.1  # of all words; in English text these lists match under 1 %
-_OTHER_LETTER = re.compile("[\u0370-\u1fff\u2e80-\ud7ff]")  # Greek and all after it; CJK
+_FOREIGN_SHARE = 0.1  # of all words; in English text, under 1 % match
+_OTHER_LETTER = re.compile("[\u0370-\u1fff\u2e80-\ud7ff]")  # from Greek on; CJK
 _OTHER_LETTERS = 0.2  # of all characters
 _COMMON = (" the ", " and ", " to ", " of ")
 _CHARS_PER_COMMON = 120
@@ -62,9 +62,9 @@ _ASKED_FOR = re.compile(
 )
 
 _SHORTEST_LOOP = 120  # characters
-_SQUEEZED = 0.4  # of its size: prose is at 0.45 to 0.6 where it is long enough to have loops
+_SQUEEZED = 0.4  # of its size; prose that is long enough to have loops compresses to 0.45 to 0.6
 _LONGEST_UNIT = 60  # words
-_TIMES = 4  # in a row; a chorus comes twice
+_TIMES = 4  # in a row; a chorus appears twice
 _LOOP_WORDS = 24
 _SENTENCE_TIMES = 8
 _SENTENCE_WORDS = 5
@@ -73,7 +73,7 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 _NUMBER = re.compile(r"\d+")
 _RUN_WORDS = 8
 _RETELLING_WORDS = 300
-_RETOLD_SHARE = 0.1  # of all runs of eight words; in a good story it is under 0.01
+_RETOLD_SHARE = 0.1  # of all 8-word runs; in a good story under 0.01
 
 
 def _mojibake(record: Record) -> RuleResult:
@@ -111,7 +111,7 @@ def _language(record: Record) -> RuleResult:
 
 
 def _foreign(text: str) -> str:
-    """The language that has more of its function words here than English has; "" for none."""
+    """The language with more function words in the text than English; "" if there is none."""
     text = text[:_LANGUAGE_CHARS]
     if not text.isascii() and len(_OTHER_LETTER.findall(text)) > _OTHER_LETTERS * len(text):
         return "another script"
@@ -127,7 +127,7 @@ def _foreign(text: str) -> str:
 
 
 def _is_english(text: str) -> bool:
-    """A quick yes; a no means nothing."""
+    """A quick test: true is reliable, false is not."""
     return sum(map(text.count, _COMMON)) * _CHARS_PER_COMMON > len(text)
 
 
@@ -144,7 +144,7 @@ def _repetition(record: Record) -> RuleResult:
 
 
 def _loop(words: list[str]) -> str:
-    """A unit of up to 60 words, four times and more without a break."""
+    """A unit of up to 60 words, at least four times in a row."""
     numbers: dict[str, int] = {}
     tokens = np.array([numbers.setdefault(word, len(numbers)) for word in words])
     for unit in range(1, min(_LONGEST_UNIT, len(words) // 2) + 1):
@@ -152,20 +152,20 @@ def _loop(words: list[str]) -> str:
         edges = np.concatenate(([-1], same, [len(tokens) - unit]))
         run = int(np.diff(edges).max()) - 1 + unit
         if run >= max(_LOOP_WORDS, _TIMES * unit) and _has_words(words, edges, unit):
-            return f"{unit} words over and over, {run} words long"
+            return f"{unit} words repeated over {run} words"
     return ""
 
 
 def _has_words(
     words: list[str], edges: "np.ndarray[tuple[int], np.dtype[np.int64]]", unit: int
 ) -> bool:
-    """Whether what repeats is text; a row of numbers, dashes or cells may repeat."""
+    """Whether the repeated unit is text; numbers, dashes or table cells may repeat."""
     at = int(edges[int(np.diff(edges).argmax())]) + 1
     return any(_WORD.search(word) for word in words[at : at + unit])
 
 
 def _refrain(response: str) -> str:
-    """One sentence again and again, whatever stands between."""
+    """One sentence many times, not necessarily in a row."""
     masked = _NUMBER.sub("0", response)
     sentences = Counter(
         sentence
@@ -179,12 +179,12 @@ def _refrain(response: str) -> str:
 
 
 def _retelling(response: str, words: list[str]) -> str:
-    """Prose that tells the same again in the same words; verse and code may."""
+    """Prose that repeats itself word for word; verse and code may."""
     if len(words) < _RETELLING_WORDS or "```" in response or is_verse(response):
         return ""
     runs = list(zip(*(words[offset:] for offset in range(_RUN_WORDS)), strict=False))
     share = 1 - len(set(runs)) / len(runs)
-    return f"{share:.0%} of it is said again word for word" if share >= _RETOLD_SHARE else ""
+    return f"{share:.0%} of it is repeated word for word" if share >= _RETOLD_SHARE else ""
 
 
 MOJIBAKE = Rule(
@@ -209,7 +209,7 @@ MOJIBAKE = Rule(
 LANGUAGE = Rule(
     "language",
     "drop",
-    "a response in another language than its English prompt, told by function words and letters",
+    "a response that is not English, detected by function words and letters",
     _language,
     positives=answers(
         "El río es largo y el agua de la montaña llega en una hora a los campos de la ciudad.",
@@ -224,7 +224,7 @@ LANGUAGE = Rule(
 REPETITION = Rule(
     "repetition",
     "drop",
-    "a loop: the same words four times and more in a row, or one sentence eight times and more",
+    "a loop: the same words four times or more in a row, or one sentence eight times or more",
     _repetition,
     positives=answers(
         "The river. " + "It flows and it flows to the sea. " * 12,

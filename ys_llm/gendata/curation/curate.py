@@ -1,4 +1,4 @@
-"""From a folder of records to a folder of records that can be trained on, and a report."""
+"""Curate a folder of records into another folder, with a report."""
 
 import json
 import multiprocessing
@@ -30,8 +30,8 @@ from ys_llm.gendata.curation.worker import (
 )
 from ys_llm.system.files import Journal, make_folder, replace_folder, sha256_of, write_synced
 
-NOTES = ".curation"  # a name that training does not read
-IN_FLIGHT = 3  # batches per process that wait or are worked on
+NOTES = ".curation"  # training skips this name
+IN_FLIGHT = 3  # batches per process, waiting or in work
 
 
 def curate_folder(
@@ -43,29 +43,29 @@ def curate_folder(
     limits: LengthLimits | None = None,
     processes: int = 1,
 ) -> CurationReport:
-    """Write what is good of the corpus at `path` into `out_dir`, under the same names.
+    """Write the good records of the corpus at `path` to `out_dir`, under the same file names.
 
-    Rules first; then exact duplicates, near ones (Jaccard of 5-word shingles >= `near`; 0: none
-    are looked for) and prompts answered too often go, the first record of each staying. The report,
-    the difference of every edit and every dropped record are in `out_dir/.curation`. The folder
-    appears in one step; the result does not depend on `processes`. Raises UserError for what cannot
-    be read, and for an `out_dir` that holds anything but an earlier result.
+    Rules are applied first. Then exact duplicates, near duplicates (Jaccard of 5-word shingles >=
+    `near`; 0 disables this) and surplus responses to one prompt are removed; the first one stays.
+    `out_dir/.curation` holds the report, a diff of every edit and every dropped record. The folder
+    appears in one step, and does not depend on `processes`. Raises UserError for unreadable files,
+    and if `out_dir` holds anything but an earlier result.
     """
     files = corpus_files(path)
     _check_out_dir(path, out_dir)
     final = out_dir.absolute()
     aside = final.with_name(f".{final.name}.curating")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
     make_folder(aside / NOTES)
     limits = limits or LengthLimits()
     settings = {"rules": [rule.name for rule in rules], "near": near, "limits": asdict(limits)}
     report = CurationReport(settings, descriptions(tuple(rules)))
     job = CurationJob(tuple(rules), limits, near)
     try:
-        with closing(Deduplicator(aside, job, report)) as sieve:
-            for number, done in _work_through(files, job, processes):
-                sieve.take(_name(files[number], path), files[number], done)
-            sieve.finish()
+        with closing(Deduplicator(aside, job, report)) as kept:
+            for number, done in _process(files, job, processes):
+                kept.take(_name(files[number], path), files[number], done)
+            kept.finish()
         write_synced(aside / NOTES / "report.json", report.json())
         write_synced(aside / NOTES / "report.md", report.markdown())
         replace_folder(aside, final)
@@ -83,25 +83,25 @@ def _check_out_dir(path: Path, out_dir: Path) -> None:
     source, target = path.resolve(), out_dir.resolve()
     if target == source or target in source.parents or source in target.parents:
         raise UserError(
-            f"{out_dir} and {path} lie in one another",
-            "Name a folder beside it with --out.",
+            f"one of {out_dir} and {path} contains the other",
+            "Choose a separate folder with --out.",
             exit_code=EXIT_USAGE,
         )
     if not os.path.lexists(out_dir):
         return
     if not out_dir.is_dir():
-        raise UserError(f"{out_dir} is a file", "Name a folder with --out.", exit_code=EXIT_USAGE)
-    strangers = sorted(_strangers(out_dir))
-    if strangers:
+        raise UserError(f"{out_dir} is a file", "Choose a folder with --out.", exit_code=EXIT_USAGE)
+    foreign = sorted(_foreign_files(out_dir))
+    if foreign:
         raise UserError(
-            f"{out_dir} holds what curation has not written: {', '.join(strangers[:5])}",
-            "Name another folder with --out.",
+            f"{out_dir} holds files that curation did not write: {', '.join(foreign[:5])}",
+            "Choose another folder with --out.",
             exit_code=EXIT_USAGE,
         )
 
 
-def _strangers(folder: Path) -> set[str]:
-    """Files that no earlier report knows, or that have been changed since."""
+def _foreign_files(folder: Path) -> set[str]:
+    """Files that are in no earlier report, or that were changed since."""
     found = {
         file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()
     }
@@ -110,7 +110,7 @@ def _strangers(folder: Path) -> set[str]:
     }
     try:
         report = json.loads((folder / NOTES / "report.json").read_text("utf-8"))
-        known = dict(report["files"]) if report["compiler_version"] == MADE_BY else {}
+        known = dict(report["files"]) if report["made_by"] == MADE_BY else {}
     except (OSError, ValueError, KeyError, TypeError):
         known, own = {}, set()
     return {
@@ -120,15 +120,15 @@ def _strangers(folder: Path) -> set[str]:
     }
 
 
-def _work_through(
+def _process(
     files: list[Path], job: CurationJob, processes: int
 ) -> Iterator[tuple[int, list[CheckedRecord]]]:
-    """The batches of all files, worked on in `processes`, given back in order."""
+    """Process the batches of all files in `processes`; yield the results in order."""
     every = (batch for number, file in enumerate(files) for batch in _batches(number, file))
     if processes == 1:
         yield from map(partial(work, job), every)
         return
-    # spawn: a fork would copy threads of whoever called, and locks that they hold.
+    # spawn: a fork would copy locks that other threads of the caller hold.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
         waiting: deque[Future[tuple[int, list[CheckedRecord]]]] = deque()
@@ -147,7 +147,7 @@ def _batches(number: int, file: Path) -> Iterator[RecordBatch]:
 
 
 def _plain_item(file: Path) -> Item:
-    """A plain text goes through as it is, if it is text."""
+    """A plain text passes unchanged, if it is valid text."""
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -157,7 +157,7 @@ def _plain_item(file: Path) -> Item:
 
 
 class Deduplicator:
-    """Takes worked-on records in order, keeps what is new, writes file by file."""
+    """Takes checked records in order, drops duplicates, writes file by file."""
 
     def __init__(self, folder: Path, job: CurationJob, report: CurationReport) -> None:
         self.report = report
@@ -173,7 +173,7 @@ class Deduplicator:
         self._kept: list[str] = []
 
     def take(self, name: str, file: Path, done: list[CheckedRecord]) -> None:
-        """The next records of a file; files come one after the other."""
+        """Add the next records of a file; files must come one after the other."""
         if name != self._name:
             self._write()
             self._name = name
@@ -197,19 +197,19 @@ class Deduplicator:
         self._kept.append(_line(self._name, done))
 
     def _repeated(self, done: CheckedRecord, where: str) -> tuple[Verdict | None, str]:
-        """Whether an earlier record makes this one needless, and which."""
+        """Whether an earlier record makes this one redundant, and which."""
         if earlier := self._seen.get(done.key):
-            return Verdict("duplicate", f"the same as {earlier}"), earlier
+            return Verdict("duplicate", f"identical to {earlier}"), earlier
         record = done.curated.record
         prompt = record.prompt.encode("utf-8", "surrogatepass") if record else b""
         if record and prompt and self._prompts[prompt] >= self._limits.per_prompt:
-            reason = f"over {self._limits.per_prompt} answers to this prompt"
+            reason = f"over {self._limits.per_prompt} responses to this prompt"
             return Verdict("per_prompt", reason), ""
         if self._near and done.shingles is not None and done.signature is not None:
             match = self._near.add(len(self._places), done.shingles, done.signature)
             if match:
                 earlier = self._places[match.number]
-                reason = f"{match.jaccard:.2f} the same as {earlier}"
+                reason = f"similarity {match.jaccard:.2f} to {earlier}"
                 return Verdict("near_duplicate", reason), earlier
             self._places.append(where)
         self._seen[done.key] = where
@@ -230,7 +230,7 @@ class Deduplicator:
         text = done.item.record or Record("", done.item.text)
         row = {"where": where, "rule": verdict.rule, "reason": verdict.reason, "earlier": earlier}
         row |= {"prompt": text.prompt, "response": text.response}
-        self._dropped.write(json.dumps(row))  # ASCII: what was dropped may be no text at all
+        self._dropped.write(json.dumps(row))  # ASCII: dropped records may hold invalid characters
         example = {"where": where, "reason": verdict.reason}
         self.report.count(verdict.rule, kind_of(self._name), example)
 
@@ -246,22 +246,22 @@ class Deduplicator:
         self._kept = []
 
     def finish(self) -> None:
-        """Write the last file; all journals reach the disk."""
+        """Write the last file and sync the journals."""
         self._write()
         self._edits.sync()
         self._dropped.sync()
 
     def close(self) -> None:
-        """Let go of the journals."""
+        """Close the journals."""
         self._edits.close()
         self._dropped.close()
 
 
 def _line(name: str, done: CheckedRecord) -> str:
-    """A kept record as it stands in a file of this name."""
+    """A kept record in the format of this file."""
     record = done.curated.record
     jsonl = name.lower().endswith(".jsonl")
-    if record is None:  # plain text, or {"text": ...} as it was
+    if record is None:  # plain text, or {"text": ...}
         return done.item.text + "\n" if jsonl else done.item.text
     if not jsonl:
         return record.text()

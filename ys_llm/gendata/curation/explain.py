@@ -1,4 +1,4 @@
-"""What the rules say of one record, and where."""
+"""What the rules find in one record, and where."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,26 +11,28 @@ from ys_llm.gendata.curation.report import difference
 from ys_llm.gendata.curation.rule import Edit, Rule, Verdict, all_verdicts, apply_rules
 from ys_llm.gendata.curation.rules import STANDARD
 
-_SHOWN = 60  # characters on both sides of what a rule found
+_SHOWN = 60  # characters of context on both sides
 
 
 def explain(path: Path, which: int | str, *, rules: Sequence[Rule] = STANDARD) -> str:
-    """Every rule that fires on a record, where, and what becomes of the record.
+    """Every rule that acts on a record, where, and the result.
 
-    `which` is its number in the file, or a piece of its text, found in any file of a folder.
-    Raises UserError where there is no such record.
+    `which` is the record's number in the file, or a part of its text, searched in all files of a
+    folder. Raises UserError if there is no such record.
     """
     name, item = _find(path, which)
     head = f"{name}:{item.number}"
     if item.record is None:
-        return f"{head}: {item.problem or 'plain text, which has no rules'}"
+        return f"{head}: {item.problem or 'plain text, to which no rules apply'}"
     found = all_verdicts(item.record, rules)
-    lines = [line for rule, said in found.items() for line in _said(rule, said, item.record)]
+    lines = [
+        line for rule, result in found.items() for line in _describe(rule, result, item.record)
+    ]
     curated = apply_rules(item.record, rules)
     if curated.verdict:
         end = f"dropped: {curated.verdict.rule}"
     else:
-        end = "kept, mended" if curated.edits else "kept as it is"
+        end = "kept, fixed" if curated.edits else "kept unchanged"
     return "\n".join([f"{head}: {end}", *lines])
 
 
@@ -41,7 +43,7 @@ def _find(path: Path, which: int | str) -> tuple[str, Item]:
                 return str(file), item
     raise UserError(
         f"{path} holds no record {which if isinstance(which, int) else repr(which[:60])}",
-        "Name a file and a number in it, counted from 1, or a piece of the record's text.",
+        "Give a file and the number of a record in it, from 1, or a part of the record's text.",
         exit_code=EXIT_USAGE,
     )
 
@@ -53,13 +55,13 @@ def _is_it(item: Item, which: int | str) -> bool:
     return which in (f"{record.prompt}\n{record.response}" if record else item.text)
 
 
-def _said(rule: str, said: Verdict | Edit, record: Record) -> Iterator[str]:
-    if isinstance(said, Edit):
-        yield f"  {rule} mends:"
-        yield from (f"    {line}" for line in difference(said).splitlines())
+def _describe(rule: str, result: Verdict | Edit, record: Record) -> Iterator[str]:
+    if isinstance(result, Edit):
+        yield f"  {rule} fixes:"
+        yield from (f"    {line}" for line in difference(result).splitlines())
         return
-    yield f"  {rule} drops: {said.reason}"
-    begin, end = said.span
+    yield f"  {rule} drops: {result.reason}"
+    begin, end = result.span
     if end > begin:
         line = record.response.count("\n", 0, begin) + 1
         around = record.response[max(0, begin - _SHOWN) : min(end, begin + 200) + _SHOWN]

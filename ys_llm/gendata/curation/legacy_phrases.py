@@ -1,7 +1,7 @@
-"""The hand list that this project's ancestor searched its corpora with, for comparison.
+"""The phrase list with which an earlier project searched its corpora, for comparison.
 
-Each phrase is one rule, and drops what holds the phrase anywhere, in capitals or not. `AIMS` says
-which defect each phrase was after.
+Each phrase is one rule, which drops responses that contain it, in any case. `AIMS` names the defect
+that each phrase was meant to find.
 """
 
 import re
@@ -38,26 +38,26 @@ def _phrase(record: Record, *, phrase: str) -> RuleResult:
     at = record.response.lower().find(phrase)
     if at < 0:
         return None
-    return Verdict(f"ancestor/{phrase}", f"holds {phrase!r}", (at, at + len(phrase)))
+    return Verdict(f"legacy/{phrase}", f"contains {phrase!r}", (at, at + len(phrase)))
 
 
 def _brackets(record: Record) -> RuleResult:
     match = _BRACKETS.search(record.response)
-    return match and Verdict("ancestor/[...]", "holds brackets", match.span())
+    return match and Verdict("legacy/[...]", "contains brackets", match.span())
 
 
 def _rule(phrase: str, apply: Callable[[Record], RuleResult]) -> Rule:
     return Rule(
-        f"ancestor/{phrase}",
+        f"legacy/{phrase}",
         "drop",
-        f"a response that holds {phrase}",
+        f"a response that contains {phrase}",
         apply,
         positives=(Record("Go on.", f"A river. {phrase} A sea."),),
         negatives=(Record("Go on.", "A river. A sea."),),
     )
 
 
-ANCESTOR: tuple[Rule, ...] = (
+LEGACY_PHRASES: tuple[Rule, ...] = (
     *(_rule(phrase, partial(_phrase, phrase=phrase)) for phrase in AIMS),
     _rule("[...]", _brackets),
 )

@@ -1,10 +1,10 @@
-"""Near duplicates: texts whose sets of word shingles are nearly the same.
+"""Near duplicates: texts whose sets of word shingles are nearly equal.
 
-Two texts are near duplicates where |A & B| / |A | B| (Jaccard) of their sets of 5-word shingles
+Two texts are near duplicates if |A & B| / |A | B| (Jaccard) of their sets of 5-word shingles
 reaches a threshold. MinHash (Broder, 1997) finds candidates: under a random order of all shingles,
-two sets have the same first one with the probability of their Jaccard. The 126 minima of a text are
-cut into bands; texts that agree in one whole band are candidates, whose sets are compared exactly.
-Nothing here is random at run time: the same texts give the same answer on every machine.
+two sets share their minimum with a probability equal to their Jaccard similarity. The 126 minima of
+a text are divided into bands; texts that agree in a whole band are candidates, whose sets are
+compared exactly. Nothing is random at run time: the result is the same on every machine.
 """
 
 import hashlib
@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 SHINGLE_WORDS = 5
-HASHES = 126  # has many divisors, so that bands of every useful height fit
+HASHES = 126  # many divisors, so bands of every useful height fit
 RECALL = 0.99  # at the threshold itself, by the formula of `band_rows`
 
-# Of ASCII, letters and digits; all of the rest of Unicode. A regular expression takes three times
-# as long, and this is the larger part of the work.
+# Keeps ASCII letters and digits, and all other Unicode. A regular expression takes three times as
+# long, and this is most of the work.
 _ONLY_WORDS = bytes(byte if byte > 127 or chr(byte).isalnum() else 32 for byte in range(256))
 _AT_ONCE = 4096  # shingles; 126 rows of them are 2 MB
-_ESTIMATE_MARGIN = 0.2  # the estimate from 126 minima is off by 0.045 at most (one sigma)
+_ESTIMATE_MARGIN = 0.2  # one sigma of the estimate from 126 minima is at most 0.045
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _HIGH = np.uint64(32)
 
@@ -47,7 +47,7 @@ _SEEDS = _make_seeds()
 
 
 def band_rows(threshold: float) -> int:
-    """The highest band that still finds pairs at t, the threshold: 1-(1-t^rows)^bands >= RECALL."""
+    """The highest band that still finds pairs at threshold t: 1-(1-t^rows)^bands >= RECALL."""
     fitting = [
         rows
         for rows in range(1, HASHES + 1)
@@ -58,7 +58,7 @@ def band_rows(threshold: float) -> int:
 
 @lru_cache(maxsize=1 << 17)
 def _word_hash(word: bytes) -> int:
-    """64 bits that are the same on every machine; Python's own hashes are not."""
+    """64 bits, the same on every machine, unlike Python's own hashes."""
     if len(word) > 8:
         word = hashlib.blake2b(word, digest_size=8).digest()
     return int.from_bytes(word, "little")
@@ -78,7 +78,7 @@ def shingles_of(text: str) -> Shingles:
 
 
 def signature_of(shingles: Shingles) -> Signature:
-    """The 126 minima of a set, each under an order of its own."""
+    """The 126 minima of a set, each under its own order."""
     minima = np.full(HASHES, 0xFFFFFFFF, dtype=np.uint32)
     short = (shingles >> _HIGH).astype(np.uint32)
     for begin in range(0, len(short), _AT_ONCE):
@@ -95,16 +95,16 @@ def jaccard(one: Shingles, other: Shingles) -> float:
 
 @dataclass(frozen=True)
 class Match:
-    """A text that was added before, by its number, and how near it is."""
+    """An earlier text, by its number, and the similarity to it."""
 
     number: int
     jaccard: float
 
 
 class NearDuplicates:
-    """Texts one after the other; each is told the nearest of the texts kept before it.
+    """An index of texts that finds the nearest earlier text.
 
-    Greedy: a text that has a match is not kept, so that of what is kept no two are near.
+    Greedy: a text with a match is not added, so no two texts of the index are near duplicates.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -117,7 +117,7 @@ class NearDuplicates:
         self._numbers: list[int] = []
 
     def add(self, number: int, shingles: Shingles, signature: Signature) -> Match | None:
-        """The nearest kept text at or over the threshold; None where there is none: it is kept."""
+        """The nearest text at or above the threshold; if there is none, add this text."""
         keys = self._keys(signature)
         match = self._nearest(keys, shingles, signature)
         if match is None:

@@ -1,4 +1,4 @@
-"""What stands in a response beside the answer: notes, placeholders, links, control tags."""
+"""Parts of a response that are not the answer: notes, placeholders, links, control tags."""
 
 import re
 from collections.abc import Iterator
@@ -37,18 +37,18 @@ _UNKNOWN = re.compile(
 _QUOTE = re.compile('["“”]')
 _LINE_BREAK = re.compile("\n")
 _PHRASE_CHARS = 200
-_SPOKEN = re.compile(r"\]?:")  # [Host]: is somebody who speaks
+_SPOKEN = re.compile(r"\]?:")  # [Host]: is a speaker
 
 _LINK = re.compile(r"(?<!!)\[([^\[\]\n]{1,200})\]\(([^()\s]{1,400})(?: \"[^\"\n]*\")?\)")
 _URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"')\]]+|\bwww\.[\w-]+\.[\w.-]+[^\s<>\"')\]]*", re.I)
 
-_QUESTION_CHARS = 400  # a longer prompt that holds the word does not ask for an address
+_QUESTION_CHARS = 400  # a longer prompt with the word does not ask for an address
 _ASKS_FOR_LINK = re.compile(
     r"\b(?:urls?|links?|web ?(?:site|page|address)|https?|domain|html|markdown)\b", re.I
 )
 
 _TAG = re.compile(
-    r"<\|[a-z_]{1,40}\|>|\[/?INST\]|<</?SYS>>|</s>|<(?:start|end|pad|unk|eos|bos|eot|mask)>"
+    r"<\|[a-z_]{1,40}\|>|\[/?INST\]|<</?SYS>>|</s>|<(?:start|end|pad|unk|eos|bos|eot|mask)>|</?think(?:ing)?>"
 )
 _NO_TEXT = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u2028\\u2029\\ufffe\\uffff]")
 
@@ -66,7 +66,7 @@ def _note(record: Record) -> RuleResult:
 
 
 def _note_lines(prose: str) -> Iterator[re.Match[str]]:
-    """Lines that begin as notes; looking at every line for it takes five times as long."""
+    """Lines that begin as notes; searching line by line takes five times as long."""
     seen = -1
     for word in _NOTE_WORD.finditer(prose):
         begin = prose.rfind("\n", 0, word.start()) + 1
@@ -77,9 +77,9 @@ def _note_lines(prose: str) -> Iterator[re.Match[str]]:
 
 
 def _extent(prose: str, match: re.Match[str]) -> tuple[int, int]:
-    """The paragraph that the note begins; inside a paragraph or a list, its line alone.
+    """The span of a note: its paragraph; inside a paragraph or a list, its line only.
 
-    A note that ends in a colon takes the list or the code after it along.
+    A note that ends with a colon includes the list or code after it.
     """
     start = match.start()
     above = prose[prose.rfind("\n", 0, max(0, start - 1)) + 1 : max(0, start - 1)]
@@ -98,7 +98,7 @@ def _found(pattern: re.Pattern[str], text: str, at: int) -> int:
 
 
 def _without(text: str, spans: list[tuple[int, int]]) -> str:
-    """The text without the spans, without gaps and without a line of dashes at its end."""
+    """The text without the spans, the gaps they leave, and a horizontal rule at the end."""
     kept, at = "", 0
     pieces = []
     for start, end in spans:
@@ -146,7 +146,7 @@ def _is_unfilled(match: re.Match[str], prose: str) -> bool:
 
 
 def _is_in_phrase(match: re.Match[str], prose: str) -> bool:
-    """Inside short quotation marks: a phrase for the reader to fill in."""
+    """Inside a short quotation: a phrase for the reader to fill in."""
     begin = prose.rfind("\n", 0, match.start()) + 1
     end = _found(_LINE_BREAK, prose, match.end())
     before = _QUOTE.split(prose[begin : match.start()])
@@ -156,7 +156,7 @@ def _is_in_phrase(match: re.Match[str], prose: str) -> bool:
 
 
 def _link(record: Record) -> RuleResult:
-    """A markdown link becomes its text; an address in prose cannot be taken out of its sentence."""
+    """Replace links by their text; a URL in prose cannot be removed from its sentence."""
     response = record.response
     if "](" not in response and "://" not in response and "www." not in response.lower():
         return None
@@ -164,7 +164,7 @@ def _link(record: Record) -> RuleResult:
     if len(record.prompt) < _QUESTION_CHARS and _ASKS_FOR_LINK.search(record.prompt):
         return None
     if url := _URL.search(_LINK.sub(_link_text, prose)):
-        return Verdict("link", f"the address {url[0][:80]} in prose", (0, 0))
+        return Verdict("link", f"the URL {url[0][:80]} in prose", (0, 0))
     pieces, at = [], 0
     for match in _LINK.finditer(prose):
         pieces += [response[at : match.start()], match[1]]
@@ -181,7 +181,7 @@ def _control_tag(record: Record) -> RuleResult:
         has_brackets = "<" in text or "[" in text
         if match := _NO_TEXT.search(text) or (_TAG.search(text) if has_brackets else None):
             span = match.span() if text is record.response else (0, 0)
-            return Verdict("control_tag", f"{match[0]!r} is no text", span)
+            return Verdict("control_tag", f"{match[0]!r} is not text", span)
     return None
 
 
@@ -220,14 +220,14 @@ def _self_reference(record: Record) -> RuleResult:
         return None
     for match in _FIRST_PERSON.finditer(response):
         if not is_quoted(response, match.start()):
-            return Verdict("self_reference", f"speaks of itself: {match[0]}", match.span())
+            return Verdict("self_reference", f"refers to itself: {match[0]}", match.span())
     return None
 
 
 NOTE = Rule(
     "note",
     "fix",
-    "a paragraph, line or bracket that begins with Note is cut out, with the list it announces",
+    "a paragraph, line or bracket that begins with Note is removed, with the list it announces",
     _note,
     positives=answers(
         "Rivers run to the sea.\n\nNote: this is a simplified view.",
@@ -245,7 +245,7 @@ NOTE = Rule(
 PLACEHOLDER = Rule(
     "placeholder",
     "drop",
-    "a slot that nobody filled ([Name], [Your ...], [insert ...]) in the prompt or the response",
+    "an unfilled slot ([Name], [Your ...], [insert ...]) in the prompt or the response",
     _placeholder,
     positives=(
         *answers("Welcome! I am [Your Name], and this is the river.", "We met [Team Name] there."),
@@ -262,7 +262,7 @@ PLACEHOLDER = Rule(
 LINK = Rule(
     "link",
     "fix",
-    "a markdown link becomes its text; a response with a web address in its prose is dropped",
+    "a markdown link is replaced by its text; a response with a URL in prose is dropped",
     _link,
     positives=answers(
         "See [the Rhine](rhine.html) for more.",
@@ -278,15 +278,20 @@ LINK = Rule(
 CONTROL_TAG = Rule(
     "control_tag",
     "drop",
-    "a tag of a chat template, or a character that no text holds (NUL and the like)",
+    "a tag of a chat template or of reasoning, or a control character (NUL and the like)",
     _control_tag,
-    positives=answers("Rivers run.<|eot_id|>", "[INST] Go on [/INST] Rivers run.", "A\x00B"),
+    positives=answers(
+        "Rivers run.<|eot_id|>",
+        "[INST] Go on [/INST] Rivers run.",
+        "A\x00B",
+        "<think>A river?</think> Rivers run.",
+    ),
     negatives=answers("a < b and c > d | e", "Rivers\trun.\nYes.", "<b>Rivers</b> run."),
 )
 SELF_REFERENCE = Rule(
     "self_reference",
     "drop",
-    "a response that speaks of itself as a program (As an AI, I ...; I'm a large language model)",
+    "a response that refers to itself as a program (As an AI, I ...; I'm a large language model)",
     _self_reference,
     positives=answers(
         "As an AI language model, I have never seen a river.",
@@ -299,4 +304,4 @@ SELF_REFERENCE = Rule(
         "A large language model is trained on text.",
     ),
 )
-assert FENCE == "```"  # the patterns above are written for it
+assert FENCE == "```"  # the patterns above contain it

@@ -1,17 +1,17 @@
-"""How a chat model begins: a preamble, a refusal, the question over again."""
+"""Openings of chat models: a preamble, a refusal, a repetition of the prompt."""
 
 import re
 
 from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
 
-_HEAD = 700  # characters; an opening longer than that is no opening
-_COPIED_WORDS = 8  # in a row: two texts on one subject do not share so many by chance
-_COPIED_SHARE = 0.8  # of the response: no answer of its own
-_ECHOED_SHARE = 0.4  # of the response, where its first words are the prompt's as well
+_HEAD = 700  # characters; an opening is never longer
+_COPIED_WORDS = 8  # in a row: two texts on one subject do not share these by chance
+_COPIED_SHARE = 0.8  # of the response: not an answer of its own
+_ECHOED_SHARE = 0.4  # of the response, if it also begins like the prompt
 _ECHOED_WORDS = 18
-_FIRST_LINE = 120  # characters of the prompt that an echo may leave out at its beginning
-_LONG_ENOUGH = 40  # words: a shorter prompt or response is copied by right
+_FIRST_LINE = 120  # characters that an echo may omit from the start of the prompt
+_LONG_ENOUGH = 40  # words: a shorter prompt or response may legitimately repeat the other
 
 _HERE = r"(?:here(?:['’]s|\ is|\ are)|below\ (?:is|are)|the\ following\ (?:is|are))\b"
 _MADE = (
@@ -85,7 +85,7 @@ def _preamble(record: Record) -> RuleResult:
 
 
 def _refused_first(response: str) -> int:
-    """Where the answer begins that a model gives after all, below a line; 0 where it gives none."""
+    """Start of an answer that follows a refusal and a horizontal rule; 0 if there is none."""
     rule = _RULE_LINE.search(response, 0, _HEAD) if _REFUSAL.match(response[:_HEAD]) else None
     return rule.end() if rule and len(response) - rule.end() > _HEAD else 0
 
@@ -98,7 +98,7 @@ def _refusal(record: Record) -> RuleResult:
 
 
 def _echo(record: Record) -> RuleResult:
-    """The question as the first lines of the answer goes; an answer that goes on copying, whole."""
+    """Cut the prompt from the start of the answer; drop an answer that copies further."""
     prompt, response = record.prompt.strip(), record.response.lstrip()
     if len(prompt) >= 12 and response.startswith(prompt):
         rest = response[len(prompt) :]
@@ -109,7 +109,7 @@ def _echo(record: Record) -> RuleResult:
     share = _copied_share(prompt, response) if begins_alike else 0.0
     if share < _ECHOED_SHARE:
         return None
-    reason = f"begins as the prompt does, and {share:.0%} of it is copied"
+    reason = f"begins like the prompt, and {share:.0%} of it is copied"
     return Verdict("echo", reason, (0, len(record.response)))
 
 
@@ -124,7 +124,7 @@ def _copy(record: Record) -> RuleResult:
 def _copied_share(prompt: str, response: str) -> float:
     if len(prompt) < 4 * _LONG_ENOUGH or len(response) < 4 * _LONG_ENOUGH:
         return 0.0
-    head = response[:_HEAD].split()[2:]  # a copy is one in its first lines already
+    head = response[:_HEAD].split()[2:]  # a copy shows in its first lines
     if not any(" ".join(head[i : i + 4]) in prompt for i in range(0, len(head) - 4, 4)):
         return 0.0
     asked, answered = prompt.split(), response.split()
@@ -141,7 +141,7 @@ def _runs(words: list[str]) -> set[tuple[str, ...]]:
 PREAMBLE = Rule(
     "preamble",
     "fix",
-    "a chat opening before the answer (Here is ...:, Sure!, I'd be happy to ...) is cut off",
+    "a chat opening before the answer (Here is ...:, Sure!, I'd be happy to ...) is removed",
     _preamble,
     positives=answers(
         "Here are five facts about rivers:\n\n1. They flow downhill.",
@@ -178,7 +178,7 @@ _ESSAY = "When you walk by a river in the morning, the mist is still there, and 
 ECHO = Rule(
     "echo",
     "fix",
-    "the prompt repeated before the answer is cut off; one that goes on copying is dropped",
+    "the prompt repeated before the answer is removed; a response that copies further is dropped",
     _echo,
     positives=(
         Record("How long is the Rhine?", "How long is the Rhine?\n\nAbout 1,230 km."),
@@ -193,7 +193,7 @@ ECHO = Rule(
 COPY = Rule(
     "copy",
     "drop",
-    "a response of which four fifths are copied from the prompt, in runs of eight words",
+    "a response copied from the prompt to four fifths or more, in runs of eight words",
     _copy,
     positives=(
         Record(f"Think.\n{_ESSAY}", f"So we think. {_ESSAY}"),

@@ -1,4 +1,4 @@
-"""Which files curation reads, in which order, and the kind that a file's name tells."""
+"""The files that curation reads, their order, and the kind that a file name indicates."""
 
 from pathlib import Path
 

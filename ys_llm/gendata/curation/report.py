@@ -1,4 +1,4 @@
-"""What curation did: counts by rule and by kind, examples, and the difference of every edit."""
+"""The report of a curation: counts by rule and by kind, examples, diffs of edits."""
 
 import difflib
 import json
@@ -10,19 +10,19 @@ from ys_llm.gendata.curation.rule import Edit, Rule
 MADE_BY = "ys gen-data curate"
 EXAMPLES = 10
 _EXAMPLE_CHARS = 400
-_LONGEST_DIFF = 2000  # lines; comparing takes the square of it
+_LONGEST_DIFF = 2000  # lines; a diff takes quadratic time
 OTHER_REASONS = {
-    "unreadable": "no record, or no text",
-    "length": "a response shorter or longer than the limits",
-    "duplicate": "the same record again",
-    "near_duplicate": "nearly the same 5-word shingles as an earlier record",
-    "per_prompt": "more answers to one prompt than the limit",
+    "unreadable": "not a record, or not text",
+    "length": "a response outside the length limits",
+    "duplicate": "identical to an earlier record",
+    "near_duplicate": "nearly identical to an earlier record in 5-word shingles",
+    "per_prompt": "more responses to one prompt than the limit",
 }
 
 
 @dataclass
 class KindCount:
-    """How the records of one kind fared."""
+    """Counts of the records of one kind."""
 
     read: int = 0
     kept: int = 0
@@ -32,7 +32,7 @@ class KindCount:
 
 @dataclass
 class RuleCount:
-    """What one rule did."""
+    """Counts of one rule."""
 
     records: int = 0
     kinds: dict[str, int] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class RuleCount:
 
 @dataclass
 class CurationReport:
-    """All counts of one curation; `str()` says it in a few lines, `markdown()` in full."""
+    """All counts of one curation; `str()` is a summary, `markdown()` has everything."""
 
     settings: Mapping[str, object]
     descriptions: Mapping[str, str]
@@ -52,11 +52,11 @@ class CurationReport:
     bytes_kept: int = 0
 
     def kind(self, name: str) -> KindCount:
-        """The counts of a kind, which begin at nothing."""
+        """The counts of a kind, initially zero."""
         return self.kinds.setdefault(name, KindCount())
 
     def count(self, rule: str, kind: str, example: dict[str, str]) -> None:
-        """One record that a rule said something about."""
+        """Count one record that a rule acted on."""
         count = self.rules.setdefault(rule, RuleCount())
         count.records += 1
         count.kinds[kind] = count.kinds.get(kind, 0) + 1
@@ -65,14 +65,14 @@ class CurationReport:
 
     @property
     def totals(self) -> KindCount:
-        """Over all kinds."""
+        """The sum over all kinds."""
         counts = [asdict(count) for count in self.kinds.values()]
         return KindCount(**{name: sum(c[name] for c in counts) for name in asdict(KindCount())})
 
     def __str__(self) -> str:
         total = self.totals
         lines = [
-            f"{total.read:,} records read, {total.kept:,} kept ({total.edited:,} of them mended), "
+            f"{total.read:,} records read, {total.kept:,} kept ({total.edited:,} of them fixed), "
             f"{total.dropped:,} dropped; {self.bytes_read / 1e6:.1f} MB became "
             f"{self.bytes_kept / 1e6:.1f} MB"
         ]
@@ -83,9 +83,9 @@ class CurationReport:
         return sorted(self.rules.items(), key=lambda pair: (-pair[1].records, pair[0]))
 
     def json(self) -> str:
-        """The report for programs; holds no time, so that the same input gives the same bytes."""
+        """The report as JSON; without times, so that equal input gives equal bytes."""
         content = {
-            "compiler_version": MADE_BY,
+            "made_by": MADE_BY,
             "settings": dict(self.settings),
             "bytes": {"read": self.bytes_read, "kept": self.bytes_kept},
             "totals": asdict(self.totals),
@@ -100,7 +100,7 @@ class CurationReport:
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     def markdown(self) -> str:
-        """The report for people."""
+        """The report as Markdown."""
         parts = ["# Curation", "", "```text", str(self), "```", "", *self._kind_table(), ""]
         for name, count in self._by_size():
             parts += [f"## {name}: {count.records:,}", "", self.descriptions.get(name, ""), ""]
@@ -116,16 +116,16 @@ class CurationReport:
             f"| {name} | {count.read:,} | {count.kept:,} | {count.edited:,} | {count.dropped:,} |"
             for name, count in sorted(self.kinds.items())
         ]
-        return ["| kind | read | kept | mended | dropped |", "|---|---|---|---|---|", *rows]
+        return ["| kind | read | kept | fixed | dropped |", "|---|---|---|---|---|", *rows]
 
 
 def descriptions(rules: tuple[Rule, ...]) -> dict[str, str]:
-    """One line on every rule, and on every other reason to drop a record."""
+    """One line for every rule and every other reason to drop a record."""
     return {rule.name: rule.description for rule in rules} | OTHER_REASONS
 
 
 def difference(edit: Edit) -> str:
-    """What an edit changed, line by line: `-` before, `+` after, one line around it."""
+    """The diff of an edit, with one line of context."""
     parts = [
         _line_diff(before, after)
         for before, after in (
@@ -140,6 +140,6 @@ def difference(edit: Edit) -> str:
 def _line_diff(before: str, after: str) -> str:
     one, other = before.splitlines(), after.splitlines()
     if len(one) + len(other) > _LONGEST_DIFF:
-        return f"{len(one):,} lines became {len(other):,}"
+        return f"{len(one):,} lines replaced by {len(other):,}"
     lines = difflib.unified_diff(one, other, n=1, lineterm="")
     return "\n".join(line for line in lines if not line.startswith(("---", "+++")))

@@ -1,4 +1,4 @@
-"""What a rule is, and what a set of rules does to one record."""
+"""Rules, and their application to one record."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from ys_llm.data.records import Record
 
 @dataclass(frozen=True)
 class Verdict:
-    """Why a record is dropped; `span` is what to look at, as offsets into the response."""
+    """Why a record is dropped; `span` marks the place, as offsets into the response."""
 
     rule: str
     reason: str
@@ -38,7 +38,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Edit:
-    """What one rule changed."""
+    """The change made by one rule."""
 
     rule: str
     before: Record
@@ -47,7 +47,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Curated:
-    """What is left of a record: itself, mended, or nothing and the verdict that says why."""
+    """The result for a record: the record, possibly fixed, or None and the verdict."""
 
     record: Record | None
     edits: tuple[Edit, ...] = ()
@@ -61,12 +61,12 @@ class _Progress:
 
 
 def apply_rules(record: Record, rules: Sequence[Rule]) -> Curated:
-    """Mend until no rule mends any more, then ask the rules that drop; the first verdict counts.
+    """Apply fixes until none changes anything, then the rules that drop; the first verdict counts.
 
-    Every fix makes the record shorter, so this ends; and what comes out comes out unchanged again.
+    Every fix shortens the record, so this ends; applying it again changes nothing.
     """
     progress = _Progress(record)
-    while verdict_or_done := _mend(progress, rules):
+    while verdict_or_done := _fix(progress, rules):
         if isinstance(verdict_or_done, Verdict):
             return Curated(None, tuple(progress.edits), verdict_or_done)
     for rule in rules:
@@ -76,8 +76,8 @@ def apply_rules(record: Record, rules: Sequence[Rule]) -> Curated:
     return Curated(progress.record, tuple(progress.edits))
 
 
-def _mend(progress: _Progress, rules: Sequence[Rule]) -> Verdict | bool:
-    """One round of all that fix: a verdict, else whether anything has changed."""
+def _fix(progress: _Progress, rules: Sequence[Rule]) -> Verdict | bool:
+    """One round of all fixes: a verdict, else whether anything changed."""
     before = progress.record
     for rule in rules:
         if rule.kind != "fix":
@@ -97,16 +97,16 @@ def _length(record: Record) -> int:
 
 
 def all_verdicts(record: Record, rules: Sequence[Rule]) -> dict[str, Verdict | Edit]:
-    """Rule -> the first thing it says, of every rule that says something about the record.
+    """The first result of every rule that acts on the record, by rule name.
 
-    Each is asked about the record as it was and as the others mend it, so that it can be judged
-    alone; `apply_rules` stops at the first verdict.
+    Each rule sees the original record and the one fixed by the other rules, so that rules can be
+    judged separately; `apply_rules` stops at the first verdict.
     """
     found: dict[str, Verdict | Edit] = {}
     for rule in rules:
         result = rule.apply(record)
         if result is not None:
-            found[rule.name] = _as_said(rule, record, result)
+            found[rule.name] = _as_edit(rule, record, result)
     curated = apply_rules(record, [rule for rule in rules if rule.kind == "fix"])
     for edit in curated.edits:
         found.setdefault(edit.rule, edit)
@@ -119,19 +119,19 @@ def all_verdicts(record: Record, rules: Sequence[Rule]) -> dict[str, Verdict | E
     return found
 
 
-def _as_said(rule: Rule, record: Record, result: Record | Verdict) -> Verdict | Edit:
+def _as_edit(rule: Rule, record: Record, result: Record | Verdict) -> Verdict | Edit:
     return result if isinstance(result, Verdict) else Edit(rule.name, record, result)
 
 
 def with_response(record: Record, response: str, rule: str) -> RuleResult:
-    """The record with another response; a verdict where none is left, None where it is the same."""
+    """The record with another response; a verdict if it is empty, None if it is unchanged."""
     if response == record.response:
         return None
     if not response.strip():
-        return Verdict(rule, "nothing else is in the response", (0, len(record.response)))
+        return Verdict(rule, "the response holds nothing else", (0, len(record.response)))
     return Record(record.prompt, response)
 
 
 def answers(*responses: str, prompt: str = "Tell me about rivers.") -> tuple[Record, ...]:
-    """Examples of a rule that looks at the response alone."""
+    """Examples for a rule that only looks at the response."""
     return tuple(Record(prompt, response) for response in responses)

@@ -1,4 +1,4 @@
-"""The rule sets: which rules there are, in which order, and by which names they are chosen."""
+"""The rule sets: all rules, their order, and the names by which they are chosen."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.gendata.curation.closings import OFFER, TRUNCATED
 from ys_llm.gendata.curation.corruption import LANGUAGE, MOJIBAKE, REPETITION
-from ys_llm.gendata.curation.legacy_phrases import ANCESTOR
+from ys_llm.gendata.curation.legacy_phrases import LEGACY_PHRASES
 from ys_llm.gendata.curation.notes_and_links import (
     CONTROL_TAG,
     LINK,
@@ -21,7 +21,7 @@ from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
 def _empty(record: Record) -> RuleResult:
     if any(map(str.isalnum, record.response)):
         return None
-    return Verdict("empty", "no letter and no digit in the response", (0, len(record.response)))
+    return Verdict("empty", "the response has no letter and no digit", (0, len(record.response)))
 
 
 EMPTY = Rule(
@@ -50,11 +50,11 @@ STANDARD: tuple[Rule, ...] = (
     REPETITION,
     TRUNCATED,
 )
-RULE_SETS: dict[str, tuple[Rule, ...]] = {"standard": STANDARD, "ancestor": ANCESTOR}
+RULE_SETS: dict[str, tuple[Rule, ...]] = {"standard": STANDARD, "legacy": LEGACY_PHRASES}
 
 
 def rules_named(names: Iterable[str]) -> tuple[Rule, ...]:
-    """The rules of these sets and names, each once, in their order; UserError for a wrong name."""
+    """The rules of these sets and names, each once, in order. Raises UserError for unknown ones."""
     single = {rule.name: rule for rules in RULE_SETS.values() for rule in rules}
     chosen: dict[str, Rule] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""What the rules share: code that is none of their business, words, sentences, tables."""
+"""Helpers of the rules: code, words, sentences, tables, verse."""
 
 import re
 
@@ -18,30 +18,30 @@ WORDS_THAT_LEAD_ON = frozenset(_LEADING_ON.split())
 
 
 def without_code(text: str) -> str:
-    """The text with code blanked out, every character where it was."""
+    """The text with code replaced by spaces; offsets stay the same."""
     if "`" not in text:
         return text
     return _CODE.sub(lambda match: _NOT_A_LINE_END.sub(" ", match[0]), text)
 
 
 def sentence_starts(paragraph: str) -> list[int]:
-    """Where the sentences of a paragraph begin."""
+    """Start offsets of the sentences of a paragraph."""
     return [0, *(match.end() for match in _SENTENCE_END.finditer(paragraph))]
 
 
 def is_quoted(text: str, at: int) -> bool:
-    """Whether a character says that somebody else is speaking: inside quotation marks."""
+    """Whether an offset is inside quotation marks."""
     paragraph = text[text.rfind("\n", 0, at) + 1 : at]
     curly = paragraph.count("“") - paragraph.count("”")
     return paragraph.count('"') % 2 == 1 or curly > 0
 
 
 def is_table_line(line: str) -> bool:
-    """A line of a table, a list, a heading or of JSON, which needs no full stop."""
+    """Whether a line belongs to a table, list, heading or JSON, and needs no full stop."""
     return _TABLE_LINE.match(line) is not None
 
 
 def is_verse(response: str) -> bool:
-    """Verse ends its lines, and itself, as it likes."""
+    """Whether a response is verse, which may end its lines in any way."""
     lines = [line for line in response.splitlines() if line.strip()]
     return len(lines) > 2 and sum(len(line) < VERSE_CHARS for line in lines) > 0.8 * len(lines)

@@ -1,4 +1,4 @@
-"""What one process does: rules, hashes and shingles of a batch of records."""
+"""The work of one process: rules, hashes and shingles of a batch of records."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +14,12 @@ from ys_llm.gendata.curation.near_duplicates import (
 )
 from ys_llm.gendata.curation.rule import Curated, Rule, Verdict, apply_rules
 
-BATCH_CHARS = 400_000  # a few milliseconds to send, a tenth of a second to work on
+BATCH_CHARS = 400_000  # a few milliseconds to send, 0.1 s to process
 
 
 @dataclass(frozen=True)
 class LengthLimits:
-    """How long a response may be, in characters, and how often one prompt may be answered."""
+    """Allowed length of a response in characters, and number of responses to one prompt."""
 
     min_chars: int = 1
     max_chars: int = 1_000_000
@@ -28,7 +28,7 @@ class LengthLimits:
 
 @dataclass(frozen=True)
 class CurationJob:
-    """What is to be done to every record, the same in all processes; `near` 0: no shingles."""
+    """What to do with every record, the same in all processes; `near` 0: no shingles."""
 
     rules: tuple[Rule, ...]
     limits: LengthLimits
@@ -37,7 +37,7 @@ class CurationJob:
 
 @dataclass(frozen=True)
 class RecordBatch:
-    """Records of one file, by the file's place in the list."""
+    """Records of one file; `file` is its index in the list."""
 
     file: int
     items: tuple[Item, ...]
@@ -45,7 +45,7 @@ class RecordBatch:
 
 @dataclass(frozen=True)
 class CheckedRecord:
-    """One record with all that can be said of it alone."""
+    """One record with the results that depend on no other record."""
 
     item: Item
     curated: Curated
@@ -55,7 +55,7 @@ class CheckedRecord:
 
 
 def batches(file: int, items: Iterable[Item]) -> Iterator[RecordBatch]:
-    """The records of a file in batches; the last one, perhaps empty, ends the file."""
+    """The records of a file in batches; the last one may be empty."""
     batch: list[Item] = []
     size = 0
     for item in items:
@@ -69,7 +69,7 @@ def batches(file: int, items: Iterable[Item]) -> Iterator[RecordBatch]:
 
 
 def work(job: CurationJob, batch: RecordBatch) -> tuple[int, list[CheckedRecord]]:
-    """All that needs no other record; runs in a process of its own."""
+    """Process a batch; runs in a worker process."""
     return batch.file, [_done(job, item) for item in batch.items]
 
 
@@ -89,7 +89,7 @@ def _done(job: CurationJob, item: Item) -> CheckedRecord:
 
 
 def curate_record(record: Record, rules: Sequence[Rule], limits: LengthLimits) -> Curated:
-    """The rules, and the lengths before and after them: a fix may leave too little."""
+    """Apply the rules and the length limits; a fix may leave too little."""
     if len(record.response) > limits.max_chars:
         return Curated(None, (), _length(record, f"over {limits.max_chars:,}"))
     curated = apply_rules(record, rules)
@@ -104,7 +104,7 @@ def _length(record: Record, limit: str) -> Verdict:
 
 
 def key_of(prompt: str, response: str) -> bytes:
-    """The same for equal records alone."""
+    """A hash that only equal records share."""
     data = prompt.encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(b"%d " % len(data) + data, digest_size=16)
     digest.update(response.encode("utf-8", "surrogatepass"))

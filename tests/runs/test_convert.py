@@ -17,11 +17,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from support.training_runs import rows_of, snapshot
 
 from ys_llm.cli.main import main
+from ys_llm.config.schema import ModelConfig
 from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import unflatten
 from ys_llm.runs import convert
 from ys_llm.runs.checkpoint import read_checkpoint
 from ys_llm.runs.folder import checkpoints
@@ -132,3 +136,21 @@ def test_a_damaged_checkpoint_is_named_and_left_as_it_is(
 def test_what_is_not_a_run_is_not_converted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "corpus"]) != 0
     assert "there is no run 'corpus'" in capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_the_keys_of_a_converted_carried_state_are_still_seen() -> None:
+    config = ModelConfig(d_model=16, n_layers=2, d_mlp=0, layers=("softmax_attention",))
+    model = Model(config, vocab_size=20)
+    tokens_BT = torch.randint(20, (2, 9))
+    _, state = model(tokens_BT, None, tokens_BT == 3)
+    old = {"carried.position": torch.tensor(9), "random.cpu": torch.get_rng_state()}
+    for number, layer in enumerate(state["layers"]):  # B H T P, documents from 0, a clock each
+        old[f"carried.{number}.keys"] = layer["keys"].transpose(1, 2)
+        old[f"carried.{number}.values"] = layer["values"].transpose(1, 2)
+        old[f"carried.{number}.document"] = layer["document"] - 1
+        old[f"carried.{number}.position"] = torch.tensor(9)
+    new = convert.convert_training_tensors(old, model)
+    carried = {name.removeprefix("carried."): t for name, t in new.items() if "carried" in name}
+    restored = unflatten(carried, like=model.init_state(1))
+    assert torch.equal(model(tokens_BT, restored)[0], model(tokens_BT, state)[0])

@@ -107,7 +107,7 @@ def _convert_checkpoint(saved: Checkpoint, model: Model) -> None:
         {
             "model": {_tensor_name(name, model): t for name, t in saved.weights.items()},
             "optimizer": moments,
-            "tensors": _training_tensors(saved.tensors, model),
+            "tensors": convert_training_tensors(saved.tensors, model),
         },
         _progress(saved.progress, model),
     )
@@ -137,12 +137,12 @@ def _progress(progress: Mapping[str, Any], model: Model) -> dict[str, Any]:
     return {**kept, "environment": environment}
 
 
-def _training_tensors(tensors: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
+def convert_training_tensors(tensors: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
     """Random generators as they are, the carried state with one clock for each row."""
     others = {name: t for name, t in tensors.items() if not name.startswith(_CARRIED)}
     old = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name not in others}
     layers = {
-        f"layers.{name}": _time_second(name, tensor)
+        f"layers.{name}": _layer_tensor(name, tensor)
         for name, tensor in old.items()
         if name.rpartition(".")[2] != "position"
     }
@@ -155,8 +155,12 @@ def _training_tensors(tensors: Mapping[str, Tensor], model: Model) -> dict[str, 
     return others | {f"{_CARRIED}{name}": tensor for name, tensor in state.items()}
 
 
-def _time_second(name: str, tensor: Tensor) -> Tensor:
-    is_cache = name.rpartition(".")[2] in _TIME_SECOND and tensor.dim() == 4
+def _layer_tensor(name: str, tensor: Tensor) -> Tensor:
+    """Time is the second dimension now, and documents are counted from 1: 0 is padding."""
+    entry = name.rpartition(".")[2]
+    if entry == "document":
+        return tensor + 1
+    is_cache = entry in _TIME_SECOND and tensor.dim() == 4
     return tensor.transpose(1, 2) if is_cache else tensor
 
 

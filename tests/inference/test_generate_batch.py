@@ -111,6 +111,11 @@ def test_prompts_are_read_as_rows_become_free(max_tokens: int) -> None:
     assert n_answers == 9
 
 
+def test_a_batch_holds_at_least_one_row() -> None:
+    with pytest.raises(ValueError, match="max_batch"):
+        batch_ids(model_of(("three_tier",)), prompts_of([2]), SAMPLED, max_batch=0)
+
+
 def test_no_prompts_make_no_answers() -> None:
     assert batch_ids(model_of(("three_tier",)), [], SAMPLED, 4) == {}
 

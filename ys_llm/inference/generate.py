@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 
 import torch
@@ -52,7 +52,7 @@ class ActiveSequence:
 
     number: int
     sampler: Sampler
-    tokens: list[ScoredToken] = field(default_factory=list)
+    tokens: list[ScoredToken]
 
 
 def prompt_ids(tokenizer: Tokenizer, pieces: Iterable[str], *, raw: bool) -> Iterator[int]:
@@ -178,16 +178,17 @@ def generate_batch(
     the logits of a batch otherwise than those of one row, and a token whose draw is that close can
     then differ.
     """
+    if max_batch < 1:
+        raise ValueError(f"max_batch must be at least 1, found {max_batch}")
     waiting, rows = enumerate(prefilled), decode_rows(model, decoder)
     active: list[ActiveSequence] = []
     while True:
         joining = list(islice(waiting, max_batch - len(active)))
         rows.add([one.state for _, one in joining])
         for number, one in joining:
-            sequence = ActiveSequence(number, Sampler(sampling, end_id=end_id, recent=one.recent))
-            if not sequence.sampler.finished:
-                sequence.tokens.append(sequence.sampler.sample(one.logits_V))
-            active.append(sequence)
+            sampler = Sampler(sampling, end_id=end_id, recent=one.recent)
+            tokens = [] if sampler.finished else [sampler.sample(one.logits_V)]
+            active.append(ActiveSequence(number, sampler, tokens))
         if not active:
             return
         yield from ((row.number, row.tokens) for row in active if row.sampler.finished)

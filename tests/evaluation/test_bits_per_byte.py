@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from support.evaluated import DOCUMENTS, TEXTS, nats_of
+from torch.utils.flop_counter import FlopCounterMode
 
 from ys_llm.config.schema import Config, ModelConfig, TrainConfig
 from ys_llm.data.shards import TokenShard
@@ -71,6 +72,19 @@ def test_bf16_training_and_fp32_use_evaluate_to_the_same_figure(
     expected = evaluate_tokens(model, data, seq_len=32, max_tokens=limit)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert evaluate_tokens(model, data, seq_len=32, max_tokens=limit) == expected
+
+
+def test_an_evaluation_computes_no_gradients(model: Model, data: TokenShard) -> None:
+    head = 2 * model.config.d_model * model.vocab_size
+
+    def flops(with_grad: bool) -> int:
+        tokens_BT = torch.from_numpy(data.tokens[:64].astype(np.int64))[None]
+        with torch.set_grad_enabled(with_grad), FlopCounterMode(display=False) as counter:
+            model(tokens_BT[:, :-1], targets_BT=tokens_BT[:, 1:])
+        return int(counter.get_total_flops())
+
+    # A training's forward pass also makes the gradients of the head: those of x and of W.
+    assert flops(with_grad=True) - flops(with_grad=False) >= 2 * head * 63
 
 
 def test_hooks_and_wrappers_of_the_head_take_effect(model: Model, data: TokenShard) -> None:

@@ -190,7 +190,39 @@ TEXTS = (
         jsonl('{"text": 1}'),
     ),
     Case("half a character", TRAIN, ("a.jsonl:2:", "surrogate"), jsonl(r'{"text": "\ud800"}')),
-    Case("start, no end", TRAIN, ("a.md:2: <start> has no <end>",), records("And?<start>Yes.\n")),
+    Case(
+        "start, no end",
+        TRAIN,
+        ("a.md:2: <start> has no <end>", "--set data.format=text"),
+        records("And?<start>Yes.\n"),
+    ),
+    Case(
+        "no records where records are expected",
+        (*TRAIN, "--set", "data.format=records"),
+        ("a.txt:1: there is no <start>", "leave out --set data.format=records"),
+        file("texts/a.txt", FOX),
+    ),
+    Case(
+        "no text but other files",
+        TRAIN,
+        ("texts holds no text", "it holds 1 file: 1 .pdf", "Convert those to text"),
+        file("texts/a.pdf", b"%PDF-1.7"),
+    ),
+    Case(
+        "a gzip archive named .txt",
+        TRAIN,
+        ("texts/a.txt is a gzip archive; expected text in UTF-8", "gunzip"),
+        file("texts/a.txt", b"\x1f\x8b\x08\x00"),
+    ),
+    Case(
+        "a GBK file",
+        TRAIN,
+        (
+            "texts/a.txt:1: byte 0xcb at offset 0 is not UTF-8",
+            "iconv -f GB18030 -t UTF-8 texts/a.txt",
+        ),
+        file("texts/a.txt", "他们在村子里住了很多年，每天早上都去河边打水。".encode("gbk")),
+    ),
     Case("end, no start", TRAIN, ("a.md:2: <end> has no <start>",), records("And?<end>\n")),
     Case("no response", TRAIN, ("a.md:2: nothing between",), records("And?<start>  <end>\n")),
     Case("text behind the last end", TRAIN, ("a.md:2: text after",), records("And?\n")),
@@ -286,7 +318,9 @@ def test_a_text_that_changes_while_it_is_read_is_named(
     assert error.count("\n") == 1
 
 
+TAGS = "A record is a prompt, <start>, a response. An <end> ends it. <start> is a tag.\n"
 FINE = {
+    "a text about the tags": (file("texts/a.txt", TAGS * 20), ("data.format=text",)),
     "one document": (file("texts/a.txt", FOX), ("data.validation_fraction=0",)),
     "a batch of one": (
         file("texts/a.txt", FOX),

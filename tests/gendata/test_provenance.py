@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -16,9 +17,9 @@ from support.gendata_runs import content, entries, fill, llm, order, write_kinds
 
 from ys_llm.data.manifest import NAME as MANIFEST
 from ys_llm.data.manifest import read_manifest
-from ys_llm.data.provenance import seen, trace
+from ys_llm.data.provenance import provenance_of, trace
 from ys_llm.data.readers import read_documents
-from ys_llm.data.records import Document, document_id
+from ys_llm.data.records import Document, Record, content_hash, document_id
 from ys_llm.errors import EXIT_FAILED, UserError
 from ys_llm.gendata import command
 from ys_llm.gendata.corpus import files as corpus_files
@@ -325,8 +326,8 @@ def test_a_folder_without_a_manifest_cannot_be_asked(tmp_path: Path) -> None:
 
 
 def test_a_model_card_learns_what_its_documents_were_made_by(made: Path, tmp_path: Path) -> None:
-    documents = [document.id for document in read_documents(made)]
-    found = seen(made, [*documents, "0" * 32])
+    documents = read_documents(made)
+    found = provenance_of(made, [*documents, Document("of no manifest")])
     assert found.unknown == 1 and sum(found.counts.values()) == len(documents)
     by_kind = Counter[str]()
     for source, count in found.counts.items():
@@ -334,15 +335,40 @@ def test_a_model_card_learns_what_its_documents_were_made_by(made: Path, tmp_pat
         assert source.model == ("" if source.kind == "spell" else "tiny")
         assert HAS_A_HASH.fullmatch(source.digest)
     assert by_kind == Counter(line["kind"] for line in records(made))
-    assert seen(made.parent, documents) == replace(found, unknown=0), "folders below count too"
-    tales = [document.id for document in read_documents(made / "tale-01.md")]
-    assert {source.kind for source in seen(made / "tale-01.md", tales).counts} == {"tale"}
-    assert seen(tmp_path, documents).unknown == len(documents)
+    assert provenance_of(made.parent, documents) == replace(found, unknown=0), (
+        "folders below count too"
+    )
+    tales = read_documents(made / "tale-01.md")
+    assert {source.kind for source in provenance_of(made / "tale-01.md", tales).counts} == {"tale"}
+    assert provenance_of(tmp_path, documents).unknown == len(documents)
 
 
 def test_what_is_not_known_is_not_claimed(made: Path, tmp_path: Path) -> None:
-    mine = Document("My own text.").id
-    assert seen(made, [mine, mine]).unknown == 2 and not seen(made, [mine]).counts
+    mine = Document("My own text.")
+    found = provenance_of(made, [mine, mine])
+    assert found.unknown == 2 and not found.counts
+
+
+def test_a_corpus_with_other_line_ends_is_known_all_the_same(made: Path, tmp_path: Path) -> None:
+    converted = tmp_path / "converted"
+    shutil.copytree(made, converted)
+    for path in converted.glob("*.md"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert provenance_of(converted, read_documents(converted)).unknown == 0
+    assert trace(converted, read_documents(made)[0].text)
+
+
+def test_a_manifest_with_exact_hashes_of_texts_is_known_too(tmp_path: Path) -> None:
+    """As earlier versions wrote it."""
+    text = "An answer with a blank at its end. \n"
+    (tmp_path / "tale-01.md").write_text(Record("Why?", text).text())
+    head = {"file": "tale-01.md", "records": 1, "sha256": "", "was": []}
+    line = {"document": content_hash(text, "Why?"), "index": 0}
+    shared = {"kind": "tale", "digest": "d", "seed": 1}
+    lines = "\n".join(json.dumps(each) for each in (shared, head, line))
+    (tmp_path / MANIFEST).write_text(lines)
+    assert provenance_of(tmp_path, read_documents(tmp_path)).unknown == 0
+    assert len(trace(tmp_path, "a blank at its end")) == 1
 
 
 # The words of the command.

@@ -2,7 +2,7 @@
 
 It has one line per kind with the fields that all its records share (digest, seed, model, options),
 then one line per file (its SHA-256, its number of records), then one line per record of that file,
-in order, with the remaining fields. `ys gen-data` writes it; reading it is all that is done here.
+in order, with the remaining fields. `ys gen-data` writes it; this file reads it.
 """
 
 import hashlib
@@ -18,14 +18,14 @@ NAME = "MANIFEST.jsonl"
 _FILE_FIELDS = {"file": str, "records": int, "sha256": str, "was": list}
 _RECORD_FIELDS = {"document": str, "kind": str, "digest": str, "index": int, "seed": int}
 _OLD_NAMES = {"asked": "requests", "mended": "fixed"}  # in manifests of earlier versions
-_GIVE_BACK = "Put a good copy of the file back, or move it away: it can be made again."
+_RESTORE = "Restore the file from a copy, or remove it: it can be made again."
 
 
 @dataclass(frozen=True)
 class File:
-    """A file as the manifest knows it. `was`: hashes it may have while it is being replaced.
+    """The manifest's entry of one file; `kind` is empty for a file without records.
 
-    `kind` is empty for what holds no records.
+    `was` are hashes that the file may also have while it is being replaced.
     """
 
     kind: str
@@ -38,9 +38,9 @@ Manifest = Mapping[str, File]
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """File name -> what the manifest says of it; empty where there is no manifest.
+    """Return the entry of each file by its name; empty if there is no manifest.
 
-    Raises UserError, with file and line, where it is damaged.
+    Raises UserError, with file and line, if it is damaged.
     """
     path = folder / NAME
     heads: dict[str, tuple[str, Mapping[str, Any]]] = {}
@@ -57,11 +57,11 @@ def read_manifest(folder: Path) -> Manifest:
             else:
                 kind, name = _checked(fields, {"kind": str}), ""
         except (KeyError, ValueError, RecursionError) as error:
-            raise _damaged(path, number, f"without {error}") from error
+            raise _damaged(path, number, f"there is no {error}") from error
     for name, (_, head) in heads.items():
         if head["records"] != len(records[name]):
-            found = f"{head['records']} records announced, {len(records[name])} there"
-            raise UserError(f"{path}: {name}: {found}", _GIVE_BACK)
+            found = f"expected {head['records']} records, found {len(records[name])}"
+            raise UserError(f"{path}: {name}: {found}", _RESTORE)
     return {
         name: File(of, head["sha256"], tuple(head["was"]), tuple(records[name]))
         for name, (of, head) in heads.items()
@@ -94,18 +94,18 @@ def _checked(fields: Mapping[str, Any], types: Mapping[str, type]) -> Mapping[st
 
 
 def _bare_name(name: str) -> str:
-    """A manifest may speak of the files beside it alone: what it names may be removed."""
+    """Accept names in the manifest's own folder only: gen-data may remove what it names."""
     if Path(name).name != name:
         raise ValueError("file as a name without a folder")
     return name
 
 
 def _damaged(path: Path, line: int, found: str) -> UserError:
-    return UserError(f"{path}:{line}: no line of a manifest: {found}", _GIVE_BACK)
+    return UserError(f"{path}:{line}: not a line of a manifest: {found}", _RESTORE)
 
 
 def item_key(digest: str, index: int, seed: int) -> str:
-    """128 bits in hexadecimal; `digest` is that of the kind."""
+    """Return the key of a planned item: 128 bits in hexadecimal; `digest` is that of its kind."""
     return hashlib.blake2b(f"{digest}:{index}:{seed}".encode(), digest_size=16).hexdigest()
 
 
@@ -114,7 +114,7 @@ def _are_records(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
 
 
 def _merged(common: Any, rest: Any) -> Any:
-    """The value again, of what is common and what it has beside that."""
+    """Rebuild a value from what all records share and from the rest."""
     if isinstance(common, Mapping) and isinstance(rest, Mapping):
         both = {name: _merged(common[name], rest[name]) for name in common if name in rest}
         return {**common, **rest, **both}
@@ -124,10 +124,10 @@ def _merged(common: Any, rest: Any) -> Any:
 
 
 def read_bytes(path: Path) -> bytes | None:
-    """What is in a file; None where there is none."""
+    """Return the content of a file, or None if there is no file."""
     return path.read_bytes() if path.is_file() else None
 
 
 def sha256(data: bytes) -> str:
-    """The hash by which the manifest knows a file."""
+    """Return the hash that a manifest holds of a file."""
     return hashlib.sha256(data).hexdigest()

@@ -1,22 +1,23 @@
-"""Asking a manifest: where a sentence came from, and what a set of documents was made by."""
+"""What manifests say about documents: which record holds a text, and what made a training set."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ys_llm.data import manifest
 from ys_llm.data.readers import read_items
-from ys_llm.data.records import Record, document_id
+from ys_llm.data.records import Document, Record
 from ys_llm.errors import UserError
 
 _SHOWN_CHARS = 300  # of a prompt
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A record that holds a text; `line` is what the manifest says of it."""
+class TracedRecord:
+    """A record of a corpus with what the manifest says about it (`line`)."""
 
     path: Path
     number: int  # of the record in its file, from 1
@@ -29,7 +30,7 @@ class Finding:
     def _lines(self) -> Iterator[str]:
         line = self.line
         yield f"{self.path}:{self.number}"
-        yield f"  prompt    {_short(self.record.prompt)}"
+        yield f"  prompt    {_one_line(self.record.prompt)}"
         yield f"  kind      {line['kind']}, digest {line['digest']}"
         yield f"  item      {line['index']} of seed {line.get('seed', '?')}, key {line['key']}"
         if line.get("model"):
@@ -37,60 +38,35 @@ class Finding:
             yield f"  made      {line.get('time', '?')}, in {line.get('seconds', '?')} s"
         else:
             yield "  model     none: a program wrote it"
-        for asked in line.get("requests", ()):
-            yield f"  asked     {_short(asked['prompt'])}"
-            if asked["system"]:
-                yield f"  system    {_short(asked['system'])}"
-            yield f"  options   {', '.join(f'{k} {v}' for k, v in asked['options'].items())}"
-        for what in ("verified", "fixed", "rejected"):
-            if line.get(what):
-                yield f"  {what:8}  {', '.join(line[what])}"
+        for request in line.get("requests", ()):
+            yield f"  request   {_one_line(request['prompt'])}"
+            if request["system"]:
+                yield f"  system    {_one_line(request['system'])}"
+            yield f"  options   {', '.join(f'{k} {v}' for k, v in request['options'].items())}"
+        for name in ("verified", "fixed", "rejected"):
+            if line.get(name):
+                yield f"  {name:8}  {', '.join(line[name])}"
 
 
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
-
-
-def trace(folder: Path, text: str) -> list[Finding]:
-    """The records of a corpus that hold a text, wherever its lines break and however it is cased.
+def trace(folder: Path, text: str) -> list[TracedRecord]:
+    """Find the records of a corpus that contain a text; line breaks and case do not matter.
 
     Raises UserError for a folder without a manifest, and for a text without words.
     """
-    wanted = _plain(text)
+    wanted = _normalised(text)
     if not wanted:
         raise UserError("there is no text to look for", "Give some words of it.")
     return [
-        Finding(path, number, record, line)
-        for path, number, record, line in _records(folder)
-        if wanted in _plain(record.prompt) or wanted in _plain(record.response)
+        found
+        for found in _known_records(folder)
+        if wanted in _normalised(found.record.prompt)
+        or wanted in _normalised(found.record.response)
     ]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold()
-
-
-def _records(folder: Path) -> Iterator[tuple[Path, int, Record, Mapping[str, Any]]]:
-    """Every record that the manifest knows; those that somebody has put in or changed are not."""
-    files = manifest.read_manifest(folder)
-    if not files:
-        raise UserError(
-            f"{folder} has no {manifest.NAME}, which says where its records came from",
-            "Name a folder that `ys gen-data` has made: --data DIR",
-        )
-    for name, file in files.items():
-        known = {line["document"]: line for line in file.records}
-        for item in read_items(folder / name) if (folder / name).exists() else ():
-            record = item.record
-            line = record and known.get(document_id(record.response, record.prompt))
-            if record and line:
-                yield folder / name, item.number, record, line
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a record was made by. `model` is empty where a program made it."""
+    """What made a record: a kind of a recipe, and a model unless a program wrote it."""
 
     kind: str
     digest: str
@@ -99,35 +75,71 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """How many documents each source made, and of how many no manifest knows."""
+class Provenance:
+    """How many documents each source made, and how many are in no manifest."""
 
     counts: Mapping[Source, int]
     unknown: int
 
 
-def seen(path: Path, documents: Iterable[str]) -> Seen:
-    """What made these documents, by their keys; `path` is what was trained on.
+def provenance_of(path: Path, documents: Iterable[Document]) -> Provenance:
+    """Look up what made these documents, which were read from `path`.
 
-    A file counts with the manifest of its folder, a folder with those of all folders below it.
+    For a file, the manifest of its folder is read; for a folder, those of all folders below it.
+    Raises UserError where one is damaged.
     """
-    root = path if path.is_dir() else path.parent
-    folders = [found.parent for found in sorted(root.rglob(manifest.NAME))]
-    if root == path.parent:
-        folders = [folder for folder in folders if folder == root]
     sources: dict[str, Source] = {}
-    for folder in folders:
+    for folder in _folders_with_manifest(path):
         for file in manifest.read_manifest(folder).values():
             sources.update((line["document"], _source(line)) for line in file.records)
     counts: Counter[Source] = Counter()
     unknown = 0
     for document in documents:
-        source = sources.get(document)
+        source = _find(sources, document)
         counts.update([source] if source else [])
         unknown += source is None
-    return Seen(counts, unknown)
+    return Provenance(counts, unknown)
+
+
+def _folders_with_manifest(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path.parent] if (path.parent / manifest.NAME).exists() else []
+    return [found.parent for found in sorted(path.rglob(manifest.NAME))]
+
+
+def _find(by_document: Mapping[str, _T], document: Document) -> _T | None:
+    """Look a document up by its id, or by the exact hash that earlier manifests have."""
+    return by_document.get(document.id) or by_document.get(document.content_hash)
 
 
 def _source(line: Mapping[str, Any]) -> Source:
     model, digest = (str(line.get(name) or "") for name in ("model", "model_digest"))
     return Source(line["kind"], line["digest"], model, digest)
+
+
+def _known_records(folder: Path) -> Iterator[TracedRecord]:
+    """Yield every record that the manifest knows; added and edited ones are left out."""
+    files = manifest.read_manifest(folder)
+    if not files:
+        raise UserError(
+            f"{folder} has no {manifest.NAME}, which says where its records came from",
+            "Name a folder that `ys gen-data` has made: --data DIR",
+        )
+    for name, file in files.items():
+        path = folder / name
+        lines = {line["document"]: line for line in file.records}
+        for item in read_items(path) if path.exists() else ():
+            if item.record is None:
+                continue
+            line = _find(lines, Document(item.record.response, item.record.prompt))
+            if line:
+                yield TracedRecord(path, item.number, item.record, line)
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.split()).casefold()

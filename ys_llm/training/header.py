@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ys_llm.data.batches import batches_per_epoch
-from ys_llm.data.provenance import Seen
+from ys_llm.data.provenance import Provenance
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.training.trainer import Run, batch_plan
 
@@ -41,7 +41,7 @@ def baseline_text(run: Run) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in run.data.baselines.items())
 
 
-def writers_text(found: Seen) -> str:
+def writers_text(found: Provenance) -> str:
     """Records and kinds of each model or program that made the documents, most records first."""
     records: Counter[str] = Counter()
     kinds: dict[str, set[str]] = {}

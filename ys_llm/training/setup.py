@@ -10,7 +10,7 @@ import torch
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.batches import batches_per_epoch
-from ys_llm.data.provenance import seen
+from ys_llm.data.provenance import provenance_of
 from ys_llm.data.records import Document
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, load_split
@@ -184,7 +184,7 @@ def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) 
 def _sources(config: Config, documents: Sequence[Document]) -> list[dict[str, Any]]:
     """What made the training documents, for the model card; empty where no manifest says."""
     try:
-        found = seen(Path(config.data.path), (document.id for document in documents))
+        found = provenance_of(Path(config.data.path), documents)
     except (UserError, OSError) as error:  # it may belong to another program
         log_line(f"written by   unknown: {error}")
         return []

@@ -163,7 +163,7 @@ class Deduplicator:
         self.report = report
         self._folder = folder
         self._limits = job.limits
-        self._seen: dict[bytes, str] = {}
+        self._seen: dict[str, str] = {}
         self._near = NearDuplicates(job.near) if job.near else None
         self._places: list[str] = []
         self._prompts: Counter[bytes] = Counter()

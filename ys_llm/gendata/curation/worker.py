@@ -1,11 +1,10 @@
 """The work of one process: rules, hashes and shingles of a batch of records."""
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ys_llm.data.readers import Item
-from ys_llm.data.records import Record
+from ys_llm.data.records import Record, content_hash
 from ys_llm.gendata.curation.near_duplicates import (
     Shingles,
     Signature,
@@ -49,7 +48,7 @@ class CheckedRecord:
 
     item: Item
     curated: Curated
-    key: bytes = b""
+    key: str = ""
     shingles: Shingles | None = None
     signature: Signature | None = None
 
@@ -76,12 +75,12 @@ def work(job: CurationJob, batch: RecordBatch) -> tuple[int, list[CheckedRecord]
 def _done(job: CurationJob, item: Item) -> CheckedRecord:
     if item.record is None:
         verdict = Verdict("unreadable", item.problem) if item.problem else None
-        return CheckedRecord(item, Curated(None, (), verdict), key_of(item.text, ""))
+        return CheckedRecord(item, Curated(None, (), verdict), content_hash(item.text))
     curated = curate_record(item.record, job.rules, job.limits)
     if curated.record is None:
         return CheckedRecord(item, curated)
     record = curated.record
-    key = key_of(record.prompt, record.response)
+    key = content_hash(record.response, record.prompt)
     if not job.near:
         return CheckedRecord(item, curated, key)
     shingles = shingles_of(f"{record.prompt}\n{record.response}")
@@ -101,11 +100,3 @@ def curate_record(record: Record, rules: Sequence[Rule], limits: LengthLimits) -
 
 def _length(record: Record, limit: str) -> Verdict:
     return Verdict("length", f"{len(record.response):,} characters: {limit}")
-
-
-def key_of(prompt: str, response: str) -> bytes:
-    """A hash that only equal records share."""
-    data = prompt.encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(b"%d " % len(data) + data, digest_size=16)
-    digest.update(response.encode("utf-8", "surrogatepass"))
-    return digest.digest()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.config.sources import load_config
+from ys_llm.data.batches import IGNORE_INDEX
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import mixer_module, mixer_names
 from ys_llm.model.costs import parameter_count
@@ -216,3 +217,64 @@ def test_the_whole_preset_equals_the_loop_of_its_definition() -> None:
     logits_BTV, _ = model(tokens_BT)
     expected = logits_by_the_book(model, tokens_BT)
     torch.testing.assert_close(logits_BTV, expected, rtol=1e-10, atol=1e-10)
+
+
+@every_mixer
+def test_targets_that_do_not_count_change_nothing(mixer: str) -> None:
+    model = small_model(layers=(mixer,)).double()
+    tokens_BT, targets_BT = some_tokens(20), some_tokens(20)
+    weights_BT = torch.rand(2, 20, dtype=torch.float64)
+    weights_BT[:, ::3] = 0
+    logits_BTV, _ = model(tokens_BT)
+    nats_BT = F.cross_entropy(logits_BTV.transpose(1, 2), targets_BT, reduction="none")
+    loss, _ = model(tokens_BT, targets_BT=targets_BT, weights_BT=weights_BT)
+    torch.testing.assert_close(loss, (weights_BT * nats_BT).sum() / weights_BT.sum())
+    targets_BT[weights_BT == 0] = IGNORE_INDEX
+    loss, _ = model(tokens_BT, targets_BT=targets_BT)
+    torch.testing.assert_close(loss, nats_BT[weights_BT > 0].mean())
+
+
+@every_mixer
+def test_the_last_logits_are_those_of_the_last_token(mixer: str) -> None:
+    model, tokens_BT = small_model(layers=(mixer,)).double(), some_tokens(9)
+    logits_BTV, state = model(tokens_BT)
+    last_B1V, same_state = model(tokens_BT, logits="last")
+    torch.testing.assert_close(last_B1V, logits_BTV[:, -1:])
+    assert same_state["position_B"].tolist() == state["position_B"].tolist() == [9, 9]
+
+
+def test_layers_are_repeated_over_the_depth_with_the_options_of_each() -> None:
+    options = {"three_tier": {"d_state": 8}, "softmax_attention": {"n_heads": 2, "window": 5}}
+    model: Any = small_model(
+        layers=("three_tier", "three_tier", "softmax_attention"), n_layers=5, options=options
+    )
+    kinds = [type(mixer).__module__.rpartition(".")[2] for mixer in model.mixers]
+    assert kinds == ["three_tier", "three_tier", "softmax_attention", "three_tier", "three_tier"]
+    assert model.mixers[2].window == 5
+    assert model.mixers[4].norm.weight.shape == (8,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"layers": ()}, "layers must name 1 to 2 mixers"),
+        ({"layers": ("three_tier",) * 3}, "layers must name 1 to 2 mixers, .* found 3"),
+        ({"layers": ("a/b",)}, "without .py, found 'a/b'"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model(**settings)
+
+
+def test_backends_are_those_of_each_mixer() -> None:
+    config = ModelConfig(d_model=16, n_layers=2, layers=("three_tier", "softmax_attention"))
+    model = Model(config, vocab_size=9, backends={"three_tier": "windowed"})
+    assert [mixer.backend for mixer in model.mixers] == ["windowed", "sdpa"]
+    selected = model.select_backends(batch_size=2, precision="fp32")
+    assert {name: backend for name, (backend, _) in selected.items()} == {
+        "three_tier": "windowed",
+        "softmax_attention": "sdpa",
+    }
+    with pytest.raises(UserError, match="there is no mixer 'three_teer'"):
+        Model(config, vocab_size=9, backends={"three_teer": "cpp"})

@@ -114,8 +114,9 @@ def _loss(
 ) -> Tensor:
     dtype = compute_dtype(x_ND)
     x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
-    if not torch.is_grad_enabled():  # `needs_input_grad` is true of a parameter all the same
-        weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
+    if not torch.is_grad_enabled():  # needs_input_grad would be true even so, and cost matmuls
+        x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
+        bias_V = None if bias_V is None else bias_V.detach()
     with torch.autocast(x_ND.device.type, enabled=False):
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
             x_ND, weight_VD, bias_V, targets_N, weights_N, dtype, softmax

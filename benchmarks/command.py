@@ -135,9 +135,8 @@ def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
     if not with_compiler:
         os.environ["HOME"] = str(folder)
         return {"cpp": "--without-compiler"}
-    for name in loader.names():
-        if loader.build(name) is None:
-            print(f"bench.py: kernel {name}: {loader.unavailable_reason(name)}", file=sys.stderr)
+    if loader.build() is None:
+        print(f"benchmarks: no C++ kernels: {loader.unavailable_reason()}", file=sys.stderr)
     return {}
 
 

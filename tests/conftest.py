@@ -9,7 +9,6 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from filelock import FileLock
 from support.forked import ForkServer, fork_server
 from support.training_runs import TrainRun, sentences, settings, write_corpus
 
@@ -24,12 +23,9 @@ hypothesis.settings.load_profile("ys")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compile what can be compiled, as a training does; once for all processes of a test run."""
-    shared = tmp_path_factory.getbasetemp().parent
-    with FileLock(shared / "kernels.lock"):
-        for name in loader.names():
-            loader.build(name)
+def kernels() -> None:
+    """Compile what can be compiled, as a training does; the loader lets one process compile."""
+    loader.build()
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ys_llm.config.sources import load_config
+from ys_llm.csrc.loader import Unavailable
 from ys_llm.doctor import (
     GB,
     RULES,
@@ -57,7 +58,7 @@ HEALTHY = Checkup(
     writing=Writing(Path("runs"), 100 * GB, 0.004),
     dtype=("fp32", "as configured"),
     kernels=("windowed", "it is faster"),
-    unavailable_reason="",
+    unavailable=None,
 )
 LIMITED = Writing(Path("runs"), 100 * GB, None, "runs cannot be written: Read-only file system")
 
@@ -94,8 +95,8 @@ def test_a_healthy_machine_needs_nothing() -> None:
             "OMP_NUM_THREADS=1 leaves 7 of 8 cores idle: unset it, or --set train.threads=8",
         ),
         (
-            {"unavailable_reason": "there is no C++ compiler"},
-            "C++ compiler: install g++ or clang++",
+            {"unavailable": Unavailable("there is no C++ compiler", "Install g++")},
+            "there is no C++ compiler. Install g++",
         ),
         ({"threads": 6}, "torch leaves 2 of 8 cores idle: --set train.threads=8"),
         ({"threads": 20}, "20 threads share 16 cores: --set train.threads=8"),
@@ -135,7 +136,7 @@ def test_a_pinned_process_is_told_of_it() -> None:
     [
         {"gpu": "NVIDIA H100, 80 GB", "cuda_build": "12.6", "has_nvidia_driver": True},
         {"gpu": "NVIDIA H100, 80 GB", "threads": 1},
-        {"gpu": "NVIDIA H100, 80 GB", "unavailable_reason": "there is no C++ compiler"},
+        {"gpu": "NVIDIA H100, 80 GB", "unavailable": Unavailable("there is no C++ compiler", "")},
         {"architecture": "arm64", "features": frozenset(), "instructions": "DEFAULT"},
         {"instructions": "AVX2"},  # torch's own choice
         {"features": frozenset()},  # no /proc, and torch takes AVX-512

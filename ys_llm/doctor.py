@@ -58,7 +58,7 @@ class Checkup:
     writing: Writing
     dtype: tuple[str, str]
     kernels: tuple[str, str]
-    unavailable_reason: str
+    unavailable: loader.Unavailable | None
 
 
 def doctor(environment: Mapping[str, str], *, runs_dir: Path = Path("runs")) -> str:
@@ -95,7 +95,7 @@ def examine(
         writing=try_writing(runs_dir),
         dtype=dtype,
         kernels=kernels,
-        unavailable_reason=next(filter(None, map(loader.unavailable_reason, loader.names())), ""),
+        unavailable=loader.unavailable(),
     )
 
 
@@ -197,7 +197,7 @@ def _about_torch(checkup: Checkup) -> list[tuple[str, str]]:
         ("writing", written),
         (
             "compiler",
-            checkup.unavailable_reason or loader.compiler_version() or "none, and none is needed",
+            checkup.unavailable.problem if checkup.unavailable else loader.compiler_version(),
         ),
         ("dtype", ": ".join(checkup.dtype)),
         ("kernels", ": ".join(checkup.kernels)),
@@ -323,9 +323,9 @@ def instructions(checkup: Checkup) -> str:
 
 def no_compiled_code(checkup: Checkup) -> str:
     """A CPU that trains through torch's own operators alone."""
-    if checkup.gpu or not checkup.unavailable_reason:
+    if checkup.gpu or not checkup.unavailable or not checkup.unavailable.fix:
         return ""
-    return f"{checkup.unavailable_reason}: install g++ or clang++, and training takes a fraction"
+    return f"{checkup.unavailable.problem}. {checkup.unavailable.fix}"
 
 
 def slow_disk(checkup: Checkup) -> str:

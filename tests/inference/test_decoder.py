@@ -7,29 +7,23 @@ import platform
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise, product
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.training_runs import TrainRun
-from torch import Tensor, nn
+from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig, ModelConfig
-from ys_llm.config.strict_reader import parse_dataclass
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
-from ys_llm.evaluation.bits_per_byte import evaluate_paths
-from ys_llm.inference.decoder import MOST_TEXTS, Decoder, _Pace, decoder_of
+from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, decoder_of
 from ys_llm.inference.generate import generate, generate_batch, prefill
 from ys_llm.inference.sampling import ScoredToken
-from ys_llm.mixers.three_tier import Options
 from ys_llm.model.language_model import Model
-from ys_llm.model.quantize import Narrow, QuantizedLinear, int8_rows, quantize_linears
+from ys_llm.model.quantize import Quantization, quantize_linears
 from ys_llm.model.state import flatten
-from ys_llm.runs.model_files import load_run
 from ys_llm.system.machine import inspect_machine
 
 has_avx512 = pytest.mark.skipif(
@@ -51,7 +45,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no mlp": {"d_mlp": 0, "options": {"d_state": 24, "local_interval": 5, "global_interval": 1}},
     "tied": {"tie_embeddings": True, "options": {"d_state": 24}},
     "v0.3": {"block": "plain", "d_mlp": 0, "n_layers": 1, "options": {"d_state": 40, **V0_3}},
-    "bare stack": {"block": "plain", "d_mlp": 0, "options": {"d_state": 18, "n_heads": 2}},
+    "plain stack": {"block": "plain", "d_mlp": 0, "options": {"d_state": 18, "n_heads": 2}},
 }
 LENGTH = 132  # past the second global summary
 SAMPLED = GenerateConfig(temperature=1.0, top_k=30, max_tokens=70, seed=3)
@@ -59,8 +53,8 @@ SAMPLED = GenerateConfig(temperature=1.0, top_k=30, max_tokens=70, seed=3)
 
 @pytest.fixture(scope="module", autouse=True)
 def kernel() -> None:
-    if loader.build("decode") is None:
-        pytest.skip(loader.unavailable_reason("decode"))
+    if loader.build() is None:
+        pytest.skip(loader.unavailable_reason())
 
 
 def model_of(shape: str, dtype: torch.dtype = torch.float64, **changes: Any) -> Model:
@@ -106,7 +100,7 @@ def test_logits_and_state_are_those_of_the_modules(shape: str, threads: int) -> 
     model, ids = model_of(shape), ids_of()
     decoder = decoder_for(model)
     state = model.init_state(1)
-    text = decoder.text(state)
+    text = decoder.sequence(state)
     for t, id in enumerate(ids):
         expected, state = by_torch(model, [id], state)
         found = decoder.step([text], [id], threads=threads)
@@ -127,7 +121,7 @@ def test_either_goes_on_where_the_other_stopped(shape: str, cuts: list[int]) -> 
         if number % 2:
             logits, state = by_torch(model, part, state)
         else:
-            text = decoder.text(state)
+            text = decoder.sequence(state)
             logits = torch.cat([decoder.step([text], [id]) for id in part])
             state = decoder.state(text)
         torch.testing.assert_close(logits, whole[begin:end], atol=1e-9, rtol=1e-9)
@@ -139,7 +133,7 @@ def test_in_single_precision_it_is_as_close_as_torch_is(shape: str) -> None:
     single = copy.deepcopy(exact).float()
     expected = by_torch(exact, ids, None)[0]
     decoder = decoder_for(single)
-    text = decoder.text(single.init_state(1))
+    text = decoder.sequence(single.init_state(1))
     found = torch.cat([decoder.step([text], [id]) for id in ids])
     of_torch = by_torch(single, ids, None)[0]
     error, error_of_torch = ((x.double() - expected).norm() for x in (found, of_torch))
@@ -150,32 +144,16 @@ def test_threads_change_no_bit() -> None:
     model, ids = model_of("wide", torch.float32), ids_of(70)
     decoder, logits = decoder_for(model), []
     for threads in (1, 2, 3, None):
-        text = decoder.text(model.init_state(1))
+        text = decoder.sequence(model.init_state(1))
         logits.append(torch.cat([decoder.step([text], [id], threads=threads) for id in ids]))
     assert all(torch.equal(other, logits[0]) for other in logits[1:])
-
-
-def test_the_faster_number_of_threads_is_taken_and_the_other_tried_again() -> None:
-    pace, seconds = _Pace(2), {1: 2.0, 2: 1.0}
-    taken = []
-    for step in range(3 * 64):
-        if step == 64:
-            seconds[2] = 9.0  # another process has a core
-        taken.append(pace.threads())
-        pace.took(taken[-1], seconds[taken[-1]])
-    assert sorted(taken[:2]) == [1, 2]
-    assert taken[2:63] == [2] * 61
-    assert taken[63] == 1
-    assert taken[70:127] == [1] * 57
-    assert taken[127] == 2
-    assert _Pace(1).threads() == 1
 
 
 def test_the_state_it_begins_with_stays_as_it_was() -> None:
     model = model_of("default")
     _, state = by_torch(model, ids_of(20), None)
     before, decoder = copy.deepcopy(state), decoder_for(model)
-    text = decoder.text(state)
+    text = decoder.sequence(state)
     decoder.step([text], [3])
     kept = decoder.state(text)
     decoder.step([text], [4])
@@ -189,7 +167,7 @@ def test_the_clock_may_stand_anywhere() -> None:
     late = 10**12 + 5
     state = {**state, "position_B": torch.tensor([late])}
     decoder = decoder_for(model)
-    text = decoder.text(state)
+    text = decoder.sequence(state)
     for id in ids_of(70):
         expected, state = by_torch(model, [id], state)
         torch.testing.assert_close(decoder.step([text], [id]), expected, atol=1e-10, rtol=1e-10)
@@ -202,45 +180,45 @@ def test_a_damaged_weight_is_seen_in_the_logits() -> None:
     with torch.no_grad():
         model.blocks[1].mixer.state_controller[0, 0] = torch.nan  # type: ignore[union-attr,operator]
     decoder = decoder_for(model)
-    assert decoder.step([decoder.text(read.state)], [5]).isnan().all()
+    assert decoder.step([decoder.sequence(read.state)], [5]).isnan().all()
     with pytest.raises(UserError, match="NaN or infinite"):
         list(generate(model, read, sampling=SAMPLED, end_id=-1, decoder=decoder_for(model)))
 
 
 @pytest.mark.parametrize(
-    ("n", "ids"), [(1, [101]), (1, [-1]), (1, [1, 2]), (0, []), (MOST_TEXTS + 1, [1] * 65)]
+    ("n", "ids"), [(1, [101]), (1, [-1]), (1, [1, 2]), (0, []), (MAX_SEQUENCES + 1, [1] * 65)]
 )
 def test_what_it_cannot_read_is_refused(n: int, ids: list[int]) -> None:
     model = model_of("default")
     decoder = decoder_for(model)
-    with pytest.raises(ValueError, match=r"texts|below"):
-        decoder.step([decoder.text(model.init_state(1)) for _ in range(n)], ids)
+    with pytest.raises(ValueError, match=r"sequences|below"):
+        decoder.step([decoder.sequence(model.init_state(1)) for _ in range(n)], ids)
 
 
-def test_as_many_texts_are_taken_as_the_kernel_has_room_for() -> None:
-    library = loader.ready("decode")
+def test_the_limit_on_sequences_is_that_of_the_kernel() -> None:
+    library = loader.load()
     assert library is not None
-    assert library.ys_decode_most_texts() == MOST_TEXTS
+    assert library.lib.YS_MAX_SEQUENCES == MAX_SEQUENCES
 
 
 # Many texts
 
 
 @pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3"])
-@pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MOST_TEXTS])
+@pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MAX_SEQUENCES])
 @has_avx512
 def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> None:
     model = model_of(shape, torch.float32)
     decoder, ids = decoder_for(model), ids_of(140)
     begun = [by_torch(model, ids[: 1 + 3 * b % 70], None)[1] for b in range(n)]  # clocks apart
-    together, alone = ([decoder.text(state) for state in begun] for _ in range(2))
+    together, alone = ([decoder.sequence(state) for state in begun] for _ in range(2))
     for t in range(20):
         read = [ids[(t * n + b) % 140] for b in range(n)]
         logits_NV = decoder.step(together, read)
         for b, text in enumerate(alone):
             assert torch.equal(decoder.step([text], [read[b]])[0], logits_NV[b])
     for one, other in zip(together, alone, strict=True):
-        assert torch.equal(one.states, other.states)
+        assert torch.equal(one.numbers, other.numbers)
         assert one.position == other.position
 
 
@@ -279,7 +257,7 @@ def test_prompts_are_taken_as_there_is_room_for_them(max_tokens: int) -> None:
 
 @pytest.fixture
 def without_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(loader, "ready", lambda name: None)
+    return lambda: monkeypatch.setattr(loader, "load", lambda: None)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -321,95 +299,23 @@ def test_only_what_the_kernel_can_do_is_given_to_it(without_kernel: Callable[[],
     assert decoder_of(model) is None
 
 
-# Fewer bytes
-
-
-@given(
-    rows=st.lists(
-        st.lists(st.floats(-1e4, 1e4, width=32), min_size=3, max_size=3), min_size=1, max_size=5
-    )
-)
-def test_a_row_in_int8_is_off_by_half_a_step_at_most(rows: list[list[float]]) -> None:
-    weight = torch.tensor(rows)
-    narrow, scales = int8_rows(weight)
-    assert narrow.dtype == torch.int8
-    assert narrow.abs().max() <= 127
-    error = (narrow * scales[:, None] - weight).abs()
-    assert (error <= scales[:, None] * 0.5001 + 1e-30).all()
-    assert torch.equal(narrow[weight == 0], torch.zeros_like(narrow[weight == 0]))
-
-
-@pytest.mark.parametrize("kind", ["bf16", "int8"])
-@pytest.mark.parametrize(
-    "shape", [name for name in SHAPES if name != "one"]
-)  # int8 holds any single number
-def test_narrow_weights_are_those_that_torch_computes_with(shape: str, kind: Narrow) -> None:
-    model, ids = model_of(shape, torch.float32), ids_of(70)
-    whole = by_torch(model, ids, None)[0]
-    quantize_linears(model, kind)
-    decoder = decoder_for(model)
-    text = decoder.text(model.init_state(1))
-    found = torch.cat([decoder.step([text], [id]) for id in ids])
-    expected = by_torch(model, ids, None)[0]
-    assert (found - expected).norm() <= 1e-5 * expected.norm()
-    assert (found - whole).norm() > 1e-4 * whole.norm(), "nothing was rounded"
-
-
-@pytest.mark.parametrize(("kind", "loss"), [("bf16", 2e-3), ("int8", 5e-3)])
-def test_a_trained_model_loses_next_to_nothing(
-    train_run: TrainRun, corpus: Path, kind: Narrow, loss: float
-) -> None:
-    run = train_run("train.max_steps=60", "train.learning_rate=0.01").run
-
-    def bits(weights: Narrow) -> float:
-        loaded = load_run(run)
-        quantize_linears(loaded.model, weights)
-        (found,) = evaluate_paths(loaded, [corpus])
-        return found.result.bits_per_byte
-
-    whole, narrow = bits("fp32"), bits(kind)
-    assert whole < 5
-    assert narrow != whole
-    assert abs(narrow / whole - 1) < loss
-
-
-@pytest.mark.parametrize(("kind", "size"), [("bf16", 2), ("int8", 1)])
-@pytest.mark.parametrize("shape", ["default", "no tiers", "v0.3", "tied"])
-def test_bytes_per_token_are_those_of_the_weights_that_are_read(
-    shape: str, kind: Narrow, size: int
-) -> None:
-    model = model_of(shape, torch.float32)
-    options: Any = parse_dataclass(Options, model.config.options["three_tier"], where="options")
-    d, v = model.config.d_model, model.vocab_size
-    s, r = options.d_state, options.d_summary or options.d_state
-    linears = model.config.n_layers * (2 * d * s + 3 * d * model.config.d_mlp) + v * d
-    summaries = sum(
-        3 * s * r / every for every in (options.local_interval, options.global_interval) if every
-    )
-    if options.factored and (options.local_interval or options.global_interval):
-        summaries += s * s / 16
-    others = model.config.n_layers * (s * s / options.n_heads + summaries)
-    assert decoder_for(model).bytes_per_token == pytest.approx(4 * (linears + others))
-    quantize_linears(model, kind)
-    if options.factored:  # what is folded is fp32 again
-        folded = model.config.n_layers * 2 * d * s
-        linears, others = linears - folded, others + folded
-    expected = size * linears + 4 * others
-    assert decoder_for(model).bytes_per_token == pytest.approx(expected)
-
-
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
-@pytest.mark.parametrize("flag", ["-march=x86-64", "-mno-avx512f"])
+@pytest.mark.parametrize("flag", ["-march=x86-64", "-march=x86-64-v3"])
 def test_lesser_processors_compute_the_same(flag: str) -> None:
-    kernel = loader.build("decode", flags=(flag,))
-    assert kernel is not None, loader.unavailable_reason("decode", flags=(flag,))
-    kinds: tuple[Narrow, ...] = ("fp32", "bf16", "int8")
-    for kind, dtype in [("fp32", torch.float64), *product(kinds, [torch.float32])]:
+    if flag.endswith("v3") and "avx2" not in inspect_machine().features:
+        pytest.skip("the processor has no AVX2")
+    library = loader.build(flags=(flag,))
+    assert library is not None, loader.unavailable_reason(flags=(flag,))
+    quantizations: tuple[Quantization | None, ...] = (None, "bf16", "int8")
+    for quantization, dtype in [(None, torch.float64), *product(quantizations, [torch.float32])]:
         model, ids = model_of("odd", dtype), ids_of(66)
-        quantize_linears(model, kind)
-        decoder = Decoder(model, kernel)
-        texts = [decoder.text(model.init_state(1)) for _ in range(5)]
-        alone = decoder.text(model.init_state(1))
+        if quantization:
+            quantize_linears(model, quantization)
+        specs = [spec for mixer in model.mixers if (spec := mixer.decode_spec())]
+        with torch.no_grad():
+            decoder = Decoder(model, specs, library)
+        texts = [decoder.sequence(model.init_state(1)) for _ in range(5)]
+        alone = decoder.sequence(model.init_state(1))
         found = [decoder.step(texts, [id] * 5, threads=2) for id in ids]
         expected = by_torch(model, ids, None)[0]
         tolerance = 1e-10 if dtype == torch.float64 else 1e-4
@@ -417,20 +323,3 @@ def test_lesser_processors_compute_the_same(flag: str) -> None:
             torch.testing.assert_close(logits_NV[4], wanted, atol=tolerance, rtol=tolerance)
             by_itself = decoder.step([alone], [id])[0]
             torch.testing.assert_close(by_itself, logits_NV[0], atol=tolerance, rtol=tolerance)
-
-
-def test_every_linear_layer_and_nothing_else_is_narrowed() -> None:
-    model = model_of("tied", torch.float32)
-    before = copy.deepcopy(model.state_dict())
-    assert any(type(module) is nn.Linear for module in model.modules())
-    quantize_linears(model, "int8")
-    quantize_linears(model, "int8")  # once more changes nothing
-    assert not any(type(module) is nn.Linear for module in model.modules())
-    after = model.state_dict()
-    assert after.keys() == before.keys()  # what is saved has the names it had
-    narrowed = {
-        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, QuantizedLinear)
-    }
-    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert changed == narrowed
-    assert torch.equal(before["embedding.weight"], after["embedding.weight"])

@@ -74,7 +74,7 @@ def unavailable(module: ModuleType, name: str) -> str:
     if hasattr(module, "missing_requirement"):
         return (module.missing_requirement(name, "cpu") or ("",))[0]
     if name == "cpp" and loader.compiler() is None:
-        return loader.unavailable_reason("rows")
+        return loader.unavailable_reason()
     return ""
 
 

@@ -129,12 +129,33 @@ def load(path: Path | None, overrides: list[str | Override], *, warn: bool = Tru
 
 
 def load_quantized(run: Path, quantization: Quantization, device: Device) -> LoadedRun:
-    """A trained run with the weights of its linear layers quantised, on --device."""
+    """A trained run on --device, ready to be used: kernels compiled, weights quantised."""
+    from ys_llm.inference.decoder import decoder_of
     from ys_llm.model.device import resolve_device
     from ys_llm.model.quantize import quantize_linears
     from ys_llm.runs.model_files import load_run
 
     target = resolve_device(device, setting="--device", fix="Type --device cpu")
+    if target.type == "cpu":
+        compile_kernels()
     loaded = load_run(run, device=target)
-    quantize_linears(loaded.model, quantization)
+    if quantization != "fp32":
+        quantize_linears(loaded.model, quantization)
+        if decoder_of(loaded.model) is None:
+            note = "saves memory, not time: the compiled decoder cannot be used here"
+            print(f"ys: --quantize {quantization} {note}", file=sys.stderr)
     return loaded
+
+
+def compile_kernels() -> None:
+    """Compile the C++ kernels where they are missing, and say so: it takes a while, once."""
+    from ys_llm.csrc import loader
+
+    lines: list[str] = []
+
+    def announce(line: str) -> None:
+        lines.append(line)
+        print(f"ys: {line}", file=sys.stderr)
+
+    if loader.build(announce=announce) is None and lines:
+        print(f"ys: torch alone, which is slower: {loader.unavailable_reason()}", file=sys.stderr)

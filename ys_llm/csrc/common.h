@@ -1,5 +1,6 @@
-// What all kernels share: vectors that any processor has, bfloat16, and threads that wait for each
-// other. A vector is 64 bytes wide; the compiler makes of it what the processor offers.
+// What all kernels share: vectors, bfloat16, barriers and the split of work among threads.
+//
+// Vec is 64 bytes wide on every processor; the compiler maps it to the registers there are.
 
 #pragma once
 
@@ -13,14 +14,17 @@
 #include <memory>
 #include <numeric>
 #include <thread>
+#include <type_traits>
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
+#include "exports.h"
+
 namespace ys {
 
-using bf16 = uint16_t;  // the upper half of a float
+using bf16 = ys_bf16;
 
 template <class Real>
 struct Lanes;
@@ -36,6 +40,9 @@ struct Lanes<double> {
 };
 template <class Real>
 using Vec = typename Lanes<Real>::V;
+// The type of sums and statistics of operands in Op.
+template <class Op>
+using RealOf = std::conditional_t<std::is_same<Op, double>::value, double, float>;
 typedef uint32_t U32 __attribute__((vector_size(64)));
 typedef uint16_t U16 __attribute__((vector_size(32)));
 
@@ -46,15 +53,15 @@ inline float widen(bf16 x) {
   return value;
 }
 
-// To nearest, ties to even, as every library rounds; NaN stays NaN.
-inline bf16 narrow(float x) {
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline bf16 round_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
   if (x != x) return 0x7fc0;
   return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// load<Real>(p): one vector of Real from Real or bf16 memory; store: the other way.
+// load<Real>(p) reads a vector of Real from Real or bf16 memory; store is its inverse.
 template <class Real>
 inline Vec<Real> load(const Real* p) {
   Vec<Real> v;
@@ -88,9 +95,10 @@ inline void store(bf16* p, Vec<float> v) {
   std::memcpy(p, &half, 32);
 #endif
 }
-// Store past the caches what is not read again before they have forgotten it. `p` must be aligned.
+// Non-temporal store, for what is read again only after it would have left the caches. `p` must be
+// aligned to a vector.
 template <class T, class Real>
-inline void stream(T* p, Vec<Real> v) {
+inline void store_streaming(T* p, Vec<Real> v) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same<T, bf16>::value) {
     alignas(32) bf16 half[16];
@@ -104,13 +112,8 @@ inline void stream(T* p, Vec<Real> v) {
 #endif
 }
 template <class T>
-inline bool streams_to(const T* p) {
+inline bool is_aligned(const T* p) {
   return reinterpret_cast<uintptr_t>(p) % 64 == 0;
-}
-inline void fence_streams() {
-#if defined(__AVX512F__)
-  _mm_sfence();
-#endif
 }
 
 inline float load_one(const float* p) { return *p; }
@@ -118,13 +121,27 @@ inline double load_one(const double* p) { return *p; }
 inline float load_one(const bf16* p) { return widen(*p); }
 inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(double* p, double x) { *p = x; }
-inline void store_one(bf16* p, float x) { *p = narrow(x); }
+inline void store_one(bf16* p, float x) { *p = round_to_bf16(x); }
+
+// The next vector of a row of which `left` numbers are left; what is missing is 0.
+template <class Real, class T>
+inline Vec<Real> load_part(const T* p, int64_t left) {
+  if (left >= Lanes<Real>::n) return load<Real>(p);
+  Vec<Real> v{};
+  for (int64_t i = 0; i < left; i++) v[i] = load_one(p + i);
+  return v;
+}
+template <class Real, class T>
+inline void store_part(T* p, Vec<Real> v, int64_t left) {
+  if (left >= Lanes<Real>::n) return store(p, v);
+  for (int64_t i = 0; i < left; i++) store_one(p + i, v[i]);
+}
 
 template <class Real>
-inline Vec<Real> fill(Real x) {
+inline Vec<Real> broadcast(Real x) {
   return Vec<Real>{} + x;
 }
-// The lanes added up, halves first, so that the order is the same on every processor.
+// The sum of the lanes, halves first, so that the order is the same on every processor.
 template <class Real>
 inline Real sum(Vec<Real> v) {
   alignas(64) Real lanes[Lanes<Real>::n];
@@ -140,12 +157,12 @@ inline float sum<float>(Vec<float> v) {
 }
 #endif
 
-// All threads of a group arrive, then all go on. They spin: a window's step takes microseconds.
+// All threads of a group arrive before any continues. They spin: a step takes microseconds.
 class Barrier {
  public:
   explicit Barrier(int n) : n_(n) {}
   void wait() {
-    if (n_ == 1) return;
+    if (n_ <= 1) return;
     int phase = phase_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == n_ - 1) {
       arrived_.store(0, std::memory_order_relaxed);
@@ -168,7 +185,7 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
-// The share of part `i` of `parts` in n things that are dealt out in units.
+// Part `i` of `parts` of the range 0..n, cut at multiples of `unit`.
 inline Range share(int64_t n, int64_t unit, int64_t parts, int64_t i) {
   int64_t units = (n + unit - 1) / unit;
   return {std::min(n, units * i / parts * unit), std::min(n, units * (i + 1) / parts * unit)};

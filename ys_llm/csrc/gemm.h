@@ -1,10 +1,10 @@
-// Products of a few rows with a matrix that is packed once and used again and again.
+// Matmuls of a few rows with a matrix that is packed once and used many times.
 //
-// out (rows x N) = x (rows x K) @ W (K x N). W lies in panels of NR columns, each contiguous and
-// padded with zeros to NR. In bfloat16 two rows k, k + 1 lie interleaved, as AVX512-BF16 and AMX
-// read them:
-//     panel[k / 2][column][k % 2]   in bf16         panel[k][column]   else
-// Sums are kept in float (double for double) whatever the operands are.
+// out (rows x N) = x (rows x K) @ W (K x N). W is stored in panels of NR columns, each contiguous
+// and padded with zeros to NR. In bfloat16 two rows k, k + 1 are interleaved, as AVX512-BF16 and
+// AMX read them:
+//     panel[k / 2][column][k % 2]   in bf16         panel[k][column]   otherwise
+// Sums are in float (in double for double), whatever the operands are.
 
 #pragma once
 
@@ -18,17 +18,6 @@
 namespace ys {
 
 template <class Op>
-struct Sum {
-  using Real = Op;
-};
-template <>
-struct Sum<bf16> {
-  using Real = float;
-};
-template <class Op>
-using RealOf = typename Sum<Op>::Real;
-
-template <class Op>
 constexpr int NR = 2 * Lanes<RealOf<Op>>::n;
 
 template <class Op>
@@ -40,7 +29,7 @@ inline int64_t packed_size(int64_t k, int64_t n) {
   return (n + NR<Op> - 1) / NR<Op> * panel_size<Op>(k);
 }
 
-// `n` numbers that lie `step` apart, side by side.
+// Copies n numbers that are `step` apart to contiguous memory.
 template <class Op, class Source>
 inline void gather(const Source* from, int64_t step, int64_t n, Op* to) {
   using Real = RealOf<Op>;
@@ -50,8 +39,8 @@ inline void gather(const Source* from, int64_t step, int64_t n, Op* to) {
   for (; i < n; i++) store_one(to + i, from[i * step]);
 }
 
-// One panel of W with W[k][n] = source[k * step_k + n * step_n], `columns` of it. It is read in
-// blocks along the direction in which it lies in memory.
+// Packs one panel of W, `columns` wide, with W[k][n] = source[k * step_k + n * step_n]. W is read
+// in blocks along the direction in which it is contiguous.
 template <class Op, class Source>
 void pack_panel(const Source* source, int64_t step_k, int64_t step_n, int64_t k, int64_t columns,
                 Op* panel) {
@@ -80,7 +69,7 @@ void pack_panel(const Source* source, int64_t step_k, int64_t step_n, int64_t k,
 }
 
 #if defined(__AMX_BF16__)
-// The kernel hands out the tile registers to a process that asks for them.
+// Linux enables the tile registers for a process that asks for them.
 inline bool amx_is_allowed() {
   static const bool allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
   return allowed;
@@ -133,19 +122,19 @@ inline void amx_block(const bf16* x, int64_t ldx, const bf16* panel, int64_t k, 
   if (two) _tile_stored(3, out + 16 * ldo + 16, out_step);
 }
 
-// As amx_block where fewer than 32 columns are left: a tile is 16 wide, so the sums go aside first.
+// amx_block for fewer than 32 columns: a tile is 16 wide, so the sums go to a buffer first.
 template <bool two>
 inline void amx_edge(const bf16* x, int64_t ldx, const bf16* panel, int64_t k, float* out,
                      int64_t ldo, int64_t width, int64_t rows, bool accumulate) {
-  alignas(64) float aside[32 * 32];
-  amx_block<two>(x, ldx, panel, k, aside, 32, false);
+  alignas(64) float buffer[32 * 32];
+  amx_block<two>(x, ldx, panel, k, buffer, 32, false);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t c = 0; c < width; c++)
-      out[r * ldo + c] = (accumulate ? out[r * ldo + c] : 0) + aside[r * 32 + c];
+      out[r * ldo + c] = (accumulate ? out[r * ldo + c] : 0) + buffer[r * 32 + c];
 }
 
-// The products of `each` rows at a time. K is gone through in pieces, so that these rows of x stay
-// in the first cache while all panels pass by: 16 KB of its 48.
+// Multiplies `each` rows at a time. K is cut into pieces, so that these rows of x stay in the L1
+// cache (16 KB of its 48) while all panels are read.
 template <bool two>
 void amx_rows(const bf16* x, int64_t ldx, Range rows, int64_t each, const bf16* panels, int64_t k,
               int64_t columns, float* out, int64_t ldo, bool accumulate) {
@@ -167,8 +156,8 @@ void amx_rows(const bf16* x, int64_t ldx, Range rows, int64_t each, const bf16* 
     }
 }
 
-inline void amx_product(const bf16* x, int64_t ldx, int64_t rows, const bf16* panels, int64_t k,
-                        int64_t columns, float* out, int64_t ldo, bool accumulate) {
+inline void amx_matmul(const bf16* x, int64_t ldx, int64_t rows, const bf16* panels, int64_t k,
+                       int64_t columns, float* out, int64_t ldo, bool accumulate) {
   const int64_t whole = rows / 32 * 32, left = rows - whole;
   if (whole) amx_rows<true>(x, ldx, {0, whole}, 32, panels, k, columns, out, ldo, accumulate);
   if (left > 16)
@@ -179,7 +168,7 @@ inline void amx_product(const bf16* x, int64_t ldx, int64_t rows, const bf16* pa
 }
 #endif
 
-// MR rows x NR columns of the product, in registers.
+// MR rows x NR columns of the result, accumulated in registers.
 template <class Op, int MR>
 inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<Op>* out,
                   int64_t ldo, int64_t width, bool accumulate) {
@@ -193,7 +182,7 @@ inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<O
       Vec<Real> left = load(panel + i * 2 * n), right = load(panel + i * 2 * n + n);
 #pragma GCC unroll 16
       for (int r = 0; r < MR; r++) {
-        Vec<Real> a = fill(x[r * ldx + i]);
+        Vec<Real> a = broadcast(x[r * ldx + i]);
         acc[r][0] += a * left;
         acc[r][1] += a * right;
       }
@@ -223,8 +212,8 @@ inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<O
       }
 #pragma GCC unroll 16
       for (int r = 0; r < MR; r++) {
-        Vec<float> a = fill(widen(x[r * ldx + i])),
-                   b = fill(odd ? 0.0f : widen(x[r * ldx + i + 1]));
+        Vec<float> a = broadcast(widen(x[r * ldx + i])),
+                   b = broadcast(odd ? 0.0f : widen(x[r * ldx + i + 1]));
         acc[r][0] += a * even[0] + b * uneven[0];
         acc[r][1] += a * even[1] + b * uneven[1];
       }
@@ -260,14 +249,15 @@ constexpr int MR = 3;  // a vector is four of its registers
 constexpr int MR = 3;  // a vector is two of its 16
 #endif
 
-// out[:, 0:columns] = x @ W[:, from the first panel on]; `accumulate` adds to what is there.
+// out[:, 0:columns] = x @ W[:, 0:columns]; `accumulate` adds to out. `panels` may begin at any
+// panel.
 template <class Op>
-void product(const Op* x, int64_t ldx, int64_t rows, const Op* panels, int64_t k, int64_t columns,
-             RealOf<Op>* out, int64_t ldo, bool accumulate) {
+void matmul(const Op* x, int64_t ldx, int64_t rows, const Op* panels, int64_t k, int64_t columns,
+            RealOf<Op>* out, int64_t ldo, bool accumulate) {
 #if defined(__AMX_BF16__)
   if constexpr (std::is_same<Op, bf16>::value)
     if (k % 32 == 0 && amx_is_allowed())
-      return amx_product(x, ldx, rows, panels, k, columns, out, ldo, accumulate);
+      return amx_matmul(x, ldx, rows, panels, k, columns, out, ldo, accumulate);
 #endif
   for (int64_t column = 0; column < columns; column += NR<Op>) {
     const Op* panel = panels + column / NR<Op> * panel_size<Op>(k);

@@ -1,25 +1,37 @@
-"""C++ kernels, compiled on this machine and kept: for its processor, and without a library to ship.
+"""The C++ library: compiled once per machine, kept in the user's cache, loaded through cffi.
 
-A kernel is one file of `ys_llm/csrc/`, with its headers. It becomes a shared library in
-`~/.cache/ys/kernels`, named after the hash of all that decides what it is: its source, the
-compiler and the processor. It knows nothing of torch or Python; its functions take plain
-pointers. What it needs of OpenMP is torch's, loaded before it, so that both share their threads.
+All of `csrc/**/*.cpp` becomes one shared library in `<cache>/kernels`, named after the hash of
+everything it depends on: sources, flags, compiler and processor. It knows nothing of torch or
+Python; `api.h` is its whole interface, and a library whose structs are laid out differently from
+what Python assumes is refused. OpenMP is torch's, loaded before it, so that both share threads.
 
-`build` compiles what is missing; `ready` takes only what is there, so that no command waits for a
-compiler unasked. Both give None where it cannot be, and `unavailable_reason` says why.
+`build` compiles what is missing; `load` never compiles. Where they give None, `unavailable` says
+why and what to do. `_load` is the only cache of this module; its key is the folders and the flags.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import torch  # before any library is loaded: it brings OpenMP
+from cffi import FFI
+from filelock import FileLock
+from torch import Tensor
+
+from ys_llm.config.cache import CACHE_VARIABLE, cache_dir
 from ys_llm.system import machine
 
 SOURCES = Path(__file__).parent
@@ -28,124 +40,308 @@ FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
-_COMPILE_SECONDS = 300
+_COMPILE_SECONDS = 300  # per source; 8 s is usual
+_INSTALL = "Install a C++ compiler (Debian: apt install g++)"
+_C_TYPES = {
+    torch.bfloat16: "uint16_t *",
+    torch.float32: "float *",
+    torch.float64: "double *",
+    torch.int64: "int64_t *",
+    torch.int8: "int8_t *",
+    torch.uint8: "uint8_t *",
+}
 
 
-def names() -> list[str]:
-    """The kernels there are."""
-    return sorted(path.stem for path in SOURCES.glob("*.cpp"))
+class Unavailable(NamedTuple):
+    """Why there is no library, and what to do about it; an empty `fix`: nothing can be done."""
+
+    problem: str
+    fix: str
 
 
-def folder() -> Path:
-    """Where compiled kernels are kept."""
-    return Path.home() / ".cache" / "ys" / "kernels"
+class Compiler(NamedTuple):
+    """A C++ compiler: where it is, and the first line of its --version."""
+
+    path: str
+    version: str
 
 
-def build(name: str, *, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The kernel, compiled first if need be; None where it cannot be: see `unavailable_reason`."""
-    path = _library(name, flags)
-    if path is not None and not path.exists():
-        _compile(name, flags)
-    return ready(name, flags=flags)
+@dataclass(frozen=True)
+class Library:
+    """The loaded library: `lib` has the functions of `api.h`, `ffi` its types."""
+
+    ffi: Any
+    lib: Any
+    path: Path
+    _pointer_types: dict[torch.dtype, Any]
+
+    def pointer(self, tensor: Tensor | None) -> Any:
+        """A typed pointer to the tensor's first number; null for None.
+
+        cffi checks its type against the prototype. The caller keeps the tensor alive.
+        """
+        if tensor is None:
+            return self.ffi.NULL
+        return self.ffi.cast(self._pointer_types[tensor.dtype], tensor.data_ptr())
 
 
-def ready(name: str, *, flags: tuple[str, ...] = ()) -> ctypes.CDLL | None:
-    """The kernel where it is compiled already, else None."""
-    path = _library(name, flags)
-    try:
-        return None if path is None else _opened(path)
-    except OSError:
-        return None
+def load(*, flags: tuple[str, ...] = ()) -> Library | None:
+    """The library if it is compiled already, else None. Cheap after the first call."""
+    found = _load(SOURCES, kernels_folder(), flags)
+    return found if isinstance(found, Library) else None
 
 
-def unavailable_reason(name: str, *, flags: tuple[str, ...] = ()) -> str:
-    """Why `build` gives none, in a few words; empty where it gives one."""
-    path = _library(name, flags)
-    if path is None:
-        return "there is no C++ compiler (" + ", ".join(COMPILERS) + ")"
-    if not path.exists():
-        return _compile(name, flags)
-    try:
-        _opened(path)
-    except OSError as error:
-        return f"it cannot be loaded: {error}"
-    return ""
+def build(
+    *, flags: tuple[str, ...] = (), announce: Callable[[str], object] | None = None
+) -> Library | None:
+    """The library, compiled first if it is missing; None where it cannot be.
+
+    `announce` is called with one line before anything is compiled.
+    """
+    found = _built(flags, announce)
+    return found if isinstance(found, Library) else None
+
+
+def unavailable(*, flags: tuple[str, ...] = ()) -> Unavailable | None:
+    """Why `build` gives None, and what to do; None where it gives the library."""
+    found = _built(flags, None)
+    return found if isinstance(found, Unavailable) else None
+
+
+def unavailable_reason(*, flags: tuple[str, ...] = ()) -> str:
+    """The problem of `unavailable` in a few words; empty where there is none."""
+    found = unavailable(flags=flags)
+    return "" if found is None else found.problem
 
 
 def compiler_version() -> str:
-    """The compiler as it calls itself; empty where there is none."""
+    """The compiler in its own words; empty where there is none."""
     found = compiler()
-    return "" if found is None else found[1]
+    return "" if found is None else found.version
 
 
-@cache
-def _opened(path: Path) -> ctypes.CDLL:
-    """The library; OSError where it is not there, cannot be loaded, or could be another user's."""
-    facts = [path.stat(), path.parent.stat()]
-    others = stat.S_IWGRP | stat.S_IWOTH
-    if any(fact.st_uid != os.getuid() or fact.st_mode & others for fact in facts):
-        raise PermissionError(f"{path} may have been written by others")
-    return ctypes.CDLL(str(path))
+def kernels_folder() -> Path | None:
+    """Where compiled libraries are kept; None where there is no cache folder."""
+    folder = cache_dir()
+    return None if folder is None else folder / "kernels"
 
 
-@cache
-def compiler() -> tuple[str, str] | None:
-    """The first C++ compiler found, and what it calls itself."""
-    if platform.system() != "Linux":  # elsewhere OpenMP is not torch's, or not there
-        return None
+def compiler() -> Compiler | None:
+    """The first C++ compiler found."""
     for name in COMPILERS:
         if path := shutil.which(name):
-            said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
-            if said.returncode == 0:
-                return path, said.stdout.splitlines()[0]
+            answer = subprocess.run(
+                [path, "--version"], capture_output=True, text=True, check=False
+            )
+            if answer.returncode == 0:
+                return Compiler(path, answer.stdout.splitlines()[0])
     return None
 
 
+def declarations(source: str) -> FFI:
+    """The types and functions of `api.h`, which is all that cffi needs to call the library."""
+    ffi = FFI()
+    ffi.cdef(source)
+    return ffi
+
+
+def layout(ffi: Any) -> dict[str, tuple[int, int]]:
+    """Offset and size of every field, and of every struct, as Python lays them out."""
+    places: dict[str, tuple[int, int]] = {}
+    for name in ffi.list_types()[1]:
+        kind = ffi.typeof(f"struct {name}")
+        places[name] = (0, ffi.sizeof(kind))
+        for field, described in kind.fields:
+            places[f"{name}.{field}"] = (described.offset, ffi.sizeof(described.type))
+    return places
+
+
+def layout_mismatch(ffi: Any, lib: Any) -> str:
+    """The first difference between the library's structs and those of `ffi`; empty: none."""
+    entries, compiled = lib.ys_layout(), {}
+    while entries.name != ffi.NULL:
+        compiled[ffi.string(entries.name).decode()] = (entries.offset, entries.size)
+        entries += 1
+    expected = layout(ffi)
+    for name in sorted(expected.keys() | compiled.keys()):
+        if expected.get(name) != compiled.get(name):
+            return (
+                f"{name} is at (offset, size) {compiled.get(name)} in the library "
+                f"and at {expected.get(name)} in api.h"
+            )
+    return ""
+
+
 @cache
-def _library(name: str, flags: tuple[str, ...]) -> Path | None:
-    """Where this kernel is kept; None where nothing could have made it.
+def _load(sources: Path, folder: Path | None, flags: tuple[str, ...]) -> Library | Unavailable:
+    if reason := _platform_problem() or (None if folder else _no_folder()):
+        return reason
+    assert folder is not None
+    path = _library_path(sources, folder, flags)
+    if isinstance(path, Unavailable):
+        return path
+    try:
+        return _open(path, (sources / "api.h").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Unavailable("the C++ kernels are not compiled yet", "Type: ys doctor")
+    except PermissionError as error:
+        return Unavailable(str(error), f"Remove it: rm -r {folder}")
+    except OSError as error:
+        return Unavailable(f"{path} cannot be loaded: {error}", f"Remove it: rm {path}")
 
-    A library outlives its compiler: without one, any made from this source for this processor is
-    taken.
+
+def _built(
+    flags: tuple[str, ...], announce: Callable[[str], object] | None
+) -> Library | Unavailable:
+    found = _load(SOURCES, kernels_folder(), flags)
+    if isinstance(found, Library):
+        return found
+    folder, chosen = kernels_folder(), compiler()
+    if _platform_problem() or folder is None or chosen is None or _openmp_problem(chosen):
+        return found
+    path = _library_path(SOURCES, folder, flags)
+    assert isinstance(path, Path)
+    if path.exists():
+        return found
+    if announce is not None:
+        announce("compiling the C++ kernels, once on this machine (about 15 s)")
+    problem = _compile_once(path, chosen, flags)
+    _load.cache_clear()
+    return problem or _load(SOURCES, folder, flags)
+
+
+def _platform_problem() -> Unavailable | None:
+    system = platform.system()
+    if system == "Linux":
+        return None
+    name = "macOS" if system == "Darwin" else system
+    return Unavailable(f"the C++ kernels are compiled on Linux only, and this is {name}", "")
+
+
+def _no_folder() -> Unavailable:
+    return Unavailable(
+        "there is no home folder to keep compiled kernels in",
+        f"Set {CACHE_VARIABLE} to a folder that can be written",
+    )
+
+
+def _openmp_problem(chosen: Compiler) -> Unavailable | None:
+    """clang++ calls LLVM's OpenMP runtime, which most builds of torch do not contain."""
+    if "clang" not in chosen.version or hasattr(_process(), "__kmpc_fork_call"):
+        return None
+    return Unavailable(
+        f"the only C++ compiler is {chosen.version}, whose OpenMP runtime (libomp) is not the one "
+        "that torch has loaded",
+        "Install g++ (Debian: apt install g++)",
+    )
+
+
+def _process() -> Any:
+    """The symbols that are loaded into this process."""
+    return ctypes.CDLL(None)
+
+
+def _library_path(sources: Path, folder: Path, flags: tuple[str, ...]) -> Path | Unavailable:
+    """Where this library is kept.
+
+    A library outlives its compiler: without one, any that was made of these sources for this
+    processor is used.
     """
-    told = "".join(path.read_text(encoding="utf-8") for path in _sources(name))
+    files = sorted([*sources.rglob("*.cpp"), *sources.rglob("*.h")])
+    texts = [(path.relative_to(sources).as_posix(), path.read_text("utf-8")) for path in files]
     processor = machine.inspect_machine()
-    made_of = repr((told, FLAGS, flags, processor.processor, sorted(processor.features)))
-    stem = f"{name}-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
-    if (found := compiler()) is None:
-        return next(iter(sorted(folder().glob(f"{stem}-*.so"))), None)
-    return folder() / f"{stem}-{hashlib.sha256(found[1].encode()).hexdigest()[:8]}.so"
+    inputs = (texts, FLAGS, flags, processor.processor, sorted(processor.features))
+    stem = f"ys-{hashlib.sha256(repr(inputs).encode()).hexdigest()[:16]}"
+    if (chosen := compiler()) is not None:
+        if problem := _openmp_problem(chosen):
+            return problem
+        return folder / f"{stem}-{hashlib.sha256(chosen.version.encode()).hexdigest()[:8]}.so"
+    if kept := sorted(folder.glob(f"{stem}-*.so")):
+        return kept[0]
+    return Unavailable(f"there is no C++ compiler ({', '.join(COMPILERS)})", _INSTALL)
 
 
-def _sources(name: str) -> list[Path]:
-    return [SOURCES / f"{name}.cpp", *sorted(SOURCES.glob("*.h"))]
+def _open(path: Path, api: str) -> Library:
+    """The library at `path`; OSError where it is missing, unsafe, broken or of another layout."""
+    others = stat.S_IWGRP | stat.S_IWOTH
+    if any(
+        f.st_uid != os.getuid() or f.st_mode & others for f in (path.stat(), path.parent.stat())
+    ):
+        raise PermissionError(f"{path} may have been written by others")
+    ffi = declarations(api)
+    lib = ffi.dlopen(str(path))
+    try:
+        for name in re.findall(r"\b(ys_\w+)\(", re.sub(r"//.*", "", api)):
+            getattr(lib, name)
+    except AttributeError as error:
+        raise OSError(str(error)) from error
+    if mismatch := layout_mismatch(ffi, lib):
+        raise OSError(mismatch)
+    return Library(ffi, lib, path, {dtype: ffi.typeof(c) for dtype, c in _C_TYPES.items()})
 
 
-def _compile(name: str, flags: tuple[str, ...]) -> str:
-    """Compile into the cache; returns what is wrong, or nothing.
+def _compile_once(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailable | None:
+    """Compile into the cache; processes that want the same library wait for the first of them."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _lock(path.parent / "compile.lock"):
+            if not path.exists():
+                return _compile(path, chosen, flags)
+    except OSError as error:
+        return Unavailable(
+            f"compiled kernels cannot be kept in {path.parent}: {error}",
+            f"Set {CACHE_VARIABLE} to a folder that can be written",
+        )
+    return None
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock; where the file system has no locks, two processes may compile the same."""
+    lock = FileLock(path, timeout=_COMPILE_SECONDS)
+    try:
+        lock.acquire()
+    except (TimeoutError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailable | None:
+    """Compile each source at the same time, link, and move the whole to `path`.
 
     Linked without OpenMP, whose functions are found where torch has loaded them.
     """
-    found, path = compiler(), _library(name, flags)
-    if found is None or path is None:
-        return "there is no C++ compiler"
+    with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+        sources, library = sorted(SOURCES.rglob("*.cpp")), Path(temporary) / "ys.so"
+        objects = [Path(temporary) / f"{number}.o" for number in range(len(sources))]
+        commands = [
+            [chosen.path, *FLAGS, *flags, f"-I{SOURCES}", "-c", str(source), "-o", str(made)]
+            for source, made in zip(sources, objects, strict=True)
+        ]
+        with ThreadPoolExecutor(machine.inspect_machine().usable_cores) as pool:
+            errors = [error for error in pool.map(_run, commands) if error]
+        link = [f for f in flags if f.startswith("-fsanitize")]
+        command = [chosen.path, "-shared", *link, *map(str, objects), "-o", str(library)]
+        if error := errors[0] if errors else _run(command):
+            return Unavailable(f"{Path(chosen.path).name} failed: {error}", "Update the compiler")
+        library.chmod(0o700)
+        os.replace(library, path)
+    return None
+
+
+def _run(command: list[str]) -> str:
+    """Run a compiler; returns its first error, or nothing."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            made, library = Path(aside) / "kernel.o", Path(aside) / "kernel.so"
-            source = str(SOURCES / f"{name}.cpp")
-            for command in (
-                [found[0], *FLAGS, *flags, "-c", source, "-o", str(made)],
-                [found[0], "-shared", str(made), "-o", str(library)],
-            ):
-                said = subprocess.run(
-                    command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
-                )
-                if said.returncode:
-                    errors = [line for line in said.stderr.splitlines() if "error" in line]
-                    return f"{found[0]} failed: {(errors or [said.stderr[:200]])[0]}"
-            library.chmod(0o700)
-            os.replace(library, path)
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"it cannot be compiled: {error}"
-    return ""
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+        )
+    except subprocess.SubprocessError as error:
+        return str(error)
+    if not done.returncode:
+        return ""
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    return errors[0] if errors else done.stderr[:200]

@@ -1,5 +1,4 @@
-// LayerNorm of a row, or of a part of one, forward and back, with what is read and written beside
-// it.
+// LayerNorm and RMSNorm of one row: the only place where they are written down in C++.
 
 #pragma once
 
@@ -10,15 +9,14 @@ namespace ys {
 template <class Real>
 constexpr Real EPS = Real(1e-5);  // of every LayerNorm
 
-// Ask for what will be read a step later.
+// Prefetches what the next step reads.
 template <class T>
 inline void fetch(const T* p, int64_t n) {
   for (int64_t byte = 0; byte < n * int64_t(sizeof(T)); byte += 64)
     __builtin_prefetch(reinterpret_cast<const char*>(p) + byte, 0, 2);
 }
 
-// The sums of a row are kept in four parts: an addition waits for the one before it, and a row is
-// long enough for the wait to be felt.
+// A sum over a row has four accumulators: with one, each addition would wait for the one before it.
 constexpr int PARTS = 4;
 
 // pre += drive + addend over n columns; returns the sum. `next` is what the next step reads.
@@ -59,19 +57,33 @@ Real squared_distances(const Real* pre, Real mean, int64_t n) {
   return total;
 }
 
-// x_hat = (pre - mean) rstd and h = x_hat gain + bias, where they are asked for also as operand of
-// the next step and as Real state. What only the way back reads goes past the caches.
+template <class Real>
+Real row_sum(const Real* x, int64_t n) {
+  constexpr int w = Lanes<Real>::n;
+  Vec<Real> totals[PARTS] = {};
+  int64_t i = 0;
+  for (; i + PARTS * w <= n; i += PARTS * w)
+    for (int part = 0; part < PARTS; part++) totals[part] += load(x + i + part * w);
+  for (; i + w <= n; i += w) totals[0] += load(x + i);
+  Real total = sum<Real>((totals[0] + totals[1]) + (totals[2] + totals[3]));
+  for (; i < n; i++) total += x[i];
+  return total;
+}
+
+// x_hat = (pre - mean) rstd and h = x_hat gain + bias. `x_hat`, `operand` (a copy of h) and `state`
+// (a copy in Real) may be null. With an operand, h and x_hat are read by backward only, so they are
+// stored past the caches.
 template <class Real, class Op, class Saved>
 void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Real* bias, int64_t n,
                Saved* x_hat, Op* h, Op* operand, Real* state) {
   constexpr int w = Lanes<Real>::n;
-  const bool streams = operand && streams_to(h) && streams_to(x_hat);
+  const bool streams = operand && is_aligned(h) && is_aligned(x_hat);
   int64_t i = 0;
   for (; i + w <= n; i += w) {
     Vec<Real> x = (load(pre + i) - mean) * rstd, v = x * load(gain + i) + load(bias + i);
     if (streams) {
-      if (x_hat) stream<Saved, Real>(x_hat + i, x);
-      stream<Op, Real>(h + i, v);
+      if (x_hat) store_streaming<Saved, Real>(x_hat + i, x);
+      store_streaming<Op, Real>(h + i, v);
     } else {
       if (x_hat) store(x_hat + i, x);
       store(h + i, v);
@@ -88,11 +100,45 @@ void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Re
   }
 }
 
-// grad <- (grad + d_h + extra) gain, with what gain and bias get of it; adds up s1 = sum of grad
-// and s2 = sum of grad x_hat. `d_h` and `extra` may be none.
+// y = LN(x) gain + bias with the given mean; returns 1 / the standard deviation. `x_hat` may be
+// null.
+template <class Real, class Op>
+Real layer_norm(const Real* x, Real mean, const Real* gain, const Real* bias, int64_t n, Real eps,
+                Real* x_hat, Op* y) {
+  const Real rstd = 1 / std::sqrt(squared_distances(x, mean, n) / Real(n) + eps);
+  normalise(x, mean, rstd, gain, bias, n, x_hat, y, static_cast<Op*>(nullptr),
+            static_cast<Real*>(nullptr));
+  return rstd;
+}
+
+// The sum of squares that an RMSNorm takes its scale from.
+template <class Real, class T>
+Vec<Real> add_squares(Vec<Real> total, const T* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += Lanes<Real>::n) {
+    Vec<Real> v = load_part<Real>(x + i, n - i);
+    total += v * v;
+  }
+  return total;
+}
+template <class Real>
+Real rms_scale(Vec<Real> squares, int64_t n, Real eps) {
+  return Real(1) / std::sqrt(sum<Real>(squares) / Real(n) + eps);
+}
+// y = x scale gain.
+template <class Real, class T, class Gain, class Y>
+void scale_row(const T* x, Real scale, const Gain* gain, int64_t n, Y* y) {
+  for (int64_t i = 0; i < n; i += Lanes<Real>::n) {
+    Vec<Real> v = load_part<Real>(x + i, n - i) * scale * load_part<Real>(gain + i, n - i);
+    store_part<Real>(y + i, v, n - i);
+  }
+}
+
+// grad <- (grad + d_h + extra) gain; adds to d_gain and d_bias, to s1 the sum of grad and to s2 the
+// sum of grad x_hat. `d_h` and `extra` may be null. `to_next` numbers back, the next step reads.
 template <class Real, class Op, class Saved>
-void through_gain(Real* grad, const Op* d_h, const Real* extra, const Saved* x_hat, int64_t to_next,
-                  const Real* gain, Real* d_gain, Real* d_bias, int64_t n, Real* s1, Real* s2) {
+void gain_backward(Real* grad, const Op* d_h, const Real* extra, const Saved* x_hat,
+                   int64_t to_next, const Real* gain, Real* d_gain, Real* d_bias, int64_t n,
+                   Real* s1, Real* s2) {
   constexpr int w = Lanes<Real>::n;
   Vec<Real> total1{}, total2{};
   int64_t i = 0;
@@ -125,16 +171,16 @@ void through_gain(Real* grad, const Op* d_h, const Real* extra, const Saved* x_h
   *s2 += rest2;
 }
 
-// d_pre = rstd (grad - mean1 - x_hat mean2), added up over the window in d_sum where there is one.
+// d_pre = rstd (grad - mean1 - x_hat mean2), also added to d_sum (the window's sum) if not null.
 template <class Real, class Op, class Saved>
-void through_norm(const Real* grad, const Saved* x_hat, Real rstd, Real mean1, Real mean2,
-                  int64_t n, Op* d_pre, Op* operand, Real* d_sum) {
+void norm_input_backward(const Real* grad, const Saved* x_hat, Real rstd, Real mean1, Real mean2,
+                         int64_t n, Op* d_pre, Op* operand, Real* d_sum) {
   constexpr int w = Lanes<Real>::n;
-  const bool streams = operand && streams_to(d_pre);
+  const bool streams = operand && is_aligned(d_pre);
   int64_t i = 0;
   for (; i + w <= n; i += w) {
     Vec<Real> v = (load(grad + i) - mean1 - load<Real>(x_hat + i) * mean2) * rstd;
-    if (streams) stream<Op, Real>(d_pre + i, v);
+    if (streams) store_streaming<Op, Real>(d_pre + i, v);
     else store(d_pre + i, v);
     if (operand) store(operand + i, v);
     if (d_sum) store(d_sum + i, load(d_sum + i) + v);

@@ -1,9 +1,9 @@
 // The gradient of a matrix W in y = x @ W: x^T @ dy over very many rows, in bfloat16 on AMX.
 //
-// Both factors lie row by row, and the tiles want columns of x and pairs of rows of dy. A piece of
-// the rows is brought into that form by all threads; then each adds its share of the product. The
-// sums of a block of 32 x 32 lie side by side until the end: as rows of W they would be 32 places
-// of the cache apart, and the loading and storing of sums took as long as the products.
+// Both factors are row-major, and the tiles need columns of x and pairs of rows of dy. All threads
+// repack a piece of the rows; then each adds its share of the matmul. The sums of a block of 32 x
+// 32 stay contiguous until the end: as rows of W they would be many cache lines apart, and loading
+// and storing them took as long as the multiplications.
 
 #include "gemm.h"
 
@@ -15,7 +15,7 @@ constexpr int64_t PIECE = 512;              // rows at a time
 constexpr int64_t TILE = 512, SUMS = 1024;  // numbers in a tile of bfloat16, and in a block of sums
 constexpr int64_t STRIP = PIECE / 32 * TILE;  // numbers in 16 columns of a piece
 
-// Rows 2i and 2i + 1 of 16 columns, interleaved, for i in 0..15; rows from `rows` on count as 0.
+// Rows 2i and 2i + 1 of 16 columns, interleaved, for i in 0..15; rows from `rows` on are 0.
 void interleave(const bf16* from, int64_t step, int64_t rows, U32 out[16]) {
   for (int64_t i = 0; i < 16; i++) {
     U16 even{}, odd{};
@@ -25,18 +25,18 @@ void interleave(const bf16* from, int64_t step, int64_t rows, U32 out[16]) {
   }
 }
 
-// A tile of 32 rows x 16 columns; turned: each of its rows is a column of x.
-void pack_tile(const bf16* from, int64_t step, int64_t rows, bool turned, bf16* tile) {
+// A tile of 32 rows x 16 columns; transposed: each of its rows is a column of x.
+void pack_tile(const bf16* from, int64_t step, int64_t rows, bool transposed, bf16* tile) {
   alignas(64) U32 pairs[16];
   interleave(from, step, rows, pairs);
-  if (!turned) return void(std::memcpy(tile, pairs, sizeof(pairs)));
+  if (!transposed) return void(std::memcpy(tile, pairs, sizeof(pairs)));
   const uint32_t* numbers = reinterpret_cast<const uint32_t*>(pairs);
   uint32_t* to = reinterpret_cast<uint32_t*>(tile);
   for (int column = 0; column < 16; column++)
     for (int i = 0; i < 16; i++) to[column * 16 + i] = numbers[i * 16 + column];
 }
 
-// Adds n tiles of 32 columns of x and of dy to a block of sums, or begins it.
+// Adds n tiles of 32 columns of x and of dy to a block of sums; `begin`: the sums start at 0.
 void add_block(const bf16* left, const bf16* right, int64_t n, float* sums, bool begin) {
   if (begin) {
     _tile_zero(0);
@@ -49,7 +49,7 @@ void add_block(const bf16* left, const bf16* right, int64_t n, float* sums, bool
     _tile_loadd(2, sums + 512, 128);
     _tile_loadd(3, sums + 528, 128);
   }
-  for (int64_t i = 0; i < n; i++) {  // dy's tiles serve all blocks below each other: x's only pass
+  for (int64_t i = 0; i < n; i++) {  // dy's tiles are used again by the next block, x's are not
     _tile_loadd(6, right + i * TILE, 64);
     _tile_stream_loadd(4, left + i * TILE, 64);
     _tile_dpbf16ps(0, 4, 6);
@@ -111,8 +111,7 @@ void weight_grad(Factor x, Factor dy, int64_t rows, bf16* packed, float* sums, f
 
 extern "C" {
 
-// Whether this machine has what it takes.
-int ys_can_weight_grad() {
+int ys_has_weight_grad(void) {
 #if defined(__AMX_BF16__)
   return ys::amx_is_allowed();
 #else
@@ -120,18 +119,16 @@ int ys_can_weight_grad() {
 #endif
 }
 
-// Numbers of bfloat16 that packing a piece of both factors takes.
-int64_t ys_weight_grad_room(int64_t k, int64_t m) { return (k + m) / 16 * (512 / 32 * 512); }
+int64_t ys_weight_grad_workspace(int64_t k, int64_t m) { return (k + m) / 16 * (512 / 32 * 512); }
 
-// out (k x m, float) = x^T @ dy. k and m are multiples of 32; rows of x and dy lie step_x and
-// step_dy apart; `packed` and `sums` (k m floats) are room to work in, aligned to 64 bytes.
-void ys_weight_grad(const void* x, int64_t step_x, const void* dy, int64_t step_dy, int64_t rows,
-                    int64_t k, int64_t m, void* packed, void* sums, void* out, int threads) {
+void ys_weight_grad(const ys_bf16* x, int64_t stride_x, const ys_bf16* dy, int64_t stride_dy,
+                    int64_t rows, int64_t k, int64_t m, ys_bf16* packed, float* sums, float* out,
+                    int64_t threads) {
 #if defined(__AMX_BF16__)
-  ys::weight_grad({static_cast<const ys::bf16*>(x), step_x, k},
-                  {static_cast<const ys::bf16*>(dy), step_dy, m}, rows,
-                  static_cast<ys::bf16*>(packed), static_cast<float*>(sums),
-                  static_cast<float*>(out), threads);
+  ys::weight_grad({x, stride_x, k}, {dy, stride_dy, m}, rows, packed, sums, out, int(threads));
+#else
+  (void)x, (void)stride_x, (void)dy, (void)stride_dy, (void)rows, (void)k, (void)m;
+  (void)packed, (void)sums, (void)out, (void)threads;
 #endif
 }
 }

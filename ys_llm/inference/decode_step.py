@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ys_llm.inference.decoder import Decoder, Text
+from ys_llm.inference.decoder import Decoder, SequenceState
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State, concat_rows, select_rows
@@ -68,11 +68,11 @@ class CompiledRows:
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
-        self._sequences: list[Text] = []
+        self._sequences: list[SequenceState] = []
 
     def add(self, states: Sequence[State]) -> None:
         """See `DecodeRows`."""
-        self._sequences += [self._decoder.text(state) for state in states]
+        self._sequences += [self._decoder.sequence(state) for state in states]
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `DecodeRows`."""

@@ -1,16 +1,14 @@
-"""One call per token for a whole model: the tokens of one text, or the next one of many texts.
+"""The compiled decoder: one call reads one token of each of some sequences.
 
 Torch takes a token in some forty operations a layer, which at one token cost more than their
-arithmetic. The kernel `decode.cpp` reads each weight once and does the rest in between; what it
-computes is what `model(tokens_BT, state)` does, the state included, so that either may go on where
-the other stopped. It is there for models on the CPU whose mixer offers `decode_spec()`, see
-`ops/decode_spec.py`, once it has been compiled (`loader.py`).
+arithmetic. `csrc/trunk_step.cpp` reads each weight once and does the rest in between. It computes
+what `model(tokens_BT, state)` does, state included, so that either can continue where the other
+stopped. It serves models on the CPU whose mixers all have a compiled step (`Mixer.decode_spec`),
+once the library is compiled; torch decodes every other model.
 """
 
 from __future__ import annotations
 
-import ctypes
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,271 +17,187 @@ import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
+from ys_llm.csrc.loader import Library
+from ys_llm.inference.decoder_weights import WeightStructs, can_decode, tensors_of
+from ys_llm.mixers.protocol import DecodeSpec
 from ys_llm.model.language_model import Model
-from ys_llm.model.layers import RMS_EPS
-from ys_llm.model.state import State
-from ys_llm.ops.decode_spec import DecodeSpec, LinearMap, linear_map
-from ys_llm.ops.three_tier.types import EPS, Summary
+from ys_llm.model.state import State, flatten, unflatten
 
-MOST_TEXTS = 64  # that one call takes
-_STATES = ("main", "local_summary", "global_summary")
-_KINDS = {torch.bfloat16: 1, torch.int8: 2}
-_TRY_EVERY = 64  # steps: at twice the time, every 64th costs 1.5 %
-_Pointer = ctypes.c_void_p
-
-
-class _Map(ctypes.Structure):
-    _fields_ = (
-        *((name, _Pointer) for name in ("weight", "scales", "bias")),
-        *((name, ctypes.c_int64) for name in ("n_in", "n_out", "n_groups", "kind")),
-    )
-
-
-class _Norm(ctypes.Structure):
-    _fields_ = (("gain", _Pointer), ("bias", _Pointer))
-
-
-class _Tier(ctypes.Structure):
-    _fields_ = (
-        *((name, _Map) for name in ("controller", "influencer", "shaper")),
-        ("norm", _Norm),
-        ("every", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-    )
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        *((name, _Pointer) for name in ("mixer_gain", "mlp_gain", "entry")),
-        *((name, _Map) for name in ("in_map", "controller", "shaper", "out_map")),
-        *((name, _Map) for name in ("gate", "up", "down")),
-        ("norm", _Norm),
-        ("tiers", _Tier * 2),
-    )
-
-
-class _Model(ctypes.Structure):
-    _fields_ = (
-        *((name, _Pointer) for name in ("embedding", "final_gain")),
-        ("layers", ctypes.POINTER(_Layer)),
-        ("head", _Map),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("n_layers", "d_model", "d_state", "d_mlp", "d_summary", "n_heads")
-        ),
-        ("rms_eps", ctypes.c_double),
-        ("norm_eps", ctypes.c_double),
-    )
+MAX_SEQUENCES = 64  # of one call, as in csrc/api.h
+# The bytes of weights that make a thread worth its while: threads wait for each other some five
+# times a layer.
+BYTES_PER_THREAD = 1 << 20
 
 
 @dataclass
-class Text:
-    """Where the model stands in one text: its states (layers x 3 x S) and the clock."""
+class SequenceState:
+    """One sequence as the decoder keeps it: all layers' states in one vector, and the clock."""
 
-    states: Tensor
+    numbers: Tensor
     position: int
 
 
-class _Pace:
-    """Whether one thread or all of them are faster now.
+class Decoder:
+    """A model's weights as they were when this was made, to decode with.
 
-    They wait for each other some thirty times in a token: where another process has one of the
-    cores, all of them take ten times as long as one alone.
+    It is only read by `step`: threads may share it, each with its own sequences. `threads` is how
+    many OpenMP threads a step takes: by default one for each MiB of weights that it reads, at most
+    as many as torch has.
     """
 
-    def __init__(self, most: int) -> None:
-        self._seconds = {most: 0.0, 1: 0.0}
-        self._steps = 0
+    def __init__(
+        self,
+        model: Model,
+        specs: list[DecodeSpec],
+        library: Library,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._library, self._dtype = library, model.embedding.weight.dtype
+        self._weights = WeightStructs(model, specs, library)
+        self._vocab_size, self._names = model.vocab_size, [spec.state for spec in specs]
+        self._zeros: list[Any] = model.init_state(1)["layers"]
+        lib = library.lib
+        self._step = lib.ys_decode_d if self._dtype == torch.float64 else lib.ys_decode_f
+        share = int(self.bytes_per_token / BYTES_PER_THREAD)
+        self.threads = threads or max(1, min(torch.get_num_threads(), share))
+        self._check_state_sizes()
 
-    def threads(self) -> int:
-        """The number that was faster of late; now and then the other, and first each of them."""
-        self._steps += 1
-        faster, *others = sorted(self._seconds, key=lambda threads: self._seconds[threads])
-        return others[0] if others and self._steps % _TRY_EVERY == 0 else faster
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of weights that a token reads, those of summaries by their share of tokens."""
+        return self._weights.bytes_per_token
 
-    def took(self, threads: int, seconds: float) -> None:
-        """A step on that many threads took this long."""
-        before = self._seconds[threads]
-        slower = 0 < before < seconds
-        self._seconds[threads] = 0.75 * before + 0.25 * seconds if slower else seconds
+    def sequence(self, state: State, row: int = 0) -> SequenceState:
+        """One row of a model's state, to continue from; the state itself stays as it is."""
+        parts: list[Tensor] = []
+        for names, layer in zip(self._names, state["layers"], strict=True):
+            tensors = flatten(layer)
+            parts += [tensors[name][row].reshape(-1) for name in names]
+        numbers = torch.cat(parts).to(self._dtype)
+        return SequenceState(numbers, int(state["position_B"][row]))
 
-
-class Decoder:
-    """A model as the kernel takes it; its weights as they were when this was made."""
-
-    def __init__(self, model: Model, kernel: ctypes.CDLL) -> None:
-        self._kept: list[Tensor] = []
-        self.bytes_per_token = 0.0  # of weights, those of summaries by their share of tokens
-        self._dtype = model.embedding.weight.dtype
-        blocks: list[Any] = list(model.blocks)
-        plans = [spec for mixer in model.mixers if (spec := mixer.decode_spec()) is not None]
-        self._vocab_size, self._shape = model.vocab_size, (len(blocks), 3, _d_state(plans[0]))
-        self._layers = (_Layer * len(blocks))(*map(self._layer, blocks, plans))
-        self._model = self._described(model, plans[0])
-        self._step = kernel.ys_decode_f64 if self._dtype == torch.float64 else kernel.ys_decode_f32
-        self._step.restype = None
-        self._scratch_size = kernel.ys_decode_scratch
-        self._scratch_size.restype = ctypes.c_int64
-        self._scratch = torch.empty(0, dtype=self._dtype)
-        self._pace = _Pace(torch.get_num_threads())
-
-    def text(self, state: State) -> Text:
-        """A text that stands where the state (of one row) does; the state itself stays as it is."""
-        layers = state["layers"]
-        rows = [layer[name][0] for layer in layers for name in _STATES]
-        return Text(torch.stack(rows).view(self._shape), int(state["position_B"][0]))
-
-    def state(self, text: Text) -> State:
-        """The inverse of `text`."""
-        layers = [
-            {name: row.clone()[None] for name, row in zip(_STATES, rows, strict=True)}
-            for rows in text.states
-        ]
-        return {"position_B": torch.tensor([text.position]), "layers": layers}
+    def state(self, sequence: SequenceState) -> State:
+        """The inverse of `sequence`: a model's state of one row."""
+        layers, begin = [], 0
+        for names, zeros in zip(self._names, self._zeros, strict=True):
+            tensors = {}
+            for name in names:
+                like = flatten(zeros)[name]
+                part = sequence.numbers[begin : begin + like.numel()]
+                tensors[name] = part.clone().view(like.shape)
+                begin += like.numel()
+            layers.append(unflatten(tensors, zeros))
+        return {"position_B": torch.tensor([sequence.position]), "layers": layers}
 
     def step(
-        self, texts: Sequence[Text], ids: Sequence[int], *, threads: int | None = None
+        self, sequences: Sequence[SequenceState], ids: Sequence[int], *, threads: int | None = None
     ) -> Tensor:
-        """Read one more token of each text (at most MOST_TEXTS); the logits after it, N x V.
+        """Read one token of each sequence (at most MAX_SEQUENCES); the logits after it, N x V.
 
-        The texts are taken further in place. With AVX-512 each has the bits it would have alone, on
-        any number of threads; elsewhere it is equal up to rounding. `threads` None: as many as were
-        fastest of late.
+        The sequences are advanced in place. With AVX-512 each gets the bits it would get alone, on
+        any number of threads; elsewhere it is equal up to rounding.
         """
-        n = len(texts)
-        if not 0 < n <= MOST_TEXTS or n != len(ids):
-            raise ValueError(f"expected 1 to {MOST_TEXTS} texts and as many ids, found {n}")
+        n = len(sequences)
+        if not 0 < n <= MAX_SEQUENCES or n != len(ids):
+            raise ValueError(f"expected 1 to {MAX_SEQUENCES} sequences and as many ids, found {n}")
         if not all(0 <= id < self._vocab_size for id in ids):
             raise ValueError(f"ids {list(ids)} are not all below {self._vocab_size}")
-        chosen = threads or self._pace.threads()
+        library, threads = self._library, threads or self.threads
+        struct, new = self._weights.struct, library.ffi.new
         logits_NV = torch.empty(n, self._vocab_size, dtype=self._dtype)
-        integers, pointers = ctypes.c_int64 * n, _Pointer * n
-        began = time.perf_counter()
+        size = library.lib.ys_decode_scratch(struct, n, threads)
+        scratch = torch.empty(size, dtype=self._dtype)
+        states = [library.pointer(sequence.numbers) for sequence in sequences]
         self._step(
-            ctypes.byref(self._model),
-            ctypes.c_int64(n),
-            integers(*ids),
-            integers(*(text.position for text in texts)),
-            pointers(*(text.states.data_ptr() for text in texts)),
-            _Pointer(logits_NV.data_ptr()),
-            _Pointer(self._scratch_for(n, chosen).data_ptr()),
-            ctypes.c_int64(chosen),
+            struct,
+            n,
+            new("int64_t[]", ids),
+            new("int64_t[]", [sequence.position for sequence in sequences]),
+            new("double *[]" if self._dtype == torch.float64 else "float *[]", states),
+            library.pointer(logits_NV),
+            library.pointer(scratch),
+            threads,
         )
-        if threads is None:
-            self._pace.took(chosen, time.perf_counter() - began)
-        for text in texts:
-            text.position += 1
+        for sequence in sequences:
+            sequence.position += 1
         return logits_NV
 
-    def _scratch_for(self, n: int, threads: int) -> Tensor:
-        needed = self._scratch_size(
-            ctypes.byref(self._model), ctypes.c_int64(n), ctypes.c_int64(threads)
-        )
-        if len(self._scratch) < needed:
-            self._scratch = torch.empty(needed, dtype=self._dtype)
-        return self._scratch
+    def _check_state_sizes(self) -> None:
+        for layer, (names, zeros) in enumerate(zip(self._names, self._zeros, strict=True)):
+            tensors = flatten(zeros)
+            size = sum(tensor.numel() for tensor in tensors.values())
+            expected = self._weights.state_size(layer)
+            if size != expected or sorted(tensors) != sorted(names):
+                raise ValueError(
+                    f"layer {layer}: the mixer's state has {size} numbers in {sorted(tensors)}, "
+                    f"that of its compiled step {expected} in {sorted(names)}"
+                )
 
-    def _described(self, model: Model, plan: DecodeSpec) -> _Model:
-        weights = plan.recurrence
-        tiers = [tier for tier in (weights.local_summary, weights.global_summary) if tier]
-        final_gain = getattr(model.final_norm, "weight", None)
-        return _Model(
-            embedding=self._pointer(model.embedding.weight),
-            final_gain=self._pointer(final_gain),
-            layers=self._layers,
-            head=self._map(linear_map(model.output)),
-            n_layers=len(self._layers),
-            d_model=model.config.d_model,
-            d_state=_d_state(plan),
-            d_mlp=model.config.d_mlp,
-            d_summary=max((len(tier.gain) for tier in tiers), default=0),
-            n_heads=weights.n_heads,
-            rms_eps=RMS_EPS,
-            norm_eps=EPS,
-        )
 
-    def _layer(self, block: Any, plan: DecodeSpec) -> _Layer:
-        weights, no_map = plan.recurrence, _Map()
-        mlp = getattr(block, "mlp", None)
-        gain_of = {name: getattr(block, name, None) for name in ("mixer_norm", "mlp_norm")}
-        gains = {name: norm and norm.weight for name, norm in gain_of.items()}
-        summaries = [tier for tier in (weights.local_summary, weights.global_summary) if tier]
-        shaper, every = weights.output_shaper, min((tier.every for tier in summaries), default=0)
-        return _Layer(
-            mixer_gain=self._pointer(gains["mixer_norm"]),
-            mlp_gain=self._pointer(gains["mlp_norm"]),
-            entry=self._pointer(weights.entry),
-            in_map=self._map(plan.in_map),
-            controller=self._matrix(weights.state_controller),
-            shaper=no_map if shaper is None or not every else self._matrix(shaper, every=every),
-            out_map=self._map(plan.out_map),
-            gate=self._map(linear_map(mlp.gate)) if mlp else no_map,
-            up=self._map(linear_map(mlp.up)) if mlp else no_map,
-            down=self._map(linear_map(mlp.down)) if mlp else no_map,
-            norm=_Norm(self._pointer(weights.gain), self._pointer(weights.bias)),
-            tiers=(_Tier * 2)(
-                self._tier(weights.local_summary), self._tier(weights.global_summary)
-            ),
+class _DecoderCache:
+    """The decoder that was made last for a model, and what it was made from."""
+
+    def __init__(self) -> None:
+        self.decoder: Decoder | None = None
+        self._library: Library | None = None
+        self._tensors: list[tuple[Tensor, Tensor]] = []  # each with an alias that keeps its memory
+        self._versions: list[tuple[int, int]] = []
+
+    def __deepcopy__(self, _memo: Any) -> _DecoderCache:
+        return _DecoderCache()
+
+    def __reduce__(self) -> tuple[type[_DecoderCache], tuple[()]]:
+        return _DecoderCache, ()
+
+    def matches(self, model: Model, library: Library) -> bool:
+        """Whether the decoder was made from these very tensors with their present values."""
+        tensors = list(tensors_of(model))
+        return (
+            self._library is library
+            and len(tensors) == len(self._tensors)
+            and all(a is b for a, (b, _) in zip(tensors, self._tensors, strict=True))
+            and [_version(tensor) for tensor in tensors] == self._versions
         )
 
-    def _tier(self, summary: Summary | None) -> _Tier:
-        if summary is None:
-            return _Tier()
-        return _Tier(
-            controller=self._matrix(summary.state_controller, every=summary.every),
-            influencer=self._matrix(summary.input_influencer, every=summary.every),
-            shaper=self._matrix(summary.output_shaper, every=summary.every),
-            norm=_Norm(self._pointer(summary.gain), self._pointer(summary.bias)),
-            every=summary.every,
-            width=len(summary.gain),
-        )
+    def replace(self, model: Model, library: Library, decoder: Decoder) -> None:
+        """Remember this decoder."""
+        tensors = list(tensors_of(model))
+        self.decoder, self._library = decoder, library
+        self._tensors = [(tensor, tensor.detach()) for tensor in tensors]
+        self._versions = [_version(tensor) for tensor in tensors]
 
-    def _matrix(self, matrix: Tensor, *, every: int = 1) -> _Map:
-        """x -> x matrix; in blocks where the matrix has three dimensions (heads)."""
-        rows = matrix.detach().transpose(-2, -1).reshape(-1, matrix.shape[-2])
-        groups = 1 if matrix.dim() == 2 else len(matrix)
-        return self._map(LinearMap(rows), n_groups=groups, every=every)
 
-    def _map(self, linear: LinearMap, *, n_groups: int = 1, every: int = 1) -> _Map:
-        """The map as the kernel takes it, which uses it at one token in `every`."""
-        self.bytes_per_token += linear.weight.nbytes / every
-        return _Map(
-            weight=self._pointer(linear.weight),
-            scales=self._pointer(linear.scales),
-            bias=self._pointer(linear.bias),
-            n_in=linear.weight.shape[1],
-            n_out=linear.weight.shape[0],
-            n_groups=n_groups,
-            kind=_KINDS.get(linear.weight.dtype, 0),
-        )
-
-    def _pointer(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._kept.append(tensor.detach().contiguous())
-        return self._kept[-1].data_ptr()
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """Changes with every in-place operation, but those on `.data`."""
+    return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
 
 
 def decoder_of(model: Model) -> Decoder | None:
-    """A decoder for this model, or None where torch has to take its tokens.
+    """The compiled decoder of this model, or None where torch has to decode it.
 
-    That is where the kernel is not compiled, where the model is not on the CPU or its mixer has no
-    `decode_spec`, and where someone listens to its modules (hooks), which only torch would call.
+    It is made once and kept with the model until a weight changes. A change through `.data`, which
+    torch does not count, goes unnoticed: `forget_decoder` then.
     """
-    kernel = loader.ready("decode")
-    if kernel is None or any(mixer.decode_spec() is None for mixer in model.mixers):
+    library = loader.load()
+    if library is None or not can_decode(model):
         return None
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    on_cpu = all(parameter.device.type == "cpu" for parameter in model.parameters())
-    if not on_cpu or dtypes not in ({torch.float32}, {torch.float64}) or _has_listeners(model):
-        return None
-    with torch.no_grad():
-        return Decoder(model, kernel)
+    cache = vars(model).setdefault("_decoder_cache", _DecoderCache())
+    if not cache.matches(model, library):
+        specs = [mixer.decode_spec() for mixer in model.mixers]
+        known = [spec for spec in specs if spec and _has_step(library, spec)]
+        if len(known) < len(specs):
+            return None
+        with torch.no_grad():
+            cache.replace(model, library, Decoder(model, known, library))
+    decoder: Decoder | None = cache.decoder
+    return decoder
 
 
-def _has_listeners(model: Model) -> bool:
-    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+def forget_decoder(model: Model) -> None:
+    """Make the next `decoder_of` read the weights anew."""
+    vars(model).pop("_decoder_cache", None)
 
 
-def _d_state(plan: DecodeSpec) -> int:
-    return len(plan.recurrence.gain)
+def _has_step(library: Library, spec: DecodeSpec) -> bool:
+    return bool(library.lib.ys_mixer_kind(spec.kind.encode()) >= 0)

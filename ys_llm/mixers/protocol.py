@@ -14,15 +14,43 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.ops.decode_spec import DecodeSpec
 from ys_llm.ops.precision import Precision
 
 _NOT_MIXERS = ("protocol",)
+
+
+class Matrix(NamedTuple):
+    """x -> x matrix, in blocks where the matrix is H x P x P; used at one token in `interval`."""
+
+    matrix: Tensor
+    interval: int = 1
+
+
+class Chain(NamedTuple):
+    """x -> second(first(x)): a linear layer and a matrix, which the decoder folds into one map."""
+
+    first: nn.Module | Tensor
+    second: nn.Module | Tensor
+
+
+class DecodeSpec(NamedTuple):
+    """What the compiled decode step takes of a mixer.
+
+    `kind` is the name under which its step is registered (`csrc/mixer_step.h`). `weights` are the
+    fields of `struct ys_<kind>_weights` in `csrc/api.h` by name: a linear layer, Matrix or Chain
+    for a `ys_linear`, a tensor for a pointer, a number, None for null, and dicts and lists of them.
+    They are the mixer's own modules and parameters, not copies. `state` names the tensors of the
+    mixer's state, as `model.state.flatten` does, in the order in which the step keeps them.
+    """
+
+    kind: str
+    weights: dict[str, Any]
+    state: tuple[str, ...]
 
 
 class Mixer(Protocol):
@@ -69,7 +97,7 @@ class Mixer(Protocol):
         """
 
     def decode_spec(self) -> DecodeSpec | None:
-        """What the compiled decode step needs; None where there is no compiled step."""
+        """What the compiled decode step takes; None where there is no compiled step."""
 
 
 def mixer_names() -> list[str]:

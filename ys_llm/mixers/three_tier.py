@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.ops.decode_spec import DecodeSpec, linear_map, map_then_matrix, matrix_then_map
+from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
 from ys_llm.ops.linear import linear, linear_without_bias
 from ys_llm.ops.precision import Precision, compute_precision
 from ys_llm.ops.three_tier.reference import reference
@@ -157,7 +157,7 @@ class Mixer(nn.Module):
             problem, remedy = lacking
             raise UserError(
                 f"train.backend.three_tier: {self.backend}: {problem}",
-                f"{remedy}, or set it to auto",
+                f"{remedy}, or set it to auto" if remedy else "Set it to auto",
             )
         if self.backend != "auto":
             return self.backend, "as configured"
@@ -223,13 +223,30 @@ class Mixer(nn.Module):
         return {name: interval for name, interval in both.items() if interval}
 
     def decode_spec(self) -> DecodeSpec:
-        """In, the recurrence, out: the factored chains folded into one map each."""
-        if self.options.factored:
-            in_map = map_then_matrix(self.in_proj, self.input_influencer)
-            out_map = matrix_then_map(self.output_shaper, self.out_proj)
-        else:
-            in_map, out_map = linear_map(self.in_proj), linear_map(self.out_proj)
-        return DecodeSpec(in_map, self._weights(), out_map)
+        """The weights of the compiled step; the factored chains are folded into one map each."""
+        options, in_proj, out_proj = self.options, self.in_proj, self.out_proj
+        intervals = [n for n in (options.local_interval, options.global_interval) if n]
+        chains: dict[str, Any] = {"in_proj": in_proj, "out_proj": out_proj}
+        if options.factored:
+            chains["in_proj"] = Chain(in_proj, self.input_influencer)
+            chains["out_proj"] = Chain(self.output_shaper, out_proj)
+            if intervals:
+                chains["shaper"] = Matrix(self.output_shaper, min(intervals))
+        weights = self._weights()
+        fields = {
+            **chains,
+            "controller": Matrix(weights.state_controller),
+            "norm": {"gain": weights.gain, "bias": weights.bias},
+            "entry": weights.entry,
+            "summaries": [
+                _summary_fields(weights.local_summary),
+                _summary_fields(weights.global_summary),
+            ],
+            "d_state": options.d_state,
+            "n_heads": options.n_heads,
+            "norm_eps": EPS,
+        }
+        return DecodeSpec("three_tier", fields, ("main", "local_summary", "global_summary"))
 
     def init_state(self, batch_size: int) -> dict[str, Tensor]:
         """The state before the first token: zeros."""
@@ -267,6 +284,20 @@ class Mixer(nn.Module):
             None,
             **summaries,
         )
+
+
+def _summary_fields(summary: Summary | None) -> dict[str, Any] | None:
+    """A `struct ys_three_tier_summary_weights`; None: there is no such summary."""
+    if summary is None:
+        return None
+    return {
+        "controller": Matrix(summary.state_controller, summary.every),
+        "influencer": Matrix(summary.input_influencer, summary.every),
+        "shaper": Matrix(summary.output_shaper, summary.every),
+        "norm": {"gain": summary.gain, "bias": summary.bias},
+        "interval": summary.every,
+        "width": len(summary.gain),
+    }
 
 
 def _matrix(*shape: int) -> nn.Parameter:

@@ -1,9 +1,11 @@
-"""Weights in fewer bytes: bfloat16, or int8 with one scale for each row.
+"""Linear layers with weights in fewer bytes: bfloat16, or int8 with one scale for each row.
 
-    int8:  scale_r = max_i |w_ri| / 127;   w_ri ~ scale_r * round(w_ri / scale_r)
+    int8:  scale_r = max_i |w_ri| / 127;   w_ri ~ scale_r round(w_ri / scale_r)
 
-A token read alone takes as long as reading the weights from memory does, so half or a quarter of
-the bytes is that much of the time. What they lose is stated by `ys eval --weights`.
+A token that is decoded alone takes as long as reading the weights, so half or a quarter of the
+bytes is that much of the time in the compiled decoder. Torch computes with the weights expanded
+to their former dtype at every call: there it saves memory and no time. `ys eval --quantize` shows
+the loss of accuracy.
 """
 
 from typing import Literal
@@ -11,50 +13,61 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Narrow = Literal["fp32", "bf16", "int8"]
+Quantization = Literal["bf16", "int8"]
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounded weight in int8 and the scale of each row; a row of zeros has scale 1."""
+    """The weight rounded to int8 and the scale of each row; a row of zeros has scale 1."""
     scales = weight.abs().amax(1) / 127
     scales = torch.where(scales > 0, scales, 1)
     return torch.round(weight / scales[:, None]).to(torch.int8), scales
 
 
-class QuantizedLinear(nn.Linear):
-    """A linear layer whose weights are rounded to `narrow`, held in it, and also as before.
+class QuantizedLinear(nn.Module):
+    """A linear layer that keeps only the quantised weight: `quantized`, and `scales` for int8.
 
-    `weight` is what the rounded numbers stand for: all that computes with it sees the loss, while
-    what can read `narrow` and `scales` reads fewer bytes.
+    Both are buffers, so that a state dict holds them.
     """
 
-    narrow: Tensor
+    quantized: Tensor
     scales: Tensor | None
+    bias: nn.Parameter | None
 
-    def __init__(self, linear: nn.Linear, kind: Narrow) -> None:
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+    def __init__(self, linear: nn.Linear, quantization: Quantization) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.dtype = linear.weight.dtype
         weight, scales = linear.weight.detach(), None
-        if kind == "int8":
-            narrow, scales = int8_rows(weight)
-            rounded = narrow.to(weight.dtype) * scales[:, None]
+        if quantization == "int8":
+            weight, scales = int8_rows(weight)
         else:
-            narrow = weight.bfloat16()
-            rounded = narrow.to(weight.dtype)
-        self.weight = nn.Parameter(rounded, requires_grad=False)
+            weight = weight.bfloat16()
+        self.register_buffer("quantized", weight)
+        self.register_buffer("scales", scales)
         self.bias = linear.bias
-        self.register_buffer("narrow", narrow, persistent=False)
-        self.register_buffer("scales", scales, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight that the quantised numbers stand for, made anew at every access."""
+        weight = self.quantized.to(self.dtype)
+        return weight if self.scales is None else weight * self.scales[:, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + b."""
+        return torch.nn.functional.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """For `print(model)`."""
+        return f"{self.in_features}, {self.out_features}, {self.quantized.dtype}"
 
 
-def quantize_linears(module: nn.Module, kind: Narrow) -> None:
-    """Round the weights of every nn.Linear below `module`, in place; "fp32" changes nothing.
+def quantize_linears(module: nn.Module, quantization: Quantization) -> None:
+    """Replace every nn.Linear below `module` by its quantised form, in place.
 
-    What a recurrence multiplies its own state by is no nn.Linear and stays as it is: its errors
-    would be carried on. So does an embedding, of which a token reads one row.
+    What a recurrence multiplies its own state by is no nn.Linear and stays as it is: errors would
+    accumulate. So does an embedding, of which a token reads one row.
     """
-    if kind == "fp32":
-        return
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
-                setattr(parent, name, QuantizedLinear(child, kind))
+                setattr(parent, name, QuantizedLinear(child, quantization))

@@ -86,7 +86,7 @@ def cpp(
     weights_N: Tensor | None = None,
 ) -> Tensor:
     """As `chunked`, with the compiled kernel for what is done with the logits."""
-    known = rowwise.letters(compute_dtype(x_ND), weight_VD) in ("bf", "ff", "dd")
+    known = rowwise.supports("cross_entropy", compute_dtype(x_ND), weight_VD.dtype)
     step = _compiled_softmax if known else _softmax
     return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, step)
 
@@ -153,17 +153,9 @@ def _compiled_softmax(
     d_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """As `_softmax`; the logits become their gradients."""
-    exact = torch.promote_types(logits.dtype, torch.float32)
-    nats = torch.empty(len(logits), dtype=exact)
-    summed = d_bias if weights is None else None  # the kernel's sum over the rows has no weights
-    name = f"cross_entropy_{rowwise.letters(logits)}"
-    rowwise.run(name, logits, bias, targets.contiguous(), nats, summed, *logits.shape)
     if weights is not None:
-        nats *= weights
-        logits *= weights.unsqueeze(1)
-        if d_bias is not None:
-            d_bias += logits.sum(0, dtype=d_bias.dtype)
-    return nats, logits
+        weights = weights.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
+    return rowwise.cross_entropy(logits, bias, targets, d_bias, weights), logits
 
 
 class _Chunked(torch.autograd.Function):

@@ -42,15 +42,13 @@ def fused_backward(
 def cpp(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """As `reference`, by the compiled kernel; for what it does not know, `fused_backward`."""
     addend = x.dtype if added is None else added.dtype
-    if rowwise.letters(x, addend, compute_dtype(x)) not in _KERNELS or gain_D.dtype != x.dtype:
+    is_supported = rowwise.supports("rms_norm", x.dtype, addend, compute_dtype(x))
+    if not is_supported or gain_D.dtype != x.dtype:
         return fused_backward(x, added, gain_D, eps)
     made: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
         x, added, gain_D, eps, compute_dtype(x)
     )
     return (x, made[0]) if added is None else (made[1], made[0])
-
-
-_KERNELS = ("ddd", "fff", "ffb", "fbf", "fbb")
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -80,14 +78,11 @@ class _Compiled(torch.autograd.Function):
         ctx: Any, x: Tensor, added: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
         x = rowwise.dense(x)
-        y, r_rms = torch.empty_like(x, dtype=dtype), x.new_empty(x.shape[:-1].numel())
-        stream = x if added is None else torch.empty_like(x)
         ctx.addend = x.dtype if added is None else added.dtype
         if added is not None:
             added = rowwise.match_layout(added, x)
-        name = f"norm_forward_{rowwise.letters(x, ctx.addend, dtype)}"
         gain = gain.contiguous()
-        rowwise.run(name, x, added, gain, stream, y, r_rms, len(r_rms), x.shape[-1], eps)
+        y, stream, r_rms = rowwise.rms_norm_forward(x, added, gain, eps, dtype)
         ctx.save_for_backward(stream, gain, r_rms)
         ctx.set_materialize_grads(False)
         return (y,) if added is None else (y, stream)
@@ -100,16 +95,10 @@ class _Compiled(torch.autograd.Function):
             return d_out, None if len(grads) == 1 else d_out, None, None, None
         d_y = rowwise.match_layout(d_y, stream)
         d_out = None if d_out is None else rowwise.match_layout(d_out, stream)
-        d_stream, d_gain = torch.empty_like(stream), torch.empty_like(gain)
-        d_added = None
-        if len(grads) == 2 and ctx.addend != stream.dtype:
-            d_added = torch.empty_like(stream, dtype=ctx.addend)
-        name = f"norm_backward_{rowwise.letters(stream, ctx.addend, d_y)}"
-        at = (d_y, d_out, stream, gain, r_rms, d_stream, d_added, d_gain)
-        rowwise.run(name, *at, len(r_rms), stream.shape[-1])
-        if len(grads) == 2 and d_added is None:
-            d_added = d_stream
-        return d_stream, d_added, d_gain, None, None
+        d_stream, d_added, d_gain = rowwise.rms_norm_backward(
+            d_y, d_out, stream, gain, r_rms, ctx.addend
+        )
+        return d_stream, d_added if len(grads) == 2 else None, d_gain, None, None
 
 
 BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

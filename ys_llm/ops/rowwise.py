@@ -1,77 +1,160 @@
-"""The compiled kernels that work row by row (`kernels/rows.cpp`), called with tensors.
+"""The compiled row-wise kernels (`csrc/rowwise.cpp`), called with tensors.
 
-A kernel goes through memory in its order. A stream that lies time-major, T x B x D in memory, may
-come as a B x T x D view: what lies in one order is never copied into the other.
+A kernel reads rows in memory order. A time-major tensor, T x B x D in memory, may come as a
+B x T x D view: `to_2d` takes rows in the order in which they are stored, without a copy. Functions
+here allocate what they return; `supports` says for which dtypes there is a kernel.
 """
 
-import ctypes
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
 
-_LETTERS = {torch.bfloat16: "b", torch.float32: "f", torch.float64: "d"}
+Kernel = Literal["rms_norm", "swiglu_gate", "cross_entropy", "add_to"]
+_SUFFIXES = {torch.bfloat16: "b", torch.float32: "f", torch.float64: "d"}
+_SUPPORTED = {
+    "rms_norm": {"ddd", "fff", "ffb", "fbf", "fbb"},  # x, delta, y
+    "swiglu_gate": {"d", "f", "b"},
+    "cross_entropy": {"dd", "ff", "bf"},  # logits, bias and losses
+    "add_to": {"fb"},  # total, x
+}
 
 
 def is_available(x: Tensor) -> bool:
-    """Whether there are compiled kernels for where x is."""
-    return x.device.type == "cpu" and loader.ready("rows") is not None
+    """Whether there are compiled kernels for the device of x."""
+    return x.device.type == "cpu" and loader.load() is not None
 
 
-def letters(*tensors: Tensor | torch.dtype) -> str:
-    """What a kernel's name says of the types it is for; empty where there is none for them."""
-    dtypes = [x.dtype if isinstance(x, Tensor) else x for x in tensors]
-    known = all(dtype in _LETTERS for dtype in dtypes)
-    return "".join(_LETTERS[dtype] for dtype in dtypes) if known else ""
+def supports(kernel: Kernel, *dtypes: torch.dtype) -> bool:
+    """Whether a kernel exists for these dtypes, in the order of `_SUPPORTED`."""
+    return _suffix(dtypes) in _SUPPORTED[kernel]
 
 
-def run(name: str, *arguments: Tensor | int | float | None) -> None:
-    """Call a kernel, with the threads that torch has."""
-    kernels = loader.ready("rows")
-    assert kernels is not None, f"{name} was called, and there are no compiled kernels"
-    getattr(kernels, name)(*map(_as_c, arguments), ctypes.c_int64(torch.get_num_threads()))
+def rms_norm_forward(
+    x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, y_dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, residual, r_rms) of y = residual r_rms gain, residual = x + delta, r_rms = 1 / rms.
+
+    x and delta are dense and have the same layout; without delta the residual is x itself.
+    """
+    library = _library()
+    y, r_rms = torch.empty_like(x, dtype=y_dtype), x.new_empty(x.shape[:-1].numel())
+    residual = x if delta is None else torch.empty_like(x)
+    suffix = _suffix((x.dtype, x.dtype if delta is None else delta.dtype, y_dtype))
+    kernel = getattr(library.lib, f"ys_rms_norm_forward_{suffix}")
+    pointers = map(library.pointer, (x, delta, gain, residual, y, r_rms))
+    kernel(*pointers, len(r_rms), x.shape[-1], eps, torch.get_num_threads())
+    return y, residual, r_rms
+
+
+def rms_norm_backward(
+    d_y: Tensor,
+    d_out: Tensor | None,
+    residual: Tensor,
+    gain: Tensor,
+    r_rms: Tensor,
+    delta_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d_residual, d_delta, d_gain); `d_out` is the gradient of the residual beside the norm.
+
+    d_delta is d_residual in `delta_dtype`, the same tensor where the dtypes are equal.
+    """
+    library = _library()
+    d_residual, d_gain = torch.empty_like(residual), torch.empty_like(gain)
+    rounds = delta_dtype != residual.dtype
+    d_delta = torch.empty_like(residual, dtype=delta_dtype) if rounds else None
+    suffix = _suffix((residual.dtype, delta_dtype, d_y.dtype))
+    kernel = getattr(library.lib, f"ys_rms_norm_backward_{suffix}")
+    tensors = (d_y, d_out, residual, gain, r_rms, d_residual, d_delta, d_gain)
+    sizes = (len(r_rms), residual.shape[-1], torch.get_num_threads())
+    kernel(*map(library.pointer, tensors), *sizes)
+    return d_residual, d_residual if d_delta is None else d_delta, d_gain
+
+
+def swiglu_gate_forward(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up; a row of `gate_up`, N x 2M, is gate, then up."""
+    library = _library()
+    y = gate_up.new_empty(len(gate_up), gate_up.shape[1] // 2)
+    kernel = getattr(library.lib, f"ys_swiglu_gate_forward_{_suffix((y.dtype,))}")
+    kernel(library.pointer(gate_up), library.pointer(y), *y.shape, torch.get_num_threads())
+    return y
+
+
+def swiglu_gate_backward(gate_up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
+    """(d_gate_up, y); y is recomputed and takes the place of d_y in memory."""
+    library = _library()
+    d_gate_up = torch.empty_like(gate_up)
+    kernel = getattr(library.lib, f"ys_swiglu_gate_backward_{_suffix((d_y.dtype,))}")
+    pointers = map(library.pointer, (gate_up, d_y, d_gate_up, d_y))
+    kernel(*pointers, *d_y.shape, torch.get_num_threads())
+    return d_gate_up, d_y
+
+
+def cross_entropy(
+    logits: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    d_bias: Tensor | None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """The loss of each row in nats, times its weight; the logits become their gradients.
+
+    The sum of the gradients over the rows is added to `d_bias`. A row with weight 0 has loss and
+    gradient 0 whatever its logits and target are.
+    """
+    library = _library()
+    losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+    kernel = getattr(library.lib, f"ys_cross_entropy_{_suffix((logits.dtype,))}")
+    tensors = (logits, bias, targets.contiguous(), weights, losses, d_bias)
+    kernel(*map(library.pointer, tensors), *logits.shape, torch.get_num_threads())
+    return losses
 
 
 def add_to(total: Tensor, x: Tensor) -> None:
     """total += x, in one pass also where x is bfloat16 and the total float32."""
-    both_lie_alike = total.is_contiguous() and x.is_contiguous()
-    if letters(total, x) == "fb" and both_lie_alike and is_available(x):
-        run("add_to_fb", total, x, x.numel())
+    are_contiguous = total.is_contiguous() and x.is_contiguous()
+    if supports("add_to", total.dtype, x.dtype) and are_contiguous and is_available(x):
+        library = _library()
+        pointers = map(library.pointer, (total, x))
+        library.lib.ys_add_to_fb(*pointers, x.numel(), torch.get_num_threads())
     else:
         total += x
 
 
-def _as_c(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_double:
-    if isinstance(value, Tensor):
-        return ctypes.c_void_p(value.data_ptr())
-    if value is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_int64(value) if isinstance(value, int) else ctypes.c_double(value)
-
-
 def dense(x: Tensor) -> Tensor:
-    """x itself where its rows lie one after the other in any order of the other dimensions."""
+    """x itself where its rows are stored one after the other, in any order of other dimensions."""
     return x if x.is_contiguous() or _is_swapped(x) else x.contiguous()
 
 
 def match_layout(x: Tensor, like: Tensor) -> Tensor:
-    """x with its rows in the order of `like`, which is dense."""
+    """x with its rows stored in the order of `like`, which is dense."""
     if x.stride() == like.stride():
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 def to_2d(x: Tensor) -> Tensor:
-    """N x D, in the order of memory where that is B x T or T x B."""
+    """N x D, in memory order where that is B x T or T x B."""
     return (x.transpose(0, 1) if _is_swapped(x) else x).reshape(-1, x.shape[-1])
 
 
 def from_2d(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `to_2d`: rows of any width in the shape and order of `like`."""
+    """The inverse of `to_2d`: rows of any width in the shape and layout of `like`."""
     if _is_swapped(like):
         return rows.view(like.shape[1], like.shape[0], -1).transpose(0, 1)
     return rows.view(*like.shape[:-1], -1)
+
+
+def _library() -> loader.Library:
+    library = loader.load()
+    assert library is not None, "a compiled kernel was called where `is_available` is false"
+    return library
+
+
+def _suffix(dtypes: tuple[torch.dtype, ...]) -> str:
+    return "".join(_SUFFIXES.get(dtype, "?") for dtype in dtypes)
 
 
 def _is_swapped(x: Tensor) -> bool:

@@ -39,7 +39,7 @@ def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Ten
 def cpp(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
     """As `reference`, with the compiled kernel between the matmuls."""
     dtype = compute_dtype(x)
-    if not rowwise.letters(dtype):
+    if not rowwise.supports("swiglu_gate", dtype):
         return reference(x, gate_MD, up_MD, down_DM)
     with torch.autocast(x.device.type, enabled=False):
         y: Tensor = _SwiGLU.apply(x.to(dtype), gate_MD, up_MD, down_DM)  # type: ignore[no-untyped-call]
@@ -49,11 +49,10 @@ def cpp(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        x_ND, width = rowwise.to_2d(x), len(gate)
+        x_ND = rowwise.to_2d(x)
         weight, down_used = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
         both = x_ND @ weight.t()
-        act = x.new_empty(len(x_ND), width)
-        rowwise.run(f"gate_forward_{rowwise.letters(x)}", both, act, len(act), width)
+        act = rowwise.swiglu_gate_forward(both)
         ctx.save_for_backward(x, both, weight, down_used)
         ctx.dtype = gate.dtype
         return rowwise.from_2d(act @ down_used.t(), x)
@@ -63,8 +62,7 @@ class _SwiGLU(torch.autograd.Function):
         x, both, weight, down_used = ctx.saved_tensors
         x_ND, width = rowwise.to_2d(x), both.shape[1] // 2
         d_y = rowwise.to_2d(rowwise.match_layout(grads[0], x))
-        act, d_both = d_y @ down_used, torch.empty_like(both)
-        rowwise.run(f"gate_backward_{rowwise.letters(x)}", both, act, d_both, act, len(act), width)
+        d_both, act = rowwise.swiglu_gate_backward(both, d_y @ down_used)
         d_x = rowwise.from_2d(d_both @ weight, x)
         d_weight = (d_both.t() @ x_ND).to(ctx.dtype)
         d_down = (d_y.t() @ act).to(ctx.dtype)

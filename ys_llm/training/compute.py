@@ -105,9 +105,8 @@ def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Com
 def compile_kernels() -> str:
     """Compile the C++ code that is not compiled yet; returns what came of it, for the header."""
     began = time.perf_counter()
-    missing = [name for name in loader.names() if loader.build(name) is None]
-    if missing:
-        return f"none, torch alone, which is slower: {loader.unavailable_reason(missing[0])}"
+    if loader.build() is None:
+        return f"none, torch alone, which is slower: {loader.unavailable_reason()}"
     seconds = time.perf_counter() - began
     how = f"compiled in {seconds:.0f} s" if seconds >= 1 else "already compiled"
     return f"{loader.compiler_version() or 'none'}; kernels {how}"

@@ -5,8 +5,6 @@ The cases of `test_ops.py` are too small for the tiles of AMX and for a second p
 
 from __future__ import annotations
 
-import ctypes
-
 import pytest
 import torch
 from support.op_cases import assert_within, results
@@ -51,10 +49,8 @@ def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     flags = UNITS[request.param]
     if flags and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("the processor has no AVX2")
-    library = loader.build("recurrence", flags=flags)
-    assert library is not None, loader.unavailable_reason("recurrence", flags=flags)
-    library.ys_packed_size.restype = ctypes.c_int64
-    library.ys_units.restype = ctypes.c_char_p
+    library = loader.build(flags=flags)
+    assert library is not None, loader.unavailable_reason(flags=flags)
     monkeypatch.setattr(cpp, "library", lambda: library)
     return str(request.param)
 

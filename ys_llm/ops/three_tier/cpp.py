@@ -1,11 +1,10 @@
-"""The three-tier recurrence as one call of compiled code forward, and one back.
+"""The three-tier recurrence in C++: one call forward, one backward.
 
-The C++ (`ys_llm/csrc/recurrence.cpp`) keeps to the equation of `recurrence.py`. The weights are
-packed once per pass; inside, nothing is asked of Python or torch. The gradient of every matrix is
-one product of torch's over all steps, here, after the loop.
+`csrc/three_tier/` follows the equation of `reference.py`. The weights are packed once per pass; the
+loop over time calls neither Python nor torch. The gradient of every matrix is one matmul of torch
+over all steps, here, after the loop.
 """
 
-import ctypes
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -17,276 +16,250 @@ from ys_llm.ops import weight_grad as weight_grad_op
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.types import State, Summary, Weights, flat, one_clock, unflat
 
-KERNEL = "recurrence"
 _Tensors = dict[str, Tensor | None]
-_FITTING_BYTES = (
-    1 << 20
-)  # of a state controller that each core has room for beside what it works on
+_CACHED_BYTES = 1 << 20  # of a state controller that stays in a core's cache during the loop
 
 
-class _Operands(NamedTuple):
-    """The type of the products' operands, its number in the C++ code, and the type of sums."""
+class Operands(NamedTuple):
+    """The dtype of matmul operands, its number in C++ (`enum ys_operands`), the dtype of sums."""
 
     number: int
     dtype: torch.dtype
-    real: torch.dtype
+    sum_dtype: torch.dtype
 
 
-_F64 = _Operands(0, torch.float64, torch.float64)
-_F32 = _Operands(1, torch.float32, torch.float32)
-_BF16 = _Operands(2, torch.bfloat16, torch.float32)
+_F64 = Operands(0, torch.float64, torch.float64)
+_F32 = Operands(1, torch.float32, torch.float32)
+_BF16 = Operands(2, torch.bfloat16, torch.float32)
 
 
-def _pointers(names: str) -> list[tuple[str, Any]]:
-    return [(name, ctypes.c_void_p) for name in names.split()]
-
-
-def _numbers(names: str) -> list[tuple[str, Any]]:
-    return [(name, ctypes.c_int64) for name in names.split()]
-
-
-class _TierArguments(ctypes.Structure):
-    """`Tier` of the C++ code."""
-
-    _fields_ = (
-        *_numbers("every width"),
-        *_pointers("controller influencer shaper gain bias held"),
-        *_pointers("old_held x_hat rstd normed d_held d_pre d_gain d_bias"),
-    )
-
-
-class _PassArguments(ctypes.Structure):
-    """`Pass` of the C++ code."""
-
-    _fields_ = (
-        *_numbers("length batch d_state heads position row_groups column_groups keeps"),
-        *_pointers(
-            "drive starts controller shaper gain bias entry drive_bias main h x_hat rstd held_sum y"
-        ),
-        *_pointers("d_h d_pre d_y d_gain d_bias d_entry d_drive_bias"),
-        ("tiers", _TierArguments * 2),
-    )
-
-
-def library() -> ctypes.CDLL | None:
-    """The compiled code where there is any."""
-    found = loader.ready(KERNEL)
-    if found is not None:
-        found.ys_packed_size.restype = ctypes.c_int64
-        found.ys_units.restype = ctypes.c_char_p
-    return found
+def library() -> loader.Library | None:
+    """The compiled library, where there is one."""
+    return loader.load()
 
 
 def unavailable_reason() -> str:
-    """Why `library` gives none."""
-    return loader.unavailable_reason(KERNEL)
+    """Why there is no compiled library."""
+    return loader.unavailable_reason()
 
 
 def units() -> str:
-    """What the compiled products run on: AMX, AVX512-BF16, AVX-512 or any vectors."""
+    """The instructions of the matmuls: AMX, AVX512-BF16, AVX-512 or vectors."""
     found = library()
-    return "" if found is None else str(found.ys_units(), "ascii")
+    return "" if found is None else str(found.ffi.string(found.lib.ys_units()), "ascii")
 
 
 def grid(*, batch_size: int, d_state: int, n_heads: int, threads: int) -> tuple[int, int]:
     """How threads share the work: (groups of rows, groups of columns).
 
-    Rows never wait for each other, and each group of them reads the whole controller at every step.
-    Columns each read their own of it; they wait for each other, but for those of different heads.
+    Groups of rows never wait for each other, and each reads the whole controller at every step.
+    Groups of columns read a part of it each, and wait for each other unless heads separate them.
     """
-    is_large = 2 * d_state * d_state // n_heads > _FITTING_BYTES
+    is_large = 2 * d_state * d_state // n_heads > _CACHED_BYTES
     if is_large and (n_heads == 1 or n_heads % threads == 0):
         return 1, threads
     return min(threads, batch_size), 1
 
 
-class _Code:
+class _Kernels:
     """The C++ functions for one type of operands: packs matrices, runs passes."""
 
-    def __init__(self, operands: _Operands) -> None:
+    def __init__(self, operands: Operands) -> None:
         found = library()
-        assert found is not None, "asked for compiled code where `library` gives none"
+        assert found is not None, "the cpp backend was called where `library` gives none"
         self.library, self.operands = found, operands
 
     def pack(self, matrix: Tensor | None, *, transposed: bool = False) -> Tensor | None:
-        """The matrix, or one for each head, in the panels in which the loop multiplies by it."""
+        """The matrix, or one for each head, in the panels that the loop multiplies by."""
         if matrix is None:
             return None
-        matrix = matrix.to(self.operands.real).contiguous()
+        matrix = matrix.to(self.operands.sum_dtype).contiguous()
         blocks = matrix.unsqueeze(0) if matrix.dim() == 2 else matrix
         if transposed:
             blocks = blocks.transpose(1, 2)
         n, rows, columns = blocks.shape
-        size = n * self.library.ys_packed_size(self.operands.number, *_sizes(rows, columns))
+        lib, number = self.library.lib, self.operands.number
+        size = n * lib.ys_packed_size(number, rows, columns)
         packed = torch.empty(size, dtype=self.operands.dtype)
-        self.library.ys_pack(
-            self.operands.number,
-            ctypes.c_void_p(blocks.data_ptr()),
-            *_sizes(n, *blocks.stride(), rows, columns),
-            ctypes.c_void_p(packed.data_ptr()),
-        )
+        source, to = self.library.pointer(blocks), self.library.pointer(packed)
+        lib.ys_pack(number, source, n, *blocks.stride(), rows, columns, to)
         return packed
 
-    def run(self, arguments: _PassArguments, *, back: bool) -> None:
+    def new_pass(self) -> Any:
+        """An empty `struct ys_three_tier_pass *`."""
+        return self.library.ffi.new("struct ys_three_tier_pass *")
+
+    def fill(self, struct: Any, tensors: _Tensors) -> None:
+        """Point the fields of a struct at tensors, which the caller keeps alive."""
+        for name, tensor in tensors.items():
+            setattr(struct, name, self.library.pointer(tensor))
+
+    def run(self, arguments: Any, *, backward: bool) -> None:
         """One pass over the sequence."""
-        self.library.ys_recurrence(self.operands.number, ctypes.byref(arguments), int(back))
-
-
-def _sizes(*numbers: int) -> tuple[ctypes.c_int64, ...]:
-    return tuple(map(ctypes.c_int64, numbers))
-
-
-def _fill(structure: ctypes.Structure, tensors: _Tensors) -> None:
-    """Point the fields of a structure at tensors, which the caller keeps alive."""
-    for name, tensor in tensors.items():
-        if tensor is not None:
-            setattr(structure, name, tensor.data_ptr())
+        lib = self.library.lib
+        run = lib.ys_three_tier_backward if backward else lib.ys_three_tier_forward
+        run(self.operands.number, arguments)
 
 
 class _Pass:
-    """One pass over T steps and back; holds what the way back needs."""
+    """One pass over T steps, forward and then backward; keeps what backward needs."""
 
     def __init__(
-        self, weights: Weights, code: _Code, position: int, starts_TB: Tensor | None
+        self, weights: Weights, kernels: _Kernels, position: int, starts_TB: Tensor | None
     ) -> None:
-        self.weights, self.code, self.position = weights, code, position
+        self.weights, self.kernels, self.position = weights, kernels, position
         self.starts = None if starts_TB is None else starts_TB.to(torch.uint8).contiguous()
         self.summaries = (weights.local_summary, weights.global_summary)
-        self.kept: _Tensors = {}
-        self.kept_of_tiers: list[_Tensors] = [{}, {}]
+        self.saved: _Tensors = {}
+        self.saved_of_summaries: list[_Tensors] = [{}, {}]
 
-    def forward(self, drive: Tensor, before: list[Tensor], *, keep: bool) -> list[Tensor]:
+    def forward(self, drive: Tensor, before: list[Tensor], *, save: bool) -> list[Tensor]:
         """Every h, then h, L and G after the last step; `before` are those before the first."""
-        weights, (dtype, real) = self.weights, self.code.operands[1:]
+        _, dtype, sum_dtype = self.kernels.operands
         self.sizes = length, batch, d_state = drive.shape
-        self.h = torch.empty((length + 1, batch, d_state), dtype=dtype)  # that before step 0, too
+        self.h = torch.empty((length + 1, batch, d_state), dtype=dtype)  # h[0] is before step 0
         self.h[0] = before[0]
-        after = [value.to(real) + 0 for value in before]
-
-        def room(n: int, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.empty((n if keep else 1, *shape), dtype=dtype)
-
-        firings = len(self._fired())
-        self.kept = {
-            "gain": weights.gain.to(real),
-            "bias": weights.bias.to(real),
-            "entry": None if weights.entry is None else weights.entry.to(real),
-            "drive_bias": None if weights.drive_bias is None else weights.drive_bias.to(real),
-            "x_hat": room(length, batch, d_state),
-            "rstd": room(length, batch, weights.n_heads, dtype=real),
-            "held_sum": room(firings + 1, batch, d_state, dtype=real),
-            "y": None if weights.output_shaper is None else room(firings, batch, d_state),
+        after = [value.to(sum_dtype) + 0 for value in before]
+        self._allocate_saved(save=save)
+        main: _Tensors = {
+            "drive": drive.to(dtype).contiguous(),
+            "h": self.h[1:],
+            "main": after[0],
         }
-        for kept, summary in zip(self.kept_of_tiers, self.summaries, strict=True):
-            if summary:
-                n, width = len(self._fired(summary)), len(summary.gain)
-                kept |= {
-                    "gain": summary.gain.to(real),
-                    "bias": summary.bias.to(real),
-                    "old_held": room(n, batch, d_state),
-                    "normed": room(n, batch, width),
-                    "x_hat": room(n, batch, width, dtype=real),
-                    "rstd": room(n, batch, weights.n_heads, dtype=real),
-                }
-        drive = drive.to(dtype).contiguous()
-        main: _Tensors = {"drive": drive, "h": self.h[1:], "main": after[0]}
-        tiers: list[_Tensors] = [{"held": value} for value in after[1:]]
-        self._run(main, tiers, keep=keep, back=False)
+        values: list[_Tensors] = [{"value": value} for value in after[1:]]
+        self._run(main, values, save=save, backward=False)
         return [self.h[1:], *after]
+
+    def _allocate_saved(self, *, save: bool) -> None:
+        """Memory for what each step leaves, or of one step where no backward pass follows."""
+        weights, (_, dtype, sum_dtype) = self.weights, self.kernels.operands
+        length, batch, d_state = self.sizes
+
+        def empty(n: int, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty((n if save else 1, *shape), dtype=dtype)
+
+        updates = len(self._update_steps())
+        self.saved = {
+            "gain": weights.gain.to(sum_dtype),
+            "bias": weights.bias.to(sum_dtype),
+            "entry": None if weights.entry is None else weights.entry.to(sum_dtype),
+            "drive_bias": None if weights.drive_bias is None else weights.drive_bias.to(sum_dtype),
+            "x_hat": empty(length, batch, d_state),
+            "rstd": empty(length, batch, weights.n_heads, dtype=sum_dtype),
+            "summary_sum": empty(updates + 1, batch, d_state, dtype=sum_dtype),
+            "y": None if weights.output_shaper is None else empty(updates, batch, d_state),
+        }
+        for saved, summary in zip(self.saved_of_summaries, self.summaries, strict=True):
+            if summary:
+                n, width = len(self._update_steps(summary)), len(summary.gain)
+                saved |= {
+                    "gain": summary.gain.to(sum_dtype),
+                    "bias": summary.bias.to(sum_dtype),
+                    "old_value": empty(n, batch, d_state),
+                    "normed": empty(n, batch, width),
+                    "x_hat": empty(n, batch, width, dtype=sum_dtype),
+                    "rstd": empty(n, batch, weights.n_heads, dtype=sum_dtype),
+                }
 
     def backward(self, grad_h: Tensor, grads_after: list[Tensor]) -> list[Any]:
         """Gradients of drive, h0, L0, G0 and every weight, in the order of `flat`."""
-        dtype, real = self.code.operands[1:]
-        before = [grad.to(real) + 0 for grad in grads_after]
+        _, dtype, sum_dtype = self.kernels.operands
+        before = [grad.to(sum_dtype) + 0 for grad in grads_after]
         main: _Tensors = {
             "main": before[0],
             "d_h": grad_h.to(dtype).contiguous(),
             "d_pre": torch.empty(self.sizes, dtype=dtype),
-            **_like(self.kept, d_gain="gain", d_bias="bias", d_entry="entry", d_y="y"),
-            **_like(self.kept, d_drive_bias="drive_bias"),
+            **_empty_like(self.saved, d_gain="gain", d_bias="bias", d_entry="entry", d_y="y"),
+            **_empty_like(self.saved, d_drive_bias="drive_bias"),
         }
-        names = {"d_held": "old_held", "d_pre": "normed", "d_gain": "gain", "d_bias": "bias"}
-        tiers: list[_Tensors] = [
-            {"held": held, **(_like(kept, **names) if kept else {})}
-            for held, kept in zip(before[1:], self.kept_of_tiers, strict=True)
+        names = {"d_value": "old_value", "d_pre": "normed", "d_gain": "gain", "d_bias": "bias"}
+        summaries: list[_Tensors] = [
+            {"value": value, **(_empty_like(saved, **names) if saved else {})}
+            for value, saved in zip(before[1:], self.saved_of_summaries, strict=True)
         ]
-        self._run(main, tiers, keep=True, back=True)
-        return [main["d_pre"], *before, *self._main_grads(main), *self._tier_grads(tiers)]
+        self._run(main, summaries, save=True, backward=True)
+        return [main["d_pre"], *before, *self._main_grads(main), *self._summary_grads(summaries)]
 
-    def _run(self, main: _Tensors, tiers: list[_Tensors], *, keep: bool, back: bool) -> None:
-        weights, pack = self.weights, partial(self.code.pack, transposed=back)
-        length, batch, d_state = self.sizes
-        groups = grid(
-            batch_size=batch,
-            d_state=d_state,
+    def _run(
+        self, main: _Tensors, of_summaries: list[_Tensors], *, save: bool, backward: bool
+    ) -> None:
+        weights, pack = self.weights, partial(self.kernels.pack, transposed=backward)
+        arguments = self.kernels.new_pass()
+        arguments.length, arguments.batch, arguments.d_state = self.sizes
+        arguments.n_heads, arguments.position = weights.n_heads, self.position
+        arguments.row_groups, arguments.column_groups = grid(
+            batch_size=arguments.batch,
+            d_state=arguments.d_state,
             n_heads=weights.n_heads,
             threads=torch.get_num_threads(),
         )
-        run = _PassArguments(
-            length, batch, d_state, weights.n_heads, self.position, *groups, int(keep)
-        )
+        arguments.saves = int(save)
         matrices: _Tensors = {
             "controller": pack(weights.state_controller),
             "shaper": pack(weights.output_shaper),
         }
-        _fill(run, matrices | self.kept | main | {"starts": self.starts})
+        self.kernels.fill(arguments, matrices | self.saved | main)
+        if self.starts is not None:
+            arguments.starts = self.kernels.library.pointer(self.starts)
         packed = []  # alive until the pass is done
-        for tier, summary, given, kept in zip(
-            run.tiers, self.summaries, tiers, self.kept_of_tiers, strict=True
+        for struct, summary, given, saved in zip(
+            arguments.summaries, self.summaries, of_summaries, self.saved_of_summaries, strict=True
         ):
             packed.append(_packed(summary, pack))
-            _fill(tier, packed[-1] | kept | given)
+            self.kernels.fill(struct, packed[-1] | saved | given)
             if summary:
-                tier.every, tier.width = summary.every, len(summary.gain)
-        self.code.run(run, back=back)
+                struct.interval, struct.width = summary.every, len(summary.gain)
+        self.kernels.run(arguments, backward=backward)
 
-    def _fired(self, *summaries: Summary) -> list[int]:
-        """The steps after which any of these summaries, or of all, is renewed."""
-        every = [summary.every for summary in summaries or self.summaries if summary]
+    def _update_steps(self, *summaries: Summary) -> list[int]:
+        """The steps after which any of these summaries, by default of both, is updated."""
+        intervals = [summary.every for summary in summaries or self.summaries if summary]
         steps = range(self.sizes[0])
-        return [t for t in steps if any((self.position + t + 1) % e == 0 for e in every)]
+        return [t for t in steps if any((self.position + t + 1) % n == 0 for n in intervals)]
 
-    def _main_grads(self, made: _Tensors) -> list[Tensor | None]:
+    def _main_grads(self, grads: _Tensors) -> list[Tensor | None]:
         """Of state controller, gain, bias, output shaper, entry and the drive's bias."""
-        weights, d_pre = self.weights, cast(Tensor, made["d_pre"])
+        weights, d_pre = self.weights, cast(Tensor, grads["d_pre"])
         if self.starts is not None:  # h before a document's start was not read
             d_pre = d_pre.masked_fill(self.starts.bool().unsqueeze(2), 0)
         like = weights.state_controller
         d_controller = weight_grad(self.h[:-1].flatten(0, 1), d_pre.flatten(0, 1), like)
         d_shaper = None
         if weights.output_shaper is not None:
-            y_TBS = self.h[1:][self._fired()].flatten(0, 1)
-            d_y = cast(Tensor, made["d_y"]).flatten(0, 1)
-            d_shaper = weight_grad(y_TBS, d_y, weights.output_shaper)
-        vectors = [made["d_gain"], made["d_bias"], d_shaper, made["d_entry"], made["d_drive_bias"]]
-        return [d_controller, *vectors]
+            h_TBS = self.h[1:][self._update_steps()].flatten(0, 1)
+            d_y = cast(Tensor, grads["d_y"]).flatten(0, 1)
+            d_shaper = weight_grad(h_TBS, d_y, weights.output_shaper)
+        d_gain, d_bias = grads["d_gain"], grads["d_bias"]
+        return [d_controller, d_gain, d_bias, d_shaper, grads["d_entry"], grads["d_drive_bias"]]
 
-    def _tier_grads(self, tiers: list[_Tensors]) -> list[Tensor | None]:
+    def _summary_grads(self, grads_of: list[_Tensors]) -> list[Tensor | None]:
         grads: list[Tensor | None] = []
-        for summary, kept, made in zip(self.summaries, self.kept_of_tiers, tiers, strict=True):
+        for summary, saved, made in zip(
+            self.summaries, self.saved_of_summaries, grads_of, strict=True
+        ):
             if summary is None:
                 grads += [None] * 5
                 continue
-            held, normed, d_held, d_pre = (
+            old_value, normed, d_value, d_pre = (
                 cast(Tensor, value).flatten(0, 1)
-                for value in (kept["old_held"], kept["normed"], made["d_held"], made["d_pre"])
+                for value in (saved["old_value"], saved["normed"], made["d_value"], made["d_pre"])
             )
             grads += [
-                weight_grad(held, d_pre, summary.state_controller),
-                weight_grad(self._read(summary), d_pre, summary.input_influencer),
-                weight_grad(normed, d_held, summary.output_shaper),
+                weight_grad(old_value, d_pre, summary.state_controller),
+                weight_grad(self._summary_input(summary), d_pre, summary.input_influencer),
+                weight_grad(normed, d_value, summary.output_shaper),
                 made["d_gain"],
                 made["d_bias"],
             ]
         return grads
 
-    def _read(self, summary: Summary) -> Tensor:
-        """What this summary read: y where it was renewed."""
-        fired = self._fired(summary)
-        if (y := self.kept["y"]) is None:
-            return self.h[1:][fired].flatten(0, 1)
-        whole = self._fired()
-        return y[[whole.index(t) for t in fired]].flatten(0, 1)
+    def _summary_input(self, summary: Summary) -> Tensor:
+        """The y that each update of this summary read."""
+        steps = self._update_steps(summary)
+        if (y := self.saved["y"]) is None:
+            return self.h[1:][steps].flatten(0, 1)
+        all_steps = self._update_steps()
+        return y[[all_steps.index(t) for t in steps]].flatten(0, 1)
 
 
 def _packed(summary: Summary | None, pack: Any) -> _Tensors:
@@ -296,8 +269,8 @@ def _packed(summary: Summary | None, pack: Any) -> _Tensors:
     return {name: pack(matrix) for name, matrix in zip(names, summary[:3], strict=True)}
 
 
-def _like(tensors: _Tensors, **names: str) -> _Tensors:
-    """Room for gradients, by their names, of the tensors with these names."""
+def _empty_like(tensors: _Tensors, **names: str) -> _Tensors:
+    """Memory for gradients, by their names, of the tensors with these names."""
     found = {name: tensors[of] for name, of in names.items()}
     return {name: None if of is None else torch.empty_like(of) for name, of in found.items()}
 
@@ -317,19 +290,25 @@ class _Recurrence(torch.autograd.Function):
     """The bridge to autograd: tensors in, tensors out, and the pass kept between."""
 
     @staticmethod
-    def forward(ctx: Any, settings: Any, *tensors: Any) -> tuple[Tensor, ...]:
-        like, code, position, starts_TB = settings
-        drive, h0, local, glob, *flat = tensors
-        ctx.run = _Pass(unflat(flat, like), code, position, starts_TB)
-        keep = any(ctx.needs_input_grad)
-        h_TBS, *after = ctx.run.forward(drive, [h0, local, glob], keep=keep)
+    def forward(
+        ctx: Any,
+        kernels: _Kernels,
+        weights: Weights,
+        position: int,
+        starts_TB: Tensor | None,
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
+        drive, h0, local, glob, *weight_tensors = tensors
+        ctx.run = _Pass(unflat(weight_tensors, weights), kernels, position, starts_TB)
+        save = any(ctx.needs_input_grad)
+        h_TBS, *after = ctx.run.forward(drive, [h0, local, glob], save=save)
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         return h_TBS, *after
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         given = ctx.run.backward(grads[0], list(grads[1:]))
-        return None, *(
+        return (None,) * 4 + tuple(
             grad if grad is None else grad.to(dtype)
             for grad, dtype in zip(given, ctx.dtypes, strict=True)
         )
@@ -348,15 +327,15 @@ def cpp(
     On a CPU only, and only where `library` finds it. With bfloat16 operands every h is bfloat16, as
     the next matmul takes it; the state stays float32. Runs outside autocast.
     """
-    settings = (weights, _Code(_operands(drive_TBS, precision)), one_clock(state), starts_TB)
+    kernels, clock = _Kernels(_operands(drive_TBS, precision)), one_clock(state)
     with torch.autocast("cpu", enabled=False):
         h_TBS, main, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            settings, drive_TBS, *state[:3], *flat(weights)
+            kernels, weights, clock, starts_TB, drive_TBS, *state[:3], *flat(weights)
         )
-    return h_TBS, State(main, local, glob, one_clock(state) + len(drive_TBS))
+    return h_TBS, State(main, local, glob, clock + len(drive_TBS))
 
 
-def _operands(drive: Tensor, precision: Precision) -> _Operands:
+def _operands(drive: Tensor, precision: Precision) -> Operands:
     if drive.dtype == torch.float64:
         return _F64
     return _BF16 if precision == "bf16" else _F32

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ys_llm.csrc import loader
 from ys_llm.ops.accuracy import TOLERANCES, largest_error
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.cpp import cpp, library, unavailable_reason, units
@@ -49,7 +50,7 @@ def missing_requirement(name: str, device_type: str = "") -> tuple[str, str] | N
     if name == "cpp" and device != "cpu":
         return f"it runs on a CPU, not on {device}", "Set train.device: cpu"
     if name == "cpp" and library() is None:
-        return unavailable_reason(), "Install a C++ compiler (g++ or clang++)"
+        return loader.unavailable()
     if name in EXPERIMENTAL and device != "cuda":
         return f"it runs on a CUDA device, not on {device}", "Set train.device: cuda"
     if name == "triton" and find_spec("triton") is None:
@@ -61,6 +62,8 @@ def missing_requirement(name: str, device_type: str = "") -> tuple[str, str] | N
 
 def is_available(name: str, device_type: str = "") -> bool:
     """Whether this backend can run here; `device_type` as in `missing_requirement`."""
+    if name == "cpp" and library() is None:  # not asked why: that may compile
+        return False
     return name in BACKENDS and missing_requirement(name, device_type) is None
 
 

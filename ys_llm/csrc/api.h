@@ -1,0 +1,213 @@
+// Every struct and function of the compiled library that Python uses.
+//
+// Plain C without preprocessor lines: C++ reads it through exports.h, Python through cffi
+// (loader.py). Arrays are row-major. A suffix names element types: b bfloat16, f float, d double.
+// `threads` is the number of OpenMP threads; a call with fewer available gives the same result.
+
+typedef uint16_t ys_bf16;  // the upper half of a float
+
+// Offset and size of a field ("ys_linear.weight") or of a whole struct ("ys_linear", offset 0).
+struct ys_field {
+  const char* name;
+  int64_t offset, size;
+};
+// Every field of every struct below; the last entry has no name.
+const struct ys_field* ys_layout(void);
+
+// The instructions that bfloat16 matmuls run on: "AMX", "AVX512-BF16", "AVX-512" or "vectors".
+const char* ys_units(void);
+
+// In rowwise.cpp: what happens between large matmuls.
+
+// residual = x + delta;  y = residual / rms(residual) * gain;  r_rms = 1 / rms(residual).
+// x, delta, residual and y are rows x width. Without `delta` (null) the residual is x, not written.
+// Suffix: types of x, delta and y.
+void ys_rms_norm_forward_ddd(const double* x, const double* delta, const double* gain,
+                             double* residual, double* y, double* r_rms, int64_t rows,
+                             int64_t width, double eps, int64_t threads);
+void ys_rms_norm_forward_fff(const float* x, const float* delta, const float* gain, float* residual,
+                             float* y, float* r_rms, int64_t rows, int64_t width, double eps,
+                             int64_t threads);
+void ys_rms_norm_forward_ffb(const float* x, const float* delta, const float* gain, float* residual,
+                             ys_bf16* y, float* r_rms, int64_t rows, int64_t width, double eps,
+                             int64_t threads);
+void ys_rms_norm_forward_fbf(const float* x, const ys_bf16* delta, const float* gain,
+                             float* residual, float* y, float* r_rms, int64_t rows, int64_t width,
+                             double eps, int64_t threads);
+void ys_rms_norm_forward_fbb(const float* x, const ys_bf16* delta, const float* gain,
+                             float* residual, ys_bf16* y, float* r_rms, int64_t rows, int64_t width,
+                             double eps, int64_t threads);
+
+// Gradients of the above. `d_out`, the gradient of the residual beside the norm, may be null;
+// d_delta, null or d_residual in the type of delta.
+void ys_rms_norm_backward_ddd(const double* d_y, const double* d_out, const double* residual,
+                              const double* gain, const double* r_rms, double* d_residual,
+                              double* d_delta, double* d_gain, int64_t rows, int64_t width,
+                              int64_t threads);
+void ys_rms_norm_backward_fff(const float* d_y, const float* d_out, const float* residual,
+                              const float* gain, const float* r_rms, float* d_residual,
+                              float* d_delta, float* d_gain, int64_t rows, int64_t width,
+                              int64_t threads);
+void ys_rms_norm_backward_ffb(const ys_bf16* d_y, const float* d_out, const float* residual,
+                              const float* gain, const float* r_rms, float* d_residual,
+                              float* d_delta, float* d_gain, int64_t rows, int64_t width,
+                              int64_t threads);
+void ys_rms_norm_backward_fbf(const float* d_y, const float* d_out, const float* residual,
+                              const float* gain, const float* r_rms, float* d_residual,
+                              ys_bf16* d_delta, float* d_gain, int64_t rows, int64_t width,
+                              int64_t threads);
+void ys_rms_norm_backward_fbb(const ys_bf16* d_y, const float* d_out, const float* residual,
+                              const float* gain, const float* r_rms, float* d_residual,
+                              ys_bf16* d_delta, float* d_gain, int64_t rows, int64_t width,
+                              int64_t threads);
+
+// y = silu(gate) * up; a row of gate_up is gate, then up: rows x 2 width.
+void ys_swiglu_gate_forward_d(const double* gate_up, double* y, int64_t rows, int64_t width,
+                              int64_t threads);
+void ys_swiglu_gate_forward_f(const float* gate_up, float* y, int64_t rows, int64_t width,
+                              int64_t threads);
+void ys_swiglu_gate_forward_b(const ys_bf16* gate_up, ys_bf16* y, int64_t rows, int64_t width,
+                              int64_t threads);
+
+// d_gate_up from d_y, and y recomputed; y may be the memory of d_y.
+void ys_swiglu_gate_backward_d(const double* gate_up, const double* d_y, double* d_gate_up,
+                               double* y, int64_t rows, int64_t width, int64_t threads);
+void ys_swiglu_gate_backward_f(const float* gate_up, const float* d_y, float* d_gate_up, float* y,
+                               int64_t rows, int64_t width, int64_t threads);
+void ys_swiglu_gate_backward_b(const ys_bf16* gate_up, const ys_bf16* d_y, ys_bf16* d_gate_up,
+                               ys_bf16* y, int64_t rows, int64_t width, int64_t threads);
+
+// losses = w (logsumexp(z) - z[target]) with z = logits + bias; the logits are overwritten with
+// w (softmax(z) - onehot(target)), whose sum over the rows is added to d_bias. `weights` (w, one a
+// row) may be null: 1; a row with weight 0 is not read. A target that is no class gives loss NaN.
+void ys_cross_entropy_d(double* logits, const double* bias, const int64_t* targets,
+                        const double* weights, double* losses, double* d_bias, int64_t rows,
+                        int64_t width, int64_t threads);
+void ys_cross_entropy_f(float* logits, const float* bias, const int64_t* targets,
+                        const float* weights, float* losses, float* d_bias, int64_t rows,
+                        int64_t width, int64_t threads);
+void ys_cross_entropy_b(ys_bf16* logits, const float* bias, const int64_t* targets,
+                        const float* weights, float* losses, float* d_bias, int64_t rows,
+                        int64_t width, int64_t threads);
+
+// total += x.
+void ys_add_to_fb(float* total, const ys_bf16* x, int64_t count, int64_t threads);
+
+// In weight_grad.cpp: the gradient of a large matrix, on AMX.
+
+// Whether this processor can run ys_weight_grad (AMX).
+int ys_has_weight_grad(void);
+// bfloat16 numbers of workspace for ys_weight_grad.
+int64_t ys_weight_grad_workspace(int64_t k, int64_t m);
+// out (k x m) = x^T @ dy, both bfloat16. k and m are multiples of 32; rows of x and dy are stride_x
+// and stride_dy numbers apart; `packed` and `sums` (k m floats) are workspace, aligned to 64 bytes.
+void ys_weight_grad(const ys_bf16* x, int64_t stride_x, const ys_bf16* dy, int64_t stride_dy,
+                    int64_t rows, int64_t k, int64_t m, ys_bf16* packed, float* sums, float* out,
+                    int64_t threads);
+
+// In three_tier/recurrence.cpp: training passes over a sequence.
+
+// Operand types of matmuls: double, float, or bfloat16 with sums in float.
+enum ys_operands { YS_F64 = 0, YS_F32 = 1, YS_BF16_OPERANDS = 2 };
+
+// Numbers in a packed k x n matrix.
+int64_t ys_packed_size(int operands, int64_t k, int64_t n);
+// Packs n_matrices of k x n, in double (YS_F64) or float, into the panels of gemm.h. Matrices,
+// rows and columns are stride_matrix, stride_k and stride_n numbers apart.
+void ys_pack(int operands, const void* source, int64_t n_matrices, int64_t stride_matrix,
+             int64_t stride_k, int64_t stride_n, int64_t k, int64_t n, void* packed);
+
+// One summary (L or G). U is the number of its updates in the sequence; R its width.
+struct ys_three_tier_summary {
+  int64_t interval, width;                       // interval 0: there is no such summary
+  const void *controller, *influencer, *shaper;  // packed S x R, S x R, R x S; backward: transposed
+  const void *gain, *bias;                       // R
+  void* value;  // B x S: before the first step, then after the last; backward: its gradient
+  void *old_value, *x_hat, *rstd, *normed;  // saved by each update: U x B x (S, R, heads, R)
+  void *d_value, *d_pre;                    // gradients in each update: U x B x S, U x B x R
+  void *d_gain, *d_bias;                    // R
+};
+
+// A forward or backward pass over T steps of B rows. Pointers are to the operand type (drive, h,
+// x_hat, y, d_h, d_pre, d_y and what updates save but x_hat and rstd) or to the type of sums.
+struct ys_three_tier_pass {
+  int64_t length, batch, d_state, n_heads, position;
+  int64_t row_groups, column_groups;  // the grid of threads
+  int64_t saves;                      // whether backward will follow: all steps are kept
+  const void* drive;                  // T x B x S
+  const uint8_t* starts;              // T x B: 1 at the first token of a document; or null
+  const void *controller, *shaper;    // packed, a matrix for each head; S x S or null
+  const void *gain, *bias, *entry, *drive_bias;  // S; the last two may be null
+  void* main;              // B x S: h before the first step, then after the last; or d_h
+  void *h, *x_hat, *rstd;  // T x B x (S, S, heads)
+  void *summary_sum, *y;   // windows x B x S; update steps x B x S with a shaper
+  const void* d_h;         // T x B x S
+  void *d_pre, *d_y;       // T x B x S; as y
+  void *d_gain, *d_bias, *d_entry, *d_drive_bias;  // S
+  struct ys_three_tier_summary summaries[2];       // local, global
+};
+
+void ys_three_tier_forward(int operands, const struct ys_three_tier_pass* pass);
+void ys_three_tier_backward(int operands, const struct ys_three_tier_pass* pass);
+
+// In trunk_step.cpp: decoding, one token of each of some sequences.
+
+enum ys_limits { YS_MAX_SEQUENCES = 64 };  // of one call
+enum ys_weight_format { YS_REAL = 0, YS_BF16 = 1, YS_INT8 = 2 };
+
+// y = W x + bias. W is n_out x n_in; output r reads the slice of x of its group (a head): n_groups
+// slices of n_in numbers, 1 for a dense matrix. A row of an int8 weight is multiplied by scales[r].
+struct ys_linear {
+  const void *weight, *scales, *bias;  // the last two may be null
+  int64_t n_in, n_out, n_groups, format;
+};
+struct ys_layer_norm {
+  const void *gain, *bias;
+};
+struct ys_decode_layer {
+  const void* mixer_gain;  // of the RMSNorm before the mixer; null: no norm and no residual
+  const void* mlp_gain;    // of the RMSNorm before the MLP; null: no MLP
+  int64_t mixer_kind;      // see ys_mixer_kind
+  const void* mixer;       // its weights: a struct ys_<kind>_weights
+  struct ys_linear gate, up, down;
+};
+struct ys_decode_model {
+  const void *embedding, *final_gain;  // V x D; D, null: no final norm
+  const struct ys_decode_layer* layers;
+  struct ys_linear head;
+  int64_t n_layers, d_model;
+  double rms_eps;
+};
+
+// The number by which layers name a mixer's decode step; -1: there is none of this name.
+int64_t ys_mixer_kind(const char* name);
+// Numbers in the state of one sequence in this layer.
+int64_t ys_mixer_state_size(int64_t kind, const void* mixer);
+// Numbers of scratch for a step of n sequences.
+int64_t ys_decode_scratch(const struct ys_decode_model* model, int64_t n, int64_t threads);
+// Reads one token of each of n sequences and writes n x V logits. positions[i] tokens were read
+// before; states[i], the states of all layers one after the other, is updated in place. The model
+// is only read: threads may share it, each with its own states, logits and scratch.
+void ys_decode_f(const struct ys_decode_model* model, int64_t n, const int64_t* tokens,
+                 const int64_t* positions, float* const* states, float* logits, float* scratch,
+                 int64_t threads);
+void ys_decode_d(const struct ys_decode_model* model, int64_t n, const int64_t* tokens,
+                 const int64_t* positions, double* const* states, double* logits, double* scratch,
+                 int64_t threads);
+
+// In three_tier/step.cpp: the decode step of the three-tier mixer.
+
+struct ys_three_tier_summary_weights {
+  struct ys_linear controller, influencer, shaper;
+  struct ys_layer_norm norm;
+  int64_t interval, width;  // interval 0: there is no such summary
+};
+// The mixer's state is h, L and G: 3 d_state numbers.
+struct ys_three_tier_weights {
+  struct ys_linear in_proj, controller, shaper, out_proj;  // shaper.weight null: y is h
+  struct ys_layer_norm norm;
+  const void* entry;                                  // null: 1
+  struct ys_three_tier_summary_weights summaries[2];  // local, global
+  int64_t d_state, n_heads;
+  double norm_eps;
+};

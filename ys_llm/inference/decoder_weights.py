@@ -1,0 +1,169 @@
+"""A model's weights as the structs of `csrc/api.h`, and whether the compiled decoder applies.
+
+The compiled step computes what the modules' `forward` does, without calling it. So a module that
+was wrapped, hooked, replaced or parametrised makes `can_decode` false, and torch decodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ys_llm.csrc.loader import Library
+from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
+from ys_llm.model.language_model import Model
+from ys_llm.model.layers import RMS_EPS, Block, Identity, PlainBlock, RMSNorm, SwiGLU
+from ys_llm.model.quantize import QuantizedLinear
+from ys_llm.ops.dropout import Dropout
+
+_KNOWN_MODULES = (
+    *(Model, Block, PlainBlock, RMSNorm, SwiGLU, Identity, Dropout, QuantizedLinear),
+    *(nn.Embedding, nn.Linear, nn.LayerNorm, nn.ModuleList),
+)
+_MIXERS = "ys_llm.mixers."
+
+
+def can_decode(model: Model) -> bool:
+    """Whether the compiled step computes what calling this model would, given steps for its mixers.
+
+    It does for models on the CPU in float32 or float64 whose modules are all as this package made
+    them. Hooks with `observes_only = True` do not count, see `ops.linear.is_plain`.
+    """
+    tensors = list(tensors_of(model))
+    quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    return (
+        all(tensor.device.type == "cpu" for tensor in tensors)
+        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        and dtypes in ([{torch.float32}] if quantized else [{torch.float32}, {torch.float64}])
+        and all(_is_as_made(module) for module in model.modules())
+    )
+
+
+def tensors_of(model: Model) -> Iterator[Tensor]:
+    """Parameters and buffers."""
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _is_as_made(module: nn.Module) -> bool:
+    """Whether this module is of a known class, not a subclass, and nothing is attached to it."""
+    hooks = (
+        *module._forward_hooks.values(),
+        *module._forward_pre_hooks.values(),
+    )
+    is_known = type(module) in _KNOWN_MODULES or type(module).__module__.startswith(_MIXERS)
+    is_observed = all(getattr(hook, "observes_only", False) for hook in hooks)
+    return is_known and is_observed and "forward" not in vars(module)
+
+
+class WeightStructs:
+    """A `struct ys_decode_model` and everything that it points to.
+
+    `bytes_per_token` are the bytes of weights read for a token, those of summaries by their share.
+    """
+
+    def __init__(self, model: Model, specs: list[DecodeSpec], library: Library) -> None:
+        self._library, self._ffi = library, library.ffi
+        self._kept: list[Any] = []
+        self._formats = {torch.bfloat16: library.lib.YS_BF16, torch.int8: library.lib.YS_INT8}
+        self.bytes_per_token = 0.0
+        layers = [self._layer(*pair) for pair in zip(model.blocks, specs, strict=True)]
+        self.struct = self._ffi.new(
+            "struct ys_decode_model *",
+            {
+                "embedding": self._pointer(model.embedding.weight),
+                "final_gain": self._gain(model.final_norm),
+                "layers": self._keep(self._ffi.new("struct ys_decode_layer[]", layers)),
+                "head": self._linear(model.output),
+                "n_layers": len(layers),
+                "d_model": model.config.d_model,
+                "rms_eps": RMS_EPS,
+            },
+        )
+
+    def state_size(self, layer: int) -> int:
+        """Numbers that the compiled step keeps of one sequence in this layer."""
+        struct = self.struct.layers[layer]
+        return int(self._library.lib.ys_mixer_state_size(struct.mixer_kind, struct.mixer))
+
+    def _layer(self, block: Any, spec: DecodeSpec) -> dict[str, Any]:
+        mixer = self._ffi.new(f"struct ys_{spec.kind}_weights *", self._fields(spec.weights))
+        fields = {
+            "mixer_kind": self._library.lib.ys_mixer_kind(spec.kind.encode()),
+            "mixer": self._keep(mixer),
+        }
+        if isinstance(block, PlainBlock):
+            return fields
+        fields["mixer_gain"] = self._gain(block.mixer_norm)
+        if block.has_mlp:
+            fields["mlp_gain"] = self._gain(block.mlp_norm)
+            for name in ("gate", "up", "down"):
+                fields[name] = self._linear(getattr(block.mlp, name))
+        return fields
+
+    def _gain(self, norm: nn.Module) -> Any:
+        return self._pointer(norm.weight) if isinstance(norm, RMSNorm) else self._ffi.NULL
+
+    def _fields(self, value: Any) -> Any:
+        """A value of `DecodeSpec.weights` as cffi takes it to initialise a field."""
+        if isinstance(value, nn.Module | Matrix | Chain):
+            return self._linear(value)
+        if isinstance(value, Tensor):
+            return self._pointer(value)
+        if isinstance(value, dict):
+            return {name: self._fields(item) for name, item in value.items() if item is not None}
+        if isinstance(value, list):
+            return [{} if item is None else self._fields(item) for item in value]
+        return value
+
+    def _linear(self, value: Any) -> dict[str, Any]:
+        """The fields of a `struct ys_linear`."""
+        interval, n_groups, scales = 1, 1, None
+        if isinstance(value, Matrix):
+            matrix, interval = value
+            weight, bias = matrix.transpose(-2, -1).reshape(-1, matrix.shape[-2]), None
+            n_groups = 1 if matrix.dim() == 2 else len(matrix)
+        elif isinstance(value, Chain):
+            weight, bias = folded(value)
+        elif isinstance(value, QuantizedLinear):
+            weight, bias, scales = value.quantized, value.bias, value.scales
+        else:
+            weight, bias = value.weight, value.bias
+        self.bytes_per_token += weight.nbytes / interval
+        return {
+            "weight": self._pointer(weight),
+            "scales": self._pointer(scales),
+            "bias": self._pointer(bias),
+            "n_in": weight.shape[1],
+            "n_out": weight.shape[0],
+            "n_groups": n_groups,
+            "format": self._formats.get(weight.dtype, self._library.lib.YS_REAL),
+        }
+
+    def _pointer(self, tensor: Tensor | None) -> Any:
+        if tensor is None:
+            return self._ffi.NULL
+        return self._library.pointer(self._keep(tensor.detach().contiguous()))
+
+    def _keep(self, value: Any) -> Any:
+        self._kept.append(value)
+        return value
+
+
+def folded(chain: Chain) -> tuple[Tensor, Tensor | None]:
+    """Weight (n_out x n_in) and bias of the one linear map that a chain is."""
+    first, second = chain
+    if isinstance(second, Tensor):  # a module, then a matrix
+        weight, bias = _weight_and_bias(first)
+        return second.t() @ weight, None if bias is None else bias @ second
+    weight, bias = _weight_and_bias(second)
+    assert isinstance(first, Tensor)
+    return weight @ first.t(), bias
+
+
+def _weight_and_bias(module: Any) -> tuple[Tensor, Tensor | None]:
+    return module.weight, module.bias

@@ -19,7 +19,7 @@ from ys_llm.evaluation.bits_per_byte import evaluate_paths
 from ys_llm.inference.decoder import Decoder, decoder_of
 from ys_llm.model.language_model import Model
 from ys_llm.model.quantize import Quantization, QuantizedLinear, int8_rows, quantize_linears
-from ys_llm.runs.checkpoint import load_run
+from ys_llm.runs.model_files import load_run
 
 D, D_MLP, S, R, V, LAYERS = 32, 48, 24, 8, 101, 2
 SIZES: list[tuple[Quantization, int]] = [("bf16", 2), ("int8", 1)]
@@ -37,6 +37,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 def model_of(shape: str = "default", **changes: Any) -> Model:
     torch.manual_seed(1)
     config = {"d_model": D, "n_layers": LAYERS, "d_mlp": D_MLP, **SHAPES[shape], **changes}
+    config["options"] = {"three_tier": config["options"]}
     model = Model(ModelConfig(**config), vocab_size=V).eval()
     with torch.no_grad():
         for parameter in model.parameters():

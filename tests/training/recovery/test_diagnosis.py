@@ -17,12 +17,12 @@ from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import map_state
 from ys_llm.training.recovery.diagnosis import (
-    Diagnosis,
     StepInputs,
     capture_inputs,
     diagnose,
     diagnose_step,
 )
+from ys_llm.training.recovery.report import Diagnosis
 
 VOCAB_SIZE = 30
 B, T = 4, 100

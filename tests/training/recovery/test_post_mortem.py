@@ -23,8 +23,9 @@ from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import flatten
-from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, capture_inputs, diagnose
+from ys_llm.training.recovery.diagnosis import StepInputs, capture_inputs, diagnose
 from ys_llm.training.recovery.post_mortem import load, replay, write
+from ys_llm.training.recovery.report import Diagnosis
 
 VOCAB_SIZE = 30
 B, T = 3, 70

@@ -18,7 +18,8 @@ from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import POST_MORTEM, archive, checkpoints
 from ys_llm.training.metrics import log_line
 from ys_llm.training.recovery import post_mortem
-from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, diagnose_step
+from ys_llm.training.recovery.diagnosis import StepInputs, diagnose_step
+from ys_llm.training.recovery.report import Diagnosis
 from ys_llm.training.resume import Rollback, latest_valid_checkpoint, write_rollbacks
 from ys_llm.training.schedule import learning_rate
 from ys_llm.training.trainer import BatchPosition, Run, TrainState, restore_checkpoint

@@ -24,7 +24,8 @@ from ys_llm.runs import model_files
 from ys_llm.runs.folder import POST_MORTEM
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import versions
-from ys_llm.training.recovery.diagnosis import Diagnosis, StepInputs, diagnose
+from ys_llm.training.recovery.diagnosis import StepInputs, diagnose
+from ys_llm.training.recovery.report import Diagnosis
 
 _STATE, _WEIGHTS, _RANDOM = "state.", "weights.", "random."
 _NEEDED = ("inputs_BT", "targets_BT", "starts_BT", f"{_RANDOM}cpu", f"{_WEIGHTS}embedding.weight")

@@ -17,6 +17,7 @@ from ys_llm.data.manifest import read_manifest
 from ys_llm.data.readers import read_documents
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.programs.grammar import article, counted, expand, sentences, tidy
+from ys_llm.gendata.programs.stories.plots import load_plot
 from ys_llm.gendata.programs.stories.story import PLOTS, Story, make_story
 from ys_llm.gendata.recipes.items import plan_items
 from ys_llm.gendata.recipes.load import program_recipes
@@ -167,9 +168,17 @@ def test_the_checker_rejects_a_bad_story() -> None:
 # Stories.
 
 
+def test_every_plot_is_a_file_that_is_read_strictly() -> None:
+    files = {path.stem.replace("_", " ") for path in (ROOT / "configs/gen/plots").glob("*.yaml")}
+    assert files == set(PLOTS)
+    for name in PLOTS:
+        plot = load_plot(name)
+        assert plot.theme and plot.gist and plot.script and (plot.rows or plot.lists)
+
+
 def test_there_are_many_plots_and_all_are_told(stories: list[Story]) -> None:
     assert len(PLOTS) >= 12
-    assert {story.plot for story in stories} == {plot.name for plot in PLOTS}
+    assert {story.plot for story in stories} == set(PLOTS)
 
 
 def test_pronouns_agree_with_the_cast(stories: list[Story]) -> None:

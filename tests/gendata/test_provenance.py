@@ -423,7 +423,7 @@ def test_a_folder_is_curated_and_a_record_explained(tmp_path: Path) -> None:
         tmp_path / "good" / "tale-01.md"
     ).read_text() == "Q<start>Rivers run to the sea.<end>\n\n"
     for which in ("1", "Rivers run"):
-        assert "preamble mends" in command.explain(tmp_path / "raw" / "tale-01.md", which)
+        assert "preamble fixes" in command.explain(tmp_path / "raw" / "tale-01.md", which)
 
 
 def test_an_empty_manifest_knows_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Short stories: a plot is prepared on a stage, told, proof-read, and given a fitting prompt."""
+"""Short stories: a plot is prepared on a stage, told, checked, and given a matching prompt."""
 
 import random
 import re
@@ -6,26 +6,14 @@ from dataclasses import dataclass
 
 from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import expand, sentences, tidy
-from ys_llm.gendata.programs.stories import (
-    plots_heart,
-    plots_night,
-    plots_things,
-    plots_ways,
-    plots_work,
-)
-from ys_llm.gendata.programs.stories.plot import Plot
+from ys_llm.gendata.programs.stories.plots import load_plot
+from ys_llm.gendata.programs.stories.prepare import PREPARE
 from ys_llm.gendata.programs.stories.pronouns import pronominalise
 from ys_llm.gendata.programs.stories.stage import Character, Stage, set_stage
 
-PLOTS: tuple[Plot, ...] = (
-    *plots_things.PLOTS,
-    *plots_heart.PLOTS,
-    *plots_night.PLOTS,
-    *plots_work.PLOTS,
-    *plots_ways.PLOTS,
-)
+PLOTS = tuple(PREPARE)
 SHORTEST_WORDS, LONGEST_WORDS = 100, 250
-MOST_TELLINGS = 50  # of the same prepared plot; the first is good enough nine times in ten
+MAX_TELLINGS = 50  # of the same prepared plot; in nine of ten cases the first one is good enough
 
 PROMPTS = (
     "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
@@ -44,14 +32,14 @@ CONTINUATION_SHARE = 0.12
 
 @dataclass(frozen=True)
 class Story:
-    """A told story, with what was decided before the telling (the tests compare the two)."""
+    """A finished story, and what was decided before (the tests compare the two)."""
 
     plot: str
     prompt: str
     text: str
     cast: dict[str, Character]
     where: dict[str, str]
-    whole: str  # with the opening that a prompt may have taken away
+    whole: str  # with the opening, which a prompt may have taken
     gist: str
     theme: str
     place: str
@@ -59,15 +47,16 @@ class Story:
 
 def make_story(rng: random.Random) -> Story:
     """One story; everything in it follows from `rng`."""
-    plot = rng.choice(PLOTS)
+    name = rng.choice(PLOTS)
+    plot = load_plot(name)
     stage = set_stage(rng)
-    plot.prepare(stage)
-    text = _tell_well(plot, stage)
+    PREPARE[name](stage, plot)
+    text = _tell_well(name, plot.script, stage)
     stage.fill(gist=plot.gist, theme=plot.theme)
     prompt, rest = _prompt(stage, text)
     gist, theme = (tidy(expand(f"{{{name}}}", stage.slots, rng)) for name in ("gist", "theme"))
     return Story(
-        plot.name,
+        name,
         prompt,
         rest,
         cast=stage.cast,
@@ -85,28 +74,28 @@ def story(rng: random.Random) -> Record:
     return Record(told.prompt, told.text)
 
 
-def _tell_well(plot: Plot, stage: Stage) -> str:
-    for _ in range(MOST_TELLINGS):
-        text = _tell(plot, stage)
+def _tell_well(name: str, script: str, stage: Stage) -> str:
+    for _ in range(MAX_TELLINGS):
+        text = _tell(script, stage)
         if _reads_well(text):
             return text
-    raise AssertionError(f"{plot.name}: no telling reads well, the last was: {text}")
+    raise AssertionError(f"{name}: no telling reads well, the last one was: {text}")
 
 
-def _tell(plot: Plot, stage: Stage) -> str:
-    text = tidy(expand(plot.script, stage.slots, stage.rng))
+def _tell(script: str, stage: Stage) -> str:
+    text = tidy(expand(script, stage.slots, stage.rng))
     return pronominalise(text, stage.cast.values(), stage.rng)
 
 
 def _reads_well(text: str) -> bool:
-    """Neither too short nor too long, and no sentence told twice."""
+    """Whether the length is right and no sentence repeats."""
     told = sentences(text)
     length = len(text.split())
     return SHORTEST_WORDS <= length <= LONGEST_WORDS and len(set(told)) == len(told)
 
 
 def _prompt(stage: Stage, text: str) -> tuple[str, str]:
-    """A prompt that agrees with the story, and the part of the story that answers it."""
+    """A prompt that matches the story, and the part of the story that answers it."""
     if stage.rng.random() < CONTINUATION_SHARE:
         told = re.match(r"(?:[^\"\n.!?]+[.!?] ){1,2}(?=[A-Z])", text)
         if told:

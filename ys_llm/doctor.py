@@ -13,11 +13,10 @@ import torch
 from ys_llm.config.sources import load_config
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
-from ys_llm.model.costs import product_rate, synchronise
 from ys_llm.model.language_model import Model
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import Machine, inspect_machine, versions
-from ys_llm.training.compute import compile_kernels, resolve_dtype
+from ys_llm.training.compute import compile_kernels, matmul_rate, resolve_dtype, synchronise
 
 GB = 10**9
 LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run takes 1.4 and some 0.3
@@ -90,7 +89,7 @@ def examine(
         instructions=torch.backends.cpu.get_cpu_capability(),
         cuda_build=torch.version.cuda or "",
         gpu=_gpu(),
-        rates={name: product_rate(dtype, device) for name, dtype in dtypes.items()},
+        rates={name: matmul_rate(dtype, device) for name, dtype in dtypes.items()},
         copy_rate=copy_rate(device),
         writing=try_writing(runs_dir),
         dtype=dtype,

@@ -16,7 +16,6 @@ from ys_llm.model.costs import (
     flops_per_token,
     parameter_count,
     parameters_by_part,
-    product_rate,
     state_bytes,
 )
 from ys_llm.model.language_model import Model
@@ -86,8 +85,3 @@ def test_state_bytes_are_those_of_a_real_state(mixer: str, shape: str) -> None:
     model = model_of(mixer, shape)
     _, state = model(torch.zeros(3, 40, dtype=torch.int64))
     assert state_bytes(model, batch_size=3, seq_len=40) == bytes_of(state)
-
-
-def test_the_rate_of_products_is_one_that_a_machine_can_have() -> None:
-    rate = product_rate(torch.float32, torch.device("cpu"))
-    assert 1e8 < rate < 1e15

@@ -211,3 +211,13 @@ def test_a_carried_state_keeps_no_memory_but_its_own() -> None:
     for tensor in (carried["main"], carried["local_summary"], carried["global_summary"]):
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
         assert not tensor.requires_grad
+
+
+class Distributed(Tensor):
+    """A tensor whose numbers are not all at its own address."""
+
+
+def test_a_subclass_of_tensor_takes_torchs_operators() -> None:
+    x_BTD = torch.randn(B, T, D)
+    assert rowwise.is_available(x_BTD)
+    assert not rowwise.is_available(x_BTD.as_subclass(Distributed))

@@ -22,7 +22,13 @@ from ys_llm.runs.folder import checkpoints
 from ys_llm.runs.model_files import read_json
 from ys_llm.system import machine
 from ys_llm.training import compute
-from ys_llm.training.compute import Compute, previous_compute, process_settings, resolve_dtype
+from ys_llm.training.compute import (
+    Compute,
+    matmul_rate,
+    previous_compute,
+    process_settings,
+    resolve_dtype,
+)
 
 CPU = torch.device("cpu")
 
@@ -41,7 +47,7 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
             timed.append(dtype)
             return bf16_seconds if dtype == torch.bfloat16 else 1.0
 
-        monkeypatch.setattr(compute, "_matmul_seconds", seconds)
+        monkeypatch.setattr(compute, "matmul_seconds", seconds)
         return timed
 
     return pretend
@@ -203,3 +209,8 @@ def test_settings_are_restored_where_the_caller_flushes_denormals() -> None:
         assert sys.float_info.min * 0.5 == 0
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_the_rate_of_matmuls_is_one_that_a_machine_can_have() -> None:
+    rate = matmul_rate(torch.float32, torch.device("cpu"))
+    assert 1e8 < rate < 1e15

@@ -25,6 +25,8 @@ def is_plain(module: nn.Module) -> bool:
     """
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
+    if type(module.weight) is not nn.Parameter:  # a distributed weight, or one that is swapped in
+        return False
     hooks = (
         *module._forward_hooks.values(),
         *module._forward_pre_hooks.values(),

@@ -1,12 +1,13 @@
 """A residual sum and its RMSNorm, with a hand-written backward.
 
-    s = x + added;   y = s / rms(s) * gain,   rms(s) = sqrt(mean_d s_d^2 + eps)    Zhang 2019
+    s = x + delta;   y = s / rms(s) * gain,   rms(s) = sqrt(mean_d s_d^2 + eps)    Zhang 2019
     ds = dout + (dy gain - s^ mean_d(dy gain s^)) / rms(s),   s^ = s / rms(s);   dgain = sum dy s^
 
 `dout` is the gradient that reaches the residual stream past the norm. Under autocast y has the
-dtype of the operands of the next matmul; the stream keeps its own. torch composes all this from six
-elementwise passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there (8,192
-rows of 128 and of 256 on one core); `cpp` is one pass each way, the gradient of `added` included.
+dtype of the operands of the next matmul; the residual stream keeps its own. torch composes all this
+from six elementwise passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there
+(8,192 rows of 128 and of 256 on one core); `cpp` is one pass each way, the gradient of `delta`
+included.
 """
 
 from collections.abc import Callable
@@ -19,36 +20,36 @@ from ys_llm.ops import rowwise
 from ys_llm.ops.precision import compute_dtype
 
 
-def rms_norm(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The residual stream x + added and its RMSNorm, by the compiled kernel where there is one."""
-    return (cpp if rowwise.is_available(x) else fused_backward)(x, added, gain_D, eps)
+def rms_norm(x: Tensor, delta: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual x + delta and its RMSNorm, by the compiled kernel where there is one."""
+    return (cpp if rowwise.is_available(x) else fused_backward)(x, delta, gain_D, eps)
 
 
-def reference(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The stream x + added, and its RMSNorm over the last dimension."""
-    stream = x if added is None else x + added
-    y = stream * torch.rsqrt(stream.square().mean(-1, keepdim=True) + eps) * gain_D
-    return stream, y.to(compute_dtype(x))
+def reference(x: Tensor, delta: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual x + delta, and its RMSNorm over the last dimension."""
+    residual = x if delta is None else x + delta
+    y = residual * torch.rsqrt(residual.square().mean(-1, keepdim=True) + eps) * gain_D
+    return residual, y.to(compute_dtype(x))
 
 
 def fused_backward(
-    x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float
+    x: Tensor, delta: Tensor | None, gain_D: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """As `reference`, on any device."""
-    stream = x if added is None else x + added
-    return stream, _RmsNorm.apply(stream, gain_D, eps).to(compute_dtype(x))  # type: ignore[no-untyped-call]
+    residual = x if delta is None else x + delta
+    return residual, _RmsNorm.apply(residual, gain_D, eps).to(compute_dtype(x))  # type: ignore[no-untyped-call]
 
 
-def cpp(x: Tensor, added: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """As `reference`, by the compiled kernel; for what it does not know, `fused_backward`."""
-    addend = x.dtype if added is None else added.dtype
-    is_supported = rowwise.supports("rms_norm", x.dtype, addend, compute_dtype(x))
+def cpp(x: Tensor, delta: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """As `reference`, by the compiled kernel; `fused_backward` where it lacks the dtypes."""
+    delta_dtype = x.dtype if delta is None else delta.dtype
+    is_supported = rowwise.supports("rms_norm", x.dtype, delta_dtype, compute_dtype(x))
     if not is_supported or gain_D.dtype != x.dtype:
-        return fused_backward(x, added, gain_D, eps)
+        return fused_backward(x, delta, gain_D, eps)
     made: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
-        x, added, gain_D, eps, compute_dtype(x)
+        x, delta, gain_D, eps, compute_dtype(x)
     )
-    return (x, made[0]) if added is None else (made[1], made[0])
+    return (x, made[0]) if delta is None else (made[1], made[0])
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -71,34 +72,34 @@ class _RmsNorm(torch.autograd.Function):
 
 
 class _Compiled(torch.autograd.Function):
-    """y, and the stream where something is added: without, it is x, which is not handed back."""
+    """y, and the residual where there is a delta; without one it is x and is not returned."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, added: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype
+        ctx: Any, x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
         x = rowwise.dense(x)
-        ctx.addend = x.dtype if added is None else added.dtype
-        if added is not None:
-            added = rowwise.match_layout(added, x)
+        ctx.delta_dtype = x.dtype if delta is None else delta.dtype
+        if delta is not None:
+            delta = rowwise.match_layout(delta, x)
         gain = gain.contiguous()
-        y, stream, r_rms = rowwise.rms_norm_forward(x, added, gain, eps, dtype)
-        ctx.save_for_backward(stream, gain, r_rms)
+        y, residual, r_rms = rowwise.rms_norm_forward(x, delta, gain, eps, dtype)
+        ctx.save_for_backward(residual, gain, r_rms)
         ctx.set_materialize_grads(False)
-        return (y,) if added is None else (y, stream)
+        return (y,) if delta is None else (y, residual)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        stream, gain, r_rms = ctx.saved_tensors
+        residual, gain, r_rms = ctx.saved_tensors
         d_y, d_out = grads[0], grads[1] if len(grads) == 2 else None
         if d_y is None:
             return d_out, None if len(grads) == 1 else d_out, None, None, None
-        d_y = rowwise.match_layout(d_y, stream)
-        d_out = None if d_out is None else rowwise.match_layout(d_out, stream)
-        d_stream, d_added, d_gain = rowwise.rms_norm_backward(
-            d_y, d_out, stream, gain, r_rms, ctx.addend
+        d_y = rowwise.match_layout(d_y, residual)
+        d_out = None if d_out is None else rowwise.match_layout(d_out, residual)
+        d_residual, d_delta, d_gain = rowwise.rms_norm_backward(
+            d_y, d_out, residual, gain, r_rms, ctx.delta_dtype
         )
-        return d_stream, d_added if len(grads) == 2 else None, d_gain, None, None
+        return d_residual, d_delta if len(grads) == 2 else None, d_gain, None, None
 
 
 BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

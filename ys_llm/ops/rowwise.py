@@ -23,8 +23,12 @@ _SUPPORTED = {
 
 
 def is_available(x: Tensor) -> bool:
-    """Whether there are compiled kernels for the device of x."""
-    return x.device.type == "cpu" and loader.load() is not None
+    """Whether there are compiled kernels for x: a plain tensor on a CPU.
+
+    A subclass, such as the DTensor of distributed training, has no memory that they could read.
+    """
+    is_plain = type(x) in (Tensor, torch.nn.Parameter)
+    return is_plain and x.device.type == "cpu" and loader.load() is not None
 
 
 def supports(kernel: Kernel, *dtypes: torch.dtype) -> bool:

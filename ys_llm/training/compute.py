@@ -15,7 +15,6 @@ import torch
 
 from ys_llm.config.schema import TrainConfig
 from ys_llm.csrc import loader
-from ys_llm.model.costs import synchronise
 from ys_llm.model.device import resolve_device
 from ys_llm.model.language_model import Model
 from ys_llm.ops.precision import Precision
@@ -144,18 +143,31 @@ def _bf16_speedup(device: torch.device) -> float:
     seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
     for _ in range(1 + _PROBE_ROUNDS):
         for dtype, measured in seconds.items():
-            measured.append(_matmul_seconds(dtype, device))
+            measured.append(matmul_seconds(dtype, device))
     fp32, bf16 = (statistics.median(measured[1:]) for measured in seconds.values())
     return fp32 / bf16
 
 
-def _matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a square matmul of this dtype: the median of some rounds after a warm-up."""
+    seconds = [matmul_seconds(dtype, device) for _ in range(1 + _PROBE_ROUNDS)][1:]
+    return float(2 * _PROBE_SIZE**3 / statistics.median(seconds))
+
+
+def matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
+    """Seconds of one square matmul of this dtype."""
     a, b = (torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device) for _ in range(2))
     synchronise(device)
     began = time.perf_counter()
     a @ b
     synchronise(device)
     return time.perf_counter() - began
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has finished its queue, so that a clock shows the time it took."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def describe(device: torch.device) -> str:

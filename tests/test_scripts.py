@@ -25,11 +25,11 @@ def run_environment(folder, command, **variables):
 
 
 @pytest.mark.parametrize("name", ["train", "run"])
-def test_thin_entry_points_are_the_verbs_of_ys(name):
+def test_thin_entry_points_are_the_commands_of_ys(name):
     script = [sys.executable, ROOT / "scripts" / f"{name}.py", "--help"]
-    verb = [sys.executable, "-m", "ys_llm", name, "--help"]
+    command = [sys.executable, "-m", "ys_llm", name, "--help"]
     shown = [
-        subprocess.run(words, capture_output=True, check=True).stdout for words in (script, verb)
+        subprocess.run(words, capture_output=True, check=True).stdout for words in (script, command)
     ]
     assert shown[0] == shown[1] != b""
 

@@ -38,7 +38,7 @@ def command_line(*words: str, **flags: object) -> str:
     A flag that is None, "" or False is left out, one that is True takes no value, and a list
     repeats it; `_` in its name is `-`.
     """
-    parts = ["ys", *words]
+    parts = ["ys", *map(shlex.quote, words)]
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:

@@ -74,10 +74,10 @@ def records(text: str) -> Callable[[], None]:
 
 
 SHAPES = ('{"text": "..."}', '{"prompt": "...", "response": "..."}')
-NO_TEXT = ("texts holds no text", ".txt, .md, .jsonl", "ys train --data PATH")
+NO_TEXT = ("texts holds no text", ".txt, .md, .jsonl", "ys train --run new --data PATH")
 
 TEXTS = (
-    Case("nothing there", TRAIN, ("texts does not exist", "ys train --data PATH")),
+    Case("nothing there", TRAIN, ("texts does not exist", "ys train --run new --data PATH")),
     Case("empty file", TRAIN, NO_TEXT, file("texts/a.txt")),
     Case("empty folder", TRAIN, NO_TEXT, lambda: Path("texts").mkdir()),
     Case("only spaces", TRAIN, NO_TEXT, file("texts/a.txt", " \n\t\n" * 500)),
@@ -122,7 +122,7 @@ TEXTS = (
     Case(
         "a link to nothing as the corpus",
         (*TRAIN, "--data", "here"),
-        ("here is a link to nothing", "ys train --data PATH"),
+        ("here is a link to nothing", "ys train --run new --data PATH"),
         link("here", "gone"),
     ),
     Case(

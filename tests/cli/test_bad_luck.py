@@ -210,7 +210,7 @@ WORDS = (
         ("no trained model", "good"),
         code=EXIT_NO_MODEL,
     ),
-    Case("eval of a missing path", (*EVAL, "gone"), ("gone does not exist", "ys eval RUN PATH")),
+    Case("eval of a missing path", (*EVAL, "gone"), ("gone does not exist", "ys eval good PATH")),
     Case("eval of a picture", (*EVAL, "a.png"), ("a.png is none of",), file("a.png")),
     Case(
         "eval of an empty folder",

@@ -18,7 +18,7 @@ from ys_llm import __version__
 from ys_llm.cli.main import COMMANDS, main, parse
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.config.sources import load_config, to_mapping
-from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE
+from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE, command_line
 from ys_llm.runs.folder import locked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -621,3 +621,62 @@ def test_a_clean_during_a_training_is_refused_before_anything_is_listed(
     error = capsys.readouterr().err
     assert "removing" not in error
     assert "runs/tiny is being trained by process" in error
+
+
+def test_a_missing_text_is_advised_with_the_run_and_the_default_one_can_be_generated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--run", "mine", "--data", "gone"]) == EXIT_FAILED
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("Type: ys train --run mine --data PATH")
+    assert main(["train"]) == EXIT_FAILED
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith(
+        "Type: ys train --run default --data PATH, or generate text first: ys gen-data"
+    )
+
+
+ADVISED = {
+    "train clean --run mine --data a --set train.seed=3": "train clean",
+    "train clean all --run mine --config quickstart": "train clean all",
+}
+
+
+@pytest.mark.parametrize("typed", ADVISED)
+def test_what_is_advised_is_about_the_same_run(
+    typed: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(Path("runs/mine")):
+        Path("runs/mine/metrics.jsonl").write_text("{}")
+    assert main(shlex.split(typed)) == EXIT_USAGE
+    advice = re.search(r"type: ys (.*)$", capsys.readouterr().err, re.M)
+    assert advice
+    advised, first = parse(shlex.split(advice.group(1))), parse(shlex.split(typed))
+    assert advised.yes
+    for name in ("action", "run", "config", "data", "set"):
+        assert getattr(advised, name) == getattr(first, name)
+
+
+def test_a_command_to_type_is_quoted_for_the_shell() -> None:
+    command = command_line("train", "clean", run="a b", data="it's", set=["x=1", "y=[1]"], yes=True)
+    assert shlex.split(command) == [
+        *("ys", "train", "clean", "--run", "a b", "--data", "it's"),
+        *("--set", "x=1", "--set", "y=[1]", "--yes"),
+    ]
+    assert command_line("train", run=None, data="", dry_run=False) == "ys train"
+
+
+def test_a_deleted_current_folder_is_one_clear_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    words = f'"{sys.executable}" -m ys_llm config show'
+    done = subprocess.run(
+        ["bash", "-c", f"rmdir '{gone}'; {words}"],
+        cwd=gone,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == EXIT_FAILED
+    assert done.stderr == "ys: the current folder no longer exists; change to one that does\n"

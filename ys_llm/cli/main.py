@@ -56,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _restart_in_utf8()
         argv = [os.fsencode(word).decode("utf-8", "surrogateescape") for word in sys.argv[1:]]
     _write_utf8()
+    if not _has_current_folder():
+        print("ys: the current folder no longer exists; change to one that does", file=sys.stderr)
+        return EXIT_FAILED
     before = signal.getsignal(signal.SIGINT)
     code = _run(argv)
     if not is_process and signal.getsignal(signal.SIGINT) != before:
@@ -135,6 +138,14 @@ def _restart_in_utf8() -> None:
         return
     arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
     os.execv(sys.executable, [os.fsencode(argument) for argument in arguments])
+
+
+def _has_current_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # deleted since; libraries end in errors of their own
+        return False
+    return True
 
 
 def _write_utf8() -> None:

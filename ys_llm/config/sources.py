@@ -3,7 +3,6 @@
 Later sources win: defaults, the YAML file, `YS_*` in the environment, the command line.
 """
 
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def _check_version(path: Path, text: YamlText) -> None:
     if path.name == "config.yaml" and is_run(run) and is_earlier(text.values):
         raise UserError(
             f"{run} was made by an earlier version of ys",
-            f"Type: {command_line('convert', shlex.quote(str(run)))}",
+            f"Type: {command_line('convert', str(run))}",
             exit_code=EXIT_USAGE,
         )
 

@@ -16,8 +16,9 @@ from pathlib import Path
 from ys_llm.config.schema import DataFormat
 from ys_llm.data.records import END, START, Document, Record
 from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks, shown
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 
+ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
 LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; more is no record
 
 _TAG = re.compile(f"{START}|{END}")
@@ -50,15 +51,13 @@ class Item:
 
 
 def read_documents(
-    path: Path, *, data_format: DataFormat = "auto", command: str = "ys train --data PATH"
+    path: Path, *, data_format: DataFormat = "auto", command: str = ADVICE
 ) -> list[Document]:
     """Return the documents of `read_corpus`."""
     return read_corpus(path, data_format=data_format, command=command).documents
 
 
-def read_corpus(
-    path: Path, *, data_format: DataFormat = "auto", command: str = "ys train --data PATH"
-) -> Corpus:
+def read_corpus(path: Path, *, data_format: DataFormat = "auto", command: str = ADVICE) -> Corpus:
     """Read a file, or a folder and all folders below it.
 
     The documents are sorted by content, so that names of files do not matter; empty texts are left

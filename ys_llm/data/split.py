@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.config.schema import DataConfig
-from ys_llm.data.readers import read_corpus
+from ys_llm.data.readers import ADVICE, read_corpus
 from ys_llm.data.records import Document
 from ys_llm.data.text_files import passed_over_line
 from ys_llm.errors import UserError
@@ -100,9 +100,14 @@ class Split:
     record: SplitRecord = field(default_factory=SplitRecord)
 
 
-def load_split(config: DataConfig, *, record: SplitRecord | None = None) -> Split:
+def load_split(
+    config: DataConfig,
+    *,
+    record: SplitRecord | None = None,
+    command: str = ADVICE,
+) -> Split:
     """Read the corpus of a configuration and split it; see `read_corpus` and `split_documents`."""
-    corpus = read_corpus(Path(config.path), data_format=config.format)
+    corpus = read_corpus(Path(config.path), data_format=config.format, command=command)
     split = split_documents(
         corpus.documents, validation_fraction=config.validation_fraction, record=record
     )
@@ -142,7 +147,7 @@ def split_documents(
     if split.validation and not split.training:
         raise UserError(
             f"all {len(every):,} documents fell to validation, none to training",
-            "Add text, or type: ys train --set data.validation_fraction=0",
+            "Add text, or add to the command: --set data.validation_fraction=0",
         )
     return Split(
         split.training,

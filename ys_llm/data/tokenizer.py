@@ -51,7 +51,7 @@ from ys_llm.data.pieces import (
     to_utf8,
 )
 from ys_llm.data.records import END, START
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.system.files import write_atomically
 
 CONTROLS = (END, START)
@@ -126,7 +126,8 @@ class Tokenizer:
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
         """Read what `save` wrote. Raises UserError if it is missing, damaged or of another kind."""
-        fix = "Restore the one its model was trained with, or train both anew: ys train clean all"
+        command = command_line("train", "clean", "all", run=path.parent.name)
+        fix = f"Restore the one its model was trained with, or train both from scratch: {command}"
         try:
             return cls(path.read_bytes().decode("utf-8"))
         except OSError as error:

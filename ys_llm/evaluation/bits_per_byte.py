@@ -18,6 +18,7 @@ from torch import Tensor
 from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
 from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import TokenShard, load_or_tokenize
+from ys_llm.errors import command_line
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State
@@ -131,7 +132,9 @@ def shards_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[
     """The tokens of each file or folder, in a folder that is gone when the next is asked for."""
     for path in paths:
         documents = read_documents(
-            path, data_format=loaded.config.data.format, command="ys eval RUN PATH"
+            path,
+            data_format=loaded.config.data.format,
+            command=command_line("eval", loaded.path.name, "PATH"),
         )
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
             label = path.name or str(path)

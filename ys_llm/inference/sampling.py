@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -112,7 +112,7 @@ def distribution(logits_V: Tensor, sampling: GenerateConfig, recent: Iterable[in
         raise UserError(
             "the model produced a NaN or infinite logit: its weights are damaged, or training "
             "diverged",
-            "Train it again: ys train clean",
+            "Train it again: " + command_line("train", "clean", run="NAME"),
         )
     logits = _penalise(logits, sampling, recent)
     best = logits.argmax()  # the smallest id of equal ones

@@ -5,6 +5,7 @@ from typing import Any
 
 from ys_llm import __version__
 from ys_llm.config.schema import Config
+from ys_llm.errors import command_line
 
 _SHOWN_DIGITS = 12  # of a digest
 
@@ -17,7 +18,7 @@ def model_card(config: Config, described: Mapping[str, Any]) -> str:
     return (
         f"---\nlibrary_name: ys-llm\ntags: [{tags}]\n---\n\n"
         f"# {config.run}\n\nA small language model trained by ys {__version__} on "
-        f"`{config.data.path}`. Use it with `ys run {config.run}`.\n\n"
+        f"`{config.data.path}`. Use it with `{command_line('run', config.run)}`.\n\n"
         f"| | |\n|---|---|\n{rows}\n\n{_sources(config, described.get('sources', ()))}"
         "How it was trained: `config.yaml` and `metrics.jsonl`.\n"
     )

@@ -129,7 +129,7 @@ def read_checkpoint(path: Path, *, expected_format: int = FORMAT) -> Checkpoint:
         run = path.parent.parent.name
         raise UserError(
             f"{path} has checkpoint format {found}, and ys {__version__} reads {expected_format}",
-            f"Type: ys convert {run}"
+            f"Type: {command_line('convert', run)}"
             if older
             else "Use the ys that wrote it, or train from scratch: "
             + command_line("train", "clean", run=run),

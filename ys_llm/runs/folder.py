@@ -64,7 +64,9 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
         if runs:
             return runs[-1]
         raise UserError(
-            f"{runs_dir}/ has no trained model", "Type: ys train", exit_code=EXIT_NO_MODEL
+            f"{runs_dir}/ has no trained model",
+            f"Type: {command_line('train')}",
+            exit_code=EXIT_NO_MODEL,
         )
     for path in (runs_dir / name, Path(name)):
         if _trained_at(path):
@@ -78,7 +80,7 @@ def find_run(runs_dir: Path, name: str | None) -> Path:
     known = ", ".join(sorted(path.name for path in runs))
     raise UserError(
         f"there is no trained model {name!r}",
-        f"Choose one of: {known}" if known else "Type: ys train",
+        f"Choose one of: {known}" if known else f"Type: {command_line('train')}",
         exit_code=EXIT_NO_MODEL,
     )
 

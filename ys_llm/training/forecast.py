@@ -25,7 +25,13 @@ from ys_llm.training.loop import forward_backward, optimizer_step
 from ys_llm.training.memory import FORECAST_ERROR, available_bytes, forecast_memory
 from ys_llm.training.memory_probe import peak_bytes
 from ys_llm.training.resume import check_config
-from ys_llm.training.setup import build, check_model, saved_split, with_saved_batch_size
+from ys_llm.training.setup import (
+    build,
+    check_model,
+    data_command,
+    saved_split,
+    with_saved_batch_size,
+)
 from ys_llm.training.trainer import Run, TrainState, batch_plan, random_state
 
 BURST_SECONDS = 4.0  # of steps for each stage, after a first one that warms up
@@ -57,7 +63,7 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
 
 def _prepare(config: Config, folder: Path, scratch: Path) -> Preparation:
     began = time.perf_counter()
-    split = load_split(config.data, record=saved_split(folder))
+    split = load_split(config.data, record=saved_split(folder), command=data_command(config))
     run, _ = build(config, folder, split, cache=scratch / "cache")
     reading_bytes = peak_bytes(run.device) if run.device.type == "cpu" else 0
     run = replace(run, compute=select_backends(run.config.train, run.model, run.compute))

@@ -16,7 +16,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ys_llm.config.sources import Resolved
-from ys_llm.errors import EXIT_INTERRUPTED, UserError
+from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
 from ys_llm.evaluation.bits_per_byte import evaluate_run, evaluate_tokens
 from ys_llm.inference.generate import complete
 from ys_llm.model.costs import parameter_count
@@ -107,7 +107,7 @@ def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
         saved = [path.name.removeprefix("step-") for path in checkpoints(run.folder)]
         raise UserError(
             f"stopped immediately; the latest checkpoint is of step {int(max(saved)):,}",
-            f"To resume from it, type: ys train --run {run.config.run}",
+            f"To resume from it, type: {command_line('train', run=run.config.run)}",
             exit_code=EXIT_INTERRUPTED,
         ) from error
     except (MemoryError, RuntimeError) as error:
@@ -117,7 +117,7 @@ def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
         raise UserError(
             f"out of memory after step {state.progress.step:,}",
             "Reduce train.batch_size or train.seq_len, or set train.batch_size=auto; what a run "
-            "needs is shown by: ys train --dry-run",
+            "needs is shown by: " + command_line("train", run=run.config.run, dry_run=True),
         ) from error
 
 
@@ -156,7 +156,7 @@ def _loop(
             _publish_if_none(run, state)
             raise UserError(
                 f"stopped by {stop.name} at step {progress.step:,}, saved",
-                f"To resume, type: ys train --run {run.config.run}",
+                f"To resume, type: {command_line('train', run=run.config.run)}",
                 exit_code=stop.exit_code,
             )
 
@@ -326,5 +326,5 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
             f"held out     {result.bits_per_byte:.4f} bits per byte in fp32 "
             f"(baselines: {baseline_text(run)})"
         )
-    log_line(f"try it       ys run {run.config.run}")
+    log_line(f"try it       {command_line('run', run.config.run)}")
     return summary

@@ -23,7 +23,7 @@ import torch
 import ys_llm
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import to_mapping
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.system import machine
@@ -183,7 +183,8 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
             raise UserError(
                 f"batches of {stage.batch_size:,} x {stage.seq_len:,} tokens need at least "
                 f"{_gigabytes(batch_bytes)} of memory, and {_gigabytes(free)} are free",
-                "Reduce train.batch_size or train.seq_len; see: ys train --dry-run",
+                "Reduce train.batch_size or train.seq_len; see: "
+                + command_line("train", run=config.run, dry_run=True),
                 exit_code=EXIT_USAGE,
             )
 

@@ -20,7 +20,7 @@ from ys_llm.config.sources import load_config, to_mapping
 from ys_llm.config.strict_reader import flatten
 from ys_llm.data.records import Document
 from ys_llm.data.split import Split
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.runs.checkpoint import Checkpoint, CorruptCheckpointError, read_checkpoint
 from ys_llm.runs.folder import SUPERSEDED, archive, checkpoints
 from ys_llm.runs.model_files import read_json
@@ -90,7 +90,7 @@ def parse_progress(saved: Checkpoint) -> TrainProgress:
     if missing:
         raise UserError(
             f"{saved.path}/progress.json lacks {missing[0]}",
-            "Use the ys that wrote it, or start again: ys train clean",
+            f"Use the ys that wrote it, or start again: {_clean(saved.path.parent.parent)}",
         )
     progress = TrainProgress(**{f.name: saved.progress[f.name] for f in fields(TrainProgress)})
     wrong = [
@@ -104,9 +104,14 @@ def parse_progress(saved: Checkpoint) -> TrainProgress:
         raise UserError(
             f"{saved.path}/progress.json has an invalid {wrong[0]}",
             f"Remove {saved.path} to resume from the checkpoint before it, or start again: "
-            "ys train clean",
+            f"{_clean(saved.path.parent.parent)}",
         )
     return progress
+
+
+def _clean(folder: Path, *words: str) -> str:
+    """The command that starts a run again."""
+    return command_line("train", "clean", *words, run=folder.name)
 
 
 def _fits(default: Any, progress: TrainProgress, name: str) -> bool:
@@ -139,8 +144,8 @@ def latest_valid_checkpoint(folder: Path) -> Checkpoint | None:
     if damaged:
         raise UserError(
             f"all {len(damaged)} checkpoints of {folder} are damaged",
-            f"The best model so far still works: ys run {folder.name}. To start again: "
-            "ys train clean",
+            f"The best model so far still works: {command_line('run', folder.name)}. "
+            f"To start again: {_clean(folder)}",
         )
     return None
 
@@ -224,7 +229,7 @@ def check_config(folder: Path, config: Config) -> list[str]:
         raise UserError(
             f"{folder} cannot resume with another configuration: {'; '.join(refused)}",
             f"Use its own {folder}/config.yaml, choose another --run, or start again: "
-            f"ys train clean all",
+            f"{_clean(folder, 'all')}",
             exit_code=EXIT_USAGE,
         )
     return list(_change_lines(changed)) if has_checkpoint else []

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import Config
+from ys_llm.config.schema import Config, DataConfig
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import provenance_of
@@ -15,7 +15,7 @@ from ys_llm.data.records import Document
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.baselines import cached_baselines
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import Checkpoint
@@ -61,7 +61,7 @@ def set_up(
     if resume_step is not None:
         check_resume_step(folder, resume_step)
     remove_temp_files(folder)
-    split = load_split(config.data, record=saved_split(folder))
+    split = load_split(config.data, record=saved_split(folder), command=data_command(config))
     run, state = build(config, folder, split, cache=folder / "cache")
     run = replace(run, data=replace(run.data, sources=_sources(config, split.training)))
     for line in header_lines(run):
@@ -90,6 +90,13 @@ def check_model(config: Config) -> None:
     """Reject an invalid model before reading the corpus."""
     with torch.device("meta"):
         Model(config.model, vocab_size=1, backends=config.train.backend)
+
+
+def data_command(config: Config) -> str:
+    """What to type where the text of a run cannot be read; the default text can be generated."""
+    command = command_line("train", run=config.run, data="PATH")
+    generated = config.data.path == DataConfig().path
+    return f"{command}, or generate text first: ys gen-data" if generated else command
 
 
 def saved_split(folder: Path) -> SplitRecord | None:

@@ -13,7 +13,7 @@ from ys_llm.config.schema import Config, Stage, TrainConfig
 from ys_llm.data.batches import Batch, BatchPlan, batch_at
 from ys_llm.data.shards import TokenShard
 from ys_llm.data.tokenizer import Tokenizer
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, tensors_of, to_device, unflatten
 from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_checkpoint
@@ -194,7 +194,7 @@ def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:
         raise UserError(
             f"{saved.path}/tensors.safetensors is not a training state ({error})",
             f"Remove {saved.path} to resume from the checkpoint before it, or start again: "
-            "ys train clean",
+            + command_line("train", "clean", run=run.folder.name),
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ys_llm.errors import EXIT_DIVERGED, UserError
+from ys_llm.errors import EXIT_DIVERGED, UserError, command_line
 from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import POST_MORTEM, archive, checkpoints
 from ys_llm.training.metrics import log_line
@@ -160,7 +160,11 @@ def _diverged(run: Run, state: TrainState, problem: str) -> UserError:
     rate = config.train.learning_rate / 4
     return UserError(
         f"training diverged at {problem}, after {count} rollbacks (see {run.folder / POST_MORTEM})",
-        f"To resume from the last checkpoint with a lower rate, type: ys train --run {config.run} "
-        f"--set train.learning_rate={rate:g} --set train.max_rollbacks={count + 3}",
+        "To resume from the last checkpoint with a lower rate, type: "
+        + command_line(
+            "train",
+            run=config.run,
+            set=[f"train.learning_rate={rate:g}", f"train.max_rollbacks={count + 3}"],
+        ),
         exit_code=EXIT_DIVERGED,
     )

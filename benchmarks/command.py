@@ -26,8 +26,8 @@ from typing import Any
 
 import torch
 
-from benchmarks import figure, layer, limits, starting, training, writing
-from benchmarks.bars import Bar, judged
+from benchmarks import figure, generation, layer, machine, startup, training
+from benchmarks.targets import Bar, judged
 from benchmarks.rounds import Effort, Group
 from ys_llm.csrc import loader
 from ys_llm.data.readers import read_documents
@@ -69,7 +69,7 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--rounds", type=int, default=5, metavar="N", help="turns of each case (default: 5)")
     add("--quick", action="store_true", help="small shapes: shows that all of it runs")
     add("--threads", type=int, default=0, metavar="N", help="torch's threads (default: its own)")
-    add("--corpus", type=Path, default=limits.ROOT / "training_data", help="text to train on")
+    add("--corpus", type=Path, default=machine.ROOT / "training_data", help="text to train on")
     add("--without-compiler", action="store_true", help="as on a machine that has none")
     add("--out", type=Path, metavar="FILE", help="write all times and bars there, as JSON")
     arguments = parser.parse_args(words)
@@ -105,7 +105,7 @@ def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
     with_compiler = not arguments.without_compiler
     with tempfile.TemporaryDirectory(prefix="ys-bench-") as folder:
         left_out = kernels(Path(folder), with_compiler=with_compiler)
-        facts = limits.circumstances(command, with_compiler=with_compiler)
+        facts = machine.circumstances(command, with_compiler=with_compiler)
         facts["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         for name in ("processor", "threads", "torch", "compiler", "commit"):
             print(f"{name:<10} {facts[name]}")
@@ -146,21 +146,21 @@ def sections(
     """The groups of each section asked for; the machine's own limits always come first."""
     effort = Effort(arguments.rounds, arguments.quick)
     asked = set(SECTIONS if "all" in arguments.sections else arguments.sections)
-    yield [limits.measure(effort)]
+    yield [machine.measure(effort)]
     if "layer" in asked:
         yield from ([group] for group in layer.measure(effort, left_out=left_out))
     if "generate" in asked:
-        yield writing.measure(effort)
+        yield generation.measure(effort)
     if not asked & {"model", "data", "start"}:
         return
     corpus = quick_corpus(arguments.corpus, folder) if arguments.quick else arguments.corpus
-    split, home = starting.read_split(corpus), folder / "run"
-    yield starting.measure_data(effort, corpus=corpus, split=split, folder=home)
+    split, home = startup.read_split(corpus), folder / "run"
+    yield startup.measure_data(effort, corpus=corpus, split=split, folder=home)
     if "model" in asked:
         yield training.measure(effort, corpus=corpus, split=split, folder=home)
     if "start" in asked:
         tokenizer = Tokenizer.load(home / "tokenizer.json")
-        yield starting.measure_start(effort, tokenizer=tokenizer, folder=folder)
+        yield startup.measure_start(effort, tokenizer=tokenizer, folder=folder)
 
 
 def quick_corpus(corpus: Path, folder: Path) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.limits import ROOT
+from benchmarks.machine import ROOT
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config

@@ -238,7 +238,7 @@ def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_training_is_measured_whole_and_in_parts(corpus: Path, tmp_path: Path) -> None:
     before = (torch.autograd.backward, loop.clip_gradients)
-    split = starting.read_split(corpus)
+    split = startup.read_split(corpus)
     groups = training.measure(QUICK, corpus=corpus, split=split, folder=tmp_path / "run")
     assert before == (torch.autograd.backward, loop.clip_gradients)
     assert [group.name for group in groups] == [

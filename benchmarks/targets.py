@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.layer import LOOP
-from benchmarks.limits import rate
+from benchmarks.machine import rate
 from benchmarks.rounds import Group
 from benchmarks.training import LLAMA, OURS
 from ys_llm.ops.accuracy import TOLERANCES

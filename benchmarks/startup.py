@@ -9,8 +9,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import writing
-from benchmarks.limits import ROOT
+from benchmarks import generation
+from benchmarks.machine import ROOT
 from benchmarks.rounds import Effort, Group, seconds_of
 from ys_llm.config.sources import load_config
 from ys_llm.data.readers import read_documents
@@ -60,7 +60,7 @@ def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) ->
 
 def measure_start(effort: Effort, *, tokenizer: Tokenizer, folder: Path) -> list[Group]:
     """`ys --help` until it ends; `ys run` until its first token is on stdout."""
-    writing.save_run(folder / "runs" / "bench", tokenizer)
+    generation.save_run(folder / "runs" / "bench", tokenizer)
     ys = [sys.executable, "-m", "ys_llm"]
     run = [*ys, "run", str(folder / "runs" / "bench"), "--prompt", "One day", "--seed", "1"]
     seconds: dict[str, list[float]] = {"--help": [], "first token": [], "import torch": []}

@@ -1,12 +1,13 @@
-"""Measure the speed of ys beside what it is compared with, and judge it by its bars.
+"""Measure the speed of ys beside its baselines, and compare it with its targets.
 
 python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--rounds N] [--quick]
 python -m benchmarks figure benchmarks/NAME.json
+python -m benchmarks table benchmarks/NAME.json
 
-Every figure is a ratio of times taken in turns in one process, with the spread of its rounds and
-its share of what this machine's large products or memory can do. What differs from `reference` is
-not timed. Nothing else should run beside it: another process on a core slows threads that wait for
-each other three times.
+Every figure is a ratio of times taken in interleaved rounds of one process, with its spread and its
+share of what this machine's large matmuls or memory can do. What differs from `reference` is not
+timed. Run nothing else meanwhile: another process on a core can make threads that wait for each
+other three times as slow.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from typing import Any
 import torch
 
 from benchmarks import figure, generation, layer, machine, startup, training
-from benchmarks.targets import Bar, judged
 from benchmarks.rounds import Effort, Group
+from benchmarks.targets import Target, judge, table
+from ys_llm.config.cache import CACHE_VARIABLE
 from ys_llm.csrc import loader
 from ys_llm.data.readers import read_documents
 from ys_llm.data.tokenizer import Tokenizer
@@ -43,12 +45,12 @@ def main(words: Sequence[str]) -> int:
     """Run the sections asked for; exit code 1 where a backend failed its test."""
     arguments = read_arguments(words)
     try:
-        if "figure" in arguments.sections:
-            return draw(arguments)
-        report = measure(arguments, command=shlex.join(["python", "-m benchmarks", *words]))
+        if arguments.sections[0] in ("figure", "table"):
+            return redraw(arguments)
+        report = measure(arguments, command=shlex.join(["python", "-m", "benchmarks", *words]))
     except UserError as error:
         for line in str(error).splitlines():
-            print(f"bench.py: {line}", file=sys.stderr)
+            print(f"benchmarks: {line}", file=sys.stderr)
         return error.exit_code
     if arguments.out:
         write_atomically(arguments.out, json.dumps(report, indent=1) + "\n")
@@ -59,7 +61,7 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     lines = (__doc__ or "").split("\n\n")
     parser = argparse.ArgumentParser(
-        prog="bench.py",
+        prog="python -m benchmarks",
         description=lines[0],
         epilog="\n\n".join(lines[1:]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -71,11 +73,11 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--threads", type=int, default=0, metavar="N", help="torch's threads (default: its own)")
     add("--corpus", type=Path, default=machine.ROOT / "training_data", help="text to train on")
     add("--without-compiler", action="store_true", help="as on a machine that has none")
-    add("--out", type=Path, metavar="FILE", help="write all times and bars there, as JSON")
+    add("--out", type=Path, metavar="FILE", help="write all times and targets there, as JSON")
     arguments = parser.parse_args(words)
-    if arguments.sections[0] == "figure":
+    if (what := arguments.sections[0]) in ("figure", "table"):
         if len(arguments.sections) != 2:
-            parser.error("figure takes one file: figure benchmarks/NAME.json")
+            parser.error(f"{what} takes one file: {what} benchmarks/NAME.json")
         return arguments
     unknown = [name for name in arguments.sections if name not in (*SECTIONS, "all")]
     if unknown or arguments.rounds < 1:
@@ -83,15 +85,19 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     return arguments
 
 
-def draw(arguments: argparse.Namespace) -> int:
-    """Draw a saved file again, beside it or where --out says."""
+def redraw(arguments: argparse.Namespace) -> int:
+    """The figure of a saved file, next to it or at --out; or its table, as README shows it."""
     path = Path(arguments.sections[1])
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read: {error}", "Make it: bench.py layer --out"
+            f"{path} cannot be read: {error}", "Make it: python -m benchmarks layer --out FILE"
         ) from error
+    if arguments.sections[0] == "table":
+        groups = [Group(**group) for group in report["groups"]]
+        print(table(judge(groups, with_compiler=report["with_compiler"])))
+        return 0
     out = arguments.out or path.with_suffix(".svg")
     write_atomically(out, figure.svg(report))
     print(out)
@@ -99,11 +105,11 @@ def draw(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
-    """All that was asked for, printed as it comes, as one JSON object."""
+    """All sections asked for, printed as they are measured, as one JSON object."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with_compiler = not arguments.without_compiler
-    with tempfile.TemporaryDirectory(prefix="ys-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ys-benchmarks-") as folder:
         left_out = kernels(Path(folder), with_compiler=with_compiler)
         facts = machine.circumstances(command, with_compiler=with_compiler)
         facts["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -113,27 +119,27 @@ def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
         for made in sections(arguments, left_out, Path(folder)):
             groups += made
             show(made)
-    bars = judged(groups, with_compiler=with_compiler)
+    targets = judge(groups, with_compiler=with_compiler)
     print()
-    for bar in bars:
-        print(bar.line())
+    for target in targets:
+        print(target.line())
     return {
         **facts,
         "with_compiler": with_compiler,
         "quick": arguments.quick,
         "wrong": wrong(groups),
         "groups": [asdict(group) for group in groups],
-        "bars": [described(bar) for bar in bars],
+        "targets": [described(target) for target in targets],
     }
 
 
 def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
     """Compile all kernels first; returns backends that cannot run, and why.
 
-    Without a compiler, the folder of compiled kernels is looked for in an empty home.
+    Without a compiler, compiled kernels are looked for in an empty cache.
     """
     if not with_compiler:
-        os.environ["HOME"] = str(folder)
+        os.environ[CACHE_VARIABLE] = str(folder)
         return {"cpp": "--without-compiler"}
     if loader.build() is None:
         print(f"benchmarks: no C++ kernels: {loader.unavailable_reason()}", file=sys.stderr)
@@ -190,7 +196,7 @@ def show(groups: Sequence[Group]) -> None:
 
 
 def speed(group: Group, case: str, seconds: float) -> str:
-    """What these seconds are as a rate, where the group says what one run does."""
+    """These seconds as a rate, if the group says what one run does."""
     if case in group.facts.get("work", {}):
         return f"  {group.facts['work'][case] / seconds / 1e9:,.0f} G/s"
     tokens = group.facts.get("tokens")
@@ -209,6 +215,7 @@ def wrong(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def described(bar: Bar) -> dict[str, Any]:
-    """A bar with what follows from its values."""
-    return {**asdict(bar), "figure": bar.figure if bar.values else None, "met": bar.met}
+def described(target: Target) -> dict[str, Any]:
+    """A target with what follows from its values."""
+    figure = target.figure if target.values else None
+    return {**asdict(target), "figure": figure, "met": target.met}

@@ -1,8 +1,8 @@
 """The figure of a saved report: tokens/s of a layer by each backend, as an SVG.
 
-One panel a shape, each to its own scale. A line stands where the layer's products would run at
-the rate of the machine's large ones. It is readable on white and on black: text and bars take the
-reader's scheme where the viewer knows one.
+One panel per shape, each to its own scale. A line marks the speed at which the layer's matmuls
+would run at the rate of the machine's large ones. Readable on white and on black: text and bars
+follow the reader's colour scheme where the viewer knows it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 WIDTH, LABEL, BAR, GAP, RIGHT = 860, 190, 15, 5, 130
 PANEL_TOP, PANEL_BOTTOM = 42, 26
-FARTHEST = 4.0  # a limit more than this many times the longest bar is written, not drawn
-# Names of cases as a reader knows them, and whether they are ours.
+FARTHEST = 4.0  # times the longest bar; a limit beyond it is written, not drawn
+# Cases by the names that a reader knows, and whether they are ours.
 NAMES = {
     "reference fp32": ("literal loop, fp32", False),
     "nn.RNN": ("nn.RNN", False),
@@ -23,8 +23,8 @@ NAMES = {
     "nn.LSTM": ("nn.LSTM", False),
     "windowed fp32": ("ys, no compiler, fp32", True),
     "windowed bf16": ("ys, no compiler, bf16", True),
-    "compiled fp32": ("ys, compiled, fp32", True),
-    "compiled bf16": ("ys, compiled, bf16", True),
+    "cpp fp32": ("ys, compiled, fp32", True),
+    "cpp bf16": ("ys, compiled, bf16", True),
 }
 _STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1f2328 }
@@ -47,8 +47,8 @@ def svg(report: Mapping[str, Any]) -> str:
         top += PANEL_TOP + PANEL_BOTTOM + len(_rows(group)) * (BAR + GAP)
     if not groups:
         parts, top = [_text(20, 30, "no layer was measured")], 50
-    said = f"{report['processor']}, {report['threads']} threads, torch {report['torch']}"
-    parts.append(_text(8, top + 12, f"{said}, commit {report['commit']}", kind="small"))
+    caption = f"{report['processor']}, {report['threads']} threads, torch {report['torch']}"
+    parts.append(_text(8, top + 12, f"{caption}, commit {report['commit']}", kind="small"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top + 22:.0f}" '
         f'viewBox="0 0 {WIDTH} {top + 22:.0f}" role="img">\n'
@@ -59,15 +59,15 @@ def svg(report: Mapping[str, Any]) -> str:
 
 
 def _limit(report: Mapping[str, Any], group: Mapping[str, Any]) -> float:
-    """Tokens/s if every product of the layer ran as the machine's large ones."""
+    """Tokens/s if every matmul of the layer ran at the rate of the machine's large ones."""
     (machine,) = (found for found in report["groups"] if found["name"] == "machine")
-    case = f"product {group['facts']['default'].split()[-1]}"
+    case = f"matmul {group['facts']['default'].split()[-1]}"
     rate = machine["facts"]["work"][case] / min(machine["seconds"][case])
     return float(rate * group["facts"]["tokens"] / group["facts"]["flops"])
 
 
 def _rows(group: Mapping[str, Any]) -> dict[str, float]:
-    """Tokens/s of each case that has a name here; of torch's layers the quickest mode."""
+    """Tokens/s of each case named above; of torch's layers the fastest mode."""
     rows = {}
     for name in NAMES:
         seconds = [
@@ -99,7 +99,7 @@ def _panel(group: Mapping[str, Any], limit: float, top: float) -> Iterator[str]:
         times = rate / rows["reference fp32"]
         said = f"{rate:,.0f} tokens/s, {times:.1f}x"
         yield _text(LABEL + rate * scale + 6, y + 12, said, kind="small")
-    said = f"large products alone: {limit:,.0f}"
+    said = f"large matmuls alone: {limit:,.0f}"
     if limit > end:
         yield _text(WIDTH - 8, top + 20, f"{said} →", anchor="end", kind="small")
         return

@@ -26,7 +26,7 @@ _NEVER = -1  # an id that no model chooses: every answer has its full length
 
 
 def measure(effort: Effort) -> list[Group]:
-    """Seconds of one token, or of one reading, for each case."""
+    """Seconds of generated tokens, or of one prefill, for each case."""
     model = random_model(quick=effort.quick)
     near, far, prefix, answer = (10, 200, 32, 8) if effort.quick else (100, 100_000, 512, 64)
     ids = torch.randint(2, model.vocab_size, (far,)).tolist()
@@ -42,14 +42,14 @@ def measure(effort: Effort) -> list[Group]:
         "parameters": parameter_count(model),
         "cases": dict(zip(("near", "far", "read", "write"), cases, strict=True)),
         "tokens": dict(zip(cases, (answer, answer, prefix, prefix), strict=True)),
-        # Of the embedding one row is read for each token; all other weights are read whole.
+        # One row of the embedding is read per token, and all of every other weight.
         "bytes_per_token": 4 * (parameter_count(model) - model.embedding.weight.numel()) + one_row,
     }
     return [Group("generation", seconds, facts), _memory_of(facts["bytes_per_token"], effort)]
 
 
 def random_model(*, quick: bool) -> Model:
-    """Ready to write, with the summaries' output shapers moved away from 0."""
+    """In evaluation mode, with the summaries' output shapers moved away from 0."""
     torch.manual_seed(0)
     model = Model(_SMALL if quick else TEN_MILLION, vocab_size=300 if quick else VOCAB_SIZE)
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""One layer forward and backward: each backend beside the literal loop and torch's own.
+"""One layer, forward and backward: each backend beside the literal loop and torch's own layers.
 
-What is timed is what was checked just before: outputs, state and every gradient of a small layer
-against `reference`, in float64 and in the dtype that is timed. What fails is left out by name.
+A backend is checked before it is timed: outputs, state and every gradient of a small layer against
+`reference`, in float64 and in the dtype that is timed. What fails is named and not timed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from benchmarks.machine import dtypes
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
@@ -24,7 +25,7 @@ from ys_llm.ops.three_tier.select import BACKENDS, is_available
 from ys_llm.ops.three_tier.types import State
 from ys_llm.training.compute import resolve_dtype
 
-LOOP = "reference fp32"  # the literal loop, which every bar is measured by
+LOOP = "reference fp32"  # the literal loop, the baseline of every target
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")
 
 
@@ -52,7 +53,7 @@ SHAPES = (
 
 
 def measure(effort: Effort, *, left_out: dict[str, str]) -> list[Group]:
-    """One group a shape; `left_out` names backends that are not to run, and why."""
+    """One group per shape; `left_out` names backends that must not run, and why."""
     names = [name for name in BACKENDS if is_available(name, "cpu") and name not in left_out]
     groups = []
     for shape in SHAPES:
@@ -68,12 +69,12 @@ def _measure_shape(
     errors: dict[str, float] = {}
     mixer = _mixer(shape, "reference")
     for name in names:
-        for dtype in ("fp32", "bf16"):
+        for dtype in dtypes():
             case = f"{name} {dtype}"
             if name == "reference" and dtype == "bf16":
-                continue  # rounds by hand at every step: neither the literal loop nor fast
+                continue  # it rounds by hand at every step
             found, why = failure_of(name, dtype, n_heads=shape.n_heads)
-            if found == found:  # NaN: it did not run, or it is NaN that it gives
+            if found == found:  # not NaN: it ran
                 errors[case] = found
             if why:
                 left_out[case] = why
@@ -200,7 +201,7 @@ def _autocast(dtype: str) -> torch.autocast:
 def _torch_layers(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
     """nn.LSTM, nn.GRU and nn.RNN with hidden size S: float32, bfloat16, float32 by oneDNN."""
     for kind in TORCH_LAYERS:
-        for mode in ("fp32", "bf16", "onednn"):
+        for mode in (*dtypes(), "onednn"):
             yield f"nn.{kind} {mode}", _torch_layer_run(shape, kind, mode)
 
 
@@ -212,7 +213,7 @@ def _torch_layer_run(shape: Shape, kind: str, mode: str) -> Callable[[], object]
     leaves: list[Any] = [x_BTE, *layer.parameters()]
 
     def run() -> object:
-        with onednn_products() if mode == "onednn" else nullcontext():
+        with onednn_matmuls() if mode == "onednn" else nullcontext():
             y_BTS, _ = layer(x_BTE)
             return torch.autograd.grad(y_BTS, leaves, cotangent)
 
@@ -220,8 +221,8 @@ def _torch_layer_run(shape: Shape, kind: str, mode: str) -> Callable[[], object]
 
 
 @contextmanager
-def onednn_products() -> Iterator[None]:
-    """Hand float32 products to oneDNN, which may round them to bfloat16."""
+def onednn_matmuls() -> Iterator[None]:
+    """Give float32 matmuls to oneDNN, which may round them to bfloat16."""
     settings = cast(Any, torch.backends.mkldnn).matmul
     before = settings.fp32_precision
     settings.fp32_precision = "bf16"

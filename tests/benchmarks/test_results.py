@@ -1,7 +1,7 @@
-"""The tables of results in README.md are those of benchmarks/results.json, and can be made again.
+"""The tables of results in README.md and docs/ are those of benchmarks/results.json.
 
-Training them again takes hours, so what is run here is all but that: each row's command is read by
-the real configuration, its model is built and counted, and its figures stand in the README.
+Training them again takes hours, so everything but that is done here: each row's command is read as
+a real configuration, its model is built and counted, and its figures are found in the text.
 """
 
 import json
@@ -19,7 +19,9 @@ from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "\n".join(
+    path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *ROOT.glob("docs/*.md"))
+)
 ROWS: list[dict[str, Any]] = json.loads((ROOT / "benchmarks/results.json").read_text("utf-8"))
 named = pytest.mark.parametrize("row", ROWS, ids=[row["run"] for row in ROWS])
 
@@ -50,12 +52,12 @@ def test_a_row_counts_the_parameters_of_its_model(row):
 
 
 @named
-def test_the_readme_shows_the_figures_of_a_row(row):
+def test_the_text_shows_the_figures_of_a_row(row):
     cells = [
         f"{row['parameters']:,}",
         f"{row['tokens'] / 1e6:.1f} M",
         f"{row['tokens_per_second']:,.0f}",
         f"{row[row['figure']]:.3f}",
     ]
-    lines = [line for line in README.splitlines() if line.startswith("|") and row["name"] in line]
+    lines = [line for line in TEXT.splitlines() if line.startswith("|") and row["name"] in line]
     assert any(all(f" {cell} " in line for cell in cells) for line in lines), (row["name"], cells)

@@ -36,8 +36,7 @@ SETTINGS = {
     "odd": Setting(d_state=39, d_summary=7, entry=True, local_interval=6, global_interval=0),
 }
 GRIDS = ((1, 1), (2, 1), (1, 2))
-# What older processors offer: the compiler leaves the newer instructions out. With the feature whose
-# absence makes it a repetition of another.
+# What older processors offer, by compiler flags; and the feature without which that is no difference.
 UNITS: dict[str, tuple[tuple[str, ...], str]] = {
     "all of this processor": ((), ""),
     "no AMX": (("-mno-amx-bf16", "-mno-amx-tile"), "amx_bf16"),

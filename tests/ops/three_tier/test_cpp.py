@@ -36,7 +36,7 @@ SETTINGS = {
     "odd": Setting(d_state=39, d_summary=7, entry=True, local_interval=6, global_interval=0),
 }
 GRIDS = ((1, 1), (2, 1), (1, 2))
-# What older processors offer, by compiler flags; and the feature without which that is no difference.
+# What older processors offer, by compiler flags, and the feature that these leave out.
 UNITS: dict[str, tuple[tuple[str, ...], str]] = {
     "all of this processor": ((), ""),
     "no AMX": (("-mno-amx-bf16", "-mno-amx-tile"), "amx_bf16"),

@@ -16,18 +16,20 @@ from ys_llm.doctor import (
     GB,
     RULES,
     Checkup,
-    Writing,
+    WriteTest,
     advice,
     as_text,
     copy_rate,
     doctor,
     examine,
+    matmul_rates,
     report,
     try_writing,
 )
 from ys_llm.ops.three_tier import select
 from ys_llm.system import machine
 from ys_llm.system.machine import Machine
+from ys_llm.training import compute
 
 HEALTHY = Checkup(
     machine=Machine(
@@ -53,14 +55,15 @@ HEALTHY = Checkup(
     instructions="AVX512",
     cuda_build="",
     gpu="",
-    rates={"fp32": 5e11, "bf16": 1e12},
+    matmul_rates={"fp32": 5e11, "bf16": 1e12},
     copy_rate=2e10,
-    writing=Writing(Path("runs"), 100 * GB, 0.004),
+    writing=WriteTest(Path("runs"), 100 * GB, 0.004),
     dtype=("fp32", "as configured"),
-    kernels=("windowed", "it is faster"),
+    backend=("windowed", "it is faster"),
+    compiler="g++ 12.2",
     unavailable=None,
 )
-LIMITED = Writing(Path("runs"), 100 * GB, None, "runs cannot be written: Read-only file system")
+LIMITED = WriteTest(Path("runs"), 100 * GB, None, "runs cannot be written: Read-only file system")
 
 
 def changed(**changes: Any) -> Checkup:
@@ -76,19 +79,22 @@ def checkup(tmp_path_factory: pytest.TempPathFactory) -> Checkup:
 
 
 def test_a_healthy_machine_needs_nothing() -> None:
-    assert advice(HEALTHY) == ["nothing: all is well"]
+    assert advice(HEALTHY) == ["none: everything is fine"]
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"writing": LIMITED}, "runs cannot be written: Read-only file system: mend that"),
-        ({"writing": Writing(Path("runs"), GB // 2, 0.004)}, "only 0.5 GB are free in runs"),
-        ({"writing": Writing(Path("runs"), 100 * GB, 0.3)}, "takes 0.3 s to write safely"),
-        ({"free_bytes": GB}, "only 1.0 GB of memory are free"),
-        ({"swapped_bytes": 3 * GB}, "3.0 GB are swapped out"),
+        ({"writing": LIMITED}, "runs cannot be written: Read-only file system: fix that"),
+        ({"writing": WriteTest(Path("runs"), GB // 2, 0.004)}, "only 500.0 MB free in runs"),
+        (
+            {"writing": WriteTest(Path("runs"), 100 * GB, 0.3)},
+            "a small synced file in runs takes 0.3 s",
+        ),
+        ({"free_bytes": GB}, "only 1.0 GB of memory free"),
+        ({"swapped_bytes": 3 * GB}, "3.0 GB swapped out"),
         ({"has_nvidia_driver": True}, "torch is built for CPUs only"),
-        ({"has_nvidia_driver": True, "cuda_build": "12.6"}, "torch sees no GPU"),
+        ({"has_nvidia_driver": True, "cuda_build": "12.6"}, "torch finds no GPU"),
         ({"debug_builds": ("torch", "python")}, "a debug build of torch and python is slow"),
         (
             {"threads": 1, "environment": {"OMP_NUM_THREADS": "1"}},
@@ -96,19 +102,19 @@ def test_a_healthy_machine_needs_nothing() -> None:
         ),
         (
             {"unavailable": Unavailable("there is no C++ compiler", "Install g++")},
-            "there is no C++ compiler. Install g++",
+            "there is no C++ compiler, so training is several times slower. Install g++",
         ),
         ({"threads": 6}, "torch leaves 2 of 8 cores idle: --set train.threads=8"),
         ({"threads": 20}, "20 threads share 16 cores: --set train.threads=8"),
-        ({"load": 9.0}, "9.0 programs were at work on 16 cores"),
+        ({"load": 9.0}, "9.0 processes were running on 16 cores"),
         ({"instructions": "DEFAULT", "features": frozenset({"sse2"})}, "has no AVX2"),
         (
             {"instructions": "AVX2", "environment": {"ATEN_CPU_CAPABILITY": "avx2"}},
-            "ATEN_CPU_CAPABILITY=avx2 keeps torch from AVX512: unset it",
+            "ATEN_CPU_CAPABILITY=avx2 keeps torch from using AVX512: unset it",
         ),
         (
             {"instructions": "DEFAULT", "environment": {"ATEN_CPU_CAPABILITY": "default"}},
-            "ATEN_CPU_CAPABILITY=default keeps torch from AVX512: unset it",
+            "ATEN_CPU_CAPABILITY=default keeps torch from using AVX512: unset it",
         ),
     ],
 )
@@ -121,14 +127,14 @@ def test_each_trouble_has_its_advice(changes: dict[str, Any], told: str) -> None
 def test_a_container_is_told_of_its_quota_and_its_threads() -> None:
     assert advice(changed(core_quota=2.0)) == [
         "8 threads share 2 cores: --set train.threads=2",
-        "this container may use 2 of 16 cores: raise its limit, if it is yours",
+        "this container may use 2 of 16 cores: raise its limit if you can",
     ]
-    assert advice(changed(core_quota=16.0)) == ["nothing: all is well"]
+    assert advice(changed(core_quota=16.0)) == ["none: everything is fine"]
 
 
 def test_a_pinned_process_is_told_of_it() -> None:
     (given,) = advice(changed(allowed_cores=8))
-    assert given == "this process is kept on 8 of 16 cores: see `taskset -p $$`"
+    assert given == "this process is pinned to 8 of 16 cores: see `taskset -p $$`"
 
 
 @pytest.mark.parametrize(
@@ -137,16 +143,17 @@ def test_a_pinned_process_is_told_of_it() -> None:
         {"gpu": "NVIDIA H100, 80 GB", "cuda_build": "12.6", "has_nvidia_driver": True},
         {"gpu": "NVIDIA H100, 80 GB", "threads": 1},
         {"gpu": "NVIDIA H100, 80 GB", "unavailable": Unavailable("there is no C++ compiler", "")},
+        {"system": "Darwin 24", "unavailable": Unavailable("only on Linux", "Nothing to do")},
         {"architecture": "arm64", "features": frozenset(), "instructions": "DEFAULT"},
         {"instructions": "AVX2"},  # torch's own choice
         {"features": frozenset()},  # no /proc, and torch takes AVX-512
-        {"physical_cores": None, "threads": 16, "load": None, "free_bytes": None},
+        {"physical_cores": None, "threads": 16, "load": None},
         {"core_quota": 0.5, "allowed_cores": 1, "logical_cores": 1, "threads": 1, "load": 0.1},
     ],
 )
 def test_what_is_no_trouble_is_not_told(changes: dict[str, Any]) -> None:
     kept = [text for text in advice(changed(**changes)) if not text.startswith("this container")]
-    assert kept in ([], ["nothing: all is well"])
+    assert kept in ([], ["none: everything is fine"])
 
 
 def test_every_rule_explains_itself() -> None:
@@ -158,17 +165,49 @@ def test_the_facts_are_what_torch_and_the_system_say(checkup: Checkup) -> None:
     assert checkup.instructions == torch.backends.cpu.get_cpu_capability()
     assert bool(checkup.gpu) == torch.cuda.is_available()
     assert checkup.machine.logical_cores == os.cpu_count()
-    assert all(1e8 < rate < 1e16 for rate in checkup.rates.values())
+    assert all(1e8 < rate < 1e16 for rate in checkup.matmul_rates.values())
+    assert "fp32" in checkup.matmul_rates
 
 
 def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
     taken, why = checkup.dtype
     assert taken in ("fp32", "bf16")
     assert why
-    kernels, why = checkup.kernels
-    assert kernels in select.BACKENDS
+    backend, why = checkup.backend
+    assert backend in select.BACKENDS
     assert why
     assert load_config(None).config.model.layers == ("three_tier",)
+
+
+def test_bf16_is_not_measured_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ys_llm.doctor.bf16_unit", lambda device: "")
+    assert set(matmul_rates(torch.device("cpu"))) == {"fp32"}
+    monkeypatch.setattr("ys_llm.doctor.bf16_unit", lambda device: "avx512_bf16")
+    assert set(matmul_rates(torch.device("cpu"))) == {"fp32", "bf16"}
+
+
+def test_the_threads_are_those_that_a_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def machine_with(quota: float | None) -> Machine:
+        return replace(HEALTHY.machine, core_quota=quota)
+
+    threads = torch.get_num_threads()
+    for quota, expected in ((None, threads), (64.0, threads), (1.0, 1), (0.5, 1)):
+        monkeypatch.setattr(compute, "inspect_machine", lambda quota=quota: machine_with(quota))
+        assert compute.default_threads() == expected
+        with compute.process_settings(load_config(None).config.train):
+            assert torch.get_num_threads() == expected
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("quota", [0.5, 1.0, 2.0, 8.0])
+def test_advice_never_contradicts_what_a_quota_makes_a_training_take(
+    quota: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = replace(HEALTHY.machine, core_quota=quota)
+    monkeypatch.setattr(compute, "inspect_machine", lambda: machine)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    given = advice(changed(core_quota=quota, threads=compute.default_threads()))
+    assert not [text for text in given if "train.threads" in text]
 
 
 def test_copying_is_slower_than_any_cache_and_faster_than_any_disk() -> None:
@@ -183,7 +222,7 @@ def test_there_is_one_line_for_each_fact() -> None:
         assert line == f"{label:<13} {text}"
         assert len(label) <= 13
         assert text.strip() == text != ""
-    assert lines[-1] == "advice        nothing: all is well"
+    assert lines[-1] == "advice        none: everything is fine"
     assert len({label for label, _ in facts}) == len(facts)
 
 

@@ -1,9 +1,8 @@
-"""What only a trained model can show: minutes of work, run by `scripts/check --slow`."""
+"""What only a trained model shows: minutes of work, run by `scripts/check --slow`."""
 
 import io
 import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import torch
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.config.sources import load_config
+from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import generate, prefill
 from ys_llm.inference.repl import pieces_of, run_once
 from ys_llm.runs.model_files import LoadedRun, load_run
@@ -21,16 +21,14 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainSummary]:
+def summary(tmp_path_factory: pytest.TempPathFactory) -> TrainSummary:
     changes = [
         f"data.path={ROOT / 'training_data'}",
         "train.max_steps=100",
         "train.warmup_steps=10",
     ]
     resolved = load_config(ROOT / "configs/quickstart.yaml", overrides=changes)
-    threads = torch.get_num_threads()
-    yield train(resolved, runs_dir=tmp_path_factory.mktemp("runs"))
-    torch.set_num_threads(threads)
+    return train(resolved, runs_dir=tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +41,26 @@ def test_a_sixth_of_the_quickstart_beats_every_baseline(summary: TrainSummary) -
     assert summary.val_bits_per_byte < min(summary.baselines.values()) / 2
 
 
-def test_ten_thousand_tokens_are_what_the_full_pass_says(loaded: LoadedRun) -> None:
+@pytest.mark.parametrize("with_decoder", [True, False])
+def test_ten_thousand_decode_steps_give_what_one_forward_pass_gives(
+    loaded: LoadedRun, with_decoder: bool
+) -> None:
+    decoder = decoder_of(loaded.model) if with_decoder else None
     prompt = [loaded.tokenizer.end_id, *loaded.tokenizer.encode("A fox"), loaded.tokenizer.start_id]
     sampling = GenerateConfig(max_tokens=10_000, seed=1)
     read = prefill(loaded.model, prompt)
-    made = list(generate(loaded.model, read, sampling=sampling, end_id=-1))
-    ids = torch.tensor([prompt + [step.id for step in made]])
+    tokens = list(generate(loaded.model, read, sampling=sampling, end_id=-1, decoder=decoder))
+    ids = torch.tensor([prompt + [token.id for token in tokens]])
     with torch.inference_mode():
         logits_BTV, _ = loaded.model(ids[:, :-1])
         logprobs_TV = logits_BTV[0, len(prompt) - 1 :].log_softmax(-1)
     full = logprobs_TV.gather(1, ids[0, len(prompt) :, None])[:, 0]
-    stepwise = torch.tensor([step.logprob for step in made])
-    assert len(made) == 10_000
+    stepwise = torch.tensor([token.logprob for token in tokens])
+    assert len(tokens) == 10_000
     assert torch.allclose(stepwise, full, atol=1e-3)
 
 
-def test_a_prompt_of_a_megabyte_takes_no_memory_of_its_length(
+def test_memory_does_not_grow_with_the_length_of_a_prompt(
     loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sampling = GenerateConfig(max_tokens=5, seed=1)

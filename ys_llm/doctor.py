@@ -1,4 +1,4 @@
-"""`ys doctor`: what this machine has, how fast it is, what `auto` takes here, what would help."""
+"""`ys doctor`: what this machine has, how fast it is, what `auto` chooses here, what would help."""
 
 import os
 import shutil
@@ -12,27 +12,35 @@ import torch
 
 from ys_llm.config.sources import load_config
 from ys_llm.csrc import loader
+from ys_llm.csrc.loader import Unavailable
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import Machine, inspect_machine, versions
-from ys_llm.training.compute import compile_kernels, matmul_rate, resolve_dtype, synchronise
+from ys_llm.system.sizes import human_size
+from ys_llm.training.compute import (
+    bf16_unit,
+    default_threads,
+    matmul_rate,
+    resolve_dtype,
+    synchronise,
+)
 
 GB = 10**9
 LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run takes 1.4 and some 0.3
-SLOW_SYNC = 0.1  # seconds; a checkpoint syncs ten times
+SLOW_WRITE_SECONDS = 0.1  # for one small synced file; a checkpoint syncs ten times
 MUCH_SWAPPED = GB // 4
-COPIED = 1 << 26  # bytes: beyond every cache
+COPY_BYTES = 1 << 26  # larger than every cache
 PROBE = b"\0" * 4096
 BUSY = 0.5  # share of the cores
 CAPABILITY = "ATEN_CPU_CAPABILITY"
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-TOLD_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
+SHOWN_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
 
 
 @dataclass(frozen=True)
-class Writing:
-    """Whether `folder` can be written; bytes free there, seconds that a small safe write takes."""
+class WriteTest:
+    """Whether `folder` can be written; its free bytes, and seconds for one small synced file."""
 
     folder: Path
     free_bytes: int
@@ -42,7 +50,10 @@ class Writing:
 
 @dataclass(frozen=True)
 class Checkup:
-    """All that was found out, as plain data. Rates are FLOP/s and bytes/s on `device`."""
+    """Everything that was measured, as plain data. Rates are FLOP/s and bytes/s on `device`.
+
+    `dtype` and `backend` are what `auto` chooses for the default model, each with its reason.
+    """
 
     machine: Machine
     versions: Mapping[str, str]
@@ -52,21 +63,22 @@ class Checkup:
     instructions: str
     cuda_build: str
     gpu: str
-    rates: Mapping[str, float]
+    matmul_rates: Mapping[str, float]
     copy_rate: float
-    writing: Writing
+    writing: WriteTest
+    compiler: str
+    unavailable: Unavailable | None  # why there is no compiled code
     dtype: tuple[str, str]
-    kernels: tuple[str, str]
-    unavailable: loader.Unavailable | None
+    backend: tuple[str, str]
 
 
 def doctor(environment: Mapping[str, str], *, runs_dir: Path = Path("runs")) -> str:
-    """The whole report: a fact a line, then what would make training faster or safer."""
+    """The whole report: one fact per line, then what would make training faster or safer."""
     return as_text(examine(environment, runs_dir=runs_dir))
 
 
 def as_text(checkup: Checkup) -> str:
-    """Facts and advice, one a line, the texts below each other."""
+    """Facts and advice, one per line, in aligned columns."""
     rows = report(checkup) + [("advice", text) for text in advice(checkup)]
     return "\n".join(f"{label:<13} {text}" for label, text in rows)
 
@@ -74,27 +86,30 @@ def as_text(checkup: Checkup) -> str:
 def examine(
     environment: Mapping[str, str], *, runs_dir: Path = Path("runs"), root: Path = Path("/")
 ) -> Checkup:
-    """Look at everything once and measure what nothing tells; leaves nothing behind."""
-    machine = inspect_machine(root)  # first: the load must not be this program's own
+    """Inspect and measure everything once, in a few seconds.
+
+    Leaves nothing behind but the compiled kernels, where they were not compiled yet.
+    """
+    machine = inspect_machine(root)  # first, so that the load is not this program's own
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    compile_kernels()
-    dtype, kernels = _choices(device)
+    loader.build(announce=lambda line: print(line, file=sys.stderr))
+    dtype, backend = _choices(device)
     return Checkup(
         machine=machine,
         versions=versions(),
         debug_builds=_debug_builds(),
         environment=environment,
-        threads=torch.get_num_threads(),
+        threads=default_threads(),
         instructions=torch.backends.cpu.get_cpu_capability(),
         cuda_build=torch.version.cuda or "",
         gpu=_gpu(),
-        rates={name: matmul_rate(dtype, device) for name, dtype in dtypes.items()},
+        matmul_rates=matmul_rates(device),
         copy_rate=copy_rate(device),
         writing=try_writing(runs_dir),
-        dtype=dtype,
-        kernels=kernels,
+        compiler=loader.compiler_version(),
         unavailable=loader.unavailable(),
+        dtype=dtype,
+        backend=backend,
     )
 
 
@@ -107,61 +122,69 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return ""
     found = torch.cuda.get_device_properties(0)
-    return f"{found.name}, {found.total_memory / GB:.1f} GB"
+    return f"{found.name}, {human_size(found.total_memory)}"
 
 
 def _choices(device: torch.device) -> tuple[tuple[str, str], tuple[str, str]]:
-    """What the defaults come to here: dtype, and the kernels of the default model, with reasons."""
+    """What `auto` chooses for the default model, and why: dtype and backend."""
     config = load_config(None).config
-    dtype, why = resolve_dtype(config.train, device)
-    model = Model(config.model, vocab_size=1, backends=config.train.backend)
-    selected = model.to(device).select_backends(
-        batch_size=config.train.plan[0].batch_size,
-        precision="bf16" if dtype == "bf16" else "fp32",
-    )
-    return (dtype, why), next(iter(selected.values()))
+    dtype, reason = resolve_dtype(config.train, device)
+    model = Model(config.model, vocab_size=1).to(device)
+    selected = model.select_backends(batch_size=config.train.plan[0].batch_size, precision=dtype)
+    return (dtype, reason), next(iter(selected.values()))
+
+
+def matmul_rates(device: torch.device) -> dict[str, float]:
+    """FLOP/s of a matmul by dtype; bf16 only where the hardware has it, else it takes minutes."""
+    dtypes = {"fp32": torch.float32}
+    if bf16_unit(device):
+        dtypes["bf16"] = torch.bfloat16
+    return {name: matmul_rate(dtype, device) for name, dtype in dtypes.items()}
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes read and written per second by a copy too large for any cache; the best of five."""
-    source = torch.ones(COPIED // 4, device=device)
-    target, seconds = torch.empty_like(source), []
-    for _ in range(6):  # the first also takes the memory from the system
-        synchronise(device)
-        begin = time.perf_counter()
-        target.copy_(source)
-        synchronise(device)
-        seconds.append(time.perf_counter() - begin)
-    return 2 * COPIED / min(seconds[1:])
+    """Bytes read and written per second by a copy larger than any cache; the best of five."""
+    source = torch.ones(COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = [_timed(lambda: target.copy_(source), device) for _ in range(6)]
+    return 2 * COPY_BYTES / min(seconds[1:])  # the first also maps the memory
 
 
-def try_writing(runs_dir: Path) -> Writing:
-    """Write a file where runs go, or would go, as checkpoints are written, and take it away."""
+def _timed(operation: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    began = time.perf_counter()
+    operation()
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def try_writing(runs_dir: Path) -> WriteTest:
+    """Write and remove a file where runs are, or would be, in the way checkpoints are written."""
     folder = runs_dir.absolute()
-    while not os.path.isdir(folder):  # also where its parent may not be looked into
+    while not os.path.isdir(folder):  # also where its parent may not be read
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     probe = folder / f".ys-doctor-{os.getpid()}"
-    begin = time.perf_counter()
+    began = time.perf_counter()
     try:
         write_atomically(probe, PROBE)
     except UserError as error:
-        return Writing(folder, free, None, error.problem)
-    seconds = time.perf_counter() - begin
+        return WriteTest(folder, free, None, error.problem)
+    seconds = time.perf_counter() - began
     probe.unlink()
-    return Writing(folder, free, seconds)
+    return WriteTest(folder, free, seconds)
 
 
 def report(checkup: Checkup) -> list[tuple[str, str]]:
     """Every fact with its label, in the order in which they are printed."""
-    return [*checkup.versions.items(), *_about_machine(checkup.machine), *_about_torch(checkup)]
+    return [*checkup.versions.items(), *_machine_rows(checkup.machine), *_torch_rows(checkup)]
 
 
-def _about_machine(machine: Machine) -> list[tuple[str, str]]:
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     physical = machine.physical_cores or "an unknown number of"
-    quota = "" if machine.core_quota is None else f", a quota of {machine.core_quota:g}"
-    limit = "" if machine.limit_bytes is None else f", limit {_gb(machine.limit_bytes)}"
-    features = [name for name in TOLD_FEATURES if name in machine.features]
+    quota = "" if machine.core_quota is None else f", quota {machine.core_quota:g}"
+    limit = "" if machine.limit_bytes is None else f", limit {human_size(machine.limit_bytes)}"
+    features = [name for name in SHOWN_FEATURES if name in machine.features]
     load = "unknown" if machine.load is None else f"{machine.load:.2f} in the last minute"
     return [
         ("system", f"{machine.system}, {machine.architecture}"),
@@ -173,54 +196,48 @@ def _about_machine(machine: Machine) -> list[tuple[str, str]]:
             f"{machine.allowed_cores} allowed{quota}",
         ),
         ("load", load),
-        ("memory", f"{_gb(machine.free_bytes)} free of {_gb(machine.memory_bytes)}{limit}"),
-        ("swap", f"{_gb(machine.swapped_bytes)} in use"),
+        (
+            "memory",
+            f"{human_size(machine.free_bytes)} free of {human_size(machine.memory_bytes)}{limit}",
+        ),
+        ("swap", f"{human_size(machine.swapped_bytes)} in use"),
     ]
 
 
-def _about_torch(checkup: Checkup) -> list[tuple[str, str]]:
+def _torch_rows(checkup: Checkup) -> list[tuple[str, str]]:
     settings = _thread_settings(checkup)
-    writing = checkup.writing
+    writing, rates = checkup.writing, checkup.matmul_rates
     written = writing.problem or f"{1000 * (writing.seconds or 0):.1f} ms for a small synced file"
-    rates = [
-        (f"{name} products", f"{rate / 1e9:,.0f} GFLOP/s") for name, rate in checkup.rates.items()
-    ]
     return [
         ("torch build", f"CUDA {checkup.cuda_build}" if checkup.cuda_build else "CPU only"),
         ("gpu", checkup.gpu or "none that torch can use"),
         ("threads", f"{checkup.threads}{f' ({settings})' if settings else ''}"),
         ("instructions", checkup.instructions),
-        *rates,
+        *((f"{name} matmul", f"{rate / 1e9:,.0f} GFLOP/s") for name, rate in rates.items()),
         ("copying", f"{checkup.copy_rate / 1e9:,.1f} GB/s"),
-        ("disk", f"{_gb(writing.free_bytes)} free in {writing.folder}"),
+        ("disk", f"{human_size(writing.free_bytes)} free in {writing.folder}"),
         ("writing", written),
-        (
-            "compiler",
-            checkup.unavailable.problem if checkup.unavailable else loader.compiler_version(),
-        ),
+        ("compiler", checkup.compiler or "none"),
+        ("compiled code", checkup.unavailable.problem if checkup.unavailable else "ready"),
         ("dtype", ": ".join(checkup.dtype)),
-        ("kernels", ": ".join(checkup.kernels)),
+        ("backend", ": ".join(checkup.backend)),
     ]
 
 
-def _gb(count: int) -> str:
-    return f"{count / GB:.1f} GB"
-
-
 def _thread_settings(checkup: Checkup) -> str:
-    told = checkup.environment
-    return ", ".join(f"{name}={told[name]}" for name in THREAD_SETTINGS if told.get(name))
+    given = checkup.environment
+    return ", ".join(f"{name}={given[name]}" for name in THREAD_SETTINGS if given.get(name))
 
 
 def advice(checkup: Checkup) -> list[str]:
-    """What to do about it, the weightiest first; one line where nothing stands out."""
-    return [text for rule in RULES if (text := rule(checkup))] or ["nothing: all is well"]
+    """What to do about it, the most important first; one line where everything is fine."""
+    return [text for rule in RULES if (text := rule(checkup))] or ["none: everything is fine"]
 
 
 def cannot_write(checkup: Checkup) -> str:
     """Nothing can be trained where nothing can be written."""
     problem = checkup.writing.problem
-    return f"{problem}: mend that, or train in a folder that you may write to" if problem else ""
+    return f"{problem}: fix that, or train in a folder that you may write to" if problem else ""
 
 
 def little_disk(checkup: Checkup) -> str:
@@ -228,7 +245,7 @@ def little_disk(checkup: Checkup) -> str:
     writing = checkup.writing
     if writing.free_bytes >= LITTLE_DISK:
         return ""
-    return f"only {_gb(writing.free_bytes)} are free in {writing.folder}: make room"
+    return f"only {human_size(writing.free_bytes)} free in {writing.folder}: free some space"
 
 
 def little_memory(checkup: Checkup) -> str:
@@ -236,13 +253,15 @@ def little_memory(checkup: Checkup) -> str:
     free = checkup.machine.free_bytes
     if free >= LITTLE_MEMORY:
         return ""
-    return f"only {_gb(free)} of memory are free: close programs, or --set train.batch_size=auto"
+    return f"only {human_size(free)} of memory free: close programs, or --set train.batch_size=auto"
 
 
 def swapping(checkup: Checkup) -> str:
-    """Memory that comes back from a disk is a thousand times as slow."""
+    """Memory that has to be read back from disk is a thousand times slower."""
     swapped = checkup.machine.swapped_bytes
-    return "" if swapped < MUCH_SWAPPED else f"{_gb(swapped)} are swapped out: close programs"
+    if swapped < MUCH_SWAPPED:
+        return ""
+    return f"{human_size(swapped)} swapped out: close programs"
 
 
 def idle_gpu(checkup: Checkup) -> str:
@@ -250,12 +269,12 @@ def idle_gpu(checkup: Checkup) -> str:
     if checkup.gpu or not checkup.machine.has_nvidia_driver:
         return ""
     if checkup.cuda_build:
-        return "torch sees no GPU, though an NVIDIA driver is here: compare `nvidia-smi`'s CUDA"
-    return "torch is built for CPUs only, though an NVIDIA driver is here: install a CUDA build"
+        return "there is an NVIDIA driver, but torch finds no GPU: compare `nvidia-smi`'s CUDA"
+    return "there is an NVIDIA driver, but torch is built for CPUs only: install a CUDA build"
 
 
 def debug_build(checkup: Checkup) -> str:
-    """Several times as slow, by checks that only their developers want."""
+    """Several times slower, for checks that only their developers need."""
     named = " and ".join(checkup.debug_builds)
     return f"a debug build of {named} is slow: install a release" if named else ""
 
@@ -273,67 +292,68 @@ def idle_cores(checkup: Checkup) -> str:
 
 
 def crowded_cores(checkup: Checkup) -> str:
-    """More threads than cores: each waits for the others at every product."""
+    """More threads than cores: each waits for the others at every matmul."""
     machine = checkup.machine
-    most = min(machine.allowed_cores, machine.core_quota or machine.allowed_cores)
-    if checkup.threads <= max(1, most):
+    cores = min(machine.allowed_cores, machine.core_quota or machine.allowed_cores)
+    if checkup.threads <= max(1, cores):
         return ""
     usable = machine.usable_cores
-    return f"{checkup.threads} threads share {most:g} cores: --set train.threads={usable}"
+    return f"{checkup.threads} threads share {cores:g} cores: --set train.threads={usable}"
 
 
 def core_quota(checkup: Checkup) -> str:
-    """A container that may not use what it sees."""
+    """A container that may not use all the cores it sees."""
     quota, cores = checkup.machine.core_quota, checkup.machine.allowed_cores
     if quota is None or quota >= cores:
         return ""
-    return f"this container may use {quota:g} of {cores} cores: raise its limit, if it is yours"
+    return f"this container may use {quota:g} of {cores} cores: raise its limit if you can"
 
 
 def pinned(checkup: Checkup) -> str:
-    """A process kept on some of the cores."""
+    """A process that the scheduler keeps on some of the cores."""
     allowed, cores = checkup.machine.allowed_cores, checkup.machine.logical_cores
     if allowed >= cores:
         return ""
-    return f"this process is kept on {allowed} of {cores} cores: see `taskset -p $$`"
+    return f"this process is pinned to {allowed} of {cores} cores: see `taskset -p $$`"
 
 
 def busy(checkup: Checkup) -> str:
-    """Others at work on the same cores."""
+    """Other programs on the same cores."""
     load, cores = checkup.machine.load or 0.0, checkup.machine.logical_cores
     if load < BUSY * cores:
         return ""
-    return f"{load:.1f} programs were at work on {cores} cores before this began: see `top`"
+    return f"{load:.1f} processes were running on {cores} cores before this check: see `top`"
 
 
 def instructions(checkup: Checkup) -> str:
-    """Vector instructions that the processor lacks, or that torch was told to leave alone."""
-    machine, taken = checkup.machine, checkup.instructions
+    """Vector instructions that the processor lacks, or that torch was told not to use."""
+    machine, used = checkup.machine, checkup.instructions
     if machine.architecture.lower() not in ("x86_64", "amd64"):
         return ""
-    if not {"avx2", "avx512f"} & machine.features and not taken.startswith("AVX"):
-        return "the processor has no AVX2: products take several times as long as they could"
-    told = checkup.environment.get(CAPABILITY, "")
+    if not {"avx2", "avx512f"} & machine.features and not used.startswith("AVX"):
+        return "the processor has no AVX2: matmuls are several times slower without it"
+    setting = checkup.environment.get(CAPABILITY, "")
     better = "AVX512" if "avx512f" in machine.features else "AVX2"
-    if told and better not in taken:
-        return f"{CAPABILITY}={told} keeps torch from {better}: unset it"
+    if setting and better not in used:
+        return f"{CAPABILITY}={setting} keeps torch from using {better}: unset it"
     return ""
 
 
 def no_compiled_code(checkup: Checkup) -> str:
-    """A CPU that trains through torch's own operators alone."""
-    if checkup.gpu or not checkup.unavailable or not checkup.unavailable.fix:
+    """A CPU that could train several times faster; nothing can be done outside Linux."""
+    missing = checkup.unavailable
+    if checkup.gpu or missing is None or not checkup.machine.system.startswith("Linux"):
         return ""
-    return f"{checkup.unavailable.problem}. {checkup.unavailable.fix}"
+    return f"{missing.problem}, so training is several times slower. {missing.fix}"
 
 
 def slow_disk(checkup: Checkup) -> str:
     """A checkpoint syncs some ten times."""
     writing = checkup.writing
-    if writing.seconds is None or writing.seconds < SLOW_SYNC:
+    if writing.seconds is None or writing.seconds < SLOW_WRITE_SECONDS:
         return ""
     return (
-        f"{writing.folder} takes {writing.seconds:.1f} s to write safely: "
+        f"a small synced file in {writing.folder} takes {writing.seconds:.1f} s: "
         f"put runs/ on another disk, or raise train.checkpoint_interval"
     )
 

@@ -54,8 +54,7 @@ def process_settings(config: TrainConfig) -> Iterator[None]:
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(cuda):
         try:
-            if config.threads:
-                torch.set_num_threads(config.threads)
+            torch.set_num_threads(config.threads or default_threads())
             torch.set_flush_denormal(True)
             if config.deterministic:
                 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -69,6 +68,16 @@ def process_settings(config: TrainConfig) -> Iterator[None]:
 def _denormals_are_flushed() -> bool:
     """Whether this thread turns denormals into 0; torch can set this but not report it."""
     return sys.float_info.min * 0.5 == 0.0
+
+
+def default_threads() -> int:
+    """Threads of a run that sets none: torch's own number, at most what a container's quota allows.
+
+    More threads than that are stopped by the scheduler while the others wait for them.
+    """
+    quota = inspect_machine().core_quota
+    threads = torch.get_num_threads()
+    return threads if quota is None else max(1, min(threads, int(quota)))
 
 
 def select_device(config: TrainConfig) -> torch.device:
@@ -119,18 +128,18 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> tuple[Precision,
     """
     if config.dtype != "auto":
         return config.dtype, "configured"
-    units = _bf16_units(device)
-    if not units:
+    unit = bf16_unit(device)
+    if not unit:
         return "fp32", "no bf16 instructions here"
     if config.deterministic:
-        fast = units in ("amx_bf16", "cuda")
-        return ("bf16" if fast else "fp32"), f"by hardware ({units}), not timed"
+        fast = unit in ("amx_bf16", "cuda")
+        return ("bf16" if fast else "fp32"), f"by hardware ({unit}), not timed"
     gain = _bf16_speedup(device)
     dtype: Precision = "bf16" if gain >= BF16_GAIN else "fp32"
     return dtype, f"bf16 matmuls run at {gain:.1f} times the speed of fp32, {BF16_GAIN} needed"
 
 
-def _bf16_units(device: torch.device) -> str:
+def bf16_unit(device: torch.device) -> str:
     """The fastest unit for bf16 matmuls: a processor flag, "cuda", or "" where there is none."""
     if device.type == "cuda":
         return "cuda" if torch.cuda.get_device_capability(device) >= (8, 0) else ""

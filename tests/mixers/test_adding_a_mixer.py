@@ -75,8 +75,9 @@ def python(copy: Path, *words: str) -> str:
 
 
 def test_a_new_mixer_meets_the_contract(copy: Path) -> None:
-    tests = ("tests/mixers/test_mixers.py", "-k", "matrix_memory")
-    said = python(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests)
+    tests = [f"tests/mixers/test_{name}.py" for name in ("mixers", "wrapped_mixers")]
+    words = ("-q", "-p", "no:cacheprovider", *tests, "-k", "matrix_memory")
+    said = python(copy, "-m", "pytest", *words)
     n_passed = int(said.rpartition(" passed")[0].split()[-1])
     assert n_passed > 40
 

@@ -6,62 +6,25 @@ Each is tested with `Options()` and with the settings in its `CONTRACT_OPTIONS`,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
-from support.adapters import Halved, add_adapters, merge_adapters
 from support.flops import counted_flops
+from support.mixer_cases import D_MODEL, NAMES, SAME, Case, T, every_mixer, run
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
-from ys_llm.mixers.protocol import mixer_module, mixer_names
 from ys_llm.model import costs
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import concat_rows, select_rows, state_bytes, tensors_of
 
-NAMES = mixer_names()
-D_MODEL = 32
-T = 70  # past the longest period of a summary and a few steps into the next
-SAME = {"rtol": 1e-10, "atol": 1e-10}  # float64: another order of the same sums, nothing more
 DOCUMENT_STARTS = (5, 16, 40, 41, 63)  # on and off the summaries' periods; one document is 1 token
-
-
-class Case(NamedTuple):
-    """A mixer's module and one setting of its options."""
-
-    name: str
-    options: Any
-
-    def mixer(self, backend: str = "auto") -> Any:
-        return mixer_module(self.name).Mixer(D_MODEL, self.options, backend=backend)
-
-
-def cases() -> Iterator[Any]:
-    for name in NAMES:
-        module = mixer_module(name)
-        settings = (module.Options(), *getattr(module, "CONTRACT_OPTIONS", ()))
-        for number, options in enumerate(settings):
-            yield pytest.param(Case(name, options), id=f"{name}-{number}")
-
-
-every_mixer = pytest.mark.parametrize("case", [*cases()])
-
-
-def run(
-    mixer: Any, x_BTD: Tensor, state: Any = None, starts_BT: Tensor | None = None, position: int = 0
-) -> tuple[Tensor, Any]:
-    """One pass from this state, or from the first one, of rows that are all at one clock."""
-    state = mixer.init_state(len(x_BTD)) if state is None else state
-    output: tuple[Tensor, Any] = mixer(x_BTD, state, starts_BT, torch.full((len(x_BTD),), position))
-    return output
 
 
 def streamed(mixer: nn.Module, pieces: list[Tensor], starts: list[Tensor] | None = None) -> Any:
@@ -234,59 +197,6 @@ def test_every_parameter_learns(case: Case) -> None:
 
 
 @every_mixer
-def test_adapters_around_its_linear_layers_take_effect(case: Case) -> None:
-    mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
-    adapters = add_adapters(mixer)
-    assert adapters
-    output, _ = run(mixer, x_BTD)
-    output.square().sum().backward()
-    for name, adapter in adapters.items():
-        for factor in (adapter.lora_A, adapter.lora_B):
-            assert factor.weight.grad is not None, f"the adapter of {name} has no part"
-            assert factor.weight.grad.isfinite().all()
-            assert factor.weight.grad.count_nonzero()
-    merge_adapters(mixer)
-    torch.testing.assert_close(run(mixer, x_BTD)[0], output, **SAME)
-
-
-@every_mixer
-@torch.no_grad()
-def test_hooks_of_its_linear_layers_take_effect(case: Case) -> None:
-    mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
-    before, _ = run(mixer, x_BTD)
-    linears = [child for child in mixer.modules() if type(child) is nn.Linear]
-    for linear in linears:
-        handle = linear.register_forward_hook(lambda _, __, output: 1.5 * output)
-        assert not torch.allclose(run(mixer, x_BTD)[0], before)
-        handle.remove()
-    torch.testing.assert_close(run(mixer, x_BTD)[0], before, **SAME)
-
-
-@every_mixer
-def test_a_parametrisation_of_any_weight_takes_effect(case: Case) -> None:
-    mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
-    with torch.no_grad():
-        for parameter in mixer.parameters():  # none at 0, where it would be without effect
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    for name, parameter in list(mixer.named_parameters()):
-        parent, _, own = name.rpartition(".")
-        holder = mixer.get_submodule(parent)
-        with torch.no_grad():
-            parameter.div_(2)
-        expected, _ = run(mixer, x_BTD)
-        (expected_grad,) = torch.autograd.grad(expected.square().sum(), [parameter])
-        with torch.no_grad():
-            parameter.mul_(2)
-        parametrize.register_parametrization(holder, own, Halved())
-        output, _ = run(mixer, x_BTD)
-        learned: Any = holder.get_submodule(f"parametrizations.{own}").original
-        (grad,) = torch.autograd.grad(output.square().sum(), [learned])
-        torch.testing.assert_close(output, expected, **SAME)
-        torch.testing.assert_close(grad, expected_grad / 2, **SAME)
-        parametrize.remove_parametrizations(holder, own, leave_parametrized=False)
-
-
-@every_mixer
 def test_a_backend_that_it_does_not_list_is_refused(case: Case) -> None:
     assert "reference" in case.mixer().backends
     with pytest.raises(UserError) as caught:
@@ -310,7 +220,7 @@ def test_flops_per_token_are_those_that_are_executed(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted on both paths: either may do needless work (masked blocks, a product done twice)."""
-    monkeypatch.setattr(loader, "ready", lambda name, **_: None)  # torch cannot count its work
+    monkeypatch.setattr(loader, "load", lambda **_: None)  # torch cannot count its work
     x_BTD = torch.randn(1, 128, D_MODEL)
     counted = (
         min(counted_flops(partial(run, case.mixer(name), x_BTD)) for name in ("reference", "auto"))

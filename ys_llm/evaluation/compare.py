@@ -131,7 +131,7 @@ def count_parameters(config: Config) -> int:
 
 
 def describe_layers(config: ModelConfig) -> str:
-    """The mixers, as often as each occurs: `4 three_tier, 2 softmax_attention`."""
+    """The mixers, as often as each occurs: `4 NAME, 2 OTHER`."""
     names = config.mixer_names
     return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
 

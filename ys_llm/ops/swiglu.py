@@ -63,10 +63,14 @@ class _SwiGLU(torch.autograd.Function):
         x_ND, width = rowwise.to_2d(x), both.shape[1] // 2
         d_y = rowwise.to_2d(rowwise.match_layout(grads[0], x))
         d_both, act = rowwise.swiglu_gate_backward(both, d_y @ down_used)
-        d_x = rowwise.from_2d(d_both @ weight, x)
-        d_weight = (d_both.t() @ x_ND).to(ctx.dtype)
-        d_down = (d_y.t() @ act).to(ctx.dtype)
-        return d_x, d_weight[:width], d_weight[width:], d_down
+        needs_x, *needs_weights, needs_down = ctx.needs_input_grad
+        d_x = rowwise.from_2d(d_both @ weight, x) if needs_x else None
+        d_gate = d_up = d_down = None  # of frozen weights: adapters are trained elsewhere
+        if any(needs_weights):
+            d_gate, d_up = (d_both.t() @ x_ND).to(ctx.dtype).split(width)
+        if needs_down:
+            d_down = (d_y.t() @ act).to(ctx.dtype)
+        return d_x, d_gate, d_up, d_down
 
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": reference, "cpp": cpp}

@@ -111,7 +111,7 @@ def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
     with_compiler = not arguments.without_compiler
     with tempfile.TemporaryDirectory(prefix="ys-benchmarks-") as folder:
         left_out = kernels(Path(folder), with_compiler=with_compiler)
-        facts = machine.circumstances(command, with_compiler=with_compiler)
+        facts = machine.environment(command, with_compiler=with_compiler)
         facts["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         for name in ("processor", "threads", "torch", "compiler", "commit"):
             print(f"{name:<10} {facts[name]}")

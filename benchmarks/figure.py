@@ -44,7 +44,7 @@ def svg(report: Mapping[str, Any]) -> str:
     for group in groups:
         panel = list(_panel(group, _limit(report, group), top))
         parts += panel
-        top += PANEL_TOP + PANEL_BOTTOM + len(_rows(group)) * (BAR + GAP)
+        top += PANEL_TOP + PANEL_BOTTOM + len(case_rates(group)) * (BAR + GAP)
     if not groups:
         parts, top = [_text(20, 30, "no layer was measured")], 50
     caption = f"{report['processor']}, {report['threads']} threads, torch {report['torch']}"
@@ -66,7 +66,7 @@ def _limit(report: Mapping[str, Any], group: Mapping[str, Any]) -> float:
     return float(rate * group["facts"]["tokens"] / group["facts"]["flops"])
 
 
-def _rows(group: Mapping[str, Any]) -> dict[str, float]:
+def case_rates(group: Mapping[str, Any]) -> dict[str, float]:
     """Tokens/s of each case named above; of torch's layers the fastest mode."""
     rows = {}
     for name in NAMES:
@@ -81,7 +81,7 @@ def _rows(group: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _panel(group: Mapping[str, Any], limit: float, top: float) -> Iterator[str]:
-    shape, rows = group["facts"]["shape"], _rows(group)
+    shape, rows = group["facts"]["shape"], case_rates(group)
     heads = f", {shape['n_heads']} heads" if shape["n_heads"] > 1 else ""
     title = f"batch {shape['B']} x {shape['T']} tokens, width {shape['E']}, state {shape['S']}"
     yield _text(8, top + 20, f"{title}{heads}")

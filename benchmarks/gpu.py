@@ -1,13 +1,12 @@
-"""`python benchmarks/gpu.py [--out FILE]`: is ys right on this GPU, and how fast?
+"""`python -m benchmarks.gpu [--out FILE]`: is ys correct on this GPU, and how fast? Experimental.
 
-One call, inside ten minutes: the tests that need a CUDA device, then each backend of the
-three-tier layer at the three shapes of the GPU bars, beside cuDNN's LSTM of the same width, whole
-training steps, and generation. Times are medians of rounds taken in turns, forward and backward,
-bfloat16 operands; per step of the recurrence where a layer is timed.
+Within ten minutes: the tests that need a CUDA device, then each backend of the three-tier layer at
+the three target shapes, beside cuDNN's LSTM of the same width, and whole training steps. Times are
+medians of interleaved rounds, forward and backward, bfloat16 operands; per step of the recurrence
+where a layer is timed.
 
-What fails its check against `reference`, or does not end, is named and not timed. A kernel with a
-barrier that never opens would hold the device for ever: so every check is a process of its own,
-ended after two minutes.
+What differs from `reference`, or never ends, is named and not timed. A kernel whose barrier never
+opens would occupy the device for ever, so every check is a process of its own with two minutes.
 """
 
 from __future__ import annotations
@@ -37,8 +36,8 @@ from ys_llm.system.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = ((64, 512, 768, 2048, 1), (16, 256, 256, 512, 1), (8, 1024, 512, 1024, 8))
 NAMES = ("windowed", "cuda_graph", "triton")
-# Microseconds a step, forward and backward: by a graph, and by persistent kernels.
-BARS = {"cuda_graph": (18, 14, 14), "triton": (10, 5, 5)}
+# Microseconds per step, forward and backward: as a graph, and by persistent kernels.
+TARGETS = {"cuda_graph": (18, 14, 14), "triton": (10, 5, 5)}
 CHECK_SECONDS, TEST_SECONDS = 120, 300
 TOLERANCES = {
     "fp32": accuracy.TOLERANCES["float32"],
@@ -56,29 +55,29 @@ def main(words: list[str]) -> int:
     parser.add_argument("--check", nargs=2, metavar=("NAME", "SHAPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(words)
     if not torch.cuda.is_available():
-        print("gpu_bench.py: no CUDA device is visible, so there is nothing to time")
+        print("benchmarks.gpu: no CUDA device is visible, so there is nothing to time")
         return 1
     if arguments.check:
         name, number = arguments.check
-        return 0 if is_right(name, SHAPES[int(number)]) else 1
+        return 0 if is_correct(name, SHAPES[int(number)]) else 1
     wrong = [] if arguments.no_tests else failed_tests()
     groups = [group for group in measured(arguments.rounds, wrong)]
-    report = {**circumstances(), "wrong": wrong, "groups": groups, "bars": bars(groups)}
+    report = {**environment(), "wrong": wrong, "groups": groups, "targets": targets(groups)}
     write_atomically(arguments.out, json.dumps(report, indent=1) + "\n")
-    for line in (*wrong, *(f"{bar['name']}: {bar['value']:.2f}" for bar in report["bars"])):
+    for line in (*wrong, *(f"{t['name']}: {t['value']:.2f}" for t in report["targets"])):
         print(line)
     return 1 if wrong else 0
 
 
-def circumstances() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """All that a figure depends on besides the code's own choices."""
-    said = subprocess.run(
+    commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
     device = torch.cuda.get_device_properties(0)
     return {
-        "command": "python benchmarks/gpu.py",
-        "commit": said.stdout.strip() or "unknown",
+        "command": "python -m benchmarks.gpu",
+        "commit": commit.stdout.strip() or "unknown",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "processor": device.name,
         "multiprocessors": device.multi_processor_count,
@@ -100,7 +99,7 @@ def triton_version() -> str:
 
 
 def failed_tests() -> list[str]:
-    """The tests that need a CUDA device, in a process that is ended in time."""
+    """The tests that need a CUDA device, in a process with a time limit."""
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py"]
     try:
         done = subprocess.run(command, cwd=ROOT, timeout=TEST_SECONDS)
@@ -110,7 +109,7 @@ def failed_tests() -> list[str]:
 
 
 def measured(rounds: int, wrong: list[str]) -> Iterator[Group]:
-    """One group after another, printed as it comes; adds to `wrong` what is not timed."""
+    """One group after another, printed as it is measured; adds to `wrong` what is not timed."""
     makers: list[Callable[[], Group]] = [
         *((lambda number=number: layer_group(number, rounds, wrong)) for number in range(3)),
         lambda: training_group(rounds),
@@ -121,13 +120,13 @@ def measured(rounds: int, wrong: list[str]) -> Iterator[Group]:
         print(group["name"])
         for case, seconds in group["seconds"].items():
             unit = 1e6 * statistics.median(seconds) / group["facts"]["steps"]
-            print(f"  {case:<28} {unit:9.2f} us a step")
+            print(f"  {case:<28} {unit:9.2f} us per step")
         yield group
         torch.cuda.empty_cache()
 
 
 def layer_group(number: int, rounds: int, wrong: list[str]) -> Group:
-    """The layer by each backend that is right at this shape, and cuDNN's LSTM."""
+    """The layer by each backend that is correct at this shape, and cuDNN's LSTM."""
     shape = SHAPES[number]
     batch_size, steps, d_model, d_state, _ = shape
     x_BTD = torch.randn(batch_size, steps, d_model, device="cuda")
@@ -135,7 +134,7 @@ def layer_group(number: int, rounds: int, wrong: list[str]) -> Group:
     for name in NAMES:
         if name not in BACKENDS:
             wrong.append(f"{name} is not listed in BACKENDS")
-        elif is_right_in_time(name, number):
+        elif is_correct_in_time(name, number):
             cases[name] = layer_step(name, shape, x_BTD)
         else:
             wrong.append(f"{name} at {shape} differs from reference or does not end: not timed")
@@ -146,8 +145,8 @@ def layer_group(number: int, rounds: int, wrong: list[str]) -> Group:
     return {"name": f"layer {shape}", "seconds": interleaved(cases, rounds), "facts": facts}
 
 
-def is_right_in_time(name: str, number: int) -> bool:
-    """`is_right` in a process of its own."""
+def is_correct_in_time(name: str, number: int) -> bool:
+    """`is_correct` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--check", name, str(number)]
     try:
         return subprocess.run(command, cwd=ROOT, timeout=CHECK_SECONDS).returncode == 0
@@ -155,12 +154,12 @@ def is_right_in_time(name: str, number: int) -> bool:
         return False
 
 
-def is_right(name: str, shape: tuple[int, ...]) -> bool:
+def is_correct(name: str, shape: tuple[int, ...]) -> bool:
     """Outputs, state and every gradient of 70 steps against `reference`, captured and replayed."""
     worst: dict[str, float] = {}
     for precision in ("fp32", "bf16"):
         expected = layer_results("reference", shape, "fp32")
-        for _ in range(3):  # as it is, captured, replayed
+        for _ in range(3):  # first call, captured, replayed
             values = layer_results(name, shape, precision)
             error = accuracy.largest_error(values, expected)
             worst[precision] = max(worst.get(precision, 0.0), error)
@@ -175,14 +174,14 @@ def layer_results(name: str, shape: tuple[int, ...], precision: str) -> list[Ten
     mixer = Mixer(d_model, Options(d_state=d_state, n_heads=heads)).cuda()
     with torch.no_grad():
         for parameter in mixer.parameters():
-            if parameter.dim() > 1:  # where summaries count, and short of chaos
+            if parameter.dim() > 1:  # where summaries matter, below the scale of chaos
                 parameter.normal_(std=0.6 * parameter.shape[-1] ** -0.5)
     drive_TBS = torch.randn(70, batch_size, d_state, device="cuda", requires_grad=True)
     starts_TB = torch.rand(70, batch_size, device="cuda") < 0.03
     state = mixer.init_state(batch_size)
     h_TBS, after = BACKENDS[name](
         drive_TBS,
-        mixer._weights(),
+        mixer.recurrence_weights(),
         State(**state, position=0),
         starts_TB=starts_TB,
         precision=precision,
@@ -286,19 +285,19 @@ def seconds_of(run: Callable[[], object]) -> float:
     return float(begin.elapsed_time(end)) / 1e3
 
 
-def bars(groups: list[Group]) -> list[dict[str, Any]]:
-    """Each bar with what was measured: us a step, and how often faster than eager and cuDNN."""
+def targets(groups: list[Group]) -> list[dict[str, Any]]:
+    """Each target with what was measured: us per step, and times the speed of eager and cuDNN."""
     found = []
     for number, group in enumerate(groups[: len(SHAPES)]):
         steps = group["facts"]["steps"]
         us = {k: 1e6 * statistics.median(v) / steps for k, v in group["seconds"].items()}
         lstm = min(value for name, value in us.items() if name.startswith("nn.LSTM"))
-        for name, most in BARS.items():
+        for name, most in TARGETS.items():
             if name not in us:
                 continue
             label = f"{group['name']} {name}"
             found.append(
-                {"name": f"{label}, us a step", "value": us[name], "at_most": most[number]}
+                {"name": f"{label}, us per step", "value": us[name], "at_most": most[number]}
             )
             found.append({"name": f"{label}, times cuDNN's speed", "value": lstm / us[name]})
             if "windowed" in us:

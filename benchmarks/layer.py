@@ -137,7 +137,7 @@ def recurrence_run(shape: Shape, mixer: Mixer, name: str, dtype: str) -> Callabl
     drive_TBS = torch.randn(shape.T, shape.B, shape.S, requires_grad=True)
     cotangent = torch.randn(shape.T, shape.B, shape.S)
     zeros = torch.zeros(shape.B, shape.S)
-    weights = mixer._weights()
+    weights = mixer.recurrence_weights()
     leaves = [drive_TBS, *(p for n, p in mixer.named_parameters() if "_proj" not in n)]
 
     def run() -> object:

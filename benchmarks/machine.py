@@ -47,7 +47,7 @@ def rate(machine: Group, case: str) -> float:
     return float(machine.facts["work"][case] / min(machine.seconds[case]))
 
 
-def circumstances(command: str, *, with_compiler: bool) -> dict[str, Any]:
+def environment(command: str, *, with_compiler: bool) -> dict[str, Any]:
     """All that a figure depends on besides the code's own choices."""
     here = inspect_machine()
     return {

@@ -27,7 +27,7 @@ from ys_llm.training import loop
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Effort(rounds=2, quick=True)
-CIRCUMSTANCES = ("command", "commit", "dirty", "date", "processor", "cores", "threads", "torch")
+ENVIRONMENT = ("command", "commit", "dirty", "date", "processor", "cores", "threads", "torch")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
 
 
 def test_the_file_says_what_its_figures_depend_on(report: dict[str, Any]) -> None:
-    for name in CIRCUMSTANCES:
+    for name in ENVIRONMENT:
         assert report[name] not in ("", None), name
     assert report["command"].startswith("python -m benchmarks layer generate --quick")
     assert report["groups"][0]["name"] == "machine"
@@ -210,14 +210,14 @@ def test_the_figure_shows_every_named_case_to_scale(report: dict[str, Any]) -> N
     shown = [text.text or "" for text in root.iter(f"{name}text")]
     widths = [float(target.get("width", "nan")) for target in root.iter(f"{name}rect")]
     layers = [group for group in report["groups"] if group["name"].startswith("layer ")]
-    cases = [(group, case) for group in layers for case in figure._rows(group)]
+    cases = [(group, case) for group in layers for case in figure.case_rates(group)]
     assert len(widths) == len(cases)
     assert sum(text.startswith("large matmuls alone") for text in shown) == len(layers)
     for label, _ in figure.NAMES.values():
         if "cpp" not in label:
             assert label in shown
     first = [width for width, (group, _) in zip(widths, cases, strict=True) if group is layers[0]]
-    rates = list(figure._rows(layers[0]).values())
+    rates = list(figure.case_rates(layers[0]).values())
     for width, rate in zip(first, rates, strict=True):
         assert width == pytest.approx(first[0] * rate / rates[0], rel=0.2) or width == 1.0
 

@@ -162,7 +162,7 @@ class Mixer(nn.Module):
         if self.backend != "auto":
             return self.backend, "as configured"
         self.backend, why = select(
-            self._weights(),
+            self.recurrence_weights(),
             batch_size=batch_size,
             precision=precision,
             previous=previous,
@@ -192,7 +192,7 @@ class Mixer(nn.Module):
             recurrence = reference
         h_TBS, after = recurrence(
             drive_TBS,
-            self._weights()._replace(drive_bias=drive_bias),
+            self.recurrence_weights()._replace(drive_bias=drive_bias),
             State(state["main"], state["local_summary"], state["global_summary"], clock),
             starts_TB=None if starts_BT is None else starts_BT.t(),
             precision=compute_precision(x_BTD),
@@ -232,7 +232,7 @@ class Mixer(nn.Module):
             chains["out_proj"] = Chain(self.output_shaper, out_proj)
             if intervals:
                 chains["shaper"] = Matrix(self.output_shaper, min(intervals))
-        weights = self._weights()
+        weights = self.recurrence_weights()
         fields = {
             **chains,
             "controller": Matrix(weights.state_controller),
@@ -269,7 +269,8 @@ class Mixer(nn.Module):
         width = options.d_summary or s
         return flops + sum(6 * s * width // e for e in every) + (fold // min(every) if every else 0)
 
-    def _weights(self) -> Weights:
+    def recurrence_weights(self) -> Weights:
+        """What the op takes: the parameters, read now, so that wrapped ones take effect."""
         options = self.options
         summaries = {
             name: getattr(self, name).weights(self.norm, interval)

@@ -18,6 +18,7 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.system import machine
+from ys_llm.training import memory
 from ys_llm.training.compute import Compute
 from ys_llm.training.memory import (
     FORECAST_ERROR,
@@ -168,6 +169,25 @@ def test_auto_takes_the_largest_batch_whose_forecast_is_within_the_limit(words: 
     assert size >= 8
     assert size % 8 == 0
     assert forecast.peak_bytes(size) == pytest.approx(limit, rel=FORECAST_ERROR)
+
+
+def test_on_cuda_a_batch_that_does_not_run_is_halved(
+    words: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that runs out of memory above 300 rows, whatever was forecast."""
+    tried: list[int] = []
+
+    def forecast(*_: Any, smallest: int = 1, **__: Any) -> MemoryForecast:
+        if smallest > 1:
+            tried.append(smallest)
+            if smallest > 300:
+                raise UserError("out of memory", "")
+        return MemoryForecast(0, ((1, 1_000_000), (2, 2_000_000)), 0)
+
+    monkeypatch.setattr(memory, "forecast_memory", forecast)
+    config = small_config(words, "train.batch_size=auto", "train.memory_limit_gb=1")
+    assert largest_batch_size(config, vocab_size=258, device=torch.device("cuda")) == 248
+    assert tried == [1000, 500, 250]
 
 
 def test_one_sequence_that_does_not_fit_is_refused_with_both_figures(words: Path) -> None:

@@ -11,7 +11,6 @@ On a CPU a peak is resident memory, on CUDA what torch's allocator gave out. Ove
 
 import ctypes
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -68,13 +67,14 @@ def forecast_memory(
     *,
     vocab_size: int,
     seq_len: int,
+    smallest: int = 1,
     largest: int = 0,
     validation_tokens: int = 0,
 ) -> MemoryForecast:
-    """Measure training steps at batch sizes 1, 2, 4, ... in a child process.
+    """Measure training steps at batch sizes `smallest`, twice that, ... in a child process.
 
     It stops where the peak has grown enough to extrapolate, at the batch size `largest` where it is
-    not 0, and where memory runs out. UserError where not even one sequence can be measured.
+    not 0, and where memory runs out. UserError where not one batch size can be measured.
     """
     threads = torch.get_num_threads()  # as this process uses, whatever set them
     request = {
@@ -84,14 +84,15 @@ def forecast_memory(
         "backends": dict(compute.backends),
         "vocab_size": vocab_size,
         "seq_len": seq_len,
+        "smallest": smallest,
         "largest": largest,
         "evaluated_tokens": validation_tokens or config.train.eval_tokens,
     }
     measured = _run_probe(request)
     if not measured["steps"]:
         raise UserError(
-            f"one sequence of {seq_len:,} tokens does not fit into memory",
-            "Reduce train.seq_len or the model.",
+            f"batches of {smallest:,} x {seq_len:,} tokens do not fit into memory",
+            "Reduce train.batch_size, train.seq_len or the model.",
             exit_code=EXIT_USAGE,
         )
     steps = tuple((size, peak) for size, peak in measured["steps"])
@@ -100,14 +101,15 @@ def forecast_memory(
 
 def _run_probe(request: dict[str, Any]) -> dict[str, Any]:
     """What memory_probe.py prints for this request, in a process of its own."""
-    package = Path(ys_llm.__file__).parent.parent
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # PYTHONSAFEPATH: the child must not import what happens to lie in the current folder.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
+    package = str(Path(ys_llm.__file__).parent.parent)
+    # -P: the child must not import what happens to be in the current folder.
+    code = (
+        f"import sys; sys.path.insert(0, {package!r}); "
+        "from ys_llm.training.memory_probe import main; main()"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "ys_llm.training.memory_probe"],
+        [sys.executable, "-P", "-c", code],
         input=json.dumps(request),
-        env=environment,
         capture_output=True,
         text=True,
     )
@@ -140,7 +142,25 @@ def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device)
         )
     size, peak = forecast.steps[-1]
     largest = max(1, size + int((limit - peak) // max(1, forecast.bytes_per_row)))
+    while device.type == "cuda" and largest > size and not _runs(config, largest, vocab_size):
+        largest = max(size, largest // 2)
     return largest if largest < _MULTIPLE else largest // _MULTIPLE * _MULTIPLE
+
+
+def _runs(config: Config, batch_size: int, vocab_size: int) -> bool:
+    """Whether CUDA has the memory for this batch size: fragmentation can defeat a forecast."""
+    try:
+        forecast_memory(
+            config,
+            Compute(torch.device("cuda")),
+            vocab_size=vocab_size,
+            seq_len=config.train.seq_len,
+            smallest=batch_size,
+            largest=batch_size,
+        )
+    except UserError:
+        return False
+    return True
 
 
 def _limit(config: Config, device: torch.device) -> int:

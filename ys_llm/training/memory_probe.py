@@ -43,7 +43,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         base, steps = peak_bytes(compute.device), list[tuple[int, int]]()
         run = _run(config, compute, vocab_size=request["vocab_size"], seq_len=seq_len)
         largest = request["largest"] or LARGEST
-        size = 1
+        size = request["smallest"]
         while True:
             try:
                 _train(run, seq_len, size)
@@ -127,7 +127,3 @@ def main() -> None:
     """Answer the request on stdin."""
     keep_freed_memory()  # as `ys train` does
     print(json.dumps(measure(json.load(sys.stdin))))
-
-
-if __name__ == "__main__":
-    main()

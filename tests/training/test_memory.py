@@ -114,7 +114,7 @@ def test_the_forecast_is_within_its_stated_error(
         Compute(CPU),
         vocab_size=8192 if config.tokenizer.kind == "words" else 258,
         seq_len=stage.seq_len,
-        largest=stage.batch_size,
+        sizes=(1, stage.batch_size),
     )
     assert forecast.steps[-1][0] < stage.batch_size or stage.batch_size <= 8, "extrapolated"
     measured = measured_peak(config, tmp_path)
@@ -137,7 +137,7 @@ def test_the_child_stops_where_it_has_seen_enough(words: Path) -> None:
     assert sizes == [2**i for i in range(len(sizes))]
     assert peaks == sorted(peaks)
     assert peaks[-1] - peaks[-2] >= ENOUGH_GROWTH > peaks[-2] - peaks[-3]
-    capped = forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32, largest=3)
+    capped = forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32, sizes=(1, 3))
     assert [size for size, _ in capped.steps] == [1, 2, 3]
 
 
@@ -148,7 +148,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(
         (tmp_path / name).write_text("raise SystemExit('imported from the current folder')\n")
     monkeypatch.chdir(tmp_path)
     config = small_config(words)
-    assert forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32, largest=1).steps
+    assert forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32, sizes=(1, 1)).steps
 
 
 def test_a_child_that_fails_is_reported_in_one_line(words: Path) -> None:
@@ -177,10 +177,10 @@ def test_on_cuda_a_batch_that_does_not_run_is_halved(
     """A device that runs out of memory above 300 rows, whatever was forecast."""
     tried: list[int] = []
 
-    def forecast(*_: Any, smallest: int = 1, **__: Any) -> MemoryForecast:
-        if smallest > 1:
-            tried.append(smallest)
-            if smallest > 300:
+    def forecast(*_: Any, sizes: tuple[int, int] = (1, 0), **__: Any) -> MemoryForecast:
+        if sizes[0] > 1:
+            tried.append(sizes[0])
+            if sizes[0] > 300:
                 raise UserError("out of memory", "")
         return MemoryForecast(0, ((1, 1_000_000), (2, 2_000_000)), 0)
 

@@ -112,7 +112,7 @@ def _peak_memory(prepared: Preparation) -> int:
             run.compute,
             vocab_size=run.tokenizer.vocab_size,
             seq_len=seq_len,
-            largest=batch_size,
+            sizes=(1, batch_size),
             validation_tokens=0 if validation is None else validation.n_inputs,
         )
         peaks.append(forecast.peak_bytes(batch_size))

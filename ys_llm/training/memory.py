@@ -29,6 +29,7 @@ from ys_llm.system import machine
 from ys_llm.training.compute import Compute
 
 FORECAST_ERROR = 0.2  # relative
+MAX_BATCH_SIZE = 1 << 20  # the configuration's own limit
 SHARE_OF_FREE = 0.8  # what `batch_size: auto` may use where memory_limit_gb does not say
 _MULTIPLE = 8  # of batch sizes from there on: kernels work on whole vectors of rows
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
@@ -67,14 +68,13 @@ def forecast_memory(
     *,
     vocab_size: int,
     seq_len: int,
-    smallest: int = 1,
-    largest: int = 0,
+    sizes: tuple[int, int] = (1, MAX_BATCH_SIZE),
     validation_tokens: int = 0,
 ) -> MemoryForecast:
-    """Measure training steps at batch sizes `smallest`, twice that, ... in a child process.
+    """Measure training steps in a child process, at the first of `sizes`, twice that, and so on.
 
-    It stops where the peak has grown enough to extrapolate, at the batch size `largest` where it is
-    not 0, and where memory runs out. UserError where not one batch size can be measured.
+    It stops where the peak has grown enough to extrapolate, at the last of `sizes`, and where
+    memory runs out. UserError where not one batch size can be measured.
     """
     threads = torch.get_num_threads()  # as this process uses, whatever set them
     request = {
@@ -84,14 +84,13 @@ def forecast_memory(
         "backends": dict(compute.backends),
         "vocab_size": vocab_size,
         "seq_len": seq_len,
-        "smallest": smallest,
-        "largest": largest,
+        "sizes": sizes,
         "evaluated_tokens": validation_tokens or config.train.eval_tokens,
     }
     measured = _run_probe(request)
     if not measured["steps"]:
         raise UserError(
-            f"batches of {smallest:,} x {seq_len:,} tokens do not fit into memory",
+            f"batches of {sizes[0]:,} x {seq_len:,} tokens do not fit into memory",
             "Reduce train.batch_size, train.seq_len or the model.",
             exit_code=EXIT_USAGE,
         )
@@ -155,8 +154,7 @@ def _runs(config: Config, batch_size: int, vocab_size: int) -> bool:
             Compute(torch.device("cuda")),
             vocab_size=vocab_size,
             seq_len=config.train.seq_len,
-            smallest=batch_size,
-            largest=batch_size,
+            sizes=(batch_size, batch_size),
         )
     except UserError:
         return False

@@ -30,7 +30,6 @@ from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.trainer import Run, TrainingData, TrainState
 
 ENOUGH_GROWTH = 48_000_000  # bytes from one batch size to the next: well above allocator noise
-LARGEST = 1 << 20  # the configuration's own limit of a batch size
 _STEPS = 2  # at each size: from the second on moments and a carried state exist
 _EVALUATION_ROWS = 32  # as evaluate_tokens reads
 
@@ -42,8 +41,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     with process_settings(config.train):
         base, steps = peak_bytes(compute.device), list[tuple[int, int]]()
         run = _run(config, compute, vocab_size=request["vocab_size"], seq_len=seq_len)
-        largest = request["largest"] or LARGEST
-        size = request["smallest"]
+        size, largest = request["sizes"]
         while True:
             try:
                 _train(run, seq_len, size)

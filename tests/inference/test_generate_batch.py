@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ys_llm.config.schema import GenerateConfig, ModelConfig
 from ys_llm.inference.decode_step import TorchRows
+from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import Prefilled, generate, generate_batch, prefill
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
@@ -140,3 +141,14 @@ def test_padding_does_not_grow_while_rows_come_and_go() -> None:
     longest = prefill(model, [*prompt, 1, 1]).state
     assert rows.state is not None
     assert state_bytes(rows.state) <= state_bytes(longest)
+
+
+def test_a_batch_may_hold_more_rows_than_one_call_of_the_compiled_decoder() -> None:
+    model, prompts = model_of(("three_tier",)), prompts_of([1 + i % 5 for i in range(70)])
+    sampling = replace(SAMPLED, max_tokens=6)
+    read = [prefill(model, ids) for ids in prompts]
+    answers = generate_batch(
+        model, read, sampling=sampling, end_id=END, max_batch=70, decoder=decoder_of(model)
+    )
+    found = {number: [token.id for token in tokens] for number, tokens in answers}
+    assert found == {i: single_ids(model, prompt, sampling) for i, prompt in enumerate(prompts)}

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ys_llm.inference.decoder import Decoder, SequenceState
+from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, SequenceState
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State, concat_rows, select_rows
@@ -64,7 +64,7 @@ class TorchRows:
 
 
 class CompiledRows:
-    """Rows decoded by the compiled decoder."""
+    """Rows decoded by the compiled decoder, `MAX_SEQUENCES` in one call."""
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -80,4 +80,8 @@ class CompiledRows:
 
     def step(self, ids: Sequence[int]) -> Tensor:
         """See `DecodeRows`."""
-        return self._decoder.step(self._sequences, ids)
+        parts = [
+            self._decoder.step(self._sequences[i : i + MAX_SEQUENCES], ids[i : i + MAX_SEQUENCES])
+            for i in range(0, len(ids), MAX_SEQUENCES)
+        ]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]

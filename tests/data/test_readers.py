@@ -10,11 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ys_llm.config.schema import DataFormat
-from ys_llm.data import readers
+from ys_llm.config.schema import DataConfig, DataFormat
+from ys_llm.data import readers, shards
 from ys_llm.data.readers import Item, read_corpus, read_documents, read_items
-from ys_llm.data.records import Record
+from ys_llm.data.records import Record, Texts
+from ys_llm.data.shards import load_or_tokenize
+from ys_llm.data.split import load_split, split_documents
 from ys_llm.data.text_files import CorpusFiles, passed_over_line
+from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.errors import UserError
 
 
@@ -287,3 +290,54 @@ def test_names_and_order_of_files_do_not_matter(folder: Path, tmp_path: Path) ->
     lines = [json.dumps({"text": text}) for text in reversed(texts)]
     other = write(tmp_path / "other.jsonl", "\n".join(lines))
     assert [d.text for d in read_documents(folder)] == [d.text for d in read_documents(other)]
+
+
+@pytest.fixture
+def spooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "SPOOL_BYTES", 1)
+
+
+def test_a_large_corpus_reads_the_same_from_its_temporary_file(
+    spooled: None, folder: Path, tmp_path: Path
+) -> None:
+    write(folder / "a.txt", "Ein größerer Text.\r\n")
+    write(folder / "b.md", "Why?<start>日本語 🙂<end>\n<start>no prompt<end>")
+    write(folder / "c.jsonl", '{"text": "three"}\n{"prompt": "p", "response": "four"}\n')
+    write(folder / "d.txt", "größer, 日本語\n" * 20_000)
+    scratch = tmp_path / "cache"
+    in_memory, large = read_corpus(folder), read_corpus(folder, scratch=scratch)
+    for one, other in zip(in_memory.documents, large.documents, strict=True):
+        assert (one.text, one.prompt, one.source) == (other.text, other.prompt, other.source)
+        assert (one.id, one.content_hash, one.n_bytes) == (
+            other.id,
+            other.content_hash,
+            other.n_bytes,
+        )
+    one, other = (split_documents(c.documents, validation_fraction=0.5) for c in (in_memory, large))
+    assert [d.text for d in one.validation] == [d.text for d in other.validation]
+    assert [d.content_hash for d in one.training] == [d.content_hash for d in other.training]
+    assert one.record.cuts == other.record.cuts != ()
+    assert list(Texts(in_memory.documents)) == list(Texts(large.documents))
+    assert list(scratch.iterdir()) == [], "the file has no name"
+
+
+def test_the_texts_of_a_large_corpus_do_not_lie_in_memory(
+    spooled: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "_PART_CHARS", 100_000)
+    for number in range(10, 30):  # some of them long enough to be cut
+        write(folder / f"{number}.txt", f"{number} " * (100_000 if number % 2 else 50_000))
+
+    def peak_of_training_a_shard(scratch: Path | None) -> int:
+        tracemalloc.start()
+        config = DataConfig(path=str(folder), validation_fraction=0.2)
+        split = load_split(config, scratch=scratch)
+        tokenizer = train_tokenizer(Texts(split.training), kind="bytes", vocab_size=258)
+        load_or_tokenize(split.training, tokenizer, cache_dir=tmp_path / "cache", label="training")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return peak
+
+    n_bytes = sum(path.stat().st_size for path in folder.iterdir())
+    assert peak_of_training_a_shard(tmp_path / "scratch") < 0.5 * n_bytes
+    assert peak_of_training_a_shard(None) > n_bytes

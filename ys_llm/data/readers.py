@@ -9,16 +9,19 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
 from ys_llm.config.schema import DataFormat
 from ys_llm.data.records import END, START, Document, Record
+from ys_llm.data.spool import Spool
 from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks, shown
 from ys_llm.errors import UserError, command_line
 
 ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
+SPOOL_BYTES = 100_000_000  # a corpus from this size on is not kept in memory
 LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; more is no record
 
 _TAG = re.compile(f"{START}|{END}")
@@ -57,16 +60,27 @@ def read_documents(
     return read_corpus(path, data_format=data_format, command=command).documents
 
 
-def read_corpus(path: Path, *, data_format: DataFormat = "auto", command: str = ADVICE) -> Corpus:
+def read_corpus(
+    path: Path,
+    *,
+    data_format: DataFormat = "auto",
+    command: str = ADVICE,
+    scratch: Path | None = None,
+) -> Corpus:
     """Read a file, or a folder and all folders below it.
 
     The documents are sorted by content, so that names of files do not matter; empty texts are left
     out. Under the format `text` every `.txt` and `.md` is one plain document, tags and all; under
     `records` each must hold records. Raises UserError, with file and line, for anything that
     cannot be read in full; `command` is what it advises to type where the path itself is wrong.
+
+    The texts of a large corpus go to a temporary file in the folder `scratch`, if one is given:
+    memory then holds no more than twice the longest text, and a line for each document.
     """
     files = find_files(path, command=command)
-    documents = [doc for file in files.paths for doc in _read_file(file, data_format)]
+    read = (document for file in files.paths for document in _read_file(file, data_format))
+    is_large = scratch is not None and _size(files.paths) >= SPOOL_BYTES
+    documents = list(map(Spool(scratch).add, read) if scratch and is_large else read)
     if not documents:
         raise _no_text(path, files.passed_over, command)
     documents.sort(key=lambda document: (document.content_hash, document.source))
@@ -88,6 +102,15 @@ def read_items(path: Path) -> Iterator[Item]:
 def is_record_file(path: Path) -> bool:
     """Return whether a file holds records; if not, it is one plain text."""
     return _is_jsonl(path) or _begins_with_record(read_blocks(path, errors="replace"), [])
+
+
+def _size(paths: Iterable[Path]) -> int:
+    """Add up the sizes of files; what is wrong with one is said when it is read."""
+    total = 0
+    for path in paths:
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def _no_text(path: Path, passed_over: Counter[str], command: str) -> UserError:

@@ -5,7 +5,7 @@ tokenizer's control tokens are named after; inside a text they are characters li
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -54,9 +54,26 @@ class Document:
         """Return the length of prompt and text as UTF-8."""
         return utf8_length(self.prompt or "") + utf8_length(self.text)
 
+    def part(self, begin: int, end: int) -> "Document":
+        """Return the characters from `begin` to `end` as a plain document of their own."""
+        return Document(self.text[begin:end], source=self.source)
+
     @property
     def _is_canonical(self) -> bool:
         return _is_canonical(self.prompt or "") and _is_canonical(self.text)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The prompts and texts of documents, read anew in each iteration."""
+
+    documents: Sequence[Document]
+
+    def __iter__(self) -> Iterator[str]:
+        for document in self.documents:
+            if document.prompt:
+                yield document.prompt
+            yield document.text
 
 
 def document_id(text: str, prompt: str | None = None) -> str:

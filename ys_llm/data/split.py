@@ -105,9 +105,12 @@ def load_split(
     *,
     record: SplitRecord | None = None,
     command: str = ADVICE,
+    scratch: Path | None = None,
 ) -> Split:
     """Read the corpus of a configuration and split it; see `read_corpus` and `split_documents`."""
-    corpus = read_corpus(Path(config.path), data_format=config.format, command=command)
+    corpus = read_corpus(
+        Path(config.path), data_format=config.format, command=command, scratch=scratch
+    )
     split = split_documents(
         corpus.documents, validation_fraction=config.validation_fraction, record=record
     )
@@ -160,11 +163,12 @@ def split_documents(
 
 def _cut_fraction(document: Document, validation_fraction: float, *, single: bool) -> float:
     """Return the share of a document that is held out by a cut; 0 where it is not cut."""
-    if document.prompt is not None:
+    n_bytes = document.n_bytes  # compared first: the text itself may have to be read from a file
+    if n_bytes < SINGLE_DOCUMENT_BYTES or document.prompt is not None:
         return 0.0
-    if len(document.text) > LONG_DOCUMENT_CHARS:
+    if n_bytes > LONG_DOCUMENT_CHARS and len(document.text) > LONG_DOCUMENT_CHARS:
         return validation_fraction
-    if single and document.n_bytes >= SINGLE_DOCUMENT_BYTES:
+    if single:
         return min(validation_fraction, SINGLE_DOCUMENT_FRACTION)
     return 0.0
 
@@ -177,7 +181,8 @@ def _new_cut(text: str, fraction: float) -> Cut:
 
 def _known_cut(document: Document, cuts: Sequence[Cut]) -> Cut | None:
     """Return the stored cut of this document, if its text before the cut is what it was."""
-    if document.prompt is not None or not cuts:
+    cuts = [cut for cut in cuts if cut.begin <= document.n_bytes]
+    if not cuts or document.prompt is not None:
         return None
     return next(
         (c for c in cuts if _hash_before(document.text, c.begin) == c.hash_before_begin), None
@@ -193,13 +198,13 @@ def _apply(cut: Cut, document: Document, split: Split) -> None:
     if _hash_before(text, cut.end) == cut.hash_before_end:
         end = _position(text, cut.end)
         end += len(text) - end - len(text[end:].lstrip())
-    for side, part in (
-        (split.training, text[:begin]),
-        (split.validation, text[begin:end]),
-        (split.training, text[end:]),
+    for side, first, last in (
+        (split.training, 0, begin),
+        (split.validation, begin, end),
+        (split.training, end, len(text)),
     ):
-        if part and not part.isspace():
-            side.append(Document(part, source=document.source))
+        if first < last and not text[first:last].isspace():
+            side.append(document.part(first, last))
 
 
 def _count(text: str, end: int) -> int:

@@ -23,7 +23,7 @@ import json
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -158,11 +158,11 @@ class StreamDecoder:
         return self._case.push(text) + self._case.flush() if self._case else text
 
 
-def train_tokenizer(texts: Sequence[str], *, kind: Kind, vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, kind: Kind, vocab_size: int) -> Tokenizer:
     """Learn a vocabulary of at most `vocab_size` tokens; the order of the texts does not matter.
 
-    Merges and whole words need to occur twice. Raises UserError if `vocab_size` is too small for
-    the control tokens and the bytes.
+    Merges and whole words need to occur twice. `texts` is iterated more than once. Raises UserError
+    if `vocab_size` is too small for the control tokens and the bytes.
     """
     if vocab_size < SMALLEST_VOCAB:
         raise UserError(
@@ -239,7 +239,7 @@ def _train_bpe(chunks: Iterable[str], kind: Kind, vocab_size: int) -> tokenizers
     return _assemble(kind, map("".join, merges), merges)
 
 
-def _train_words(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
+def _train_words(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """Learn parts of words, then add the whole words that save the most tokens."""
     n_part_tokens = int((vocab_size - SMALLEST_VOCAB) * _WORD_PART_SHARE)
     parts = _train_bpe(
@@ -265,7 +265,7 @@ def _merges(library: tokenizers.Tokenizer) -> list[tuple[str, str]]:
     return [(left, right) for left, right in json.loads(library.to_str())["model"]["merges"]]
 
 
-def _frequent_chars(texts: Sequence[str], limit: int) -> list[str]:
+def _frequent_chars(texts: Iterable[str], limit: int) -> list[str]:
     counts: Counter[str] = Counter()
     for chunk in _all_chunks(texts):
         counts.update(chunk)

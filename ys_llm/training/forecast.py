@@ -63,7 +63,12 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
 
 def _prepare(config: Config, folder: Path, scratch: Path) -> Preparation:
     began = time.perf_counter()
-    split = load_split(config.data, record=saved_split(folder), command=data_command(config))
+    split = load_split(
+        config.data,
+        record=saved_split(folder),
+        command=data_command(config),
+        scratch=scratch,
+    )
     run, _ = build(config, folder, split, cache=scratch / "cache")
     reading_bytes = peak_bytes(run.device) if run.device.type == "cpu" else 0
     run = replace(run, compute=select_backends(run.config.train, run.model, run.compute))

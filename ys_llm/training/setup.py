@@ -11,7 +11,7 @@ from ys_llm.config.schema import Config, DataConfig
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import provenance_of
-from ys_llm.data.records import Document
+from ys_llm.data.records import Document, Texts
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
@@ -61,7 +61,12 @@ def set_up(
     if resume_step is not None:
         check_resume_step(folder, resume_step)
     remove_temp_files(folder)
-    split = load_split(config.data, record=saved_split(folder), command=data_command(config))
+    split = load_split(
+        config.data,
+        record=saved_split(folder),
+        command=data_command(config),
+        scratch=folder / "cache",
+    )
     run, state = build(config, folder, split, cache=folder / "cache")
     run = replace(run, data=replace(run.data, sources=_sources(config, split.training)))
     for line in header_lines(run):
@@ -151,9 +156,8 @@ def _tokenizer(config: Config, folder: Path, split: Split) -> Tokenizer:
     if config.train.init_from:
         return Tokenizer.load(_source_run(folder, config) / "tokenizer.json")
     log_line(f"tokenizer    training {config.tokenizer.kind} on the training documents")
-    texts = [text for d in split.training for text in (d.prompt, d.text) if text]
     return train_tokenizer(
-        texts, kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size
+        Texts(split.training), kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size
     )
 
 

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import matrix_memory
 from support.training_runs import ROOT, sentences, write_corpus
+
+from ys_llm.mixers import protocol, softmax_attention, three_tier
 
 CONFIG = """\
 run: {name}
@@ -59,6 +62,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "configs" / f"{name}.yaml").write_text(text)
     write_corpus(folder / "corpus", sentences(20))
     return folder
+
+
+def as_the_protocol(
+    mixer: matrix_memory.Mixer | softmax_attention.Mixer | three_tier.Mixer,
+) -> protocol.Mixer:
+    """For mypy: what one of them lacks of the protocol is an error of types here."""
+    return mixer
 
 
 def python(copy: Path, *words: str) -> str:

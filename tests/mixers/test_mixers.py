@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ys_llm.config.schema import ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
+from ys_llm.mixers.protocol import Mixer
 from ys_llm.model import costs
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import concat_rows, select_rows, state_bytes, tensors_of
@@ -51,6 +52,18 @@ def assert_same_state(state: Any, expected: Any) -> None:
 
 def test_there_are_mixers_to_test() -> None:
     assert len(NAMES) >= 2
+
+
+@every_mixer
+def test_it_has_all_that_the_protocol_names(case: Case) -> None:
+    mixer = case.mixer()
+    methods = {name for name in vars(Mixer) if not name.startswith("_")}
+    for name in methods | set(Mixer.__annotations__):
+        assert hasattr(mixer, name), f"{case.name} lacks {name}"
+    backend, why = mixer.select_backend(batch_size=2, precision="fp32", timed=False)
+    assert mixer.backend == backend != "auto"
+    assert why
+    assert mixer.select_backend(batch_size=2, precision="fp32", previous=backend)[0] == backend
 
 
 @every_mixer

@@ -11,6 +11,7 @@ State: the window of the last tokens and the matrix, in a tree of its own form.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,8 @@ class Mixer(nn.Module):
 
     def init_state(self, batch_size: int) -> dict[str, list[Tensor] | Memory]:
         """Zeros."""
-        options, zeros = self.options, self.kernel.new_zeros
+        options, like = self.options, self.kernel
+        zeros = partial(torch.zeros, dtype=like.dtype, device=like.device)
         window_BWD = zeros(batch_size, options.width - 1, self.d_model)
         matrix_BPP = zeros(batch_size, options.d_key, options.d_key)
         return {"window": [window_BWD], "memory": Memory(matrix_BPP)}

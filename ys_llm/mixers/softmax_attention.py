@@ -141,10 +141,14 @@ class Mixer(nn.Module):
 
     def init_state(self, batch_size: int) -> dict[str, Tensor]:
         """The empty cache."""
-        weight = self.k_proj.weight
-        empty = weight.new_zeros(batch_size, 0, self.n_kv_heads, self.d_head)
+        weight, shape = self.k_proj.weight, (batch_size, 0, self.n_kv_heads, self.d_head)
+        here: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device}
         document = torch.zeros(batch_size, 0, dtype=torch.int32, device=weight.device)
-        return {"keys": empty, "values": empty.clone(), "document": document}
+        return {
+            "keys": torch.zeros(shape, **here),
+            "values": torch.zeros(shape, **here),
+            "document": document,
+        }
 
     def state_bytes(self, batch_size: int, seq_len: int) -> int:
         """Bytes after `seq_len` tokens: a key, a value and a document number for each in view."""

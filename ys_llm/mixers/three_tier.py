@@ -250,9 +250,11 @@ class Mixer(nn.Module):
 
     def init_state(self, batch_size: int) -> dict[str, Tensor]:
         """The state before the first token: zeros."""
-        zeros = self.state_controller.new_zeros(batch_size, self.options.d_state)
-        names = ("main", "local_summary", "global_summary")
-        return {name: zeros.clone() for name in names}
+        like, shape = self.state_controller, (batch_size, self.options.d_state)
+        return {  # not `new_zeros`: the controller of a sharded model is a DTensor
+            name: torch.zeros(shape, dtype=like.dtype, device=like.device)
+            for name in ("main", "local_summary", "global_summary")
+        }
 
     def state_bytes(self, batch_size: int, seq_len: int) -> int:
         """Bytes of a streamed state after `seq_len` tokens: the same for every length."""

@@ -231,6 +231,20 @@ def test_the_only_text_gives_its_last_twentieth() -> None:
     assert len(small.validation[0].text) == pytest.approx(0.01 * len(text), rel=0.05)
 
 
+def test_the_only_text_of_a_run_without_a_record_was_all_trained_on_and_stays_so() -> None:
+    documents = [Document("word " * 6_000)]
+    record = SplitRecord.from_json(None)
+    split = split_documents(documents, validation_fraction=0.2, record=record)
+    assert split.training == documents and not split.validation
+
+
+def test_two_copies_of_a_novel_are_cut_alike() -> None:
+    split = split_documents([Document(NOVEL), Document(NOVEL)], validation_fraction=0.1)
+    assert len(split.record.cuts) == 1
+    assert len(set(texts(split.training))) == len(set(texts(split.validation))) == 1
+    assert split.leak_check.startswith("0 of 2 validation documents")
+
+
 def test_of_a_small_only_text_nothing_is_held_out_and_the_header_says_what_that_means() -> None:
     for fraction in (0.05, 0.999):
         split = split_documents([Document("word " * 3_000)], validation_fraction=fraction)

@@ -137,8 +137,10 @@ def split_documents(
     split = Split([], [], "")
     cuts: list[Cut] = []
     record = record or SplitRecord()
+    # A run from before there were records has trained on all of its only document.
+    single = len(every) == 1 and record.version == BY_DOCUMENT_ID
     for document in every:
-        fraction = _cut_fraction(document, validation_fraction, single=len(every) == 1)
+        fraction = _cut_fraction(document, validation_fraction, single=single)
         known = _known_cut(document, record.cuts) if validation_fraction else None
         if known or fraction:
             cuts.append(known or _new_cut(document.text, fraction))
@@ -157,7 +159,7 @@ def split_documents(
         split.validation,
         _leak_check(split.training, split.validation),
         _notes(split, every, validation_fraction, lost=len(set(record.cuts) - set(cuts))),
-        SplitRecord(record.version, tuple(cuts)),
+        SplitRecord(record.version, tuple(dict.fromkeys(cuts))),
     )
 
 

@@ -15,10 +15,10 @@ from ys_llm.config.schema import (
     Config,
     DataConfig,
     GenerateConfig,
-    Kind,
     ModelConfig,
     Stage,
     TokenizerConfig,
+    TokenizerKind,
     TrainConfig,
 )
 from ys_llm.config.sources import (
@@ -138,7 +138,7 @@ def test_what_other_yaml_readers_see_is_the_same_configuration() -> None:
 
 
 def test_kinds_of_tokenizers_are_what_the_field_accepts() -> None:
-    for kind in get_args(Kind):
+    for kind in get_args(TokenizerKind):
         assert from_mapping({"tokenizer": {"kind": kind}}).tokenizer.kind == kind
 
 

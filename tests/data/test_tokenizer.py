@@ -15,7 +15,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ys_llm.config.schema import Kind
+from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import (
     ALL_CAPS,
     CAPITAL,
@@ -28,7 +28,7 @@ from ys_llm.data.case_markers import (
 from ys_llm.data.tokenizer import SMALLEST_VOCAB, StreamDecoder, Tokenizer, train_tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 VOCAB_SIZE = 600
 SENTENCES = [
     "The old keeper of Paris walked to the harbour, and NASA called him at 12:45.\n",
@@ -76,7 +76,7 @@ def read(tokenizer: Tokenizer, text: str) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", HARD_INPUTS)
 def test_the_inputs_that_others_lost_come_back(
-    trained: dict[str, Tokenizer], kind: Kind, text: str
+    trained: dict[str, Tokenizer], kind: TokenizerKind, text: str
 ) -> None:
     ids = trained[kind].encode(text)
     assert trained[kind].decode(ids) == text
@@ -87,7 +87,7 @@ def test_the_inputs_that_others_lost_come_back(
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=150, deadline=None)
 @given(text=any_text | tricky_text)
-def test_any_text_comes_back(trained: dict[str, Tokenizer], kind: Kind, text: str) -> None:
+def test_any_text_comes_back(trained: dict[str, Tokenizer], kind: TokenizerKind, text: str) -> None:
     ids = trained[kind].encode(text)
     assert trained[kind].decode(ids) == text
     assert not {Tokenizer.end_id, Tokenizer.start_id} & set(ids)
@@ -97,7 +97,7 @@ def test_any_text_comes_back(trained: dict[str, Tokenizer], kind: Kind, text: st
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_a_stream_of_any_ids_reads_as_the_whole(
-    trained: dict[str, Tokenizer], kind: Kind, data: st.DataObject
+    trained: dict[str, Tokenizer], kind: TokenizerKind, data: st.DataObject
 ) -> None:
     tokenizer = trained[kind]
     # Ids below 280 are drawn often: bytes that are no UTF-8, markers without a word, controls.
@@ -169,7 +169,7 @@ def test_the_bytes_of_a_character_are_held_until_it_is_whole(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_begin_with_the_controls_and_the_bytes(
-    trained: dict[str, Tokenizer], kind: Kind
+    trained: dict[str, Tokenizer], kind: TokenizerKind
 ) -> None:
     tokenizer = trained[kind]
     assert [tokenizer.token_text(0), tokenizer.token_text(1)] == ["<end>", "<start>"]
@@ -192,7 +192,9 @@ def test_chars_learns_the_frequent_characters_in_the_order_of_their_code_points(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_vocabulary_is_larger_than_asked_for(trained: dict[str, Tokenizer], kind: Kind) -> None:
+def test_no_vocabulary_is_larger_than_asked_for(
+    trained: dict[str, Tokenizer], kind: TokenizerKind
+) -> None:
     for vocab_size in (SMALLEST_VOCAB, SMALLEST_VOCAB + 1, 300):
         small = train_tokenizer(TEXTS, kind=kind, vocab_size=vocab_size)
         assert small.vocab_size == (SMALLEST_VOCAB if kind == "bytes" else vocab_size)
@@ -203,7 +205,9 @@ def test_no_vocabulary_is_larger_than_asked_for(trained: dict[str, Tokenizer], k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_texts_does_not_matter(trained: dict[str, Tokenizer], kind: Kind) -> None:
+def test_the_order_of_texts_does_not_matter(
+    trained: dict[str, Tokenizer], kind: TokenizerKind
+) -> None:
     shuffled = random.Random(1).sample(TEXTS, len(TEXTS))
     again = train_tokenizer(shuffled, kind=kind, vocab_size=VOCAB_SIZE)
     assert again.fingerprint == trained[kind].fingerprint
@@ -230,7 +234,7 @@ def test_hash_seeds_and_threads_do_not_matter(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_saved_is_loaded_whole(
-    trained: dict[str, Tokenizer], tmp_path: Path, kind: Kind
+    trained: dict[str, Tokenizer], tmp_path: Path, kind: TokenizerKind
 ) -> None:
     path = tmp_path / "tokenizer.json"
     trained[kind].save(path)
@@ -245,7 +249,10 @@ def test_what_is_saved_is_loaded_whole(
 @settings(max_examples=100, deadline=None)
 @given(text=tricky_text | any_text)
 def test_the_library_reads_the_saved_file_alike(
-    trained: dict[str, Tokenizer], tmp_path_factory: pytest.TempPathFactory, kind: Kind, text: str
+    trained: dict[str, Tokenizer],
+    tmp_path_factory: pytest.TempPathFactory,
+    kind: TokenizerKind,
+    text: str,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"{kind}.json"
     if not path.exists():
@@ -268,7 +275,7 @@ def test_a_long_text_is_encoded_as_its_parts_are(trained: dict[str, Tokenizer]) 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_cut_before_a_space_or_line_break_keeps_its_tokens(
-    trained: dict[str, Tokenizer], kind: Kind
+    trained: dict[str, Tokenizer], kind: TokenizerKind
 ) -> None:
     text = "".join(SENTENCES)
     borders = [i for i in range(1, len(text)) if text[i] in " \n" and not text[i - 1].isspace()]
@@ -280,7 +287,9 @@ def test_a_text_cut_before_a_space_or_line_break_keeps_its_tokens(
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100, deadline=None)
 @given(text=tricky_text | any_text)
-def test_packed_ids_are_the_ids(trained: dict[str, Tokenizer], kind: Kind, text: str) -> None:
+def test_packed_ids_are_the_ids(
+    trained: dict[str, Tokenizer], kind: TokenizerKind, text: str
+) -> None:
     packed = np.frombuffer(trained[kind].encode_packed(text), "<u2")
     assert packed.tolist() == trained[kind].encode(text)
 
@@ -321,7 +330,9 @@ def test_a_missing_damaged_or_foreign_file_is_refused(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", ["acgt", "x", "日", "  ", "\n", "-="])
-def test_a_piece_without_end_is_learned_from_and_encoded_in_parts(kind: Kind, piece: str) -> None:
+def test_a_piece_without_end_is_learned_from_and_encoded_in_parts(
+    kind: TokenizerKind, piece: str
+) -> None:
     text = piece * 200_000
     tokenizer = train_tokenizer([text], kind=kind, vocab_size=SMALLEST_VOCAB + 4)
     ids = tokenizer.encode(text)

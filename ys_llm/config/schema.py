@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ys_llm.config.strict_reader import setting
 
-Kind = Literal["bpe", "words", "chars", "bytes"]
+TokenizerKind = Literal["bpe", "words", "chars", "bytes"]
 DataFormat = Literal["auto", "text", "records"]
 
 _MIXER_NAME = r"[a-z][a-z0-9_]*"
@@ -46,7 +46,7 @@ class DataConfig:
 class TokenizerConfig:
     """How text becomes tokens."""
 
-    kind: Kind = field(
+    kind: TokenizerKind = field(
         default="bpe",
         metadata={"help": "bpe: byte-level BPE; words: whole words; chars; bytes"},
     )

@@ -4,7 +4,7 @@ import codecs
 import re
 from collections.abc import Iterator
 
-from ys_llm.config.schema import Kind
+from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import MARKERS
 from ys_llm.errors import UserError
 
@@ -58,7 +58,7 @@ def split_long_piece(piece: str) -> list[str]:
     return [piece[start : start + LONGEST_PIECE] for start in starts]
 
 
-def piece_pattern(kind: Kind) -> str:
+def piece_pattern(kind: TokenizerKind) -> str:
     """Return the regular expression that cuts the text of a tokenizer of this kind into pieces."""
     return _MARKED_PATTERN if kind == "words" else _PATTERN
 

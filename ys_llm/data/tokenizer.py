@@ -31,7 +31,7 @@ from typing import Any, get_args
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from ys_llm.config.schema import Kind
+from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import (
     ALL_CAPS,
     CAPITAL,
@@ -158,7 +158,7 @@ class StreamDecoder:
         return self._case.push(text) + self._case.flush() if self._case else text
 
 
-def train_tokenizer(texts: Iterable[str], *, kind: Kind, vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, kind: TokenizerKind, vocab_size: int) -> Tokenizer:
     """Learn a vocabulary of at most `vocab_size` tokens; the order of the texts does not matter.
 
     Merges and whole words need to occur twice. `texts` is iterated more than once. Raises UserError
@@ -189,7 +189,7 @@ def id_format(vocab_size: int) -> str:
 class _PackedPieces(dict[str, bytes]):
     """A cache of the ids of each piece: a lookup costs a hundredth of encoding it."""
 
-    def __init__(self, library: tokenizers.Tokenizer, kind: Kind, id_format: str) -> None:
+    def __init__(self, library: tokenizers.Tokenizer, kind: TokenizerKind, id_format: str) -> None:
         super().__init__()
         self._tokenize = library.model.tokenize  # half the time of a whole `encode`
         self._to_library = _utf8_text if kind == "chars" else byte_level
@@ -209,7 +209,7 @@ def _utf8_text(text: str) -> str:
     return text
 
 
-def _without_long_pieces(chunks: Iterable[str], kind: Kind) -> Iterator[str]:
+def _without_long_pieces(chunks: Iterable[str], kind: TokenizerKind) -> Iterator[str]:
     """Yield the chunks to learn from, with pieces over `LONGEST_PIECE` cut into parts."""
     findall = re.compile(piece_pattern(kind)).findall
     for chunk in chunks:
@@ -223,7 +223,7 @@ def _all_chunks(texts: Iterable[str]) -> Iterator[str]:
     return chain.from_iterable(map(split_chunks, texts))
 
 
-def _train_bpe(chunks: Iterable[str], kind: Kind, vocab_size: int) -> tokenizers.Tokenizer:
+def _train_bpe(chunks: Iterable[str], kind: TokenizerKind, vocab_size: int) -> tokenizers.Tokenizer:
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = _pre_tokenizer(kind)
     trained.train_from_iterator(
@@ -273,7 +273,7 @@ def _frequent_chars(texts: Iterable[str], limit: int) -> list[str]:
 
 
 def _assemble(
-    kind: Kind, learned: Iterable[str], merges: list[tuple[str, str]] | None = None
+    kind: TokenizerKind, learned: Iterable[str], merges: list[tuple[str, str]] | None = None
 ) -> tokenizers.Tokenizer:
     # Two merges may make the same token, which then keeps its first id.
     tokens = dict.fromkeys(chain(CONTROLS, _byte_names(kind), learned))
@@ -293,7 +293,7 @@ def _assemble(
     return library
 
 
-def _pre_tokenizer(kind: Kind) -> pre_tokenizers.PreTokenizer:
+def _pre_tokenizer(kind: TokenizerKind) -> pre_tokenizers.PreTokenizer:
     """Return the library's pre-tokenizer of a kind; no two kinds have the same."""
     split = pre_tokenizers.Split(tokenizers.Regex(piece_pattern(kind)), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -302,12 +302,12 @@ def _pre_tokenizer(kind: Kind) -> pre_tokenizers.PreTokenizer:
     return byte_level if kind == "bytes" else pre_tokenizers.Sequence([split, byte_level])
 
 
-def _kind_of(library: tokenizers.Tokenizer) -> Kind:
+def _kind_of(library: tokenizers.Tokenizer) -> TokenizerKind:
     """Recognise the kind by everything but the vocabulary; the file format has no field for it.
 
     A file with a normalizer, truncation or decoder of its own would change text silently.
     """
-    kinds: tuple[Kind, ...] = get_args(Kind)
+    kinds: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
     found = _without_vocabulary(library)
     for kind in kinds:
         if found == _without_vocabulary(_assemble(kind, [])):
@@ -321,12 +321,12 @@ def _without_vocabulary(library: tokenizers.Tokenizer) -> dict[str, Any]:
     return parts
 
 
-def _byte_names(kind: Kind) -> list[str]:
+def _byte_names(kind: TokenizerKind) -> list[str]:
     """Return the names that the library gives to the tokens of single bytes."""
     return [f"<0x{byte:02X}>" for byte in range(256)] if kind == "chars" else BYTE_CHARS
 
 
-def _token_bytes(library: tokenizers.Tokenizer, kind: Kind) -> list[bytes]:
+def _token_bytes(library: tokenizers.Tokenizer, kind: TokenizerKind) -> list[bytes]:
     """Return the bytes of each id; raise ValueError for a vocabulary with another layout."""
     vocab = library.get_vocab()
     tokens = sorted(vocab, key=vocab.__getitem__)

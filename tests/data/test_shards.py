@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ys_llm.config.schema import Kind
+from ys_llm.config.schema import TokenizerKind
 from ys_llm.data import shards as shards_module
 from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, load_or_tokenize
@@ -33,7 +33,9 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module")
 def trained() -> dict[str, Tokenizer]:
     texts = ["Ba aB'a a.\n\ta é日 " * 5 + str(i) for i in range(9)]
-    return {kind: train_tokenizer(texts, kind=kind, vocab_size=300) for kind in get_args(Kind)}
+    return {
+        kind: train_tokenizer(texts, kind=kind, vocab_size=300) for kind in get_args(TokenizerKind)
+    }
 
 
 def load(documents: list[Document], tokenizer: Tokenizer, folder: Path) -> TokenShard:
@@ -134,7 +136,7 @@ def test_several_processes_write_the_same_shard(
     assert parallel.document_offsets.tolist() == whole.document_offsets.tolist()
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("kind", get_args(TokenizerKind))
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.text(alphabet="aB '.\n\té日", max_size=60), min_size=1, max_size=3))
 def test_a_document_that_is_encoded_in_parts_has_the_tokens_of_the_whole(
@@ -211,7 +213,7 @@ def test_a_shard_without_a_note_of_its_check_is_read(tokenizer: Tokenizer, tmp_p
 
 def test_plain_text_with_the_tags_in_it_holds_no_control_token(tmp_path: Path) -> None:
     text = "A record: <start> and <end>, <end><start>; `<END>`.\n" * 3
-    for kind in get_args(Kind):
+    for kind in get_args(TokenizerKind):
         trained = train_tokenizer([text] * 3, kind=kind, vocab_size=400)
         tokens = load([Document(text)], trained, tmp_path).tokens.tolist()
         inner = tokens[1:-1]

@@ -12,9 +12,11 @@ cb51132/run was trained there for 30 steps on the sentences below, in a width of
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from support.training_runs import rows_of, snapshot
 from ys_llm.cli.main import main
 from ys_llm.config.schema import ModelConfig
 from ys_llm.config.sources import load_config
-from ys_llm.errors import EXIT_USAGE
+from ys_llm.errors import EXIT_INTERRUPTED, EXIT_USAGE
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import unflatten
 from ys_llm.runs import convert
@@ -117,6 +119,26 @@ def test_a_conversion_that_was_stopped_is_repeated(
     assert main(["eval", "old", "corpus"]) == EXIT_USAGE
     assert main(["convert", "old"]) == 0
     assert evaluated(capsys) == pytest.approx(BITS_PER_BYTE, abs=5e-7)
+    assert read_checkpoint(checkpoints(run)[-1]).progress["step"] == 30
+
+
+@pytest.mark.parametrize("stop_at", range(6))
+def test_a_kill_between_any_two_renames_loses_nothing(
+    stop_at: int, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rename, renames = os.replace, iter(range(100))
+
+    def stop_before(source: Any, target: Any) -> None:
+        if next(renames) == stop_at:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", stop_before)
+        assert main(["convert", "old"]) == EXIT_INTERRUPTED
+    assert main(["convert", "old"]) == 0
+    assert evaluated(capsys) == pytest.approx(BITS_PER_BYTE, abs=5e-7)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000030"]
     assert read_checkpoint(checkpoints(run)[-1]).progress["step"] == 30
 
 

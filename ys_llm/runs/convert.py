@@ -1,9 +1,12 @@
 """Updates a run that an earlier version of ys made: settings, tensors and checkpoints.
 
-Version 1 is that of ys before `model.layers`. Each file is replaced atomically and config.yaml, by
-whose names an earlier run is known, comes last: a conversion that was stopped is repeated.
+Version 1 is that of ys before `model.layers`. Each file is replaced atomically, and so is each
+checkpoint: at any instant the old one or the new one exists. config.yaml, whose names tell an
+earlier run, is written last, so that a conversion that was stopped is repeated.
 """
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from ys_llm.runs.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from ys_llm.runs.folder import SUPERSEDED, checkpoints, locked
+from ys_llm.runs.folder import CHECKPOINTS, SUPERSEDED, checkpoints, locked
 from ys_llm.runs.model_files import (
     architecture,
     read_json,
@@ -37,6 +40,7 @@ from ys_llm.runs.model_files import (
 from ys_llm.system.files import remove_folder, sync_folder, write_atomically
 from ys_llm.system.lock import is_run
 
+_OLD, _NEW = ".old", ".new"  # ends of hidden names, for the time of a replacement
 _FORMAT = 1  # of the checkpoints that are converted
 _SUPERSEDED = "left-behind"  # their folder's former name
 _TENSORS = {".entry": ".summary_scale"}  # former ending of a parameter's name: the present one
@@ -84,6 +88,8 @@ def _convert_tensors(run: Path, config: Config) -> Iterator[str]:
         if renamed.keys() != tensors.keys():
             write_atomically(path, tensor_bytes(renamed))
             yield str(path)
+    for parent in (run / CHECKPOINTS, run / _SUPERSEDED):
+        _recover(parent)
     folders = [*checkpoints(run), *sorted((run / _SUPERSEDED).glob("step-*"))]
     for folder in folders:
         try:
@@ -98,12 +104,14 @@ def _convert_tensors(run: Path, config: Config) -> Iterator[str]:
 
 
 def _convert_checkpoint(saved: Checkpoint, model: Model) -> None:
+    """Replace a checkpoint; the old one is removed when the new one has its name."""
     moments = {}
     for name, moment in saved.moments.items():
         key, _, parameter = name.partition(".")
         moments[f"{key}.{_tensor_name(parameter, model)}"] = moment
+    new, old = (saved.path.with_name(f".{saved.path.name}{end}") for end in (_NEW, _OLD))
     write_checkpoint(
-        saved.path,
+        new,
         {
             "model": {_tensor_name(name, model): t for name, t in saved.weights.items()},
             "optimizer": moments,
@@ -111,6 +119,23 @@ def _convert_checkpoint(saved: Checkpoint, model: Model) -> None:
         },
         _progress(saved.progress, model),
     )
+    os.replace(saved.path, old)
+    sync_folder(saved.path.parent)
+    os.replace(new, saved.path)
+    sync_folder(saved.path.parent)
+    shutil.rmtree(old)
+
+
+def _recover(folder: Path) -> None:
+    """Give a checkpoint its name back where a conversion was stopped; remove what else it left."""
+    for old in folder.glob(f".step-*{_OLD}"):
+        final = old.with_name(old.name.removeprefix(".").removesuffix(_OLD))
+        if final.exists():
+            shutil.rmtree(old)
+        else:
+            os.replace(old, final)
+    for new in folder.glob(f".step-*{_NEW}"):
+        shutil.rmtree(new)
 
 
 def _tensor_name(name: str, model: Model) -> str:

@@ -1,4 +1,4 @@
-"""The same code on CUDA: run by `scripts/check --gpu`; skipped with a reason elsewhere."""
+"""The same code on CUDA, and its experimental backends: `scripts/check --gpu`, on a device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One bad input or stroke of bad luck: how it is set up, what is typed, and what must be said."""
+"""One bad input or failure: how it is set up, what is typed, and what the error must contain."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from ys_llm.errors import EXIT_FAILED
 from ys_llm.system.lock import RUN_LOCK
 
 NOBODY = 65534
-PATIENCE_SECONDS = 60  # for a command that should refuse at once: a FIFO would keep it for ever
+PATIENCE_SECONDS = (
+    60  # for a command that should refuse at once; reading a FIFO would block it for ever
+)
 NEW = "runs/new"  # the one folder that a refused training may have begun to fill
 TRAIN = (
     *("train", "--data", "texts", "--run", "new"),
@@ -37,7 +39,7 @@ def nothing() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """`words` typed after `make` end with `code` and say each of `says`; `note` tells it apart."""
+    """`words` typed after `make` end with `code`; the error contains each of `says`. `note` tells cases apart."""
 
     note: str
     words: tuple[str, ...]
@@ -73,14 +75,14 @@ def check(case: Case, capsys: pytest.CaptureFixture[str]) -> str:
     with no_longer_than(PATIENCE_SECONDS):
         code = exit_code(*case.words)
     error = capsys.readouterr().err
-    said = [line for line in error.splitlines() if line.startswith("ys: ")]
+    lines = [line for line in error.splitlines() if line.startswith("ys: ")]
     assert "Traceback" not in error, error
-    assert (code, len(said)) == (case.code, case.problems), error
-    assert error.splitlines()[-case.problems :] == said, error
+    assert (code, len(lines)) == (case.code, case.problems), error
+    assert error.splitlines()[-case.problems :] == lines, error
     for words in case.says:
-        assert words in "\n".join(said)
+        assert words in "\n".join(lines)
     assert everything(except_for=case.may_write) == before
-    return "\n".join(said)
+    return "\n".join(lines)
 
 
 def exit_code(*words: str) -> int:
@@ -110,7 +112,7 @@ def _content(path: Path) -> object:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         return os.readlink(path)
-    if path.name == RUN_LOCK or not stat.S_ISREG(mode):  # a lock names whoever held it last
+    if path.name == RUN_LOCK or not stat.S_ISREG(mode):  # a lock names its last owner
         return stat.S_IFMT(mode)
     return path.read_bytes()
 

@@ -1,8 +1,8 @@
-"""What a run may suffer at a chosen file operation: a kill, a signal, a full disk, a power cut.
+"""Faults at a chosen file operation: a kill, a signal, a full disk, a power cut.
 
-`watching` replaces the functions of `os` that change files and tells of each call below a folder
-before it is made. `DurableDisk` is the least that POSIX promises: what was never fsynced is lost,
-and so are a new name, a renaming and a removal until their folder is fsynced.
+`watching` replaces the functions of `os` that change files and reports each call below a folder
+before it is made. `DurableDisk` keeps only what POSIX guarantees: what was never fsynced is lost,
+and so are a new name, a rename and a removal until their folder is fsynced.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _REMOVES = ("unlink", "remove", "rmdir")
 _RENAMES = ("replace", "rename")
 _NAMES = ("open", "write", "fsync", "mkdir", *_RENAMES, *_REMOVES)
 _REAL = {name: getattr(os, name) for name in _NAMES}
-REFUSED = {  # by a disk in this condition; removing is how space is freed
+REFUSED = {  # by a disk in this state; removals free space
     "ENOSPC": {"open", "write", "fsync", "mkdir"},
     "EIO": {"open", "write", "fsync", "mkdir"},
     "EROFS": set(_NAMES),
@@ -49,7 +49,7 @@ Listener = Callable[[Call], Callable[[], None] | None]
 
 @contextmanager
 def watching(folder: Path, *listeners: Listener) -> Iterator[None]:
-    """Tell each listener of each call below `folder`; what it returns is called afterwards."""
+    """Report each call below `folder` to each listener; what it returns is called afterwards."""
     _watch(folder, *listeners)
     try:
         yield
@@ -71,7 +71,7 @@ def _watched(name: str, root: str, listeners: tuple[Listener, ...]) -> Callable[
         if call is None or not f"{call.path}/".startswith(f"{root}/"):
             return real(*given, **named)
         afterwards = [listener(call) for listener in listeners]
-        # No power is really cut: to wait for the disk would take most of the tests' time.
+        # No power is really cut: waiting for the disk would take most of the tests' time.
         result = None if name == "fsync" else real(*given, **named)
         for then in filter(None, afterwards):
             then()
@@ -106,16 +106,16 @@ class _Node:
 class DurableDisk:
     """Listens to the calls below `root`; `crash` writes what a power cut would leave.
 
-    What exists when it is made counts as durable.
+    What exists at the start counts as durable.
     """
 
     def __init__(self, root: Path) -> None:
         self._nodes: dict[int, _Node] = {}  # by inode, of what has a name now
         self._root_path = root
-        self._root = self._settled(str(root))
+        self._root = self._durable(str(root))
 
     def __call__(self, call: Call) -> Callable[[], None] | None:
-        """Note what a call makes durable, and that an inode's number becomes free."""
+        """Record what a call makes durable, and that an inode number becomes free."""
         if call.name == "fsync":
             return lambda: self._synced(call.descriptor)
         lost = call.target if call.name in _RENAMES else call.path
@@ -127,17 +127,17 @@ class DurableDisk:
     def crash(self, into: Path, *, luck: random.Random | None = None) -> None:
         """Write the surviving tree to `into`.
 
-        With `luck` the disk has written some of the rest of its own accord: each folder and file is
-        as it was at its last fsync or as it is now, and what a file has got since may be halved.
+        With `luck` the disk has written some of the rest on its own: each folder and file is as it
+        was at its last fsync or as it is now, and what was appended since may be cut in half.
         """
         self._write(self._root, into, now=self._root_path, luck=luck)
 
-    def _settled(self, path: str) -> _Node:
-        """The node of something that is durable as it is, with all below it."""
+    def _durable(self, path: str) -> _Node:
+        """The node of a path that is durable as it is, with everything below it."""
         node = self._node(os.lstat(path))
         if node.is_folder:
             inside = os.listdir(path)
-            node.listing = {name: self._settled(os.path.join(path, name)) for name in inside}
+            node.listing = {name: self._durable(os.path.join(path, name)) for name in inside}
         else:
             node.content = _read(path)
         return node

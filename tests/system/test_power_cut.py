@@ -99,10 +99,10 @@ def new_folder(root: Path) -> None:
 
 
 def journal(root: Path) -> None:
-    held = Journal(root / "journal")
-    held.write("new line")
-    held.sync()
-    held.close()
+    opened = Journal(root / "journal")
+    opened.write("new line")
+    opened.sync()
+    opened.close()
 
 
 CHANGES: dict[str, Callable[[Path], Any]] = {

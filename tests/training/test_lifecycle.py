@@ -1,8 +1,8 @@
-"""Whatever is done to a run in whatever order, what must hold of it holds: random sequences.
+"""Random sequences of commands and faults on one run, checked against a simple model of it.
 
-A simple model says what must be there after each command: how many steps, whether there is a model,
-which exit code, which files. A sequence is drawn from its number alone; where one fails, its
-history of commands is shown.
+The model predicts what must be there after each command: how many steps, whether a trained model,
+which exit code, which files. A sequence is drawn from its number alone; if it fails, its history
+of commands is shown.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ys_llm.runs.model_files import load_run
 SEQUENCES = 200
 IN_THE_ORDINARY_SUITE = 20
 COMMANDS = 8
-SHORTEST = 3  # steps: the warm-up and one more, so that more steps change nothing of the first ones
+SHORTEST = 3  # steps: the warm-up and one more, so that asking for more changes none of the first
 MOST_OPERATIONS = 260  # file operations of a short training; a fault may come too late to happen
 ALLOWED_NAMES = RUN_FOLDER | {"superseded", "notes.txt"}
 BASE = {"train.checkpoint_interval": "3", "train.eval_interval": "4", "train.sample_interval": "5"}
@@ -61,7 +61,7 @@ FORBIDDEN = (
 
 @dataclass
 class Wholes:
-    """Uninterrupted runs by their number of steps, made when they are asked for."""
+    """Uninterrupted runs by their number of steps, made on demand."""
 
     base: Path
     forks: ForkServer
@@ -92,7 +92,7 @@ def words(corpus: Path, steps: int, changes: dict[str, str]) -> list[str]:
 
 @dataclass
 class Life:
-    """A run, what is done to it, and what must hold."""
+    """A run, what is done to it, and what must hold afterwards."""
 
     draw: random.Random
     folder: Path
@@ -100,9 +100,9 @@ class Life:
     wholes: Wholes
     changes: dict[str, str] = field(default_factory=lambda: dict(BASE))
     target: int = 0  # steps asked for last
-    saved: int = 0  # steps that cannot be lost any more
+    saved: int = 0  # steps that must never be lost
     has_model: bool = False
-    is_settled: bool = False  # the last training came to its end
+    is_finished: bool = False  # the last training finished
     is_pure: bool = True  # as an uninterrupted run would be
     corpus: dict[str, bytes] = field(default_factory=dict)
     history: list[str] = field(default_factory=list)
@@ -112,17 +112,15 @@ class Life:
     def run(self) -> Path:
         return self.folder / "runs" / "mine"
 
-    # Commands.
-
     def train(self) -> None:
-        """More steps, or the same words again."""
+        """More steps, or the same command again."""
         self.target = max(SHORTEST, self.target + self.draw.choice((0, 1, 3, 5)))
         self.expect(0, self.start())
         self.finished()
 
-    def go_on_by_name(self) -> None:
-        """`ys train --run mine`, with what the run itself remembers."""
-        if self.is_settled:
+    def resume_by_name(self) -> None:
+        """`ys train --run mine`, with the settings saved in the run."""
+        if self.is_finished:
             self.expect(0, self.command("train", "--run", "mine"))
             self.finished()
 
@@ -151,7 +149,7 @@ class Life:
         self.finished() if ended.code == 0 else self.cut_short()
 
     def clean(self) -> None:
-        """Begin anew; or only ask what would go, which changes nothing."""
+        """Start from scratch; or only ask what would be removed, which changes nothing."""
         what = self.draw.choice((["clean"], ["clean", "all"]))
         if self.draw.random() < 0.3:
             before = self.snapshot()
@@ -164,7 +162,7 @@ class Life:
         self.finished()
 
     def be_killed_while_it_is_cleaned(self) -> None:
-        """What goes then is not half of it: the next training begins anew, or goes on."""
+        """No half is left: the next training starts from scratch, or resumes."""
         self.target = max(SHORTEST, self.target)
         ended = self.start("clean", "--yes", fault="kill", at=self.draw.randrange(30))
         self.expect({0, -signal.SIGKILL}, ended)
@@ -181,7 +179,7 @@ class Life:
         assert self.snapshot() == before
 
     def edit(self) -> None:
-        """Change what may be changed; the rate changes what a run comes to, intervals do not."""
+        """Change what may change; a learning rate changes the result, intervals do not."""
         if self.draw.random() < 0.3:
             self.changes["train.learning_rate"] = self.draw.choice(("1e-3", "2e-3"))
             self.is_pure = False
@@ -221,10 +219,8 @@ class Life:
         self.is_pure = False
         self.train()
 
-    # What is common to them.
-
     def start(self, *words_: str, fault: str = "", at: int | None = None) -> Ended:
-        self.is_settled = False
+        self.is_finished = False
         at = self.draw.randrange(MOST_OPERATIONS) if at is None else at
         verb, *every = words(Path("corpus"), self.target, self.changes)
         clean = [word for word in words_ if word in ("clean", "all")]
@@ -246,8 +242,8 @@ class Life:
         assert "damaged" not in ended.stderr, ended.stderr[-3000:]
 
     def finished(self) -> None:
-        """A training came to its end."""
-        self.is_settled, self.has_model = True, True
+        """A training finished."""
+        self.is_finished, self.has_model = True, True
         assert not [path for path in self.run.rglob(".*") if path.name != ".ys-lock"]
         steps = self.steps_on_disk()
         assert steps == max(self.saved, self.target)
@@ -258,7 +254,7 @@ class Life:
             (self.run / "notes.txt").write_text("mine")
 
     def cut_short(self) -> None:
-        """A training did not come to its end: what was saved is still there."""
+        """A training did not finish: what was saved is still there."""
         assert self.steps_on_disk() >= self.saved
 
     def steps_on_disk(self) -> int:
@@ -278,11 +274,11 @@ class Life:
         rows = column(self.run, "step")
         assert rows == [*range(1, len(rows) + 1)]
         assert len(rows) >= self.saved
-        if self.has_model:  # one that was published just before a kill is ahead of the rows
-            assert load_run(self.run).step <= (len(rows) if self.is_settled else self.target)
+        if self.has_model:  # a model published just before a kill is ahead of the rows
+            assert load_run(self.run).step <= (len(rows) if self.is_finished else self.target)
 
     def snapshot(self) -> dict[str, bytes]:
-        """Every file; the lock says who came last."""
+        """Every file but the lock, which names its last owner."""
         every = (path for path in self.folder.rglob("*") if path.is_file())
         return {str(path): path.read_bytes() for path in every if path.name != ".ys-lock"}
 
@@ -293,7 +289,7 @@ def texts_of(folder: Path) -> dict[str, bytes]:
 
 COMMANDS_OF_A_LIFE: tuple[tuple[Callable[[Life], None], int], ...] = (
     (Life.train, 3),
-    (Life.go_on_by_name, 2),
+    (Life.resume_by_name, 2),
     (Life.be_killed, 5),
     (Life.be_stopped, 3),
     (Life.run_out_of_disk, 2),

@@ -35,6 +35,7 @@ from ys_llm.ops.precision import Precision, compute_precision
 from ys_llm.ops.three_tier.reference import reference
 from ys_llm.ops.three_tier.select import (
     BACKENDS,
+    EXPERIMENTAL,
     default_backend,
     missing_requirement,
     select,
@@ -160,7 +161,8 @@ class Mixer(nn.Module):
                 f"{remedy}, or set it to auto" if remedy else "Set it to auto",
             )
         if self.backend != "auto":
-            return self.backend, "as configured"
+            untried = ", experimental: no GPU has been measured with it"
+            return self.backend, "as configured" + untried * (self.backend in EXPERIMENTAL)
         self.backend, why = select(
             self.recurrence_weights(),
             batch_size=batch_size,
@@ -335,6 +337,8 @@ def _check(options: Options, backend: str) -> None:
     if backend not in ("auto", *BACKENDS):
         raise UserError(
             f"train.backend.three_tier: there is no backend {backend!r}",
-            f"Choose auto, {', '.join(BACKENDS)}.",
+            "Choose auto, "
+            + ", ".join(f"{b} (experimental)" if b in EXPERIMENTAL else b for b in BACKENDS)
+            + ".",
             exit_code=EXIT_USAGE,
         )

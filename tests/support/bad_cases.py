@@ -19,9 +19,7 @@ from ys_llm.errors import EXIT_FAILED
 from ys_llm.system.lock import RUN_LOCK
 
 NOBODY = 65534
-PATIENCE_SECONDS = (
-    60  # for a command that should refuse at once; reading a FIFO would block it for ever
-)
+PATIENCE_SECONDS = 60  # for a command that should refuse at once; a FIFO would block it for ever
 NEW = "runs/new"  # the one folder that a refused training may have begun to fill
 TRAIN = (
     *("train", "--data", "texts", "--run", "new"),
@@ -39,7 +37,7 @@ def nothing() -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """`words` typed after `make` end with `code`; the error contains each of `says`. `note` tells cases apart."""
+    """`words` after `make` end with `code`; the error contains each of `says`."""
 
     note: str
     words: tuple[str, ...]

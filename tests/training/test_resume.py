@@ -52,7 +52,7 @@ def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun
     assert snapshot(first.run) == before
 
 
-@pytest.mark.parametrize("mixer", mixer_names())
+@pytest.mark.parametrize("mixer", [*mixer_names(), ", ".join(mixer_names())])
 @pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
 def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(
     train_run: TrainRun, batching: str, mixer: str

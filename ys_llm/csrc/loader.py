@@ -123,7 +123,12 @@ def compiler_version() -> str:
 def kernels_folder() -> Path | None:
     """Where compiled libraries are kept; None where there is no cache folder."""
     folder = cache_dir()
-    return None if folder is None else folder / "kernels"
+    return None if folder is None else _kernels_in(folder)
+
+
+@cache  # asked for at every call of a kernel, and a Path keeps its hash
+def _kernels_in(folder: Path) -> Path:
+    return folder / "kernels"
 
 
 def compiler() -> Compiler | None:

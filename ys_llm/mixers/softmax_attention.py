@@ -179,7 +179,7 @@ class Mixer(nn.Module):
         """Cosine and sine of every angle, B x T x 1 x P/2; B is 1 where all rows stand alike."""
         # float64: at clock 100,000 a float32 angle is already wrong by 0.004 rad.
         here: dict[str, Any] = {"dtype": torch.float64, "device": x_BTD.device}
-        if bool((position_B == position_B[0]).all()):
+        if len(set(position_B.tolist())) == 1:
             position_B = position_B[:1]
         pair = torch.arange(0, self.d_head, 2, **here) / self.d_head
         clock_BT = position_B.to(**here)[:, None] + torch.arange(x_BTD.shape[1], **here)

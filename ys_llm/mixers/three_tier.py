@@ -213,9 +213,8 @@ class Mixer(nn.Module):
     def _clock(self, position_B: Tensor) -> int | Tensor:
         """One clock for all rows if it updates their summaries at the right steps, else theirs."""
         cycle = lcm(*self._intervals.values())
-        phase_B = position_B % cycle
-        first = int(phase_B[0])
-        return first if bool((phase_B == first).all()) else position_B
+        phases = {position % cycle for position in position_B.tolist()}
+        return phases.pop() if len(phases) == 1 else position_B
 
     @property
     def _intervals(self) -> dict[str, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 
 from ys_llm.csrc.loader import Library
 from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
@@ -36,7 +37,8 @@ def can_decode(model: Model) -> bool:
     quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
     dtypes = {parameter.dtype for parameter in model.parameters()}
     return (
-        all(tensor.device.type == "cpu" for tensor in tensors)
+        not (_global_forward_hooks or _global_forward_pre_hooks)
+        and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and dtypes in ([{torch.float32}] if quantized else [{torch.float32}, {torch.float64}])
         and all(_is_as_made(module) for module in model.modules())

@@ -1,0 +1,205 @@
+"""Calls every function of the library that was compiled with the flags on the command line.
+
+Prints the names of the functions that were called. Run by `test_sanitizers.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+
+from ys_llm.config.schema import ModelConfig
+from ys_llm.csrc import loader
+from ys_llm.inference.decoder import Decoder
+from ys_llm.mixers.three_tier import Mixer, Options
+from ys_llm.model.language_model import Model
+from ys_llm.model.quantize import quantize_linears
+from ys_llm.ops.three_tier import cpp
+from ys_llm.ops.three_tier.types import State
+
+SUFFIXES = {"b": ("uint16_t", 2), "f": ("float", 4), "d": ("double", 8)}
+WIDTHS = (1, 7, 16, 33, 100)
+ROWS = (1, 3, 17, 70)
+THREADS = (1, 2)
+
+
+class Counted:
+    """The library's functions, which remember that they were called."""
+
+    def __init__(self, lib: Any) -> None:
+        self._lib, self.called = lib, set[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        self.called.add(name)
+        return getattr(self._lib, name)
+
+
+class Memory:
+    """Arrays of exactly the size asked for, from malloc, filled with small numbers."""
+
+    def __init__(self, ffi: Any) -> None:
+        self._ffi = ffi
+        ffi_c = type(ffi)()
+        ffi_c.cdef("void* malloc(size_t); void free(void*); void* memset(void*, int, size_t);")
+        self._c, self._ffi_c = ffi_c.dlopen(None), ffi_c
+        self._allocated: list[Any] = []
+
+    def array(self, suffix: str, n: int) -> Any:
+        """n numbers of the type with this suffix, all 0."""
+        ctype, size = {**SUFFIXES, "i": ("int64_t", 8)}[suffix]
+        memory = self._c.malloc(max(1, n * size))
+        self._c.memset(memory, 0, n * size)
+        self._allocated.append(memory)
+        address = int(self._ffi_c.cast("uintptr_t", memory))
+        return self._ffi.cast(f"{ctype} *", address)
+
+    def free(self) -> None:
+        """All of them."""
+        for memory in self._allocated:
+            self._c.free(memory)
+        self._allocated.clear()
+
+
+def call_rowwise(lib: Any, memory: Memory, rows: int, width: int, threads: int) -> None:
+    """Norm, gate and loss, in every combination of types."""
+    null, size = loader_ffi().NULL, rows * width
+    for x, a, y in ("ddd", "fff", "ffb", "fbf", "fbb"):
+        for has_delta in (False, True):
+            delta = memory.array(a, size) if has_delta else null
+            residual, gain = memory.array(x, size), memory.array(x, width)
+            output, r_rms = memory.array(y, size), memory.array(x, rows)
+            forward = getattr(lib, f"ys_rms_norm_forward_{x}{a}{y}")
+            source = memory.array(x, size)
+            forward(source, delta, gain, residual, output, r_rms, rows, width, 1e-5, threads)
+            backward = getattr(lib, f"ys_rms_norm_backward_{x}{a}{y}")
+            d_out = memory.array(x, size) if has_delta else null
+            d_delta = memory.array(a, size) if has_delta else null
+            d_residual, d_gain = memory.array(x, size), memory.array(x, width)
+            given = (output, d_out, residual, gain, r_rms, d_residual, d_delta, d_gain)
+            backward(*given, rows, width, threads)
+    for t, p in ("dd", "ff", "bf"):
+        gate_up, act = memory.array(t, 2 * size), memory.array(t, size)
+        getattr(lib, f"ys_swiglu_gate_forward_{t}")(gate_up, act, rows, width, threads)
+        d_gate_up = memory.array(t, 2 * size)
+        backward = getattr(lib, f"ys_swiglu_gate_backward_{t}")
+        backward(gate_up, act, d_gate_up, act, rows, width, threads)
+        targets = memory.array("i", rows)
+        targets[0], targets[rows - 1] = width, width - 1  # the first is no class
+        for optional in (False, True):
+            bias = memory.array(p, width) if optional else null
+            d_bias = memory.array(p, width) if optional else null
+            weights = memory.array(p, rows) if optional else null
+            if optional:
+                weights[rows - 1] = 0.5
+            loss = getattr(lib, f"ys_cross_entropy_{t}")
+            logits, losses = memory.array(t, size), memory.array(p, rows)
+            loss(logits, bias, targets, weights, losses, d_bias, rows, width, threads)
+    lib.ys_add_to_fb(memory.array("f", size), memory.array("b", size), size, threads)
+    memory.free()
+
+
+def call_weight_grad(lib: Any, memory: Memory) -> None:
+    """Where this processor has it; elsewhere a call does nothing."""
+    lib.ys_has_weight_grad()
+    for rows, k, m in ((1, 32, 32), (33, 64, 32), (700, 32, 96)):
+        arrays = [memory.array("b", rows * k), memory.array("b", rows * m)]
+        packed = torch.empty(lib.ys_weight_grad_workspace(k, m), dtype=torch.bfloat16)
+        sums, out = torch.empty(k, m), torch.empty(k, m)
+        library = the_library()
+        lib.ys_weight_grad(
+            *(arrays[0], k, arrays[1], m, rows, k, m),
+            *(library.pointer(packed), library.pointer(sums), library.pointer(out), 2),
+        )
+    memory.free()
+
+
+def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: bool) -> None:
+    """Passes forward and backward in every operand type, from inside a window."""
+    width = d_summary or d_state
+    for dtype, precision in (
+        (torch.float64, "fp32"),
+        (torch.float32, "fp32"),
+        (torch.float32, "bf16"),
+    ):
+        options = Options(
+            d_state=d_state,
+            d_summary=width,
+            n_heads=n_heads,
+            factored=factored,
+            local_interval=3,
+            global_interval=7,
+        )
+        weights = Mixer(8, options).to(dtype)._weights()
+        for length, batch, grid in ((1, 1, (1, 1)), (17, 5, (2, 1)), (10, 3, (1, 2))):
+            cpp.grid = lambda grid=grid, **_: grid  # type: ignore[assignment]
+            drive = torch.randn(length, batch, d_state, dtype=dtype, requires_grad=True)
+            state = State(*(torch.randn(batch, d_state, dtype=dtype) for _ in range(3)), 5)
+            starts = torch.rand(length, batch) < 0.2
+            h, _ = cpp.cpp(drive, weights, state, starts_TB=starts, precision=precision)  # type: ignore[arg-type]
+            h.double().sum().backward()
+
+
+def call_decoder(
+    library: loader.Library, dtype: torch.dtype, quantization: str, **changes: Any
+) -> None:
+    """Some steps for one and for many sequences; each ends with an update of both summaries."""
+    options = {"d_state": 21, "d_summary": 6, "n_heads": 3, "local_interval": 2, **changes}
+    options["global_interval"] = 3
+    settings = ModelConfig(d_model=19, n_layers=2, d_mlp=23, options={"three_tier": options})
+    model = Model(settings, vocab_size=29).to(dtype).eval()
+    if quantization:
+        quantize_linears(model, quantization)  # type: ignore[arg-type]
+    specs = [spec for mixer in model.mixers if (spec := mixer.decode_spec())]
+    with torch.no_grad():
+        decoder = Decoder(model, specs, library)
+    for n in (1, 3, 64):
+        sequences = [decoder.sequence(model.init_state(1)) for _ in range(n)]
+        for t in range(7):
+            decoder.step(sequences, [(t + b) % 29 for b in range(n)], threads=1 + t % 2)
+
+
+def the_library() -> loader.Library:
+    """The one with sanitizers, which then also serves all operators."""
+    library = loader.build(flags=tuple(sys.argv[1:]))
+    assert library is not None, loader.unavailable_reason(flags=tuple(sys.argv[1:]))
+    return library
+
+
+def loader_ffi() -> Any:
+    return the_library().ffi
+
+
+def main() -> None:
+    del os.environ["LD_PRELOAD"]  # not for the compiler
+    library = the_library()
+    counted = Counted(library.lib)
+    object.__setattr__(library, "lib", counted)
+    loader.load = lambda **_: library
+    memory = Memory(library.ffi)
+    for rows in ROWS:
+        for width in WIDTHS:
+            for threads in THREADS:
+                call_rowwise(counted, memory, rows, width, threads)
+    call_weight_grad(counted, memory)
+    torch.set_num_threads(2)
+    for shape in ((1, 0, 1), (39, 7, 1), (96, 32, 1), (72, 12, 2)):
+        call_recurrence(*shape, factored=False)
+    call_recurrence(24, 0, 1, factored=True)
+    for dtype, quantization in (
+        (torch.float64, ""),
+        (torch.float32, ""),
+        (torch.float32, "bf16"),
+        (torch.float32, "int8"),
+    ):
+        call_decoder(library, dtype, quantization)
+        call_decoder(library, dtype, quantization, d_summary=21, factored=True)
+    library.ffi.string(counted.ys_units())
+    counted.ys_layout()
+    print(*sorted(counted.called))
+
+
+if __name__ == "__main__":
+    main()

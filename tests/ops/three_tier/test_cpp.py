@@ -5,6 +5,10 @@ The cases of `test_ops.py` are too small for the tiles of AMX and for a second p
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from support.op_cases import assert_within, results
@@ -163,3 +167,31 @@ def test_threads_share_rows_where_they_can(
 ) -> None:
     shared = cpp.grid(batch_size=batch_size, d_state=d_state, n_heads=n_heads, threads=2)
     assert shared == expected
+
+
+FEWER_THREADS = """
+import torch
+from support.op_cases import assert_within, results
+from support.op_cases.three_tier import Setting, recurrence_case
+from ys_llm.csrc import loader
+from ys_llm.ops.three_tier import cpp
+from ys_llm.ops.three_tier.reference import reference
+
+assert loader.load() is not None
+torch.set_num_threads(4)
+cpp.grid = lambda **_: (1, 4)  # threads that wait for each other at every step
+case = recurrence_case(
+    Setting(d_state=256, local_interval=3), 40, position=5, with_state=True, starts=True,
+    dtype=torch.float64,
+)
+expected = results(reference, case)
+for _ in range(5):
+    assert_within(1e-10, results(cpp.cpp, case), expected)
+"""
+
+
+@pytest.mark.parametrize("limit", [{"OMP_DYNAMIC": "TRUE"}, {"OMP_THREAD_LIMIT": "3"}])
+def test_fewer_threads_than_asked_for_do_not_wait_for_ever(limit: dict[str, str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **limit}
+    command = [sys.executable, "-c", FEWER_THREADS]
+    subprocess.run(command, env=environment, check=True, timeout=120)

@@ -83,7 +83,7 @@ def test_a_healthy_machine_needs_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"writing": LIMITED}, "runs cannot be written: Read-only file system: fix that"),
         ({"writing": WriteTest(Path("runs"), GB // 2, 0.004)}, "only 500.0 MB free in runs"),
@@ -118,13 +118,13 @@ def test_a_healthy_machine_needs_nothing() -> None:
         ),
     ],
 )
-def test_each_trouble_has_its_advice(changes: dict[str, Any], told: str) -> None:
+def test_each_problem_has_its_advice(changes: dict[str, Any], expected: str) -> None:
     given = advice(changed(**changes))
     assert len(given) == 1
-    assert told in given[0]
+    assert expected in given[0]
 
 
-def test_a_container_is_told_of_its_quota_and_its_threads() -> None:
+def test_a_container_learns_of_its_quota_and_its_threads() -> None:
     assert advice(changed(core_quota=2.0)) == [
         "8 threads share 2 cores: --set train.threads=2",
         "this container may use 2 of 16 cores: raise its limit if you can",
@@ -132,7 +132,7 @@ def test_a_container_is_told_of_its_quota_and_its_threads() -> None:
     assert advice(changed(core_quota=16.0)) == ["none: everything is fine"]
 
 
-def test_a_pinned_process_is_told_of_it() -> None:
+def test_a_pinned_process_is_reported() -> None:
     (given,) = advice(changed(allowed_cores=8))
     assert given == "this process is pinned to 8 of 16 cores: see `taskset -p $$`"
 
@@ -146,14 +146,14 @@ def test_a_pinned_process_is_told_of_it() -> None:
         {"system": "Darwin 24", "unavailable": Unavailable("only on Linux", "Nothing to do")},
         {"architecture": "arm64", "features": frozenset(), "instructions": "DEFAULT"},
         {"instructions": "AVX2"},  # torch's own choice
-        {"features": frozenset()},  # no /proc, and torch takes AVX-512
+        {"features": frozenset()},  # no /proc, and torch uses AVX-512
         {"physical_cores": None, "threads": 16, "load": None},
         {"core_quota": 0.5, "allowed_cores": 1, "logical_cores": 1, "threads": 1, "load": 0.1},
     ],
 )
-def test_what_is_no_trouble_is_not_told(changes: dict[str, Any]) -> None:
-    kept = [text for text in advice(changed(**changes)) if not text.startswith("this container")]
-    assert kept in ([], ["none: everything is fine"])
+def test_what_is_no_problem_has_no_advice(changes: dict[str, Any]) -> None:
+    given = [text for text in advice(changed(**changes)) if not text.startswith("this container")]
+    assert given in ([], ["none: everything is fine"])
 
 
 def test_every_rule_explains_itself() -> None:
@@ -170,8 +170,8 @@ def test_the_facts_are_what_torch_and_the_system_say(checkup: Checkup) -> None:
 
 
 def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
-    taken, why = checkup.dtype
-    assert taken in ("fp32", "bf16")
+    dtype, why = checkup.dtype
+    assert dtype in ("fp32", "bf16")
     assert why
     backend, why = checkup.backend
     assert backend in select.BACKENDS
@@ -248,7 +248,7 @@ def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_refuses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_refuses_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 

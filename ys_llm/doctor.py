@@ -27,7 +27,7 @@ from ys_llm.training.compute import (
 )
 
 GB = 10**9
-LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run takes 1.4 and some 0.3
+LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run uses 1.4 and about 0.3
 SLOW_WRITE_SECONDS = 0.1  # for one small synced file; a checkpoint syncs ten times
 MUCH_SWAPPED = GB // 4
 COPY_BYTES = 1 << 26  # larger than every cache
@@ -73,7 +73,7 @@ class Checkup:
 
 
 def doctor(environment: Mapping[str, str], *, runs_dir: Path = Path("runs")) -> str:
-    """The whole report: one fact per line, then what would make training faster or safer."""
+    """The report: one fact per line, then what would make training faster or safer."""
     return as_text(examine(environment, runs_dir=runs_dir))
 
 

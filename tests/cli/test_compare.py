@@ -1,4 +1,4 @@
-"""`ys compare` refuses what would be unfair before it trains, and says how each row was made."""
+"""`ys compare` refuses an unfair comparison before it trains; each row can be reproduced."""
 
 from __future__ import annotations
 

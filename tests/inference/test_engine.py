@@ -1,4 +1,4 @@
-"""An answer says the same, in the same shape, whoever asks for it."""
+"""An answer has the same content and shape, alone or in a batch, in text or in JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is generated is what the full forward pass says, at constant cost."""
+"""Generated tokens follow the full forward pass, at constant cost per token."""
 
 from __future__ import annotations
 
@@ -120,17 +120,17 @@ def test_reading_in_chunks_is_reading_at_once(model: Model, chunk_tokens: int) -
         assert len(b.candidates) == 3
 
 
-def test_the_prompt_is_taken_chunk_by_chunk(model: Model) -> None:
-    taken = 0
+def test_the_prompt_is_read_chunk_by_chunk(model: Model) -> None:
+    n_read = 0
 
     def source() -> Iterator[int]:
-        nonlocal taken
+        nonlocal n_read
         for id in [0] + [5] * 99:
-            taken += 1
+            n_read += 1
             yield id
 
     ahead: list[int] = []
-    prefill(model, source(), chunk_tokens=10, observe=lambda _: ahead.append(taken))
+    prefill(model, source(), chunk_tokens=10, observe=lambda _: ahead.append(n_read))
     # Token i (the first has no score) is scored with its own chunk, before the next is read.
     assert ahead == [10 * (i // 10 + 1) for i in range(1, 100)]
 

@@ -1,4 +1,4 @@
-"""A small model and documents, and what one forward pass says of them."""
+"""A small model, documents, and their loss by one forward pass."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _lines_of(path: Path) -> Iterator[str]:
 
 
 def _prompt(arguments: Arguments) -> str | Iterable[str] | None:
-    """--prompt, else the text on stdin; None where somebody sits at a terminal."""
+    """--prompt, else the text on stdin; None at a terminal."""
     text = arguments.prompt
     if text is not None and text.encode(errors="ignore").decode() != text:
         fix = "Give it as UTF-8, or on stdin."

@@ -57,8 +57,7 @@ def evaluate_tokens(
 
     Computed in the dtype of the parameters (float32), also where training uses bfloat16 autocast:
     so `ys train` and `ys eval` give the same figure for the same weights and text. `max_tokens` > 0
-    evaluates only the whole documents at the front that fit into it (at least one), and counts
-    their bytes.
+    evaluates only the first documents that fit into it (at least one), and counts their bytes.
     """
     end_id = int(data.tokens[0])  # a shard begins with <end>
     n_tokens, n_bytes = evaluation_span(data, max_tokens=max_tokens)
@@ -129,7 +128,7 @@ def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluat
 
 
 def shards_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenShard]]:
-    """The tokens of each file or folder, in a folder that is gone when the next is asked for."""
+    """Tokenize each file or folder; a shard can be read until the next one is requested."""
     for path in paths:
         documents = read_documents(
             path,

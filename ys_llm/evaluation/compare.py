@@ -125,7 +125,7 @@ def refuse(differences: Mapping[str, str], *, allowed: Collection[str]) -> None:
 
 
 def count_parameters(config: Config) -> int:
-    """Count what the model would have with its whole vocabulary, without allocating it."""
+    """Count the parameters with the configured vocabulary, without allocating them."""
     with torch.device("meta"):
         return parameter_count(Model(config.model, vocab_size=config.tokenizer.vocab_size))
 

@@ -96,8 +96,8 @@ class _Reading:
 class Engine:
     """A loaded run with its compiled decoder, which is built once, from the weights as they are.
 
-    `raw` continues the prompt as a text instead of answering it; so does a run whose training data
-    held no prompts.
+    `raw` continues the prompt as a text instead of answering it; so does a run without prompts in
+    its training data.
     """
 
     def __init__(self, loaded: LoadedRun) -> None:

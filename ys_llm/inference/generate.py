@@ -30,10 +30,8 @@ from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State
 
 _CHUNK_TOKENS = 1024  # of a prompt, read in one forward pass
-_LOGITS_TOKENS = (
-    128  # tokens whose logits are all made at once, to score them: 32 MB at a vocabulary of 65,536
-)
-_MAX_UNSPLIT_CHARS = 1 << 18  # held back while no border comes
+_SCORED_TOKENS = 128  # of one forward pass with all logits: 32 MB at a vocabulary of 65,536
+_MAX_UNSPLIT_CHARS = 1 << 18  # longest text that is buffered in search of a border
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,11 @@ def prompt_ids(tokenizer: Tokenizer, pieces: Iterable[str], *, raw: bool) -> Ite
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[int]:
-    """Ids of a text that comes in pieces, equal to `tokenizer.encode` of the whole text.
+    """Ids of a text that comes in pieces, equal to `tokenizer.encode` of the text in one piece.
 
     Text is encoded up to its last border between a non-space and a space or line break, which
     no token of any kind crosses. A run of more than 262,144 characters without such a border is
-    split where it ends, and only there can the ids differ from those of the whole text.
+    split where it ends, and only there can the ids differ.
     """
     pending = ""
     for piece in pieces:
@@ -106,7 +104,7 @@ def prefill(
     source, recent = iter(ids), deque[int](maxlen=PENALTY_WINDOW)
     logits_V: Tensor | None = None
     n_tokens = 0
-    chunk_tokens = chunk_tokens if observe is None else min(chunk_tokens, _LOGITS_TOKENS)
+    chunk_tokens = chunk_tokens if observe is None else min(chunk_tokens, _SCORED_TOKENS)
     while chunk := list(islice(source, chunk_tokens)):
         with inference_mode(model):
             wanted = "last" if observe is None else "all"
@@ -148,8 +146,8 @@ def generate(
     """The continuation, token by token: at most `sampling.max_tokens`, or up to `<end>`.
 
     `<end>` itself is the last token where the model chose it. The same seed gives the same ids;
-    temperature 0 always takes the most probable token. `decoder` is the model's compiled decoder;
-    without one, torch takes the decode steps.
+    temperature 0 is greedy. `decoder` is the model's compiled decoder (`decoder_of`); without one,
+    torch computes the decode steps.
     """
     sampler = Sampler(sampling, end_id=end_id, recent=prefilled.recent, n_candidates=n_candidates)
     rows, logits_V = decode_rows(model, decoder), prefilled.logits_V
@@ -174,9 +172,9 @@ def generate_batch(
 
     Yields (number of the prompt, its tokens) as each ends; the next prompt then joins the batch.
     Weights are read once for all rows of a decode step, so that a token costs a fraction of what
-    it costs alone. Each answer is drawn as `generate` draws it, with the same seed; torch may round
-    the logits of a batch otherwise than those of one row, and a token whose draw is that close can
-    then differ.
+    it costs alone. Each answer is sampled as `generate` samples it, with the same seed. With the
+    compiled decoder on a processor with AVX-512 both give the same tokens; elsewhere the logits of
+    a batch are equal up to rounding, which can change a token that was almost a tie.
     """
     if max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, found {max_batch}")

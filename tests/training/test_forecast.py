@@ -1,4 +1,4 @@
-"""`ys train --dry-run` tells what training would take, and leaves everything as it is."""
+"""`ys train --dry-run` forecasts sizes, memory and time, and changes nothing."""
 
 from __future__ import annotations
 

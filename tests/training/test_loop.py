@@ -1,4 +1,4 @@
-"""A training learns, leaves what it says, and treats text, batches and signals as it should."""
+"""A training learns, writes what it documents, and handles text, batches and divergence."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_one_sequence_a_batch_trains(train_run: TrainRun) -> None:
     ],
     ids=["at-once", "in-a-later-stage"],
 )
-def test_too_little_text_is_said_before_the_first_step(
+def test_too_little_text_is_refused_before_the_first_step(
     train_run: TrainRun, tmp_path: Path, too_long: str, batching: str
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -230,7 +230,9 @@ def test_the_card_tells_what_wrote_the_training_documents(
     with llm() as server:
         fill(order(kinds, count=12), corpus / "made", server)
     run = train_run().run
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")]
+    output = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")
+    ]
     training = split_documents(read_documents(corpus), validation_fraction=0.2).training
     by_file = Counter(Path(document.source).name.split("-")[0] for document in training)
     named = {name: count for name, count in by_file.items() if name in ("spell", "tale", "retold")}
@@ -242,9 +244,9 @@ def test_the_card_tells_what_wrote_the_training_documents(
     assert {source["model"] for source in sources if source["kind"] == "spell"} == {""}
     assert {source["model"] for source in sources if source["kind"] == "tale"} == {"tiny"}
     asked = named["tale"] + named["retold"]
-    assert f"tiny {asked} records of 2 kinds" in said[0] and len(said) == 1
-    assert f"programs {named['spell']} records of 1 kind," in said[0]
-    assert said[0].endswith(f"unknown {unknown}")
+    assert f"tiny {asked} records of 2 kinds" in output[0] and len(output) == 1
+    assert f"programs {named['spell']} records of 1 kind," in output[0]
+    assert output[0].endswith(f"unknown {unknown}")
     card = (run / "README.md").read_text(encoding="utf-8")
     assert f"| spell | {named['spell']} | a program | " in card
     digest = next(source["model_digest"] for source in sources if source["kind"] == "tale")
@@ -252,7 +254,7 @@ def test_the_card_tells_what_wrote_the_training_documents(
     assert f"| unknown | {unknown} | not in the manifest" in card
 
 
-def test_without_a_manifest_nothing_is_said_of_who_wrote_the_text(
+def test_without_a_manifest_the_header_has_no_writers(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train_run().run
@@ -261,17 +263,19 @@ def test_without_a_manifest_nothing_is_said_of_who_wrote_the_text(
     assert "written by" not in (run / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_manifest_of_another_program_keeps_nobody_from_training(
+def test_a_manifest_of_another_program_does_not_prevent_training(
     train_run: TrainRun, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (corpus / "MANIFEST.jsonl").write_text('{"name": "something else"}\n')
     run = train_run().run
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")]
-    assert len(said) == 1 and "MANIFEST.jsonl:1" in said[0]
+    output = [
+        line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")
+    ]
+    assert len(output) == 1 and "MANIFEST.jsonl:1" in output[0]
     assert "written by" not in (run / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_run_that_began_with_another_says_whose_card_tells_the_rest(
+def test_a_card_refers_to_the_run_that_it_was_initialised_from(
     train_run: TrainRun, corpus: Path, tmp_path: Path
 ) -> None:
     train_run("run=first")
@@ -281,7 +285,7 @@ def test_a_run_that_began_with_another_says_whose_card_tells_the_rest(
     assert "It started from the weights of `first`: see its card" in card
 
 
-def test_divergence_has_its_exit_code_and_the_last_checkpoint_goes_on(train_run: TrainRun) -> None:
+def test_divergence_has_its_exit_code_and_keeps_the_last_checkpoint(train_run: TrainRun) -> None:
     gentle = ("train.checkpoint_interval=1000", "train.eval_interval=1000")
     run = train_run(*gentle).run
     before = snapshot(run / "checkpoints")
@@ -295,7 +299,7 @@ def test_divergence_has_its_exit_code_and_the_last_checkpoint_goes_on(train_run:
     assert column(run, "step") == list(range(1, 9))
 
 
-def test_an_evaluation_that_is_no_number_is_a_divergence_too(train_run: TrainRun) -> None:
+def test_a_non_finite_evaluation_is_a_divergence_too(train_run: TrainRun) -> None:
     run = train_run().run
     before = snapshot(run / "checkpoints")
     every_step = ("train.eval_interval=1", "train.checkpoint_interval=1", "train.max_steps=50")

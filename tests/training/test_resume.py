@@ -1,4 +1,4 @@
-"""A run goes on where it stopped, as if it never had, and is told when it cannot."""
+"""A run resumes where it stopped, bit for bit, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun
 
 @pytest.mark.parametrize("mixer", [*mixer_names(), ", ".join(mixer_names())])
 @pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
-def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(
+def test_more_steps_continue_as_if_requested_at_once(
     train_run: TrainRun, batching: str, mixer: str
 ) -> None:
     common = (
@@ -87,8 +87,8 @@ def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: in
     ):
         time.sleep(0.005)
     process.send_signal(sent)
-    _, said = process.communicate(timeout=60)
-    return process.returncode, said
+    _, output = process.communicate(timeout=60)
+    return process.returncode, output
 
 
 @pytest.mark.parametrize(
@@ -121,15 +121,15 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
     unsaved = (*endless, f"train.checkpoint_interval={NEVER}")  # but for the stop
     config.write_text(to_yaml(load_config(None, overrides=unsaved).config))
     saved = read_json(checkpoints(run)[-1] / "progress.json")["step"]
-    code, said = interrupted(tmp_path, config, sent, after=len(rows_of(run)) + 6)
+    code, output = interrupted(tmp_path, config, sent, after=len(rows_of(run)) + 6)
     assert code == exit_code
     stopped = read_json(checkpoints(run)[-1] / "progress.json")["step"]
     assert stopped > saved > 0
-    assert f"resuming     from step {saved:,} of" in said
-    assert f"stopped by {sent.name} at step {stopped:,}, saved" in said
+    assert f"resuming     from step {saved:,} of" in output
+    assert f"stopped by {sent.name} at step {stopped:,}, saved" in output
     assert load_run(run).step <= stopped, "there is a model to try"
-    assert said.splitlines()[-1].endswith("type: ys train --run mine")
-    assert "Traceback" not in said
+    assert output.splitlines()[-1].endswith("type: ys train --run mine")
+    assert "Traceback" not in output
 
     parts = train_run(*common, f"train.max_steps={stopped + 5}")
     whole = train_run(*common, f"train.max_steps={stopped + 5}", runs="whole")
@@ -138,7 +138,7 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
     assert_same_training(run, whole.run)
 
 
-def test_another_batch_size_drops_the_carried_state_and_goes_on(train_run: TrainRun) -> None:
+def test_another_batch_size_drops_the_carried_state(train_run: TrainRun) -> None:
     train_run("data.batching=contiguous")
     summary = train_run("data.batching=contiguous", "train.batch_size=2", "train.max_steps=8")
     assert column(summary.run, "tokens")[-1] == 6 * 64 + 2 * 32
@@ -227,9 +227,9 @@ def test_a_text_that_grows_keeps_what_was_held_out(
     write_corpus(corpus, [text + "\n".join(sentences(300, seed=1))])
     capsys.readouterr()
     train_run("train.max_steps=4")
-    said = capsys.readouterr().err
-    assert "changed      training text was" in said
-    assert "held-out text was" not in said
+    output = capsys.readouterr().err
+    assert "changed      training text was" in output
+    assert "held-out text was" not in output
     record = SplitRecord.load(run / "split.json")
     held_out = load_split(DataConfig(path=str(corpus)), record=record).validation
     assert len(held_out) == 1 and text.endswith(held_out[0].text)
@@ -243,7 +243,7 @@ def test_a_run_without_a_record_of_its_split_keeps_the_split_it_had(train_run: T
     assert SplitRecord.load(run / "split.json").version == BY_CONTENT_HASH
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = train_run("train.max_steps=8", runs="whole").run
@@ -251,13 +251,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     newest = checkpoints(run)[-1]
     (newest / "optimizer.safetensors").write_bytes(b"")
     assert_same_training(train_run("train.max_steps=8").run, whole)
-    said = capsys.readouterr().err
-    assert f"\ndamaged      {newest}/optimizer.safetensors does not match SHA256SUMS; moved" in said
-    assert "\nresuming     from step 3 of 8" in said
+    output = capsys.readouterr().err
+    assert (
+        f"\ndamaged      {newest}/optimizer.safetensors does not match SHA256SUMS; moved" in output
+    )
+    assert "\nresuming     from step 3 of 8" in output
     assert (run / "superseded" / newest.name / "progress.json").exists()
 
 
-def test_where_every_checkpoint_is_damaged_it_is_said_and_the_model_still_works(
+def test_where_every_checkpoint_is_damaged_the_model_still_works(
     train_run: TrainRun,
 ) -> None:
     run = train_run().run
@@ -302,7 +304,7 @@ def test_a_checkpoint_that_cannot_be_used_keeps_the_configuration_too(
     assert snapshot(run) == before
 
 
-def test_a_run_told_to_do_fewer_steps_than_it_has_done_is_summed_up(train_run: TrainRun) -> None:
+def test_a_run_with_fewer_steps_than_it_has_done_is_summed_up(train_run: TrainRun) -> None:
     run = train_run().run
     (run / "model.safetensors").unlink()  # as if it had been stopped before any evaluation
     assert train_run("train.max_steps=2").steps == 6
@@ -327,7 +329,7 @@ def test_a_summary_that_has_never_fired_does_not_keep_a_run_from_going_on(
     assert train_run(literal, "train.max_steps=4").steps == 4
 
 
-def test_going_back_repeats_what_was_and_keeps_what_it_went_back_from(
+def test_rewinding_repeats_the_run_and_archives_what_it_supersedes(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ("train.checkpoint_interval=2", "train.keep_checkpoints=9", "train.eval_interval=4")
@@ -360,29 +362,29 @@ def test_a_step_without_a_checkpoint_is_refused_with_those_there_are(train_run: 
     assert snapshot(run) == before
 
 
-def test_what_changed_is_said_and_harmless_changes_go_on(
+def test_changes_are_listed_and_harmless_ones_are_accepted(
     train_run: TrainRun, corpus: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_run()
     capsys.readouterr()
     write_corpus(corpus, sentences(60, seed=3))
     train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed")]
-    assert said[:4] == [
+    output = [line for line in capsys.readouterr().err.splitlines() if line.startswith("changed")]
+    assert output[:4] == [
         "changed      model.dropout was 0.0 and is now 0.1",
         "changed      train.learning_rate was 0.003 and is now 0.001",
         "changed      train.max_steps was 6 and is now 8",
         "changed      train.seed was 1337 and is now 7",
     ]
-    assert said[4].endswith("step N reads batch N of the new order")
-    assert "changed      training text was 31 documents, 1," in said[5]
-    assert said[-1].startswith("changed      each document stays on its side of the split")
+    assert output[4].endswith("step N reads batch N of the new order")
+    assert "changed      training text was 31 documents, 1," in output[5]
+    assert output[-1].startswith("changed      each document stays on its side of the split")
     capsys.readouterr()
     train_run("train.learning_rate=1e-3", "train.seed=7", "train.max_steps=8", "model.dropout=0.1")
     assert "\nchanged " not in capsys.readouterr().err
 
 
-def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
+def test_another_machine_resumes_with_a_warning_that_bits_differ(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train_run().run
@@ -392,9 +394,9 @@ def test_another_machine_goes_on_and_says_that_it_is_not_bit_for_bit(
     rewrite(newest / "progress.json", text)
     capsys.readouterr()
     assert train_run("train.max_steps=8").steps == 8
-    said = capsys.readouterr().err
-    assert f"changed      torch was 2.11.0 and is now {torch.__version__}" in said
-    assert "changed      from here on the run is not bit for bit what it would have been" in said
+    output = capsys.readouterr().err
+    assert f"changed      torch was 2.11.0 and is now {torch.__version__}" in output
+    assert "changed      from here on the run is not bit for bit what it would have been" in output
 
 
 def test_another_processor_chooses_dtype_and_backend_again(
@@ -411,9 +413,9 @@ def test_another_processor_chooses_dtype_and_backend_again(
     rewrite(newest / "progress.json", json.dumps(progress))
     capsys.readouterr()
     train_run(*auto, "train.max_steps=8")
-    said = capsys.readouterr().err
-    assert "changed      processor was an abacus and is now " in said
-    assert re.search("backend      three_tier: (windowed|cpp)", said)
+    output = capsys.readouterr().err
+    assert "changed      processor was an abacus and is now " in output
+    assert re.search("backend      three_tier: (windowed|cpp)", output)
 
 
 def rewrite(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A training meets numbers that are none: it says what it found, goes back, and ends well."""
+"""Non-finite losses, gradients and weights: diagnosis, rollback, recovery."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def rollbacks_of(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
-def test_a_poisoned_batch_is_undone_skipped_and_written_down(
+def test_a_poisoned_batch_is_rolled_back_skipped_and_recorded(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str], batching: str
 ) -> None:
     common = (*COMMON, f"data.batching={batching}", "model.dropout=0.1", "train.rollback_steps=2")
@@ -88,10 +88,10 @@ def test_a_poisoned_batch_is_undone_skipped_and_written_down(
             "reason": "loss nan, gradient norm nan",
         }
     ]
-    said = capsys.readouterr().err
-    assert "bad step     step 11: loss nan" in said
-    assert "diagnosis    1 weights not finite before the step, in output.weight" in said
-    assert "rollback     to step 8, for a while with 0.5 times the learning rate" in said
+    output = capsys.readouterr().err
+    assert "bad step     step 11: loss nan" in output
+    assert "diagnosis    1 weights not finite before the step, in output.weight" in output
+    assert "rollback     to step 8, for a while with 0.5 times the learning rate" in output
     rates = column(run, "learning_rate")
     assert rates[8:] == [rates[7] / 2] * 5 + [rates[7]] * 3  # until 2 steps beyond step 11
     found = json.loads((run / "post-mortem" / "step-00000011.json").read_text(encoding="utf-8"))
@@ -100,7 +100,7 @@ def test_a_poisoned_batch_is_undone_skipped_and_written_down(
     assert replay(run / "post-mortem" / "step-00000011.json").kind == "weights"
 
 
-def test_a_run_that_recovered_goes_on_and_can_be_killed_like_any_other(
+def test_a_run_that_recovered_resumes_like_any_other(
     train_run: TrainRun,
 ) -> None:
     """Both go back at step 11; one of them is also stopped before and after it."""
@@ -113,7 +113,7 @@ def test_a_run_that_recovered_goes_on_and_can_be_killed_like_any_other(
     assert_same_training(train_run(*COMMON).run, whole)
 
 
-def test_harm_done_before_a_checkpoint_was_saved_sends_it_back_by_one_more(
+def test_damage_before_a_checkpoint_rolls_back_to_the_one_before(
     train_run: TrainRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Huge but finite: the checkpoint of step 8 is saved with it, and step 9 has no loss."""
@@ -140,7 +140,7 @@ def spoil_checkpoint(path: Path, value: float) -> None:
     sums.write_text(sums.read_text().replace(before, sha256_of(file)))
 
 
-def test_a_run_that_cannot_be_helped_ends_with_its_own_exit_code(train_run: TrainRun) -> None:
+def test_a_hopeless_run_ends_with_its_own_exit_code(train_run: TrainRun) -> None:
     def always(model: Model, inputs_BT: Tensor) -> None:
         with torch.no_grad():
             model.output.weight[0, 0] = float("nan")
@@ -161,7 +161,7 @@ def test_a_run_that_cannot_be_helped_ends_with_its_own_exit_code(train_run: Trai
     assert before.keys() == after.keys()
 
 
-def test_without_rollbacks_the_first_bad_number_ends_the_run(train_run: TrainRun) -> None:
+def test_without_rollbacks_the_first_non_finite_step_ends_the_run(train_run: TrainRun) -> None:
     with spoiled(Poison(6)), pytest.raises(UserError, match="diverged at step 6") as caught:
         train_run(*COMMON, "train.max_rollbacks=0")
     assert caught.value.exit_code == EXIT_DIVERGED

@@ -36,7 +36,7 @@ ORIGIN = Provenance(
     fixed=("preamble",),
     verified=("words",),
 )
-TOO_SHORT = Rejection("words", "1 words, at least 5 are wanted")
+TOO_SHORT = Rejection("words", "1 words, expected at least 5")
 FIRST = JournalEntry(
     "k0",
     "tale",

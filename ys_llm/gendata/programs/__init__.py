@@ -1,1 +1,1 @@
-"""The programs that write records, and what they share: grammar, stage, plots, tables."""
+"""Programs that make records, and their parts: grammar, vocabulary, tables, stories."""

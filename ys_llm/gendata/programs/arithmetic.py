@@ -1,4 +1,4 @@
-"""Arithmetic with every step written out, as on paper."""
+"""Arithmetic with all steps, as on paper."""
 
 import random
 
@@ -76,7 +76,7 @@ def multiplication(rng: random.Random) -> Record:
 
 
 def comparison(rng: random.Random) -> Record:
-    """Which of two numbers is larger, and where one sees it."""
+    """The larger of two numbers, and why."""
     a = _number(rng)
     near = rng.random() < 0.7
     b = max(10, a + rng.choice((-1, 1)) * rng.randint(1, 99)) if near else _number(rng)
@@ -101,7 +101,7 @@ def _difference(a: int, b: int) -> str:
 
 
 def word_problem(rng: random.Random) -> Record:
-    """Two steps: so many boxes of so many, then some more or fewer."""
+    """A word problem in two steps: boxes of equal size, then some more or fewer."""
     pronoun = rng.choice(("he", "she"))
     name = rng.choice(CHILDREN["he" if pronoun == "he" else "she"])
     good, box = rng.choice(GOODS), rng.choice(BOXES)

@@ -13,7 +13,7 @@ LENGTHS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)  # of a common year
 
 
 def weekday(rng: random.Random) -> Record:
-    """So many days after or before a weekday."""
+    """A number of days after or before a weekday."""
     day, days = rng.randrange(7), rng.randint(2, 40)
     back = rng.random() < 0.3
     weeks, rest = divmod(days, 7)
@@ -63,7 +63,7 @@ def month(rng: random.Random) -> Record:
 
 
 def leap_year(rng: random.Random) -> Record:
-    """Whether a year has 29 February, with the rule that decides."""
+    """Whether a year is a leap year, with the rule that decides."""
     year = rng.choice((rng.randint(1600, 2100), rng.randrange(1600, 2101, 100)))
     if year % 4:
         reason, leap = f"{year} cannot be divided by 4", False
@@ -98,7 +98,7 @@ def _clock(minutes: int) -> str:
 
 
 def later(rng: random.Random) -> Record:
-    """What the clock shows so many minutes later."""
+    """The time some minutes later."""
     now, ahead = rng.randrange(0, 24 * 60, 5), rng.randrange(10, 300, 5)
     hours, minutes = divmod(ahead, 60)
     between = _clock(now + hours * 60)
@@ -112,7 +112,7 @@ def later(rng: random.Random) -> Record:
 
 
 def lasting(rng: random.Random) -> Record:
-    """How long something lasts, from its beginning to its end."""
+    """The duration between two times."""
     begin = rng.randrange(6 * 60, 18 * 60, 5)
     length = rng.randrange(10, 300, 5)
     end = begin + length

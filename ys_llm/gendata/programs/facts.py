@@ -1,4 +1,4 @@
-"""What programs invent for the model to tell: tables, stories, constraints, databases."""
+"""Facts that a model is to write about: tables, stories, constraints, databases."""
 
 import json
 import random
@@ -13,7 +13,7 @@ FORM_NAMES = {
     "yaml": "YAML, a list of mappings,",
     "markdown": "a markdown table",
 }
-OPERATIONS = (  # words for the question, and what the query must then hold
+OPERATIONS = (  # words of the question, and what the query must contain
     ("a condition with WHERE", "WHERE"),
     ("sorting with ORDER BY", "ORDER BY"),
     ("the first few rows with LIMIT", "LIMIT"),
@@ -53,7 +53,7 @@ def story_facts(rng: random.Random) -> dict[str, str]:
 
 
 def table_facts(rng: random.Random) -> dict[str, str]:
-    """A table without truth values, which prose tells in too many ways: {rows} and its forms."""
+    """A table without booleans, which prose can word in too many ways: {rows} and its formats."""
     while True:
         rows = [
             {name: value for name, value in row.items() if not isinstance(value, bool)}
@@ -86,7 +86,7 @@ def sql_facts(rng: random.Random) -> dict[str, str]:
 
 
 def constraint_facts(rng: random.Random) -> dict[str, str]:
-    """One to three constraints that can be obeyed together: {wishes} in words, {constraints}."""
+    """One to three compatible constraints: {wishes} in words, {constraints} as JSON."""
     chosen = rng.sample((_length, _case, _shape, _words, _commas), rng.randint(1, 3))
     drawn = [draw(rng) for draw in chosen]
     drawn = [wish for wish in drawn if not _clashes(wish[0], {rule for rule, _, _ in drawn})]
@@ -95,15 +95,15 @@ def constraint_facts(rng: random.Random) -> dict[str, str]:
     return {"wishes": wishes, "constraints": json.dumps(rules)}
 
 
-Wish = tuple[str, int | str, str]  # a rule of verify_constraints, its value, and in words
+Wish = tuple[str, int | str, str]  # a rule of verifiers/constraints.py, its value, its wording
 FITS_JSON = ("json", "most_characters", "without_word")
 
 
 def _clashes(rule: str, among: set[str]) -> bool:
-    """Whether a rule cannot be obeyed together with another, which then stays."""
+    """Whether a rule conflicts with another one, which then stays."""
     if "json" in among:
         return rule not in FITS_JSON
-    fixed_ending = rule == "ends_with"  # in its own case, as a sentence, in no bullet
+    fixed_ending = rule == "ends_with"  # it has its own case, and is a sentence without a bullet
     return fixed_ending and bool(among & {"lowercase", "uppercase", "bullets"})
 
 

@@ -1,4 +1,4 @@
-"""The same table in json, csv, yaml and markdown; numbers and truth values keep their types."""
+"""The same table in JSON, CSV, YAML and Markdown; numbers and booleans keep their types."""
 
 import csv
 import io
@@ -75,7 +75,7 @@ def table(rng: random.Random) -> list[Row]:
 
 
 def write(rows: list[Row], form: str) -> str:
-    """The rows in one of the `FORMATS`, without a line break at the end."""
+    """The rows in one of the `FORMATS`, without a final line break."""
     writers = {"json": _json, "csv": _csv, "yaml": _yaml, "markdown": _markdown}
     return writers[form](rows).strip("\n")
 
@@ -107,7 +107,7 @@ def _markdown(rows: list[Row]) -> str:
 
 
 def formats(rng: random.Random) -> Record:
-    """One table, asked for in another format."""
+    """One table, to be converted into another format."""
     rows = table(rng)
     source, target = rng.sample(FORMATS, 2)
     names = {"markdown": "markdown table"}

@@ -1,7 +1,7 @@
 """A small text grammar: choices in brackets, slots in braces, and the spelling rules of English.
 
-`[one|two|]` takes one of its alternatives (the last one here is nothing), `{name}` takes the
-slot of that name, which may itself hold choices and slots. A blank line starts a paragraph.
+`[one|two|]` chooses one of its alternatives (the last one here is empty), `{name}` inserts the slot
+of that name, which may itself contain choices and slots. A blank line starts a paragraph.
 """
 
 import random
@@ -21,14 +21,14 @@ SOUNDS_LIKE_YOU = ("uni", "use", "usu", "one", "once", "eu")
 
 @dataclass(frozen=True)
 class SlotRef:
-    """A place in a template that is filled from the slots."""
+    """A reference to a slot in a template."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A place in a template where one of several sequences is taken."""
+    """A choice between several sequences in a template."""
 
     alternatives: tuple["Sequence", ...]
 
@@ -37,7 +37,7 @@ Sequence = tuple[str | SlotRef | Choice, ...]
 
 
 def _sequences(tokens: list[str]) -> tuple[Sequence, ...]:
-    """Read alternatives up to the closing bracket; `tokens` is reversed, so that pop() reads on."""
+    """Parse alternatives up to the closing bracket; `tokens` is reversed, for pop()."""
     alternatives: list[Sequence] = []
     current: list[str | SlotRef | Choice] = []
     while tokens:
@@ -58,7 +58,7 @@ def _sequences(tokens: list[str]) -> tuple[Sequence, ...]:
 
 @cache
 def parse(template: str) -> Sequence:
-    """Read a template into its tree; a template is parsed once however often it is told."""
+    """Parse a template into a tree; cached, since templates are expanded many times."""
     tokens = TOKEN.split(LINE_BREAK.sub(" ", template))
     if tokens.count("[") != tokens.count("]"):
         raise ValueError(f"brackets do not close in {template[:60]!r}")
@@ -96,7 +96,7 @@ def article(word: str) -> str:
 
 
 def tidy(text: str) -> str:
-    """Spacing, articles and capitals put right; single line breaks become spaces."""
+    """Correct spacing, articles and capitals; single line breaks become spaces."""
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
     text = "\n\n".join(part for part in paragraphs if part)
     text = re.sub(r" ([,.!?])", r"\1", text)
@@ -105,7 +105,7 @@ def tidy(text: str) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a tidy text; a quotation and its `said Mia` stay one sentence."""
+    """The sentences of a tidy text; a quotation with its `said Mia` is one sentence."""
     return [part for part in SENTENCE_END.split(text) if part]
 
 

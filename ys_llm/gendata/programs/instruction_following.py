@@ -1,13 +1,13 @@
-"""Facts told under constraints; the program chooses sentences that obey, and checks them."""
+"""Facts under constraints: the program chooses sentences that satisfy them, and checks."""
 
 import json
 import random
 import re
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.verifiers.constraints import OBEYED
+from ys_llm.gendata.verifiers.constraints import SATISFIED
 
-# Plain sentences without a comma, each true by itself and beginning with its subject.
+# Plain sentences without a comma, each true on its own and beginning with its subject.
 FACTS: dict[str, tuple[str, ...]] = {
     "foxes": ("Foxes live in forests and in cities.", "A fox has a bushy tail.",
               "Young foxes are called cubs.", "Foxes hunt mice at night.",
@@ -108,14 +108,14 @@ ASKING = (
     "Say something about {}.",
     "What do you know about {}?",
 )
-OFTEN = ("and", "many", "very", "some", "people", "they")  # no text of ours holds them all
+OFTEN = ("and", "many", "very", "some", "people", "they")  # no text contains all of them
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 OPENINGS = ("Here is what I know:", "Listen well!", "This is true:")
 CLOSINGS = ("That is all.", "Now you know it.", "The end.")
 
 
 def instruction_following(rng: random.Random) -> Record:
-    """A few facts in the shape that is asked for."""
+    """A few facts in the required form."""
     subject = rng.choice(tuple(FACTS))
     told = rng.sample(FACTS[subject], rng.randint(1, 4))
     wishes: list[str] = []
@@ -129,7 +129,7 @@ def instruction_following(rng: random.Random) -> Record:
     if rng.random() < 0.5:
         _further(rng, text, wishes, rules)
     for rule, value in rules:
-        assert OBEYED[rule](text, value), (rule, value, text)
+        assert SATISFIED[rule](text, value), (rule, value, text)
     return Record(f"{rng.choice(ASKING).format(subject)} {' '.join(wishes)}", text)
 
 
@@ -173,7 +173,7 @@ def _json(told: list[str], wishes: list[str], rules: Rules) -> str:
 
 
 def _framed(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> str:
-    """An opening or an ending that is asked for word by word; it is a sentence more."""
+    """A required opening or ending, word for word; it adds a sentence."""
     del wishes[:], rules[:]
     if rng.random() < 0.5:
         opening = rng.choice(OPENINGS)
@@ -194,7 +194,7 @@ def _cased(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> st
 
 
 def _further(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> None:
-    """A wish that the text happens to grant already."""
+    """Add a constraint that the text already satisfies."""
     kind = rng.randrange(3)
     count = len(re.findall(r"\w+", text))
     if kind == 0 and "," not in text:
@@ -205,6 +205,6 @@ def _further(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> 
         wishes.append(f"Use at most {most} words.")
         rules.append(("most_words", most))
     else:
-        word = rng.choice([word for word in OFTEN if OBEYED["without_word"](text, word)])
+        word = rng.choice([word for word in OFTEN if SATISFIED["without_word"](text, word)])
         wishes.append(f'Do not use the word "{word}".')
         rules.append(("without_word", word))

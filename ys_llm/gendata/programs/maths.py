@@ -1,4 +1,4 @@
-"""Sums in brackets, comparisons, sequences, remainders, fractions, percentages: step by step."""
+"""Brackets, comparisons, sequences, remainders, fractions, percentages, equations, step by step."""
 
 import operator
 import random
@@ -14,7 +14,7 @@ ASKING = ("What is {}?", "Calculate {}.", "Work out {} step by step.", "{} = ?")
 
 @dataclass(frozen=True)
 class Sum:
-    """Two parts and a sign; `str()` puts brackets where the order of operations needs them."""
+    """Two operands and an operator; `str()` adds the necessary brackets."""
 
     left: "int | Sum"
     sign: str
@@ -33,7 +33,7 @@ def _bracketed(part: "int | Sum", sign: str, *, is_right: bool) -> str:
 
 
 def steps(part: "int | Sum", lines: list[str]) -> int:
-    """The value of a sum; each operation is written to `lines`."""
+    """The value of a term; each operation is appended to `lines`."""
     if isinstance(part, int):
         return part
     left, right = steps(part.left, lines), steps(part.right, lines)
@@ -43,7 +43,7 @@ def steps(part: "int | Sum", lines: list[str]) -> int:
 
 
 def _sum(rng: random.Random) -> Sum:
-    """Two or three operations whose every result is a natural number."""
+    """Two or three operations; all results are natural numbers."""
     a, b, c = rng.randint(2, 60), rng.randint(2, 40), rng.randint(2, 12)
     d = rng.randint(1, b)
     shapes = (
@@ -142,7 +142,7 @@ def fraction(rng: random.Random) -> Record:
 
 
 def percentage(rng: random.Random) -> Record:
-    """So many percent of a number, without a remainder."""
+    """A percentage of a number, without a remainder."""
     share = rng.randrange(5, 100, 5)
     whole = rng.randint(1, 40) * 20
     product = share * whole
@@ -152,7 +152,7 @@ def percentage(rng: random.Random) -> Record:
 
 
 def equation(rng: random.Random) -> Record:
-    """One unknown, one operation to undo."""
+    """An equation with one unknown and one operation."""
     x, a = rng.randint(1, 60), rng.randint(2, 12)
     shown, undone, check = rng.choice((
         (f"x + {a} = {x + a}", f"{x + a} - {a} = {x}", f"{x} + {a} = {x + a}"),

@@ -1,4 +1,4 @@
-"""Order: of numbers, of words, of people who are older, taller or faster than others."""
+"""Sorting numbers and words, and ordering people by age, height, speed or strength."""
 
 import itertools
 import random
@@ -25,7 +25,7 @@ def _shown(items: list[str]) -> str:
 
 
 def numbers(rng: random.Random) -> Record:
-    """Numbers sorted up or down."""
+    """Numbers in ascending or descending order."""
     drawn = rng.sample(range(1, 10 ** rng.randint(2, 3)), rng.randint(4, 7))
     down = rng.random() < 0.4
     way = "from the largest to the smallest" if down else "from the smallest to the largest"
@@ -36,7 +36,7 @@ def numbers(rng: random.Random) -> Record:
 
 
 def words(rng: random.Random) -> Record:
-    """Words in the order of the alphabet."""
+    """Words in alphabetical order."""
     drawn = rng.sample(MORE_WORDS, rng.randint(3, 6))
     prompt = rng.choice(("Sort these words by the alphabet: {}.",
                          "Put these words in alphabetical order: {}."))  # fmt: skip
@@ -57,7 +57,7 @@ def extreme(rng: random.Random) -> Record:
 
 
 def place(rng: random.Random) -> Record:
-    """What stands at a place of a list, counted from either end."""
+    """The word at a position of a list, counted from either end."""
     drawn = rng.sample(MORE_WORDS, rng.randint(4, 6))
     number = rng.randrange(len(drawn))
     if rng.random() < 0.3:
@@ -69,7 +69,7 @@ def place(rng: random.Random) -> Record:
 
 
 def people(rng: random.Random) -> Record:
-    """Three to five people compared two by two; the order follows."""
+    """Three to five people compared in pairs; the order follows."""
     order = rng.sample(NAMES, rng.randint(3, 5))  # the most first
     more, most, less, least = rng.choice(SCALES)
     clues = [

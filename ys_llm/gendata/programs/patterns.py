@@ -1,4 +1,4 @@
-"""Regular expressions, written for a wish and tried on texts; `re` decides each answer."""
+"""Regular expressions for a description, tested on texts; `re` decides each answer."""
 
 import random
 import re
@@ -10,7 +10,7 @@ from ys_llm.gendata.programs.spelling import MORE_WORDS
 
 Wish = tuple[
     str, str, Callable[[random.Random], str]
-]  # in words, the pattern, maker of a near miss
+]  # description, pattern, generator of similar texts
 COMMON = "aeiorstlnbcmp"
 WHOLE = "The pattern has to match the whole text."
 
@@ -50,7 +50,7 @@ def _colour(rng: random.Random) -> str:
 
 
 def wish(rng: random.Random) -> Wish:
-    """One thing that a pattern can ask for."""
+    """One description that a pattern can match."""
     a, b = rng.sample(COMMON, 2)
     few = rng.randint(2, 4)
     more = few + rng.randint(1, 3)
@@ -87,7 +87,7 @@ def wish(rng: random.Random) -> Wish:
 
 
 def _examples(rng: random.Random, wanted: Wish, count: int) -> tuple[list[str], list[str]]:
-    """Different texts that the pattern matches, and some that it does not, up to `count` each."""
+    """Up to `count` different texts that the pattern matches, and as many that it does not."""
     _, pattern, make = wanted
     matches: dict[str, None] = {}
     misses: dict[str, None] = {}
@@ -104,7 +104,7 @@ def _listed(texts: list[str]) -> str:
 
 
 def write_pattern(rng: random.Random) -> Record:
-    """A pattern for a wish, with examples on both sides."""
+    """A pattern for a description, with positive and negative examples."""
     matches, misses, wanted = _two_sided(rng, 3)
     prompt = rng.choice((
         "Write a regular expression for {}.",

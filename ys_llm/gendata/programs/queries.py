@@ -1,4 +1,4 @@
-"""A question about a printed table, the query that answers it, and what sqlite then gives."""
+"""A question about a printed table, the query that answers it, and its result from sqlite."""
 
 import random
 
@@ -10,7 +10,7 @@ ENDINGS = ("Answer in SQL.", "Write the SQL query and its result.", "Use SQL.")
 
 
 def queries(rng: random.Random) -> Record:
-    """One table and one question; the result is what the query really gives."""
+    """One table and one question; sqlite computes the result."""
     table = random_table(rng)
     asked, query = rng.choice(ASKING)(rng, table)
     names, rows = answered_with_names(table.schema(), query)

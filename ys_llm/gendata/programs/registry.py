@@ -1,4 +1,4 @@
-"""The programs that kind files name: makers of whole records, and inventors of facts."""
+"""The programs that kind files name: makers of records, and makers of facts for a model."""
 
 import random
 from collections.abc import Callable, Mapping

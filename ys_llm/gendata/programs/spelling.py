@@ -1,4 +1,4 @@
-"""Spelling and letter counts, in which capitals and small letters are the same letter."""
+"""Spelling and letter counts; upper and lower case count as the same letter."""
 
 import random
 from string import ascii_lowercase
@@ -43,7 +43,7 @@ ASK_TO_COUNT = (
 
 
 def _words() -> tuple[str, ...]:
-    """All words that may be asked for; proper names with their capital."""
+    """All words to ask about; proper names are capitalised."""
     vocabulary = {word for thing in THINGS for word in thing.noun.split()}
     vocabulary |= {animal.kind for animal in ANIMALS} | set(TRAITS) | set(MORE_WORDS)
     names = {name for group in (CHILDREN, ANIMAL_NAMES) for part in group.values() for name in part}
@@ -59,7 +59,7 @@ def spelled(word: str) -> str:
 
 
 def spelling(rng: random.Random) -> Record:
-    """A word spelled, a letter counted, its length, its first and last letter, or it reversed."""
+    """A word spelled or reversed, a letter counted, the length, or the first or last letter."""
     word = rng.choice(WORDS)
     task = rng.choice((_spell, _count, _count, _length, _ends, _reverse))
     return task(rng, word)

@@ -13,7 +13,7 @@ NAMES = CHILDREN["she"] + CHILDREN["he"]
 
 @dataclass(frozen=True)
 class Design:
-    """A table to fill: what its rows are called, a key column, groups, and two whole numbers."""
+    """The design of a table: the name of its rows, a key column, groups, two integer columns."""
 
     name: str
     key: tuple[str, tuple[str, ...]]
@@ -23,7 +23,7 @@ class Design:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the columns, in their order."""
+        """The column names in order."""
         return (self.key[0], self.group[0], self.first[0], self.second[0])
 
 
@@ -45,13 +45,13 @@ DESIGNS = (
 
 @dataclass(frozen=True)
 class Table:
-    """A filled design."""
+    """A design with its rows."""
 
     design: Design
     rows: tuple[tuple[Value, ...], ...]
 
     def schema(self) -> str:
-        """The statements that make the table."""
+        """The SQL statements that create the table."""
         types = ("TEXT", "TEXT", "INTEGER", "INTEGER")
         columns = ", ".join(f"{n} {t}" for n, t in zip(self.design.columns, types, strict=True))
         rows = ",\n".join(f"  ({', '.join(map(literal, row))})" for row in self.rows)
@@ -59,7 +59,7 @@ class Table:
         return f"CREATE TABLE {name} ({columns});\nINSERT INTO {name} VALUES\n{rows};"
 
     def markdown(self) -> str:
-        """The table as it is printed."""
+        """The table as Markdown."""
         return markdown(self.design.columns, self.rows)
 
 
@@ -69,13 +69,13 @@ def literal(value: Value) -> str:
 
 
 def markdown(columns: tuple[str, ...], rows: Iterable[Sequence[Value]]) -> str:
-    """Rows below the names of their columns."""
+    """Rows as a Markdown table."""
     lines = [columns, ("---",) * len(columns), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def random_table(rng: random.Random, *, most_rows: int = 7) -> Table:
-    """A table of four to `most_rows` rows; keys and numbers differ, so that every order is one."""
+    """A table of four to `most_rows` rows; keys and numbers are unique, so orders are defined."""
     design = rng.choice(DESIGNS)
     count = rng.randint(4, min(most_rows, design.second[2] - design.second[1] + 1))
     keys = rng.sample(design.key[1], count)

@@ -10,7 +10,7 @@ from ys_llm.data.records import Record
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit, and how many of the smallest unit of its family it is."""
+    """A unit; `size` is in the smallest unit of its family."""
 
     one: str
     many: str
@@ -31,11 +31,11 @@ FAMILIES = (
     (Unit("euro", "euros", 100), Unit("cent", "cents", 1)),
     (Unit("dollar", "dollars", 100), Unit("cent", "cents", 1)),
 )  # fmt: skip
-LARGEST_FACTOR = 10_000  # between the two units of one question
+LARGEST_FACTOR = 10_000  # between the units of one question
 
 
 def written(number: Fraction) -> str:
-    """A decimal without needless zeros; the number must have one."""
+    """The number as a decimal without trailing zeros; it must have a finite one."""
     text = f"{float(number):.6f}".rstrip("0").rstrip(".")
     assert Fraction(text) == number, number
     return text
@@ -87,7 +87,7 @@ def up(rng: random.Random) -> Record:
 
 
 def compare(rng: random.Random) -> Record:
-    """Which of two amounts in different units is more."""
+    """The larger of two amounts in different units."""
     large, small = _pair(rng)
     number, factor = _amount(rng, large), Fraction(large.size, small.size)
     result = number * factor
@@ -108,7 +108,7 @@ def compare(rng: random.Random) -> Record:
 
 
 def both(rng: random.Random) -> Record:
-    """A whole number of one unit and some of a smaller one, in the smaller one."""
+    """An amount in two units, converted to the smaller one."""
     large, small = _pair(rng)
     factor = large.size // small.size
     many, few = rng.randint(1, 20), rng.randint(1, factor - 1)

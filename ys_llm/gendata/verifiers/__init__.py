@@ -1,1 +1,1 @@
-"""Checks of generated records."""
+"""Verifiers: checks of generated records."""

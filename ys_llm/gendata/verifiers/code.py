@@ -1,9 +1,8 @@
-"""Verifiers of code: Python is parsed, SQL runs on its table, a pattern meets its examples.
+"""Verifiers of code: Python is parsed, SQL runs on its table, a pattern is tested on its examples.
 
-What a model wrote never runs in this process. SQL runs in a database in memory that may only be
-read. Python and patterns run in a process of their own with limits on time, memory, files and
-processes where the system has `resource` (not on Windows). That process is not cut off from the
-network: run only kinds whose prompts you trust.
+Code of a model never runs in this process. SQL runs read-only in a database in memory. Python and
+patterns run in a child process with limits on time, memory, files and processes, where the system
+has `resource`. That process has access to the network: run only kinds whose prompts you trust.
 """
 
 import ast
@@ -21,13 +20,13 @@ from ys_llm.data.records import Record
 
 _FENCE = re.compile(r"```(\w*)[ \t]*\n(.*?)```", re.DOTALL)
 _SQL_SECONDS = 2.0
-_STEPS_BETWEEN_LOOKS = 10_000  # of sqlite's machine; some tenths of a millisecond
-_LONGEST_VALUE = 1_000_000  # bytes of one value; zeroblob() would fill any memory
+_STEPS_BETWEEN_CHECKS = 10_000  # of sqlite's virtual machine; some tenths of a millisecond
+_LONGEST_VALUE = 1_000_000  # bytes of one value; zeroblob() could fill the memory
 _MOST_ROWS = 1000
-_PATTERN_SECONDS = 5.0  # the start of Python included
+_PATTERN_SECONDS = 5.0  # including the start of Python
 _LONGEST_PATTERN = 300
 
-# The child limits itself before it reads what it is to run.
+# The child sets its limits before it reads the code.
 _LIMITS = """
 import sys
 try:
@@ -51,7 +50,7 @@ print(json.dumps(wrong))
 
 
 def code_of(text: str, language: str = "") -> str:
-    """The only block of code of a text, or the text itself; of several, those of the language."""
+    """The code blocks of a text, those of the language if there are any; else the text itself."""
     blocks = _FENCE.findall(text)
     named = [code for name, code in blocks if name.lower() == language]
     chosen = named or [code for _, code in blocks]
@@ -65,7 +64,7 @@ def python(
     seconds: int = 5,
     megabytes: int = 256,
 ) -> str:
-    """The code of the response is Python that defines a function or a class; perhaps run it too."""
+    """The response is Python that defines a function or class; with `run`, it runs too."""
     code = code_of(record.response, "python")
     try:
         tree = ast.parse(code)
@@ -73,14 +72,14 @@ def python(
         return f"not Python: {error}"
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     if not any(isinstance(node, kinds) for node in ast.walk(tree)):
-        return "no function and no class is defined"
+        return "it defines no function and no class"
     if not run:
         return ""
     return _run(_RUN, code, seconds=seconds, megabytes=megabytes)[1]
 
 
 def _run(script: str, given: str, *, seconds: float, megabytes: int) -> tuple[str, str]:
-    """What a limited child prints, and why it failed, or nothing."""
+    """The output of a child with limits, and why it failed or ""."""
     limits = _LIMITS.format(seconds=int(seconds) + 1, memory=megabytes * 2**20)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -119,7 +118,7 @@ def regex(record: Record, slots: Mapping[str, str]) -> str:
 
 
 def _pattern_of(text: str) -> str:
-    """The last code of a response, in a fence or in backquotes, or its last line."""
+    """The last code of a response, fenced or in backquotes, or its last line."""
     fenced = _FENCE.findall(text)
     if fenced:
         return str(fenced[-1][1]).strip()
@@ -135,13 +134,13 @@ def sql(record: Record, slots: Mapping[str, str], rows: int = 0) -> str:
     """
     query = _query_of(record.response)
     if not query:
-        return "no query is there"
+        return "there is no query"
     try:
         found = answered(slots["schema"], query)
     except (sqlite3.Error, sqlite3.Warning) as error:
         return f"the query fails: {error}"
     if "result" in slots and [list(row) for row in found] != json.loads(slots["result"]):
-        return f"the query gives {found[:3]}, not what is asked"
+        return f"the query gives {found[:3]}, not the expected result"
     return f"the query gives {len(found)} rows" if len(found) < rows else ""
 
 
@@ -152,19 +151,19 @@ def _query_of(text: str) -> str:
 
 
 def answered(schema: str, query: str) -> list[tuple[Any, ...]]:
-    """The rows of one query on a fresh database; raises sqlite3.Error where it may not or fails."""
+    """The rows of one query on a new database. Raises sqlite3.Error if it fails or writes."""
     return answered_with_names(schema, query)[1]
 
 
 def answered_with_names(schema: str, query: str) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Names of the columns and rows of one query, which may only read, for a limited time."""
+    """Column names and rows of one read-only query, within a time limit."""
     database = sqlite3.connect(":memory:")
     try:
         database.executescript(schema)
         database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_VALUE)
         database.set_authorizer(_only_reading)
         until = time.monotonic() + _SQL_SECONDS
-        database.set_progress_handler(lambda: int(time.monotonic() > until), _STEPS_BETWEEN_LOOKS)
+        database.set_progress_handler(lambda: int(time.monotonic() > until), _STEPS_BETWEEN_CHECKS)
         cursor = database.execute(query)
         return tuple(name[0] for name in cursor.description), cursor.fetchmany(_MOST_ROWS)
     finally:

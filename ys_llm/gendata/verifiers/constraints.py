@@ -33,11 +33,11 @@ def _is_json(text: str) -> bool:
 
 
 def paragraphs(text: str) -> int:
-    """Blocks of text between empty lines."""
+    """Number of blocks of text between empty lines."""
     return sum(bool(part.strip()) for part in re.split(r"\n\s*\n", text))
 
 
-OBEYED: Mapping[str, Callable[[str, Value], bool]] = {
+SATISFIED: Mapping[str, Callable[[str, Value], bool]] = {
     "most_characters": lambda text, value: len(text) <= _number(value),
     "least_words": lambda text, value: len(_WORD.findall(text)) >= _number(value),
     "most_words": lambda text, value: len(_WORD.findall(text)) <= _number(value),
@@ -56,9 +56,9 @@ OBEYED: Mapping[str, Callable[[str, Value], bool]] = {
 
 
 def constraints(record: Record, slots: Mapping[str, str]) -> str:
-    """The response obeys every constraint of the slot `constraints`."""
+    """The response satisfies every constraint of the slot `constraints`."""
     text = record.response.strip()
     for wanted in json.loads(slots["constraints"]):
-        if not OBEYED[wanted["rule"]](text, wanted["value"]):
-            return f"{wanted['rule']} {wanted['value']} is not obeyed".replace(" True ", " ")
+        if not SATISFIED[wanted["rule"]](text, wanted["value"]):
+            return f"{wanted['rule']} {wanted['value']} is not satisfied".replace(" True ", " ")
     return ""

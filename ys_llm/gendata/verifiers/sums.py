@@ -1,4 +1,4 @@
-"""Verifiers that count and calculate: letters, and every equation that a text writes down."""
+"""Verifiers of letter counts and of equations."""
 
 import ast
 import operator
@@ -19,7 +19,7 @@ _OPERATIONS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction
     ast.Mult: operator.mul,
     ast.Div: operator.truediv,
 }
-_LONGEST = 200  # characters of one expression; a model can write brackets without end
+_LONGEST = 200  # characters of one expression; a model may write endless brackets
 
 _SPELLED = re.compile(r"\b\w(?:-[\w ])+\b")
 _COUNTED = re.compile(
@@ -30,7 +30,7 @@ _END = re.compile(r"(first|last) letter of (\w+) is (\w)\b", re.IGNORECASE)
 
 
 def arithmetic(record: Record, slots: Mapping[str, str], least: int = 1) -> str:
-    """Every equation of the response holds, and there are at least so many.
+    """Every equation of the response is correct, and there are at least `least`.
 
     A decimal result may be rounded to the decimals that it shows.
     """
@@ -39,7 +39,7 @@ def arithmetic(record: Record, slots: Mapping[str, str], least: int = 1) -> str:
     for match in _EQUATION.finditer(text):
         before = text[: match.start()].rstrip(" ")[-1:]
         if not re.search(r"\d[\s)]*[+*/-]", match[1]) or before in tuple("+*/-^="):
-            continue  # the tail of something longer, such as `2 * x + 3 = 7`
+            continue  # the end of something longer, such as `2 * x + 3 = 7`
         try:
             result = calculated(match[1])
         except ValueError:
@@ -47,11 +47,11 @@ def arithmetic(record: Record, slots: Mapping[str, str], least: int = 1) -> str:
         if not _shows(result, match[2]):
             return f"{match[1].strip()} is not {match[2]}"
         number += 1
-    return f"{number} equations, at least {least} are wanted" if number < least else ""
+    return f"{number} equations, expected at least {least}" if number < least else ""
 
 
 def calculated(expression: str) -> Fraction:
-    """The exact value of sums and products with brackets; raises ValueError for anything else."""
+    """The exact value of an arithmetic expression. Raises ValueError for anything else."""
     if len(expression) > _LONGEST:
         raise ValueError("too long")
     try:
@@ -78,7 +78,7 @@ def _shows(result: Fraction, written: str) -> bool:
 
 
 def spelling(record: Record, slots: Mapping[str, str]) -> str:
-    """What the response says of the letters of a word of the prompt; capitals count as small."""
+    """The response is right about the letters of a word of the prompt, in any case."""
     prompt = record.prompt.lower()
     spelled = [text.replace("-", "").lower() for text in _SPELLED.findall(record.response)]
     for word in spelled:

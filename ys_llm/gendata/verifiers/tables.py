@@ -15,7 +15,7 @@ _FENCE = re.compile(r"^```\w*\s*\n(.*?)\n?```\s*$", re.DOTALL)
 
 
 def parsed(form: str, text: str) -> Rows:
-    """A table as text cells. Raises ValueError for what is no table in this form."""
+    """A table as text cells. Raises ValueError if the text is not a table in this format."""
     text = _FENCE.sub(r"\1", text.strip())
     readers = {"json": _json, "csv": _csv, "yaml": _yaml, "markdown": _markdown}
     rows = readers[form](text)
@@ -25,7 +25,7 @@ def parsed(form: str, text: str) -> Rows:
 
 
 def guessed_form(text: str) -> str:
-    """The form that a table seems to be written in."""
+    """The probable format of a table."""
     text = _FENCE.sub(r"\1", text.strip())
     starts = {"[": "json", "{": "json", "|": "markdown", "-": "yaml"}
     return starts.get(text[:1], "csv")
@@ -114,7 +114,7 @@ def _difference(expected: Rows, found: Rows) -> str:
 
 
 def facts_in_prose(record: Record, slots: Mapping[str, str]) -> str:
-    """Every cell of the slot `rows` (JSON) is said in the prompt, numbers as numbers."""
+    """The prompt contains every cell of the slot `rows` (JSON), numbers as numbers."""
     said = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", record.prompt)
     for row in _json(slots["rows"]):
         for name, cell in row.items():

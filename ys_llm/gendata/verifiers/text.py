@@ -1,4 +1,4 @@
-"""Verifiers of prose: length, who speaks, what is named, what must not be named."""
+"""Verifiers of prose: length, speakers, required and forbidden words."""
 
 import re
 from collections.abc import Mapping
@@ -12,28 +12,28 @@ _ANSWER = re.compile(r"\banswer is:?\s*\**\(?([A-D])\b(?:[).:]?\s*([^\n*]+?))?\W
 
 
 def words(record: Record, slots: Mapping[str, str], least: int = 1, most: int = 0) -> str:
-    """The response has at least and at most so many words; `most: 0` is no limit."""
+    """The response has `least` to `most` words; `most: 0` is no limit."""
     number = len(_WORD.findall(record.response))
     if number < least:
-        return f"{number} words, at least {least} are wanted"
-    return f"{number} words, at most {most} are wanted" if most and number > most else ""
+        return f"{number} words, expected at least {least}"
+    return f"{number} words, expected at most {most}" if most and number > most else ""
 
 
 def lines(record: Record, slots: Mapping[str, str], least: int = 1, most: int = 0) -> str:
-    """The response has at least and at most so many lines that are not empty."""
+    """The response has `least` to `most` non-empty lines; `most: 0` is no limit."""
     number = sum(bool(line.strip()) for line in record.response.splitlines())
     if number < least:
-        return f"{number} lines, at least {least} are wanted"
-    return f"{number} lines, at most {most} are wanted" if most and number > most else ""
+        return f"{number} lines, expected at least {least}"
+    return f"{number} lines, expected at most {most}" if most and number > most else ""
 
 
 def question(record: Record, slots: Mapping[str, str], words: int = 60) -> str:
-    """The prompt is one question: it ends with a question mark, within so many words."""
+    """The prompt is one question: it ends with a question mark, and has at most `words` words."""
     prompt = record.prompt.strip()
     if not prompt.endswith("?"):
         return f"the prompt does not end with a question mark: {prompt[-30:]!r}"
     number = len(_WORD.findall(prompt))
-    return f"a question of {number} words, at most {words} are wanted" if number > words else ""
+    return f"a question of {number} words, expected at most {words}" if number > words else ""
 
 
 def speakers(
@@ -42,24 +42,24 @@ def speakers(
     names: tuple[str, ...] = (),
     turns: int = 2,
 ) -> str:
-    """Each of the slots `names` opens at least `turns` lines of the response: `Mia: ...`."""
+    """Each of the slots `names` begins at least `turns` lines of the response: `Mia: ...`."""
     for name in (slots[name] for name in names):
         pattern = rf"^[ \t*_\[]*{re.escape(name)}[ \t*_\]]*:[ \t*_]*\S"
         number = len(re.findall(pattern, record.response, re.MULTILINE | re.IGNORECASE))
         if number < turns:
-            return f"{name} speaks {number} times, at least {turns} are wanted"
+            return f"{name} speaks {number} times, expected at least {turns}"
     return ""
 
 
 def mentions(
     record: Record, slots: Mapping[str, str], names: tuple[str, ...] = (), lines: int = 0
 ) -> str:
-    """The values of the slots are in the response, and in at least so many of its lines."""
+    """The response contains the values of the slots, in at least `lines` of its lines."""
     for value in (slots[name] for name in names):
         pattern = _with_endings(value)
         number = sum(bool(pattern.search(line)) for line in record.response.splitlines())
         if number < max(1, lines):
-            return f"{value!r} is in {number} lines, at least {max(1, lines)} are wanted"
+            return f"{value!r} is in {number} lines, expected at least {max(1, lines)}"
     return ""
 
 
@@ -78,7 +78,7 @@ def absent(
 
 
 def _with_endings(value: str) -> re.Pattern[str]:
-    """The value as words of its own, also as a plural or a form of a verb."""
+    """A pattern for the value as separate words, also as a plural or a verb form."""
     stem = re.escape(value[:-1] if value.endswith(("e", "y")) and len(value) > 3 else value)
     return re.compile(rf"(?<!\w){stem}\w{{0,4}}(?!\w)", re.IGNORECASE)
 
@@ -91,7 +91,7 @@ def one_of(record: Record, slots: Mapping[str, str], values: tuple[str, ...] = (
 
 
 def unlike(record: Record, slots: Mapping[str, str], share: int = 80) -> str:
-    """The response is no copy: at most `share` percent of its three-word runs are the prompt's."""
+    """At most `share` percent of the response's three-word runs are in the prompt."""
     own, other = _runs(record.response), _runs(record.prompt)
     copied = 100 * len(own & other) // len(own) if own else 0
     return f"{copied} % of the response is copied from the prompt" if copied > share else ""
@@ -105,10 +105,10 @@ def _runs(text: str) -> set[tuple[str, ...]]:
 def blank(record: Record, slots: Mapping[str, str]) -> str:
     """One gap `_____`, options A) to D) that differ, and an answer that is one of them."""
     if len(_GAP.findall(record.prompt)) != 1:
-        return f"{len(_GAP.findall(record.prompt))} gaps in the prompt, one is wanted"
+        return f"{len(_GAP.findall(record.prompt))} gaps in the prompt, expected one"
     options = dict(_OPTION.findall(record.prompt))
     if list(options) != list("ABCD"):
-        return f"the options are {', '.join(options) or 'none'}, A, B, C and D are wanted"
+        return f"the options are {', '.join(options) or 'none'}, expected A, B, C and D"
     if len({option.lower() for option in options.values()}) < len(options):
         return "two options are the same"
     answer = _ANSWER.search(record.response.strip())

@@ -1,4 +1,4 @@
-"""The places of the stories: how one stands in them, what one sees, where things can lie."""
+"""The places of the stories: prepositions, sights, and spots where things can lie."""
 
 from dataclasses import dataclass
 

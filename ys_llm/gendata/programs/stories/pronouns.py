@@ -1,4 +1,4 @@
-"""Names become pronouns where nobody could be mixed up, as a person would tell it."""
+"""Replacing names by pronouns where it is clear who is meant."""
 
 import random
 import re
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from ys_llm.gendata.programs.grammar import sentences
 from ys_llm.gendata.programs.stories.stage import Character
 
-PRONOUN_SHARE = 0.75  # of the places where a pronoun is clear; the rest keep the name, for rhythm
+PRONOUN_SHARE = 0.75  # of the places where a pronoun is clear; the rest keep the name, for variety
 LEADS = "(?:^|named |called |^It was )"
 SPEAKS = "(?:said|asked|cried|whispered|thought|sighed|answered)"
-LONGEST_RUN = 2  # pronouns in a row before the name is said again
+LONGEST_RUN = 2  # pronouns in a row before the name is repeated
 
 
 def pronominalise(text: str, cast: Iterable[Character], rng: random.Random) -> str:
-    """Replace a name at the head of a sentence if the sentence before was about that one alone."""
+    """Replace a name that begins a sentence if the previous one was only about that character."""
     everybody = list(cast)
     return "\n\n".join(
         " ".join(_paragraph(sentences(paragraph), everybody, rng))
@@ -40,7 +40,7 @@ def _paragraph(told: list[str], cast: list[Character], rng: random.Random) -> li
 
 
 def _topic(sentence: str, cast: list[Character], before: Character | None) -> Character | None:
-    """Whom the sentence is about, if that is beyond doubt."""
+    """The character that the sentence is about, if there is no doubt."""
     if sentence.count('"') % 2:
         return None
     named = [person for person in cast if person.name in sentence]

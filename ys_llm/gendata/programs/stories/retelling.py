@@ -1,4 +1,4 @@
-"""Questions about a story that the story answers: who, what, where; what it is about; a gap in it.
+"""Questions that a story answers: who, what, where; what it is about; a gap in it.
 
 What is asked was decided before the story was told; each answer is given only if the text says it.
 """
@@ -24,7 +24,7 @@ NAMES = tuple(name for group in (*CHILDREN.values(), *ANIMAL_NAMES.values()) for
 
 
 def retelling(rng: random.Random) -> Record:
-    """A story with one to three questions, or with the wish for a summary."""
+    """A story with one to three questions, or with a request for a summary."""
     told = make_story(rng)
     if rng.random() < 0.3:
         return _summary(rng, told)
@@ -38,7 +38,7 @@ def retelling(rng: random.Random) -> Record:
 
 
 def _introduced(told: Story, person: Character) -> str:
-    """`Mia, a shy girl`, or only as much of it as the story says."""
+    """`Mia, a shy girl`, or as much of it as the story states."""
     if re.search(rf"\b{person.trait} {person.kind}\b", told.whole):
         return f"{person.name}, {_full(person)}"
     is_child = person.kind in CHILD_KIND.values()
@@ -50,7 +50,7 @@ def _full(person: Character) -> str:
 
 
 def _others(told: Story) -> list[str]:
-    """The names of the others, in the order in which they come."""
+    """The names of the others, in order of appearance."""
     hero = told.cast["a"].name
     return sorted((n for n in _present(told) if n != hero), key=told.whole.index)
 
@@ -88,7 +88,7 @@ def _company(rng: random.Random, told: Story) -> Asked | None:
 
 
 def _is_there(rng: random.Random, told: Story) -> Asked | None:
-    """Whether somebody is in the story."""
+    """Whether a character is in the story."""
     if rng.random() < 0.5:
         name = rng.choice(_present(told))
         return f"Is there somebody called {name} in the story?", f"Yes, {name} is in the story."
@@ -103,7 +103,7 @@ def _happens(rng: random.Random, told: Story) -> Asked | None:
 
 
 def _kind(rng: random.Random, told: Story) -> Asked | None:
-    """What kind of animal somebody is."""
+    """The kind of animal that a character is."""
     animals = [
         person
         for person in told.cast.values()
@@ -119,7 +119,7 @@ def _kind(rng: random.Random, told: Story) -> Asked | None:
 
 
 def _where(rng: random.Random, told: Story) -> Asked | None:
-    """Where the thing lay, if it is said once and for all."""
+    """Where the thing lay, if the story states it exactly once."""
     for thing, spot in told.where.items():
         if told.plot == "lost" and spot in told.whole.lower():
             return f"Where was the {thing}?", f"The {thing} was {spot}."
@@ -133,7 +133,7 @@ def _place(rng: random.Random, told: Story) -> Asked | None:
 
 
 def _said(rng: random.Random, told: Story) -> Asked | None:
-    """Who said something that is said once."""
+    """Who said a sentence that occurs once."""
     names = {person.name for person in told.cast.values()}
     said = [(text.rstrip(","), name) for text, name in SAID.findall(told.whole)]
     found = [(text, name) for text, name in said if name in names and told.whole.count(text) == 1]
@@ -149,7 +149,7 @@ ASKING: tuple[Callable[[random.Random, Story], Asked | None], ...] = (
 
 
 def cloze(rng: random.Random) -> Record:
-    """A story with a gap where a name or a thing stood, and four options."""
+    """A story with a gap in the place of a name or a thing, and four options."""
     while True:
         told = make_story(rng)
         found = _gaps(told.whole)
@@ -168,7 +168,7 @@ def cloze(rng: random.Random) -> Record:
 
 
 def _gaps(text: str) -> list[Asked]:
-    """A word that the story says elsewhere too, and a later sentence that holds it once."""
+    """A word that occurs elsewhere too, and a later sentence that contains it once."""
     told = sentences(text)
     found = []
     for sentence in told[len(told) // 2 :]:

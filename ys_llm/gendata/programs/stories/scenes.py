@@ -18,7 +18,7 @@ Answer = tuple[str, str]
 
 @dataclass
 class Room:
-    """What is where, who holds what, and the sentences that say so."""
+    """The locations and holders of things, and the sentences that state them."""
 
     rng: random.Random
     people: list[str]
@@ -30,7 +30,7 @@ class Room:
     told: list[str] = field(default_factory=list)
 
     def place(self, item: str) -> None:
-        """Say where a thing lies at first."""
+        """State where a thing lies at first."""
         spot = self.rng.choice(self.spots)
         self.where[item] = spot
         lies = self.rng.choice(("is", "lies"))
@@ -74,7 +74,7 @@ class Room:
 
 
 def make_room(rng: random.Random) -> Room:
-    """Three or four things, two or three people, and two to five things that happen."""
+    """Three or four things, two or three people, and two to five events."""
     people = rng.sample(CHILDREN["she"] + CHILDREN["he"], rng.randint(2, 3))
     items = rng.sample(ITEMS, rng.randint(3, 5))
     colours = {item: rng.choice(COLOURS) for item in items}

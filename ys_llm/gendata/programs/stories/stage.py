@@ -1,4 +1,4 @@
-"""The stage of one story: who is there, where things lie, and the slots that the text may use."""
+"""The stage of one story: its characters, where things lie, and the slots of its text."""
 
 import random
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ FORMS: dict[Pronoun, dict[str, str]] = {
 CHILD_KIND: dict[Pronoun, str] = {"he": "boy", "she": "girl", "they": "child"}
 CHILD_INTRODUCTION = "[{a.his} friend {b}|{b.plain}|{b} from next door]"
 ANIMAL_INTRODUCTION = "[{b} the {b.kind}|{b.plain}|{a.his} friend {b} the {b.kind}]"
-SINGULAR_THEY_SHARE = 0.04  # present, so that a model learns it; rare, as it is in such books
+SINGULAR_THEY_SHARE = 0.04  # so that a model learns it; rare, as in such books
 
 
 @dataclass(frozen=True)
 class Character:
-    """Somebody in a story."""
+    """A character of a story."""
 
     name: str
     kind: str
@@ -46,7 +46,7 @@ class Character:
     skills: tuple[str, ...] = ()
 
     def forms(self) -> dict[str, str]:
-        """Every way the text may speak of this character, by the part after the dot."""
+        """All slots of this character, by the part after the dot."""
         forms = {"he": self.pronoun, **FORMS[self.pronoun]}
         forms |= {key.capitalize(): value.capitalize() for key, value in forms.items()}
         return forms | {
@@ -60,7 +60,7 @@ class Character:
 
 @dataclass
 class Stage:
-    """One story in the making: its own random numbers, its world, its slots."""
+    """The state of a story while it is prepared: random numbers, place, characters, slots."""
 
     rng: random.Random
     family: Family
@@ -74,11 +74,11 @@ class Stage:
         return self.rng.choice(options)
 
     def fill(self, **slots: str) -> None:
-        """Give slots their values (templates themselves); an underscore stands for a dot."""
+        """Set slots (values may be templates); an underscore in a name stands for a dot."""
         self.slots.update({name.replace("_", "."): value for name, value in slots.items()})
 
     def enter(self, role: str, character: Character) -> Character:
-        """Bring a character on the stage under a one-letter role: {a}, {a.he}, {a.kind}..."""
+        """Add a character under a one-letter role: {a}, {a.he}, {a.kind}..."""
         self.cast[role] = character
         self.slots[role] = character.name
         for form, text in character.forms().items():
@@ -97,7 +97,7 @@ class Stage:
         return kind.replace("{b", "{" + role)
 
     def put(self, thing: str, spot: str) -> None:
-        """A thing comes to lie somewhere, and stays there until it is put elsewhere."""
+        """Put a thing somewhere."""
         self.where[thing] = spot
 
     def spots(self, count: int) -> list[str]:
@@ -105,7 +105,7 @@ class Stage:
         return self.rng.sample(self.place.spots, count)
 
     def bring_thing(self, *, nature: str = "") -> Thing:
-        """Choose the thing the story turns on: {thing} with its looks, {noun} without."""
+        """Choose the central thing of the story: {thing} with an adjective, {noun} without."""
         thing = self.pick([item for item in THINGS if not nature or nature in item.nature])
         self.fill(thing=f"{self.pick(thing.looks)} {thing.noun}", noun=thing.noun)
         return thing
@@ -117,7 +117,7 @@ class Stage:
         return self.pick(pronouns)
 
     def _free_pronoun(self) -> Pronoun:
-        """A pronoun that nobody on the stage has yet, three times in four: clearer to read."""
+        """A pronoun that no other character has, in three of four cases: clearer to read."""
         taken = {character.pronoun for character in self.cast.values()}
         pronoun = self._pronoun()
         if pronoun in taken and self.rng.random() < 0.75:
@@ -125,13 +125,13 @@ class Stage:
         return pronoun
 
     def child(self, role: str) -> Character:
-        """A child nobody else is named like."""
+        """Add a child with a name of its own."""
         pronoun = self._free_pronoun()
         name = self.pick([n for n in CHILDREN[pronoun] if n not in self._names()])
         return self.enter(role, Character(name, CHILD_KIND[pronoun], pronoun, self._trait()))
 
     def animal(self, role: str, *, skill: str = "") -> Character:
-        """An animal of a kind that is not on the stage yet, perhaps with a skill."""
+        """Add an animal of a new kind, with a skill if one is required."""
         kinds = {character.kind for character in self.cast.values()}
         animal = self.pick(
             [a for a in ANIMALS if a.kind not in kinds and (not skill or skill in a.skills)]
@@ -146,7 +146,7 @@ class Stage:
         )
 
     def adult(self, role: str) -> Character:
-        """A grown-up whom the children know."""
+        """Add an adult whom the children know."""
         pronoun = self._free_pronoun()
         if pronoun == "they":
             pronoun = "she"
@@ -155,14 +155,14 @@ class Stage:
         return self.enter(role, Character(name, kind, pronoun, "old", skills=("ladder",)))
 
     def avoid(self, *traits: str) -> None:
-        """Give the hero another trait if the plot does not suit the one {a} has."""
+        """Change the trait of {a} if it does not suit the plot."""
         if self.cast["a"].trait in traits:
             others = [trait for trait in TRAITS if trait not in traits]
             self.enter("a", replace(self.cast["a"], trait=self.pick(others)))
             self.fill(habit=self.pick(TRAITS[self.cast["a"].trait]))
 
     def friend(self, role: str) -> Character:
-        """Somebody of the story's own family: an animal among animals, a child among children."""
+        """Add an animal to a story about animals, a child to one about children."""
         return self.animal(role) if self.family == "animals" else self.child(role)
 
     def _names(self) -> set[str]:
@@ -174,7 +174,7 @@ class Stage:
 
 
 def set_stage(rng: random.Random) -> Stage:
-    """An empty stage with a place, a weather and a hero {a}."""
+    """A stage with a place, weather and a main character {a}."""
     family: Family = "animals" if rng.random() < 0.5 else "children"
     place = rng.choice(WILD if family == "animals" else TOWN)
     stage = Stage(rng, family, place)

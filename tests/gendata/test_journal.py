@@ -1,4 +1,4 @@
-"""The journal: a half line at its end is cut off, any other damage is named."""
+"""The journal: a partial line at its end is cut off, any other damage is reported."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ENTRIES = [FIRST, DROPPED, replace(FIRST, key="k2", index=2, rejections=(), trie
 
 @pytest.fixture(autouse=True, scope="module")
 def no_power_is_cut() -> Iterator[None]:
-    """To wait for the disk would take most of the time."""
+    """Skip fsync, which would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -79,7 +79,7 @@ def test_no_journal_is_an_empty_one(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
-def test_a_journal_cut_at_any_byte_goes_on_without_loss(tmp_path: Path) -> None:
+def test_a_journal_cut_at_any_byte_continues_without_loss(tmp_path: Path) -> None:
     data = write(tmp_path / "whole")
     ends = [place for place, byte in enumerate(data) if byte == ord("\n")]
     near = {place + step for place in (0, *ends) for step in (-1, 0, 1, 2)} & {

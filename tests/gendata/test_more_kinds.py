@@ -148,7 +148,7 @@ def prompt_lines(prompts: str) -> str:
 def test_a_gap_is_a_word_that_the_story_says_elsewhere() -> None:
     for index in range(100):
         told = make_story(random.Random(index))
-        for word, sentence in retelling._gaps(told.whole):
+        for word, sentence in retelling.gaps(told.whole):
             assert told.whole.count(sentence) == 1
             assert len(re.findall(rf"\b{word}\b", told.whole)) > 2
 

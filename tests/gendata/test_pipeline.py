@@ -1,4 +1,4 @@
-"""From an order to a corpus: the same one whoever was slow, whatever failed, whenever killed.
+"""From a plan to a corpus: the same one for any order of answers, after failures and kills.
 
 The real client of ollama speaks to a server that fails on demand; kills are real.
 """
@@ -32,8 +32,8 @@ from support.gendata_runs import (
     entries,
     fill,
     llm,
+    make_plan,
     model,
-    order,
     run_child,
     write_kinds,
 )
@@ -58,7 +58,7 @@ ALL_SPELLINGS = 40
 
 @pytest.fixture(autouse=True, scope="module")
 def no_power_is_cut() -> Iterator[None]:
-    """To wait for the disk would take most of the time."""
+    """Skip fsync, which would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -71,9 +71,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Whole:
-    """The run that nothing happened to."""
+    """An uninterrupted run."""
 
-    outcome: GenerateResult
+    result: GenerateResult
     out: Path
     asked: int
 
@@ -86,8 +86,8 @@ class Whole:
 def whole(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     out = tmp_path_factory.mktemp("whole") / "out"
     with llm() as server:
-        outcome = fill(order(kinds), out, server)
-    return Whole(outcome, out, len(server.asked))
+        result = fill(make_plan(kinds), out, server)
+    return Whole(result, out, len(server.asked))
 
 
 def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
@@ -101,17 +101,17 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 def test_every_item_of_the_plan_is_decided_in_its_order(kinds: Path, whole: Whole) -> None:
-    planned = [(kind.name, item.key) for kind, item in order(kinds).items()]
+    planned = [(kind.name, item.key) for kind, item in make_plan(kinds).items()]
     assert [entry["key"] for entry in entries(whole.out)] == [
         key for name, key in planned if name != "spell"
     ]
     assert [line["key"] for line in read_manifest(whole.out)["spell-01.md"].records] == [
         key for name, key in planned if name == "spell"
     ]
-    assert whole.outcome.missing == 0 and whole.outcome.failure is None
+    assert whole.result.missing == 0 and whole.result.failure is None
 
 
-def test_records_are_mended_and_verified(whole: Whole) -> None:
+def test_records_are_fixed_and_verified(whole: Whole) -> None:
     accepted = [entry for entry in entries(whole.out) if entry["status"] == "accepted"]
     tales = [entry for entry in accepted if entry["kind"] == "tale"]
     assert any(entry["provenance"]["fixed"] == ["preamble"] for entry in tales)
@@ -127,17 +127,17 @@ def test_every_try_is_an_accepted_record_or_a_counted_rejection(whole: Whole) ->
     lines = entries(whole.out)
     counts = Counter(one["name"] for line in lines for one in line["rejections"])
     accepted = sum(line["status"] == "accepted" for line in lines) + ALL_SPELLINGS
-    outcome = whole.outcome
-    assert counts == outcome.rejections
-    assert sum(line["tries"] for line in lines) + ALL_SPELLINGS == outcome.tries
-    assert outcome.tries == outcome.accepted + counts.total()
-    assert (outcome.planned, outcome.accepted) == (len(lines) + ALL_SPELLINGS, accepted)
-    assert outcome.accepted + outcome.dropped == outcome.planned == outcome.decided_now
-    wanted = {"words", "refusal", "cut_off", "near_duplicate", "mentions"}
-    assert wanted <= counts.keys(), "the model shows no longer what is rejected"
+    result = whole.result
+    assert counts == result.rejections
+    assert sum(line["tries"] for line in lines) + ALL_SPELLINGS == result.tries
+    assert result.tries == result.accepted + counts.total()
+    assert (result.planned, result.accepted) == (len(lines) + ALL_SPELLINGS, accepted)
+    assert result.accepted + result.dropped == result.planned == result.decided_now
+    expected = {"words", "refusal", "cut_off", "near_duplicate", "mentions"}
+    assert expected <= counts.keys(), "the test's model no longer causes every rejection"
 
 
-def test_what_is_dropped_has_its_reason(whole: Whole) -> None:
+def test_a_dropped_item_has_its_reason(whole: Whole) -> None:
     for entry in entries(whole.out):
         if entry["status"] == "dropped":
             last = entry["rejections"][-1]
@@ -149,8 +149,8 @@ def test_what_is_dropped_has_its_reason(whole: Whole) -> None:
 
 def test_a_try_has_seeds_of_its_own(kinds: Path, tmp_path: Path) -> None:
     with llm("empty", "good", "empty", "thinking", "good") as server:
-        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
-    assert outcome.rejections["empty_answer"] == 3
+        result = fill(make_plan(kinds, "tale", count=1), tmp_path / "out", server)
+    assert result.rejections["empty_answer"] == 3
     seeds = [asked.body["options"]["seed"] for asked in server.asked]
     assert len(set(seeds)) == len(seeds)
 
@@ -165,12 +165,12 @@ def test_a_chain_keeps_the_facts_of_its_program(kinds: Path, whole: Whole) -> No
     assert any(entry["status"] == "accepted" for entry in retold)
 
 
-def test_the_outcome_does_not_depend_on_who_was_faster(
+def test_the_corpus_does_not_depend_on_the_order_of_answers(
     kinds: Path, whole: Whole, tmp_path: Path
 ) -> None:
     slow = ["slow", "good", "good"] * 6
     with llm(*slow, slow_seconds=0.06) as server:
-        fill(order(kinds), tmp_path / "out", server, workers=2)
+        fill(make_plan(kinds), tmp_path / "out", server, workers=2)
     assert server.most_at_once == 2
     assert content(tmp_path / "out") == whole.content
 
@@ -178,7 +178,7 @@ def test_the_outcome_does_not_depend_on_who_was_faster(
 # Interruptions.
 
 
-def wanted_in(kinds: Path, out: Path, host: str, workers: int = 1) -> GenerateRequest:
+def request_for(kinds: Path, out: Path, host: str, workers: int = 1) -> GenerateRequest:
     names = tuple(sorted(KINDS))
     return GenerateRequest(names, out, seed=1, host=host, workers=workers, folders=(kinds,))
 
@@ -188,25 +188,25 @@ def operations(kinds: Path, whole: Whole, tmp_path_factory: pytest.TempPathFacto
     """How many file operations a run makes."""
     base = tmp_path_factory.mktemp("counted")
     with llm() as server:
-        wanted = wanted_in(kinds, base / "out", server.address)
-        assert run_child(wanted, base / "said", count_in=base / "count") == 0
+        request = request_for(kinds, base / "out", server.address)
+        assert run_child(request, base / "said", count_in=base / "count") == 0
     assert content(base / "out") == whole.content
     return int((base / "count").read_text())
 
 
 @pytest.mark.parametrize("case", range(KILLS))
-def test_a_killed_run_goes_on_as_if_nothing_had_been(
+def test_a_killed_run_resumes_without_a_trace(
     case: int, kinds: Path, whole: Whole, operations: int, tmp_path: Path
 ) -> None:
     source = random.Random(case)
     # Every second case dies near the end, where the files are written.
     spots = range(operations) if case % 2 else range(operations - 25, operations)
     with llm() as server:
-        wanted = wanted_in(kinds, tmp_path / "out", server.address, workers=1 + case % 2)
+        request = request_for(kinds, tmp_path / "out", server.address, workers=1 + case % 2)
         at = source.choice(spots)
-        assert run_child(wanted, tmp_path / "said", kill_at=at) == -signal.SIGKILL
-        run_child(wanted, tmp_path / "said", kill_at=source.randrange(1 + operations // 2))
-        assert run_child(wanted, tmp_path / "said") == 0, (tmp_path / "said.err").read_text()
+        assert run_child(request, tmp_path / "said", kill_at=at) == -signal.SIGKILL
+        run_child(request, tmp_path / "said", kill_at=source.randrange(1 + operations // 2))
+        assert run_child(request, tmp_path / "said") == 0, (tmp_path / "said.err").read_text()
     left = {name for name in content(tmp_path / "out") if name.endswith(".tmp")}
     assert {name: text for name, text in content(tmp_path / "out").items() if name not in left} == (
         whole.content
@@ -220,13 +220,13 @@ def test_a_run_killed_while_it_waits_loses_no_record(
     requests: int, kinds: Path, whole: Whole, tmp_path: Path
 ) -> None:
     with llm(*["good"] * (requests - 1), "silent") as server:
-        wanted = wanted_in(kinds, tmp_path / "out", server.address)
-        with child(wanted, tmp_path / "said") as process:
+        request = request_for(kinds, tmp_path / "out", server.address)
+        with child(request, tmp_path / "said") as process:
             until(lambda: len(server.asked) == requests)
             process.kill()
             process.join()
         held = len(entries(tmp_path / "out"))
-        assert run_child(wanted, tmp_path / "said") == 0
+        assert run_child(request, tmp_path / "said") == 0
     assert held > 0 or requests < 9
     assert content(tmp_path / "out") == whole.content
 
@@ -235,10 +235,10 @@ def test_answers_behind_a_slow_request_are_journalled_at_once(kinds: Path, tmp_p
     expected = 12
     tales = tmp_path / "without interruption"
     with llm() as server:
-        fill(order(kinds, "tale"), tales, server)
+        fill(make_plan(kinds, "tale"), tales, server)
         needed = len(server.asked)
     with llm("silent") as server:
-        request = wanted_in(kinds, tmp_path / "out", server.address, workers=4)
+        request = request_for(kinds, tmp_path / "out", server.address, workers=4)
         request = replace(request, kinds=("tale",))
         with child(request, tmp_path / "said") as process:
             until(lambda: len(answers(tmp_path / "out")) >= expected)
@@ -256,8 +256,8 @@ def test_ctrl_c_stops_within_a_second_and_says_what_to_type(
     kinds: Path, whole: Whole, tmp_path: Path
 ) -> None:
     with llm(*["good"] * 12, "drip") as server:
-        wanted = wanted_in(kinds, tmp_path / "out", server.address)
-        with child(wanted, tmp_path / "said") as process:
+        request = request_for(kinds, tmp_path / "out", server.address)
+        with child(request, tmp_path / "said") as process:
             until(lambda: len(server.asked) == 13)
             time.sleep(0.1)
             began = time.monotonic()
@@ -268,17 +268,17 @@ def test_ctrl_c_stops_within_a_second_and_says_what_to_type(
             assert process.exitcode == EXIT_INTERRUPTED
         assert server.asked[12].left.wait(SOON_SECONDS), "the request stays open"
         said = (tmp_path / "said.err").read_text()
-        assert f"To resume, type: {wanted.command()}" in said and "Traceback" not in said
+        assert f"To resume, type: {request.command()}" in said and "Traceback" not in said
         assert "still to be made" in (tmp_path / "said.out").read_text()
         files = content(tmp_path / "out")
         assert MANIFEST in files and any(name.startswith("retold-") for name in files)
-        assert run_child(wanted, tmp_path / "said") == 0
+        assert run_child(request, tmp_path / "said") == 0
     assert content(tmp_path / "out") == whole.content
 
 
-def test_the_words_to_go_on_are_whole() -> None:
-    wanted = GenerateRequest(("a", "b"), Path("my data"), count=3, seed=0, model="m:1b", workers=2)
-    assert wanted.command() == (
+def test_the_command_to_resume_has_every_option() -> None:
+    request = GenerateRequest(("a", "b"), Path("my data"), count=3, seed=0, model="m:1b", workers=2)
+    assert request.command() == (
         "ys gen-data --kind a,b --count 3 --seed 0 --model m:1b --workers 2 --out 'my data'"
     )
 
@@ -290,7 +290,7 @@ def test_a_stop_in_another_thread_keeps_what_is_decided(
     with llm(*["good"] * 12, "stall") as server, ThreadPoolExecutor(1) as other:
         running = other.submit(
             fill,
-            order(kinds),
+            make_plan(kinds),
             tmp_path / "out",
             server,
             should_stop=stop.is_set,
@@ -298,10 +298,10 @@ def test_a_stop_in_another_thread_keeps_what_is_decided(
         )
         until(lambda: len(server.asked) == 13)
         stop.set()
-        outcome = running.result(timeout=SOON_SECONDS + 5)
-    assert outcome.stopped and outcome.missing > 0
+        result = running.result(timeout=SOON_SECONDS + 5)
+    assert result.stopped and result.missing > 0
     decided = len(entries(tmp_path / "out")) + ALL_SPELLINGS
-    assert outcome.accepted + outcome.dropped == decided
+    assert result.accepted + result.dropped == decided
 
 
 # Failures of the back end.
@@ -319,46 +319,46 @@ def two(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
     """Two tales, made without faults."""
     out = tmp_path_factory.mktemp("two") / "out"
     with llm() as server:
-        fill(order(kinds, "tale", count=2), out, server)
+        fill(make_plan(kinds, "tale", count=2), out, server)
     return content(out)
 
 
 @pytest.mark.parametrize("fault", sorted(set(TRANSIENT) - {"drip"}))  # whose deadline is the last
-def test_what_passes_in_time_leaves_no_trace(
+def test_a_transient_failure_leaves_no_trace(
     fault: str, kinds: Path, two: dict[str, str], tmp_path: Path
 ) -> None:
     with llm("good", fault) as server:
-        outcome = fill(order(kinds, "tale", count=2), tmp_path / "out", server)
-    assert outcome.failure is None and server.asked[1].fault == fault
+        result = fill(make_plan(kinds, "tale", count=2), tmp_path / "out", server)
+    assert result.failure is None and server.asked[1].fault == fault
     assert content(tmp_path / "out") == two
 
 
 @pytest.mark.parametrize("fault", [*TRANSIENT, *LASTING])
-def test_what_does_not_pass_ends_the_run_and_loses_nothing(
+def test_a_lasting_failure_ends_the_run_and_loses_nothing(
     fault: str, kinds: Path, two: dict[str, str], tmp_path: Path
 ) -> None:
-    wanted = order(kinds, "tale", count=2)
+    plan = make_plan(kinds, "tale", count=2)
     with llm(*["good"] * 30) as server:
-        fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+        fill(make_plan(kinds, "tale", count=1), tmp_path / "out", server)
     with llm(fault, fault) as server:
-        outcome = fill(wanted, tmp_path / "out", server, total_seconds=0.6)
-    assert outcome.failure is not None and outcome.missing == 1
-    assert outcome.failure.exit_code == LASTING.get(fault, EXIT_BACKEND_DOWN)
-    assert outcome.failure.fix and "1 items are still to be made" in str(outcome)
+        result = fill(plan, tmp_path / "out", server, total_seconds=0.6)
+    assert result.failure is not None and result.missing == 1
+    assert result.failure.exit_code == LASTING.get(fault, EXIT_BACKEND_DOWN)
+    assert result.failure.fix and "1 items are still to be made" in str(result)
     assert len(entries(tmp_path / "out")) == 1
     with llm() as server:
-        fill(wanted, tmp_path / "out", server)
+        fill(plan, tmp_path / "out", server)
     assert content(tmp_path / "out") == two
 
 
 @pytest.mark.parametrize("fault", sorted(REJECTED))
-def test_an_answer_that_is_none_is_asked_for_with_another_seed(
+def test_an_unusable_answer_is_asked_for_with_another_seed(
     fault: str, kinds: Path, tmp_path: Path
 ) -> None:
     with llm(fault) as server:
-        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
+        result = fill(make_plan(kinds, "tale", count=1), tmp_path / "out", server)
     assert entries(tmp_path / "out")[0]["rejections"][0]["name"] == REJECTED[fault]
-    assert outcome.rejections[REJECTED[fault]] >= 1
+    assert result.rejections[REJECTED[fault]] >= 1
     first, second = (asked.body["options"]["seed"] for asked in server.asked[:2])
     assert first != second
 
@@ -369,8 +369,8 @@ def test_every_fault_has_its_test() -> None:
 
 def test_a_server_that_is_gone_ends_in_exit_code_4(kinds: Path, tmp_path: Path) -> None:
     with closed_port() as port:
-        wanted = GenerateRequest(("tale",), tmp_path / "out", host=f":{port}", folders=(kinds,))
-        assert run_child(wanted, tmp_path / "said") == EXIT_BACKEND_DOWN
+        request = GenerateRequest(("tale",), tmp_path / "out", host=f":{port}", folders=(kinds,))
+        assert run_child(request, tmp_path / "said") == EXIT_BACKEND_DOWN
     said = (tmp_path / "said.err").read_text()
     assert "ollama serve" in said and "Traceback" not in said
     assert not [path for path in (tmp_path / "out").iterdir() if path.name != JOURNAL]
@@ -388,7 +388,7 @@ def test_reasoning_is_removed_before_anything_else_sees_the_answer(
     kinds: Path, two: dict[str, str], tmp_path: Path
 ) -> None:
     with answering("<think>Hm.\n\nSo.</think>\n\n{}".format) as server:
-        fill(order(kinds, "tale", count=2), tmp_path / "out", server)
+        fill(make_plan(kinds, "tale", count=2), tmp_path / "out", server)
     assert content(tmp_path / "out") == two
 
 
@@ -405,29 +405,29 @@ def test_reasoning_that_cannot_be_removed_rejects_the_answer(
     text: str, name: str, kinds: Path, tmp_path: Path
 ) -> None:
     with answering(text.format) as server:
-        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
-    assert outcome.accepted == 0 and outcome.rejections.keys() == {name}
+        result = fill(make_plan(kinds, "tale", count=1), tmp_path / "out", server)
+    assert result.accepted == 0 and result.rejections.keys() == {name}
 
 
 @pytest.mark.parametrize("text", ["", COPIED], ids=["empty", "always the same"])
 def test_a_model_without_usable_answers_ends_the_run(
     text: str, kinds: Path, tmp_path: Path
 ) -> None:
-    out, plan = tmp_path / "out", order(kinds, "tale", count=30)
+    out, plan = tmp_path / "out", make_plan(kinds, "tale", count=30)
     with answering(lambda _: text) as server:
-        outcome = fill(plan, out, server, workers=2)
-        assert outcome.failure is not None and outcome.failure.exit_code == EXIT_BACKEND_DOWN
-        assert "the last 20 items were all dropped" in outcome.failure.problem
-        assert outcome.dropped >= 20 and outcome.missing > 0
+        result = fill(plan, out, server, workers=2)
+        assert result.failure is not None and result.failure.exit_code == EXIT_BACKEND_DOWN
+        assert "the last 20 items were all dropped" in result.failure.problem
+        assert result.dropped >= 20 and result.missing > 0
     with llm() as server:
-        outcome = fill(plan, out, server)
-        assert "complete" not in str(outcome) and "--retry-dropped" in str(outcome)
-        dropped = outcome.dropped
+        result = fill(plan, out, server)
+        assert "complete" not in str(result) and "--retry-dropped" in str(result)
+        dropped = result.dropped
         assert dropped >= 20
-        outcome = fill(replace(plan, retry_dropped=True), out, server)
-    assert outcome.decided_now == dropped and outcome.missing == 0 and outcome.failure is None
-    assert outcome.accepted > 20
-    assert outcome.tries == outcome.accepted + sum(outcome.rejections.values())
+        result = fill(replace(plan, retry_dropped=True), out, server)
+    assert result.decided_now == dropped and result.missing == 0 and result.failure is None
+    assert result.accepted > 20
+    assert result.tries == result.accepted + sum(result.rejections.values())
     seeds = [
         sent["options"]["seed"]
         for entry in entries(out)
@@ -439,7 +439,7 @@ def test_a_model_without_usable_answers_ends_the_run(
 
 def test_a_short_plan_of_which_nothing_was_accepted_fails_too(kinds: Path, tmp_path: Path) -> None:
     with answering(lambda _: "") as server:
-        request = wanted_in(kinds, tmp_path / "out", server.address)
+        request = request_for(kinds, tmp_path / "out", server.address)
         request = replace(request, kinds=("tale",), count=3)
         assert run_child(request, tmp_path / "said") == EXIT_BACKEND_DOWN
     said = (tmp_path / "said.err").read_text()
@@ -453,7 +453,7 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_is_asked(tmp_path:
     long = TALE.replace("Name a tale", "Name a tale " + "and so on " * 3100)
     kinds = write_kinds(tmp_path / "kinds", tale=long, spell=KINDS["spell"])
     with llm() as server, pytest.raises(UserError, match=r"tale, item 0, step title: the prompt"):
-        fill(order(kinds), tmp_path / "out", server)
+        fill(make_plan(kinds), tmp_path / "out", server)
     assert not server.asked and not entries(tmp_path / "out")
 
 
@@ -462,11 +462,11 @@ def test_an_answer_that_makes_the_next_prompt_too_long_is_rejected(tmp_path: Pat
     kinds = write_kinds(tmp_path / "kinds", tale=tight)
     titles = iter(["a" * 300, "A fox", *["More than enough words for a tale."] * 9])
     with FaultServer(answer=lambda _: next(titles)) as server:
-        outcome = fill(order(kinds, "tale", count=1), tmp_path / "out", server)
-    assert outcome.accepted == 1 and outcome.rejections == {"prompt_too_long": 1}
+        result = fill(make_plan(kinds, "tale", count=1), tmp_path / "out", server)
+    assert result.accepted == 1 and result.rejections == {"prompt_too_long": 1}
 
 
-def test_of_two_tales_alike_one_is_made_anew(tmp_path: Path) -> None:
+def test_of_near_duplicates_one_is_kept(tmp_path: Path) -> None:
     alike = re.sub(r"(?m)^output: .*$", "output: {prompts: [A tale.]}", TALE)
     kinds = write_kinds(tmp_path / "kinds", tale=alike)
     texts = iter(range(100))
@@ -476,87 +476,87 @@ def test_of_two_tales_alike_one_is_made_anew(tmp_path: Path) -> None:
         return f"Title {number}" if "Name a" in str(body) else COPIED
 
     with FaultServer(answer=copies) as server:
-        outcome = fill(order(kinds, "tale", count=3), tmp_path / "out", server)
-    assert (outcome.accepted, outcome.dropped) == (1, 2)
-    assert outcome.rejections["near_duplicate"] + outcome.rejections["duplicate"] == 8
+        result = fill(make_plan(kinds, "tale", count=3), tmp_path / "out", server)
+    assert (result.accepted, result.dropped) == (1, 2)
+    assert result.rejections["near_duplicate"] + result.rejections["duplicate"] == 8
 
 
-# What is there already.
+# An existing corpus.
 
 
 def test_a_finished_plan_does_nothing_and_says_so(
     kinds: Path, whole: Whole, tmp_path: Path
 ) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in whole.out.iterdir()}
-    outcome = fill(order(kinds), whole.out)
-    assert "Nothing to do." in str(outcome) and "complete" not in str(outcome)
-    assert "1 items dropped" in str(outcome) and "--retry-dropped" in str(outcome)
-    assert (outcome.asked_now, outcome.written, outcome.removed) == (0, (), ())
-    assert outcome.decided_now == ALL_SPELLINGS, "a program makes its records again"
+    result = fill(make_plan(kinds), whole.out)
+    assert "Nothing to do." in str(result) and "complete" not in str(result)
+    assert "1 items dropped" in str(result) and "--retry-dropped" in str(result)
+    assert (result.asked_now, result.written, result.removed) == (0, (), ())
+    assert result.decided_now == ALL_SPELLINGS, "a program makes its records again"
     now = {"asked_now": 0, "decided_now": 0, "written": ()}
-    assert replace(outcome, **now) == replace(whole.outcome, **now)
+    assert replace(result, **now) == replace(whole.result, **now)
     assert {path: path.stat().st_mtime_ns for path in whole.out.iterdir()} == stamps
 
 
 def test_a_larger_count_asks_for_the_rest_alone(kinds: Path, tmp_path: Path) -> None:
     with llm() as server:
-        fill(order(kinds, "tale", count=3), tmp_path / "out", server)
+        fill(make_plan(kinds, "tale", count=3), tmp_path / "out", server)
         asked = len(server.asked)
-        outcome = fill(order(kinds, "tale", count=5), tmp_path / "out", server)
-    assert outcome.decided_now == 2 and len(server.asked) > asked
+        result = fill(make_plan(kinds, "tale", count=5), tmp_path / "out", server)
+    assert result.decided_now == 2 and len(server.asked) > asked
     with llm() as server:
-        fill(order(kinds, "tale", count=5), tmp_path / "at once", server)
+        fill(make_plan(kinds, "tale", count=5), tmp_path / "at once", server)
     assert content(tmp_path / "out") == content(tmp_path / "at once")
 
 
-def test_a_changed_kind_is_made_anew_and_says_how_much(
+def test_a_changed_kind_is_made_again_and_reports_how_much(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, kinds = tmp_path / "out", write_kinds(tmp_path / "kinds", retold=RETOLD)
     with llm() as server:
-        fill(order(kinds), out, server)
+        fill(make_plan(kinds), out, server)
     before, old = content(out), entries(out)
     accepted = sum(entry["status"] == "accepted" for entry in old)
     write_kinds(kinds, retold=RETOLD.replace("Retell:", "Say again:"))
     capsys.readouterr()
     with llm() as server:
-        fill(order(kinds), out, server)
+        fill(make_plan(kinds), out, server)
     said = capsys.readouterr().err
     assert f"retold: its file or model has changed: 3 items to make; {accepted} records" in said
     assert "Retell:" not in content(out)["retold-01.md"]
     assert entries(out)[: len(old)] == old, "the journal keeps what was made"
     write_kinds(kinds, retold=RETOLD)
-    fill(order(kinds), out)  # asks nobody: the journal knows them
+    fill(make_plan(kinds), out)  # asks nobody: the journal knows them
     assert {**content(out), JOURNAL: ""} == {**before, JOURNAL: ""}
 
 
 def test_old_records_stay_until_there_is_a_new_one(tmp_path: Path) -> None:
     out, kinds = tmp_path / "out", write_kinds(tmp_path / "kinds", retold=RETOLD)
     with llm() as server:
-        fill(order(kinds), out, server)
+        fill(make_plan(kinds), out, server)
     before = content(out)
     write_kinds(kinds, retold=RETOLD.replace("Retell:", "Say again:"))
     with llm("404") as server:
-        outcome = fill(order(kinds), out, server)
-    assert outcome.failure is not None and outcome.removed == ()
+        result = fill(make_plan(kinds), out, server)
+    assert result.failure is not None and result.removed == ()
     assert content(out) == before
 
 
 def test_a_comment_or_a_larger_count_changes_no_record(tmp_path: Path) -> None:
     kinds = write_kinds(tmp_path / "kinds", spell=KINDS["spell"])
-    fill(order(kinds, count=5), tmp_path / "out")
+    fill(make_plan(kinds, count=5), tmp_path / "out")
     write_kinds(kinds, spell="# a remark\n" + KINDS["spell"].replace("count: 40", "count: 50"))
-    outcome = fill(order(kinds, count=5), tmp_path / "out")
-    assert "Nothing to do" in str(outcome)
+    result = fill(make_plan(kinds, count=5), tmp_path / "out")
+    assert "Nothing to do" in str(result)
 
 
 def test_another_model_makes_other_records(kinds: Path, tmp_path: Path) -> None:
     changed = replace(
-        order(kinds, "tale", count=2),
+        make_plan(kinds, "tale", count=2),
         recipes=tuple(recipe.with_model("other") for recipe in load_recipes(["tale"], [kinds])),
     )
     with llm(models=("tiny:latest", "other:latest")) as server:
-        fill(order(kinds, "tale", count=2), tmp_path / "out", server)
+        fill(make_plan(kinds, "tale", count=2), tmp_path / "out", server)
         fill(changed, tmp_path / "out", server)
     models = [entry["provenance"]["model"] for entry in entries(tmp_path / "out")]
     assert models == ["tiny", "tiny", "other", "other"]
@@ -564,8 +564,8 @@ def test_another_model_makes_other_records(kinds: Path, tmp_path: Path) -> None:
 
 def test_records_of_other_kinds_are_not_made_again(tmp_path: Path) -> None:
     kinds = write_kinds(tmp_path / "kinds", spell=KINDS["spell"], other=KINDS["spell"])
-    fill(order(kinds, "spell"), tmp_path / "out")
-    fill(order(kinds, "other"), tmp_path / "out")
+    fill(make_plan(kinds, "spell"), tmp_path / "out")
+    fill(make_plan(kinds, "other"), tmp_path / "out")
     keys = [document.id for document in read_documents(tmp_path / "out")]
     assert len(set(keys)) == len(keys) > ALL_SPELLINGS
     assert {"spell-01.md", "other-01.md"} <= content(tmp_path / "out").keys()
@@ -576,11 +576,11 @@ def test_two_runs_do_not_fill_one_folder(kinds: Path, tmp_path: Path) -> None:
         corpus_lock(tmp_path / "out"),
         pytest.raises(UserError, match="is being filled by another process"),
     ):
-        fill(order(kinds, "spell"), tmp_path / "out")
-    fill(order(kinds, "spell"), tmp_path / "out")
+        fill(make_plan(kinds, "spell"), tmp_path / "out")
+    fill(make_plan(kinds, "spell"), tmp_path / "out")
 
 
-# What is shown, and what is imported.
+# Progress and imports.
 
 
 def test_without_a_terminal_there_are_lines(
@@ -588,12 +588,12 @@ def test_without_a_terminal_there_are_lines(
 ) -> None:
     monkeypatch.setattr(progress_bar, "LINE_SECONDS", 0.0)
     with llm() as server:
-        outcome = fill(order(kinds, "tale", count=4), tmp_path / "out", server)
+        result = fill(make_plan(kinds, "tale", count=4), tmp_path / "out", server)
     shown = capsys.readouterr()
     last = shown.err.splitlines()[-1]
     assert last.startswith("item 4/4  ") and "records/s" in last and "0.0 min left" in last
-    assert f"{outcome.accepted} accepted" in last and shown.out == ""
-    for name, count in outcome.rejections.items():
+    assert f"{result.accepted} accepted" in last and shown.out == ""
+    for name, count in result.rejections.items():
         assert f"{name} {count}" in last
 
 
@@ -606,7 +606,7 @@ def test_on_a_terminal_there_is_a_bar(
 
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    fill(order(kinds, "spell"), tmp_path / "out")
+    fill(make_plan(kinds, "spell"), tmp_path / "out")
     assert "40/40" in terminal.getvalue() and "accepted" in terminal.getvalue()
 
 
@@ -621,5 +621,5 @@ def test_a_program_needs_neither_torch_nor_a_client_of_ollama(kinds: Path, tmp_p
     )
     command = [sys.executable, "-c", code, str(tmp_path / "out"), str(kinds)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
-    fill(order(kinds, "spell"), tmp_path / "here")
+    fill(make_plan(kinds, "spell"), tmp_path / "here")
     assert content(tmp_path / "out") == content(tmp_path / "here")

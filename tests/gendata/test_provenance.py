@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.gendata_runs import content, entries, fill, llm, order, write_kinds
+from support.gendata_runs import content, entries, fill, llm, make_plan, write_kinds
 
 from ys_llm.data.manifest import NAME as MANIFEST
 from ys_llm.data.manifest import read_manifest
@@ -29,7 +29,7 @@ HAS_A_HASH = re.compile(r"[0-9a-f]{32}")
 
 @pytest.fixture(autouse=True, scope="module")
 def no_power_is_cut() -> Iterator[None]:
-    """To wait for the disk would take most of the time."""
+    """Skip fsync, which would take most of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -44,14 +44,14 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(kinds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out"
     with llm() as server:
-        fill(order(kinds), out, server)
+        fill(make_plan(kinds), out, server)
     return out
 
 
 @pytest.fixture
 def spelled(kinds: Path, tmp_path: Path) -> Path:
     """A folder that a program has filled."""
-    fill(order(kinds, "spell"), tmp_path / "spelled")
+    fill(make_plan(kinds, "spell"), tmp_path / "spelled")
     return tmp_path / "spelled"
 
 
@@ -126,7 +126,7 @@ def test_a_file_ends_before_it_grows_too_large(
     kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(corpus_files, "FILE_BYTES", 700)
-    fill(order(kinds, "spell"), tmp_path / "out")
+    fill(make_plan(kinds, "spell"), tmp_path / "out")
     files = sorted((tmp_path / "out").glob("*.md"))
     assert [path.name for path in files[:2]] == ["spell-01.md", "spell-02.md"] and len(files) > 2
     assert all(path.stat().st_size <= 700 for path in files)
@@ -134,26 +134,26 @@ def test_a_file_ends_before_it_grows_too_large(
 
 
 def test_a_program_makes_the_same_bytes_again(kinds: Path, spelled: Path, tmp_path: Path) -> None:
-    fill(order(kinds, "spell"), tmp_path / "again")
+    fill(make_plan(kinds, "spell"), tmp_path / "again")
     assert {path.name for path in spelled.iterdir()} == {"spell-01.md", MANIFEST}
     for path in spelled.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
-    outcome = fill(order(kinds, "spell"), spelled)
-    assert outcome.decided_now == outcome.planned and outcome.written == ()
-    assert str(outcome).endswith("complete already. Nothing to do.")
+    result = fill(make_plan(kinds, "spell"), spelled)
+    assert result.decided_now == result.planned and result.written == ()
+    assert str(result).endswith("complete already. Nothing to do.")
 
 
 def test_a_program_stopped_half_way_leaves_its_files_as_they_were(
     kinds: Path, spelled: Path
 ) -> None:
     before, calls = content(spelled), iter(range(10**9))
-    outcome = fill(order(kinds, "spell"), spelled, should_stop=lambda: next(calls) > 30)
-    assert outcome.stopped and 0 < outcome.missing < outcome.planned
-    assert (outcome.written, outcome.removed, content(spelled)) == ((), (), before)
+    result = fill(make_plan(kinds, "spell"), spelled, should_stop=lambda: next(calls) > 30)
+    assert result.stopped and 0 < result.missing < result.planned
+    assert (result.written, result.removed, content(spelled)) == ((), (), before)
 
 
 def test_the_readme_says_what_was_made_and_how(kinds: Path, spelled: Path) -> None:
-    whole = replace(order(kinds, "spell"), command="ys gen-data --seed 1")
+    whole = replace(make_plan(kinds, "spell"), command="ys gen-data --seed 1")
     assert fill(whole, spelled).written == ("README.md",)
     said = (spelled / "README.md").read_text("utf-8")
     assert "```\nys gen-data --seed 1\n```" in said
@@ -161,7 +161,7 @@ def test_the_readme_says_what_was_made_and_how(kinds: Path, spelled: Path) -> No
     assert (spelled / "spell-01.md").read_text("utf-8").split("<end>")[0] in said
     assert fill(whole, spelled).written == ()
     with llm() as server:
-        fill(order(kinds, "retold"), spelled, server)
+        fill(make_plan(kinds, "retold"), spelled, server)
     assert (spelled / "README.md").read_text("utf-8") == said
     (spelled / "README.md").write_text("My own.")
     with pytest.raises(UserError, match=r"README\.md"):
@@ -188,11 +188,11 @@ def test_a_file_of_somebody_else_is_never_replaced(
             return False
 
         with pytest.raises(UserError, match=r"edited or not generated: tale-01\.md") as raised:
-            fill(order(kinds, "tale", count=2), tmp_path / "out", server, should_stop=stop)
+            fill(make_plan(kinds, "tale", count=2), tmp_path / "out", server, should_stop=stop)
         assert bool(server.asked) != before
         assert "--out" in raised.value.fix and "--force" in raised.value.fix
         assert diary.read_text() == "My diary."
-        fill(order(kinds, "tale", count=2), tmp_path / "out", server, force=True)
+        fill(make_plan(kinds, "tale", count=2), tmp_path / "out", server, force=True)
     assert "<start>" in diary.read_text()
 
 
@@ -201,9 +201,9 @@ def test_a_file_that_was_edited_stays(kinds: Path, spelled: Path) -> None:
     edited = path.read_text().replace("<end>\n\n", "<end>\n\n", 1) + "Mine<start>too<end>\n\n"
     path.write_text(edited)
     with pytest.raises(UserError, match=r"spell-01\.md"):
-        fill(order(kinds, "spell"), spelled)
+        fill(make_plan(kinds, "spell"), spelled)
     assert path.read_text() == edited
-    fill(order(kinds, "spell"), spelled, force=True)
+    fill(make_plan(kinds, "spell"), spelled, force=True)
     assert "Mine" not in path.read_text()
 
 
@@ -211,7 +211,7 @@ def test_other_files_of_the_folder_are_left_alone(kinds: Path, spelled: Path) ->
     (spelled / "notes.md").write_text("Notes.")
     (spelled / "spell-extra.md").write_text("A note on spelling.")
     (spelled / "manifest.json").write_text("{}")
-    fill(order(kinds, "spell", count=3), spelled)
+    fill(make_plan(kinds, "spell", count=3), spelled)
     assert (spelled / "notes.md").read_text() == "Notes."
     assert (spelled / "spell-extra.md").read_text() == "A note on spelling."
     assert (spelled / "manifest.json").read_text() == "{}"
@@ -222,11 +222,11 @@ def test_a_kind_with_fewer_records_leaves_no_old_files(
 ) -> None:
     monkeypatch.setattr(corpus_files, "FILE_BYTES", 700)
     out = tmp_path / "out"
-    fill(order(kinds, "spell"), out)
+    fill(make_plan(kinds, "spell"), out)
     many = sorted(path.name for path in out.glob("*.md"))
-    outcome = fill(order(kinds, "spell", count=5), out)
+    result = fill(make_plan(kinds, "spell", count=5), out)
     assert sorted(path.name for path in out.glob("*.md")) == ["spell-01.md"]
-    assert outcome.removed == tuple(many[1:]) and len(records(out)) == outcome.accepted == 5
+    assert result.removed == tuple(many[1:]) and len(records(out)) == result.accepted == 5
 
 
 def test_an_old_file_that_was_edited_is_not_removed(
@@ -234,16 +234,16 @@ def test_an_old_file_that_was_edited_is_not_removed(
 ) -> None:
     monkeypatch.setattr(corpus_files, "FILE_BYTES", 700)
     out = tmp_path / "out"
-    fill(order(kinds, "spell"), out)
+    fill(make_plan(kinds, "spell"), out)
     (out / "spell-03.md").write_text("Mine.")
-    fill(order(kinds, "spell", count=5), out, force=True)
+    fill(make_plan(kinds, "spell", count=5), out, force=True)
     assert (out / "spell-03.md").read_text() == "Mine." and not (out / "spell-02.md").exists()
 
 
 def test_kinds_made_before_keep_their_files(kinds: Path, spelled: Path) -> None:
     before = content(spelled)
     with llm() as server:
-        fill(order(kinds, "retold"), spelled, server)
+        fill(make_plan(kinds, "retold"), spelled, server)
     after = content(spelled)
     assert after["spell-01.md"] == before["spell-01.md"]
     assert set(before[MANIFEST].splitlines()) < set(after[MANIFEST].splitlines())
@@ -271,7 +271,7 @@ def test_a_damaged_manifest_is_named_with_its_line(damage: str, kinds: Path, spe
     lines = (spelled / MANIFEST).read_text().splitlines()
     text = "\n".join(DAMAGES[damage](lines))
     (spelled / MANIFEST).write_text(text)
-    for act in (lambda: fill(order(kinds, "spell"), spelled), lambda: trace(spelled, "the")):
+    for act in (lambda: fill(make_plan(kinds, "spell"), spelled), lambda: trace(spelled, "the")):
         with pytest.raises(UserError, match=re.escape(f"{spelled / MANIFEST}:")) as raised:
             act()
         assert "\n" not in str(raised.value) and raised.value.fix
@@ -406,9 +406,9 @@ def test_a_check_names_each_thing_once(kinds: Path) -> None:
 
 
 def test_an_unknown_kind_is_named(kinds: Path, tmp_path: Path) -> None:
-    wanted = command.GenerateRequest(("tael",), tmp_path / "out", folders=(kinds,))
+    request = command.GenerateRequest(("tael",), tmp_path / "out", folders=(kinds,))
     with pytest.raises(UserError, match="no kind tael"):
-        command.make(wanted)
+        command.make(request)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,7 +1,7 @@
 """Kinds, a model and child processes for the tests of `ys gen-data`.
 
-The model is a function behind the fault server: of its answers some are good and some have what
-curation mends, or what it, a verifier or a limit rejects; prompt and seed decide.
+The model is a function behind the fault server. Depending on prompt and seed, its answers are good,
+need fixing by curation, or are rejected by curation, a verifier or a limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ys_llm.gendata.generation.generator import Plan
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.recipes.load import load_recipes
 
-# By the server that forks; it does not know the folder of the tests.
+# Imported by the fork server, which does not know the folder of the tests.
 PRELOADED = [
     "pytest",
     "ys_llm.gendata.command",
@@ -37,7 +37,7 @@ PRELOADED = [
     "ys_llm.gendata.generation.generate",
 ]
 PRELOADED += ["ys_llm.gendata.generation.attempts", "ys_llm.gendata.curation", "http.server"]
-SECONDS = 60.0  # for what takes less than one on an idle machine
+SECONDS = 60.0  # for what takes less than a second on an idle machine
 TALE = """\
 description: tales, whose title is asked for first
 model: tiny
@@ -52,7 +52,7 @@ count: 10
 max_tries: 4
 """
 RETOLD = """\
-description: a program tells, the model tells again, a program looks whether the hero is still there
+description: a story of a program, retold by the model; a program checks for the hero
 backend: chain
 model: tiny
 program: story
@@ -113,14 +113,14 @@ def llm(*script: str, **how: Any) -> FaultServer:
     return FaultServer(*script, answer=model, **how)
 
 
-def order(kinds: Path, *names: str, seed: int = 1, count: int | None = None) -> Plan:
-    """An order of all kinds of a folder, or of some."""
+def make_plan(kinds: Path, *names: str, seed: int = 1, count: int | None = None) -> Plan:
+    """A plan of all kinds of a folder, or of some."""
     chosen = names or tuple(sorted(path.stem for path in kinds.glob("*.yaml")))
     return Plan(tuple(load_recipes(chosen, [kinds])), seed, count)
 
 
-def fill(wanted: Plan, out: Path, server: FaultServer | None = None, **how: Any) -> GenerateResult:
-    """Run an order here, with short deadlines; without a server nobody may be asked."""
+def fill(request: Plan, out: Path, server: FaultServer | None = None, **how: Any) -> GenerateResult:
+    """Run a plan in this process, with short timeouts; without a server, no model may be used."""
 
     def connect() -> Ollama:
         assert server is not None, "a back end was asked for"
@@ -134,7 +134,7 @@ def fill(wanted: Plan, out: Path, server: FaultServer | None = None, **how: Any)
 
     names = ("first_seconds", "total_seconds")
     deadlines = {name: how.pop(name) for name in names if name in how}
-    return generate(wanted, out, connect=connect, **how)
+    return generate(request, out, connect=connect, **how)
 
 
 def journal_lines(out: Path) -> list[dict[str, Any]]:
@@ -157,7 +157,7 @@ def answers(out: Path) -> list[dict[str, Any]]:
 
 
 def timeless(text: str) -> str:
-    """A text without what differs between two runs of the same."""
+    """A text without times."""
     return re.sub(r'"(?:time|seconds)": [^,}]+', "", text)
 
 
@@ -170,7 +170,7 @@ def content(out: Path) -> dict[str, str]:
 
 
 class Killer:
-    """A listener of file operations: kills this process at one of them, a write half done."""
+    """A listener of file operations: kills this process at one of them, amid a write."""
 
     def __init__(self, at: int, count_in: Path | None) -> None:
         self._at, self._number, self._count_in = at, 0, count_in
@@ -191,14 +191,14 @@ def _write_half(call: Call) -> None:
         file.write(call.data[: len(call.data) // 2])
 
 
-def child_main(wanted: GenerateRequest, said: str, kill_at: int, count_in: Path | None) -> None:
-    """What a child does: `ys gen-data` with these words, killed at one of its file operations."""
+def child_main(request: GenerateRequest, said: str, kill_at: int, count_in: Path | None) -> None:
+    """The child: `ys gen-data` with this request, killed at one of its file operations."""
     for number, end in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{said}.{end}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with watching(wanted.out, Killer(kill_at, count_in)):
+    with watching(request.out, Killer(kill_at, count_in)):
         try:
-            code = make(wanted)
+            code = make(request)
         except UserError as error:
             print(error, file=sys.stderr)
             code = error.exit_code
@@ -207,12 +207,12 @@ def child_main(wanted: GenerateRequest, said: str, kill_at: int, count_in: Path 
 
 @contextlib.contextmanager
 def child(
-    wanted: GenerateRequest, said: Path, *, kill_at: int = -1, count_in: Path | None = None
+    request: GenerateRequest, said: Path, *, kill_at: int = -1, count_in: Path | None = None
 ) -> Iterator[ForkServerProcess]:
     """A process that runs `make`, forked from one that has imported all that it needs."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=child_main, args=(wanted, str(said), kill_at, count_in))
+    process = context.Process(target=child_main, args=(request, str(said), kill_at, count_in))
     process.start()
     try:
         yield process
@@ -221,9 +221,9 @@ def child(
         process.join()
 
 
-def run_child(wanted: GenerateRequest, said: Path, **how: Any) -> int:
+def run_child(request: GenerateRequest, said: Path, **how: Any) -> int:
     """The exit code of a child, minus the signal that killed it."""
-    with child(wanted, said, **how) as process:
+    with child(request, said, **how) as process:
         process.join(SECONDS)
         assert process.exitcode is not None, "it hangs"
         return process.exitcode

@@ -4,8 +4,8 @@
         Ollama(server.address).ask(...)
         server.asked[0].body["options"]
 
-Each word is what happens to one generation, in the order of their coming; after the last one all
-are good. FAULTS lists the words. A good answer depends on model, prompt and options alone.
+Each word is the fault of one generation, in order of arrival; after the last one, all are good.
+FAULTS lists the words. A good answer depends on model, prompt and options alone.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def answer_text(body: Mapping[str, Any]) -> str:
 
 
 def prompt_of(body: Mapping[str, Any]) -> str:
-    """What a request asks, over either of the two ways to ask."""
+    """The prompt of a request to either endpoint."""
     messages = body.get("messages")
     return str(messages[-1]["content"] if messages else body.get("prompt", ""))
 
@@ -71,7 +71,7 @@ def digest_of(model: str) -> str:
 
 @contextlib.contextmanager
 def closed_port() -> Iterator[int]:
-    """A port at which every connection is refused, for it is taken but nobody listens."""
+    """A port that refuses every connection: bound, but not listening."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield taken.getsockname()[1]
@@ -79,7 +79,7 @@ def closed_port() -> Iterator[int]:
 
 @dataclass
 class Asked:
-    """One request as it came in, and whether the client left before its answer was whole."""
+    """One request, and whether the client left before the answer was complete."""
 
     path: str
     body: dict[str, Any]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support.gendata_runs import fill, llm, order, write_kinds
+from support.gendata_runs import fill, llm, make_plan, write_kinds
 from support.training_runs import (
     ROW,
     RUN_FOLDER,
@@ -228,7 +228,7 @@ def test_the_card_tells_what_wrote_the_training_documents(
 ) -> None:
     kinds = write_kinds(tmp_path / "kinds")
     with llm() as server:
-        fill(order(kinds, count=12), corpus / "made", server)
+        fill(make_plan(kinds, count=12), corpus / "made", server)
     run = train_run().run
     output = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("written by")
@@ -279,7 +279,7 @@ def test_a_card_refers_to_the_run_that_it_was_initialised_from(
     train_run: TrainRun, corpus: Path, tmp_path: Path
 ) -> None:
     train_run("run=first")
-    fill(order(write_kinds(tmp_path / "kinds"), "spell"), corpus)
+    fill(make_plan(write_kinds(tmp_path / "kinds"), "spell"), corpus)
     run = train_run("run=second", "train.init_from=first").run
     card = (run / "README.md").read_text(encoding="utf-8")
     assert "It started from the weights of `first`: see its card" in card

@@ -152,7 +152,7 @@ def cloze(rng: random.Random) -> Record:
     """A story with a gap in the place of a name or a thing, and four options."""
     while True:
         told = make_story(rng)
-        found = _gaps(told.whole)
+        found = gaps(told.whole)
         if found:
             break
     word, sentence = rng.choice(found)
@@ -167,7 +167,7 @@ def cloze(rng: random.Random) -> Record:
     return Record(prompt, f"The answer is {letter}) {word}.")
 
 
-def _gaps(text: str) -> list[Asked]:
+def gaps(text: str) -> list[Asked]:
     """A word that occurs elsewhere too, and a later sentence that contains it once."""
     told = sentences(text)
     found = []

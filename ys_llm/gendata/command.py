@@ -1,12 +1,11 @@
 """The actions of `ys gen-data`, one function each; each imports what it needs."""
 
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ys_llm.errors import EXIT_FAILED, UserError
+from ys_llm.errors import EXIT_FAILED, UserError, command_line
 from ys_llm.gendata.recipes.load import (
     find_recipes,
     load_recipe,
@@ -46,42 +45,32 @@ class GenerateRequest:
     folders: tuple[Path, ...] | None = None  # of kind files; None: gen/kinds/, then the shipped
 
     def command(self, *, retry_dropped: bool = False) -> str:
-        """The command line of this request, without --force."""
-        options = {
-            "--kind": ",".join(self.kinds) or None,
-            **self._content_options(),
-            "--host": self.host or None,
-            "--workers": self.workers if self.workers != 1 else None,
-            "--out": str(self.out),
-        }
-        return _command_line(options) + (" --retry-dropped" if retry_dropped else "")
+        """The command of this request, without --force."""
+        return command_line(
+            "gen-data",
+            kind=",".join(self.kinds),
+            **self._content_flags(),
+            host=self.host,
+            workers=self.workers if self.workers != 1 else None,
+            out=str(self.out),
+            retry_dropped=retry_dropped,
+        )
 
     def check_command(self) -> str:
         """The command that checks the server and the models of this request."""
-        options = {
-            "--kind": ",".join(self.kinds) or None,
-            "--model": self.model or None,
-            "--host": self.host or None,
-        }
-        return f"{_command_line(options)} --check"
+        kinds = ",".join(self.kinds)
+        return command_line("gen-data", kind=kinds, model=self.model, host=self.host, check=True)
 
     def reproduce_command(self) -> str:
         """The command that makes the same corpus in any folder; "" if a model is needed."""
-        return "" if self.kinds else _command_line(self._content_options())
+        return "" if self.kinds else command_line("gen-data", **self._content_flags())
 
-    def _content_options(self) -> dict[str, object]:
+    def _content_flags(self) -> dict[str, object]:
         return {
-            "--count": self.count,
-            "--seed": self.seed if self.seed != DEFAULT_SEED else None,
-            "--model": self.model or None,
+            "count": self.count,
+            "seed": str(self.seed) if self.seed != DEFAULT_SEED else None,
+            "model": self.model,
         }
-
-
-def _command_line(options: Mapping[str, object]) -> str:
-    words = (
-        f"{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
-    )
-    return " ".join(["ys gen-data", *words])
 
 
 def list_kinds(folders: Sequence[Path] | None = None) -> str:

@@ -18,14 +18,14 @@ from ys_llm.gendata.generation.journal import (
     NAME,
     ItemJournal,
     JournalEntry,
-    Provenance,
+    Origin,
     Rejection,
     SentRequest,
     read_journal,
 )
 
 ASKED = SentRequest("Tell me of “Zürich”.", "Be short.", {"seed": 7, "temperature": 0.5})
-ORIGIN = Provenance(
+ORIGIN = Origin(
     "d1",
     3,
     "2026-01-02T03:04:05+00:00",

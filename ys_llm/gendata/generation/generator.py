@@ -16,7 +16,7 @@ from ys_llm.errors import EXIT_BACKEND_DOWN, UserError
 from ys_llm.gendata.backends.chat import BackEnd, ChatAnswer, ChatRequest, too_long
 from ys_llm.gendata.generation.attempts import Attempt, attempt
 from ys_llm.gendata.generation.duplicates import Duplicates
-from ys_llm.gendata.generation.journal import ItemJournal, JournalEntry, Provenance, Rejection
+from ys_llm.gendata.generation.journal import ItemJournal, JournalEntry, Origin, Rejection
 from ys_llm.gendata.generation.progress_bar import ProgressBar
 from ys_llm.gendata.recipes import items
 from ys_llm.gendata.recipes.items import PlannedItem
@@ -214,7 +214,7 @@ class Generator:
     ) -> JournalEntry:
         last, n_tries = tries[-1], self._tries_before(item) + len(tries)
         accepted = len(rejections) < n_tries
-        provenance = Provenance(
+        provenance = Origin(
             recipe.digest,
             self.plan.seed,
             datetime.now(UTC).isoformat(timespec="seconds"),

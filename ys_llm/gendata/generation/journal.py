@@ -46,7 +46,7 @@ class SentRequest:
 
 
 @dataclass(frozen=True)
-class Provenance:
+class Origin:
     """Where a record came from. `time` is UTC; `seconds` is the sum over all tries."""
 
     digest: str  # of the recipe
@@ -70,7 +70,7 @@ class JournalEntry:
     status: Literal["accepted", "dropped"]
     record: Record | None
     tries: int
-    provenance: Provenance
+    provenance: Origin
     reason: str = ""
     rejections: tuple[Rejection, ...] = ()
 
@@ -247,14 +247,14 @@ def _entry(found: Any) -> JournalEntry:
     return JournalEntry(**fields | replaced)
 
 
-def _provenance(fields: Mapping[str, Any]) -> Provenance:
+def _provenance(fields: Mapping[str, Any]) -> Origin:
     named = {_OLD_NAMES.get(name, name): value for name, value in fields["provenance"].items()}
     origin = _checked(named, _PROVENANCE, "provenance")
     requests = tuple(
         SentRequest(**_checked(one, _REQUEST, "requests")) for one in origin["requests"]
     )
     names = {name: tuple(map(str, origin[name])) for name in ("fixed", "verified")}
-    return Provenance(**origin | names | {"requests": requests})
+    return Origin(**origin | names | {"requests": requests})
 
 
 def _pair(cls: type, found: Any, name: str) -> Any:

@@ -48,8 +48,8 @@ CLOSINGS = ("That is all.", "The end.", "Try it!", "What do you think?", "Rememb
 
 def story_facts(rng: random.Random) -> dict[str, str]:
     """{story} and its {hero}."""
-    told = make_story(rng)
-    return {"story": told.whole, "hero": told.cast["a"].name}
+    story = make_story(rng)
+    return {"story": story.whole, "hero": story.cast["a"].name}
 
 
 def table_facts(rng: random.Random) -> dict[str, str]:
@@ -95,7 +95,7 @@ def constraint_facts(rng: random.Random) -> dict[str, str]:
     return {"wishes": wishes, "constraints": json.dumps(rules)}
 
 
-Wish = tuple[str, int | str, str]  # a rule of verifiers/constraints.py, its value, its wording
+Constraint = tuple[str, int | str, str]  # rule of verifiers/constraints.py, value, wording
 FITS_JSON = ("json", "most_characters", "without_word")
 
 
@@ -107,7 +107,7 @@ def _clashes(rule: str, among: set[str]) -> bool:
     return fixed_ending and bool(among & {"lowercase", "uppercase", "bullets"})
 
 
-def _length(rng: random.Random) -> Wish:
+def _length(rng: random.Random) -> Constraint:
     number = rng.randrange(120, 601, 20)
     return rng.choice((
         ("most_characters", number, f"Use at most {number} characters."),
@@ -116,14 +116,14 @@ def _length(rng: random.Random) -> Wish:
     ))  # fmt: skip
 
 
-def _case(rng: random.Random) -> Wish:
+def _case(rng: random.Random) -> Constraint:
     return rng.choice((
         ("lowercase", 1, "Use small letters only."),
         ("uppercase", 1, "Use capital letters only."),
     ))  # fmt: skip
 
 
-def _shape(rng: random.Random) -> Wish:
+def _shape(rng: random.Random) -> Constraint:
     number = rng.randint(2, 5)
     return rng.choice((
         ("paragraphs", number, f"Write exactly {number} paragraphs, parted by empty lines."),
@@ -133,7 +133,7 @@ def _shape(rng: random.Random) -> Wish:
     ))  # fmt: skip
 
 
-def _words(rng: random.Random) -> Wish:
+def _words(rng: random.Random) -> Constraint:
     word, closing = rng.choice(FORBIDDEN), rng.choice(CLOSINGS)
     return rng.choice((
         ("without_word", word, f"Do not use the word \"{word}\"."),
@@ -141,5 +141,5 @@ def _words(rng: random.Random) -> Wish:
     ))  # fmt: skip
 
 
-def _commas(_rng: random.Random) -> Wish:
+def _commas(_rng: random.Random) -> Constraint:
     return ("no_commas", 1, "Use no commas.")

@@ -27,23 +27,23 @@ class SlotRef:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Alternatives:
     """A choice between several sequences in a template."""
 
     alternatives: tuple["Sequence", ...]
 
 
-Sequence = tuple[str | SlotRef | Choice, ...]
+Sequence = tuple[str | SlotRef | Alternatives, ...]
 
 
 def _sequences(tokens: list[str]) -> tuple[Sequence, ...]:
     """Parse alternatives up to the closing bracket; `tokens` is reversed, for pop()."""
     alternatives: list[Sequence] = []
-    current: list[str | SlotRef | Choice] = []
+    current: list[str | SlotRef | Alternatives] = []
     while tokens:
         token = tokens.pop()
         if token == "[":
-            current.append(Choice(_sequences(tokens)))
+            current.append(Alternatives(_sequences(tokens)))
         elif token == "|":
             alternatives.append(tuple(current))
             current = []

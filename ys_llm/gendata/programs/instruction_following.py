@@ -117,94 +117,94 @@ CLOSINGS = ("That is all.", "Now you know it.", "The end.")
 def instruction_following(rng: random.Random) -> Record:
     """A few facts in the required form."""
     subject = rng.choice(tuple(FACTS))
-    told = rng.sample(FACTS[subject], rng.randint(1, 4))
-    wishes: list[str] = []
+    chosen = rng.sample(FACTS[subject], rng.randint(1, 4))
+    requirements: list[str] = []
     rules: list[tuple[str, int | str]] = []
     shape = rng.choice((_sentences, _bullets, _paragraphs, _json))
-    text = shape(told, wishes, rules)
+    text = shape(chosen, requirements, rules)
     if shape is _sentences and rng.random() < 0.3:
-        text = _framed(rng, text, wishes, rules)
+        text = _framed(rng, text, requirements, rules)
     elif shape is not _json and rng.random() < 0.5:
-        text = _cased(rng, text, wishes, rules)
+        text = _cased(rng, text, requirements, rules)
     if rng.random() < 0.5:
-        _further(rng, text, wishes, rules)
+        _further(rng, text, requirements, rules)
     for rule, value in rules:
         assert SATISFIED[rule](text, value), (rule, value, text)
-    return Record(f"{rng.choice(ASKING).format(subject)} {' '.join(wishes)}", text)
+    return Record(f"{rng.choice(ASKING).format(subject)} {' '.join(requirements)}", text)
 
 
 Rules = list[tuple[str, int | str]]
 
 
-def _number(told: list[str], noun: str) -> str:
-    return f"{NUMBERS[len(told)]} {noun}{'' if len(told) == 1 else 's'}"
+def _number(chosen: list[str], noun: str) -> str:
+    return f"{NUMBERS[len(chosen)]} {noun}{'' if len(chosen) == 1 else 's'}"
 
 
-def _sentences(told: list[str], wishes: list[str], rules: Rules) -> str:
-    wishes.append(f"Write exactly {_number(told, 'sentence')}.")
-    rules.append(("sentences", len(told)))
-    return " ".join(told)
+def _sentences(chosen: list[str], requirements: list[str], rules: Rules) -> str:
+    requirements.append(f"Write exactly {_number(chosen, 'sentence')}.")
+    rules.append(("sentences", len(chosen)))
+    return " ".join(chosen)
 
 
-def _bullets(told: list[str], wishes: list[str], rules: Rules) -> str:
-    wishes.append(
-        f"Write exactly {_number(told, 'bullet point')} that begin with a hyphen."
-        if len(told) > 1
+def _bullets(chosen: list[str], requirements: list[str], rules: Rules) -> str:
+    requirements.append(
+        f"Write exactly {_number(chosen, 'bullet point')} that begin with a hyphen."
+        if len(chosen) > 1
         else "Write exactly one bullet point that begins with a hyphen."
     )
-    rules.append(("bullets", len(told)))
-    return "\n".join(f"- {sentence}" for sentence in told)
+    rules.append(("bullets", len(chosen)))
+    return "\n".join(f"- {sentence}" for sentence in chosen)
 
 
-def _paragraphs(told: list[str], wishes: list[str], rules: Rules) -> str:
-    wishes.append(
-        f"Write exactly {_number(told, 'paragraph')} with an empty line between them."
-        if len(told) > 1
+def _paragraphs(chosen: list[str], requirements: list[str], rules: Rules) -> str:
+    requirements.append(
+        f"Write exactly {_number(chosen, 'paragraph')} with an empty line between them."
+        if len(chosen) > 1
         else "Write exactly one paragraph."
     )
-    rules.append(("paragraphs", len(told)))
-    return "\n\n".join(told)
+    rules.append(("paragraphs", len(chosen)))
+    return "\n\n".join(chosen)
 
 
-def _json(told: list[str], wishes: list[str], rules: Rules) -> str:
-    wishes.append(f"Answer with valid JSON: a list of {_number(told, 'sentence')}.")
+def _json(chosen: list[str], requirements: list[str], rules: Rules) -> str:
+    requirements.append(f"Answer with valid JSON: a list of {_number(chosen, 'sentence')}.")
     rules.append(("json", 1))
-    return json.dumps(told)
+    return json.dumps(chosen)
 
 
-def _framed(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> str:
+def _framed(rng: random.Random, text: str, requirements: list[str], rules: Rules) -> str:
     """A required opening or ending, word for word; it adds a sentence."""
-    del wishes[:], rules[:]
+    del requirements[:], rules[:]
     if rng.random() < 0.5:
         opening = rng.choice(OPENINGS)
-        wishes.append(f'Begin with the words "{opening}".')
+        requirements.append(f'Begin with the words "{opening}".')
         rules.append(("starts_with", opening))
         return f"{opening} {text}"
     closing = rng.choice(CLOSINGS)
-    wishes.append(f'End with the words "{closing}".')
+    requirements.append(f'End with the words "{closing}".')
     rules.append(("ends_with", closing))
     return f"{text} {closing}"
 
 
-def _cased(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> str:
+def _cased(rng: random.Random, text: str, requirements: list[str], rules: Rules) -> str:
     upper = rng.random() < 0.5
-    wishes.append(f"Use {'capital' if upper else 'small'} letters only.")
+    requirements.append(f"Use {'capital' if upper else 'small'} letters only.")
     rules.append(("uppercase" if upper else "lowercase", 1))
     return text.upper() if upper else text.lower()
 
 
-def _further(rng: random.Random, text: str, wishes: list[str], rules: Rules) -> None:
+def _further(rng: random.Random, text: str, requirements: list[str], rules: Rules) -> None:
     """Add a constraint that the text already satisfies."""
     kind = rng.randrange(3)
     count = len(re.findall(r"\w+", text))
     if kind == 0 and "," not in text:
-        wishes.append("Use no commas.")
+        requirements.append("Use no commas.")
         rules.append(("no_commas", 1))
     elif kind == 1:
         most = -(-count // 5) * 5
-        wishes.append(f"Use at most {most} words.")
+        requirements.append(f"Use at most {most} words.")
         rules.append(("most_words", most))
     else:
         word = rng.choice([word for word in OFTEN if SATISFIED["without_word"](text, word)])
-        wishes.append(f'Do not use the word "{word}".')
+        requirements.append(f'Do not use the word "{word}".')
         rules.append(("without_word", word))

@@ -69,7 +69,7 @@ def brackets(rng: random.Random) -> Record:
 def truth(rng: random.Random) -> Record:
     """Whether one or two comparisons hold."""
     claims = [_claim(rng) for _ in range(rng.randint(1, 2))]
-    lines = [line for _, told, _ in claims for line in told]
+    lines = [line for _, work, _ in claims for line in work]
     held = [holds for _, _, holds in claims]
     joint = rng.choice(("and", "or"))
     result = all(held) if joint == "and" else any(held)

@@ -8,7 +8,7 @@ from string import ascii_lowercase
 from ys_llm.data.records import Record
 from ys_llm.gendata.programs.spelling import MORE_WORDS
 
-Wish = tuple[
+Target = tuple[
     str, str, Callable[[random.Random], str]
 ]  # description, pattern, generator of similar texts
 COMMON = "aeiorstlnbcmp"
@@ -49,7 +49,7 @@ def _colour(rng: random.Random) -> str:
     return rng.choice(("#", "#", "")) + digits
 
 
-def wish(rng: random.Random) -> Wish:
+def draw_target(rng: random.Random) -> Target:
     """One description that a pattern can match."""
     a, b = rng.sample(COMMON, 2)
     few = rng.randint(2, 4)
@@ -86,9 +86,9 @@ def wish(rng: random.Random) -> Wish:
     ))  # fmt: skip
 
 
-def _examples(rng: random.Random, wanted: Wish, count: int) -> tuple[list[str], list[str]]:
+def _examples(rng: random.Random, target: Target, count: int) -> tuple[list[str], list[str]]:
     """Up to `count` different texts that the pattern matches, and as many that it does not."""
-    _, pattern, make = wanted
+    _, pattern, make = target
     matches: dict[str, None] = {}
     misses: dict[str, None] = {}
     for _ in range(300):
@@ -105,34 +105,34 @@ def _listed(texts: list[str]) -> str:
 
 def write_pattern(rng: random.Random) -> Record:
     """A pattern for a description, with positive and negative examples."""
-    matches, misses, wanted = _two_sided(rng, 3)
+    matches, misses, target = _two_sided(rng, 3)
     prompt = rng.choice((
         "Write a regular expression for {}.",
         "Which regular expression matches {}?",
         "I need a regular expression that matches {}.",
-    )).format(wanted[0])  # fmt: skip
-    told = f"It matches: {_listed(matches)}.\nIt does not match: {_listed(misses)}."
-    return Record(f"{prompt} {WHOLE}", f"`{wanted[1]}`\n\n{told}")
+    )).format(target[0])  # fmt: skip
+    examples = f"It matches: {_listed(matches)}.\nIt does not match: {_listed(misses)}."
+    return Record(f"{prompt} {WHOLE}", f"`{target[1]}`\n\n{examples}")
 
 
 def choose_matches(rng: random.Random) -> Record:
     """Which texts of a list a pattern matches."""
-    matches, misses, wanted = _two_sided(rng, 3)
+    matches, misses, target = _two_sided(rng, 3)
     right = matches[: rng.randint(0, len(matches))]
     texts = right + misses
     rng.shuffle(texts)
     found = [text for text in texts if text in right]
-    prompt = f"Which of these does the regular expression `{wanted[1]}` match as a whole: "
+    prompt = f"Which of these does the regular expression `{target[1]}` match as a whole: "
     answer = f"It matches {_listed(found)}." if found else "It matches none of them."
-    return Record(f"{prompt}{_listed(texts)}?", f"The pattern stands for {wanted[0]}.\n{answer}")
+    return Record(f"{prompt}{_listed(texts)}?", f"The pattern stands for {target[0]}.\n{answer}")
 
 
-def _two_sided(rng: random.Random, count: int) -> tuple[list[str], list[str], Wish]:
+def _two_sided(rng: random.Random, count: int) -> tuple[list[str], list[str], Target]:
     while True:
-        wanted = wish(rng)
-        matches, misses = _examples(rng, wanted, count)
+        target = draw_target(rng)
+        matches, misses = _examples(rng, target, count)
         if matches and misses:
-            return matches, misses, wanted
+            return matches, misses, target
 
 
 def patterns(rng: random.Random) -> Record:

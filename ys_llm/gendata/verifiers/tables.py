@@ -115,9 +115,9 @@ def _difference(expected: Rows, found: Rows) -> str:
 
 def facts_in_prose(record: Record, slots: Mapping[str, str]) -> str:
     """The prompt contains every cell of the slot `rows` (JSON), numbers as numbers."""
-    said = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", record.prompt)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", record.prompt)
     for row in _json(slots["rows"]):
         for name, cell in row.items():
-            if not re.search(rf"(?<![\w.]){re.escape(cell)}(?!\w|\.\d)", said, re.IGNORECASE):
+            if not re.search(rf"(?<![\w.]){re.escape(cell)}(?!\w|\.\d)", text, re.IGNORECASE):
                 return f"{name} {cell!r} is not in the text"
     return ""

@@ -98,8 +98,8 @@ def unlike(record: Record, slots: Mapping[str, str], share: int = 80) -> str:
 
 
 def _runs(text: str) -> set[tuple[str, ...]]:
-    told = _WORD.findall(text.lower())
-    return set(zip(told, told[1:], told[2:], strict=False))
+    words_in_order = _WORD.findall(text.lower())
+    return set(zip(words_in_order, words_in_order[1:], words_in_order[2:], strict=False))
 
 
 def blank(record: Record, slots: Mapping[str, str]) -> str:
@@ -115,8 +115,8 @@ def blank(record: Record, slots: Mapping[str, str]) -> str:
     if not answer:
         return "the response does not end with `The answer is ...`"
     right = options[answer[1].upper()]
-    said = (answer[2] or "").strip(" .*:") or right
-    return "" if said.lower() == right.lower() else f"{answer[1]} is {right!r}, not {said!r}"
+    given = (answer[2] or "").strip(" .*:") or right
+    return "" if given.lower() == right.lower() else f"{answer[1]} is {right!r}, not {given!r}"
 
 
 def agree(record: Record, slots: Mapping[str, str], names: tuple[str, ...] = ()) -> str:

@@ -7,11 +7,11 @@ order of the random choices decides the bytes of the corpus.
 from collections.abc import Callable, Mapping
 
 from ys_llm.gendata.programs.stories.plots import Plot
-from ys_llm.gendata.programs.stories.stage import Stage
+from ys_llm.gendata.programs.stories.stage import StoryStage
 from ys_llm.gendata.programs.words import DECOYS, FOODS
 
 
-def prepare_lost(stage: Stage, plot: Plot) -> None:
+def prepare_lost(stage: StoryStage, plot: Plot) -> None:
     """A thing lies at one spot; two other spots are searched in vain."""
     thing = stage.bring_thing()
     stage.friend("b")
@@ -31,7 +31,7 @@ def prepare_lost(stage: Stage, plot: Plot) -> None:
     )
 
 
-def prepare_stuck(stage: Stage, plot: Plot) -> None:
+def prepare_stuck(stage: StoryStage, plot: Plot) -> None:
     """A light thing is stuck high up; only somebody with the right skill can fetch it."""
     stage.bring_thing(nature="flies")
     skill = stage.pick(("fly", "climb") if stage.family == "animals" else ("fly", "ladder"))
@@ -50,7 +50,7 @@ def prepare_stuck(stage: Stage, plot: Plot) -> None:
     )
 
 
-def prepare_honest(stage: Stage, plot: Plot) -> None:
+def prepare_honest(stage: StoryStage, plot: Plot) -> None:
     """{a} breaks something of {b}'s, hides it, and cannot bear the secret."""
     row = stage.pick(plot.rows["breakables"])
     if stage.family == "children" and stage.rng.random() < 0.5:
@@ -64,7 +64,7 @@ def prepare_honest(stage: Stage, plot: Plot) -> None:
     stage.fill(food=stage.pick(FOODS))
 
 
-def prepare_repair(stage: Stage, plot: Plot) -> None:
+def prepare_repair(stage: StoryStage, plot: Plot) -> None:
     """Something is broken; it takes the right thing and a friend to repair it."""
     row = stage.pick(plot.rows["repairs"])
     failed = stage.pick(plot.rows["failed_repairs"])
@@ -74,7 +74,7 @@ def prepare_repair(stage: Stage, plot: Plot) -> None:
     stage.fill(**row, **failed, spot=stage.where[row["need"]], food=stage.pick(FOODS))
 
 
-def prepare_fear(stage: Stage, plot: Plot) -> None:
+def prepare_fear(stage: StoryStage, plot: Plot) -> None:
     """{a} fears something; a friend in need is a reason to face it."""
     stage.avoid("brave")
     row = stage.pick(plot.rows["fears"])
@@ -82,7 +82,7 @@ def prepare_fear(stage: Stage, plot: Plot) -> None:
     stage.fill(**row)
 
 
-def prepare_sharing(stage: Stage, plot: Plot) -> None:
+def prepare_sharing(stage: StoryStage, plot: Plot) -> None:
     """Two want the same thing, quarrel, lose it, and find a way to both have it."""
     stage.avoid("kind", "gentle", "polite", "thoughtful")
     row = stage.pick(plot.rows["things"])
@@ -93,21 +93,21 @@ def prepare_sharing(stage: Stage, plot: Plot) -> None:
     stage.fill(repaired=repaired)
 
 
-def prepare_newcomer(stage: Stage, plot: Plot) -> None:
+def prepare_newcomer(stage: StoryStage, plot: Plot) -> None:
     """{a} is new and alone; what {a} loves finds {a} a friend."""
     row = stage.pick(plot.rows["loves"])
     stage.friend("b")
     stage.fill(**row, food=stage.pick(FOODS))
 
 
-def prepare_race(stage: Stage, plot: Plot) -> None:
+def prepare_race(stage: StoryStage, plot: Plot) -> None:
     """A race that {a} could win, if {a} did not stop to help."""
     row = stage.pick(plot.rows["races"])
     stage.friend("b")
     stage.fill(**row, prize=stage.pick(plot.lists["prizes"]))
 
 
-def prepare_noise(stage: Stage, plot: Plot) -> None:
+def prepare_noise(stage: StoryStage, plot: Plot) -> None:
     """A noise in the night, two wild guesses, and the small truth."""
     row = stage.pick(plot.rows["noises"])
     stage.friend("b")
@@ -116,7 +116,7 @@ def prepare_noise(stage: Stage, plot: Plot) -> None:
     stage.fill(tool=stage.pick(plot.lists["tools"]), food=stage.pick(FOODS))
 
 
-def prepare_sleepless(stage: Stage, plot: Plot) -> None:
+def prepare_sleepless(stage: StoryStage, plot: Plot) -> None:
     """{a} cannot sleep for a reason; remedies fail, and talking helps."""
     row = stage.pick(plot.rows["reasons"])
     if stage.family == "children":
@@ -128,7 +128,7 @@ def prepare_sleepless(stage: Stage, plot: Plot) -> None:
     stage.fill(two=two["remedy"], fails_two=two["failure"], food=stage.pick(FOODS))
 
 
-def prepare_storm(stage: Stage, plot: Plot) -> None:
+def prepare_storm(stage: StoryStage, plot: Plot) -> None:
     """A storm; a small shelter; one guest after another, and space for one more."""
     stage.friend("b")
     first, second, third = stage.rng.sample(plot.lists["guests"], 3)
@@ -136,7 +136,7 @@ def prepare_storm(stage: Stage, plot: Plot) -> None:
     stage.fill(shelter=stage.pick(plot.lists["shelters"]))
 
 
-def prepare_wish(stage: Stage, plot: Plot) -> None:
+def prepare_wish(stage: StoryStage, plot: Plot) -> None:
     """A kind deed earns one wish, and {a} gives it away."""
     giver_row = stage.pick(plot.rows["givers"])
     wish_row = stage.pick(plot.rows["wishes"])
@@ -148,7 +148,7 @@ def prepare_wish(stage: Stage, plot: Plot) -> None:
         stage.fill(creature=words[1])
 
 
-def prepare_present(stage: Stage, plot: Plot) -> None:
+def prepare_present(stage: StoryStage, plot: Plot) -> None:
     """A present lacks one thing; it has to be earned from somebody who has it."""
     row = stage.pick(plot.rows["presents"])
     stage.friend("b")
@@ -156,7 +156,7 @@ def prepare_present(stage: Stage, plot: Plot) -> None:
     stage.fill(last=row["present"].partition(" of ")[0].split()[-1])
 
 
-def prepare_baking(stage: Stage, plot: Plot) -> None:
+def prepare_baking(stage: StoryStage, plot: Plot) -> None:
     """Cooking in a hurry goes wrong for a reason; the second time it is done with care."""
     stage.avoid("careful", "patient")
     row = stage.pick(plot.rows["bakes"])
@@ -165,14 +165,14 @@ def prepare_baking(stage: Stage, plot: Plot) -> None:
     stage.fill(dish_cap=row["dish"].capitalize())
 
 
-def _adult_or_friend(stage: Stage) -> None:
+def _adult_or_friend(stage: StoryStage) -> None:
     if stage.family == "children" and stage.rng.random() < 0.4:
         stage.adult("b")
     else:
         stage.friend("b")
 
 
-def prepare_skill(stage: Stage, plot: Plot) -> None:
+def prepare_skill(stage: StoryStage, plot: Plot) -> None:
     """{a} cannot do something, gets one piece of good advice, and practises for days."""
     known = stage.cast["a"].skills
     row = stage.pick([row for row in plot.rows["skills"] if row["skill"] not in known])
@@ -180,7 +180,7 @@ def prepare_skill(stage: Stage, plot: Plot) -> None:
     stage.fill(**row, days=stage.pick(plot.lists["days"]))
 
 
-def prepare_seed(stage: Stage, plot: Plot) -> None:
+def prepare_seed(stage: StoryStage, plot: Plot) -> None:
     """A seed, impatience, a danger and the care against it, and a harvest to share."""
     stage.avoid("patient")
     plant, trouble = stage.pick(plot.rows["plants"]), stage.pick(plot.rows["troubles"])
@@ -189,7 +189,7 @@ def prepare_seed(stage: Stage, plot: Plot) -> None:
     stage.fill(where=stage.spots(1)[0], opening="[{tale}|{plain}]")
 
 
-def prepare_little_one(stage: Stage, plot: Plot) -> None:
+def prepare_little_one(stage: StoryStage, plot: Plot) -> None:
     """A lost little animal gives one clue; a first guess is wrong; the clue leads home."""
     row = stage.pick(plot.rows["young"])
     stage.friend("b")
@@ -197,7 +197,7 @@ def prepare_little_one(stage: Stage, plot: Plot) -> None:
     stage.fill(wrong=stage.pick(plot.lists["wrong_guesses"]), spot=stage.spots(1)[0])
 
 
-def prepare_delivery(stage: Stage, plot: Plot) -> None:
+def prepare_delivery(stage: StoryStage, plot: Plot) -> None:
     """A parcel must reach somebody far away; two obstacles stand in the way."""
     row = stage.pick(plot.rows["parcels"])
     one, two = stage.rng.sample(plot.rows["obstacles"], 2)
@@ -209,7 +209,7 @@ def prepare_delivery(stage: Stage, plot: Plot) -> None:
     stage.fill(food=stage.pick(FOODS))
 
 
-def prepare_greed(stage: Stage, plot: Plot) -> None:
+def prepare_greed(stage: StoryStage, plot: Plot) -> None:
     """{a} takes all of it and loses all of it; {b} has little and shares it."""
     stage.avoid("kind", "gentle", "polite", "thoughtful")
     row = stage.pick(plot.rows["treasures"])
@@ -217,7 +217,7 @@ def prepare_greed(stage: Stage, plot: Plot) -> None:
     stage.fill(**row, few=stage.pick(plot.lists["few"]))
 
 
-def prepare_snow(stage: Stage, plot: Plot) -> None:
+def prepare_snow(stage: StoryStage, plot: Plot) -> None:
     """A snowman's nose is eaten; the thief was hungry; a better nose is found."""
     row = stage.pick(plot.rows["noses"])
     others = [other["nose"] for other in plot.rows["noses"] if other["nose"] != row["nose"]]
@@ -228,7 +228,7 @@ def prepare_snow(stage: Stage, plot: Plot) -> None:
 
 
 # In an order that the corpus depends on.
-PREPARE: Mapping[str, Callable[[Stage, Plot], None]] = {
+PREPARE: Mapping[str, Callable[[StoryStage, Plot], None]] = {
     "lost": prepare_lost,
     "stuck": prepare_stuck,
     "honest": prepare_honest,

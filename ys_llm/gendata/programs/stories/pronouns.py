@@ -22,11 +22,11 @@ def pronominalise(text: str, cast: Iterable[Character], rng: random.Random) -> s
     )
 
 
-def _paragraph(told: list[str], cast: list[Character], rng: random.Random) -> list[str]:
+def _paragraph(parts: list[str], cast: list[Character], rng: random.Random) -> list[str]:
     result: list[str] = []
     topic: Character | None = None
     run = 0
-    for sentence in told:
+    for sentence in parts:
         hero = next((person for person in cast if _heads(person, sentence)), None)
         clear = hero is not None and hero is topic and not _rivals(hero, sentence, cast)
         if hero and clear and run < LONGEST_RUN and rng.random() < PRONOUN_SHARE:

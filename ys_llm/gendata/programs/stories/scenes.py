@@ -27,14 +27,14 @@ class Room:
     where: dict[str, str] = field(default_factory=dict)
     holder: dict[str, str] = field(default_factory=dict)
     mover: dict[str, str] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
     def place(self, item: str) -> None:
         """State where a thing lies at first."""
         spot = self.rng.choice(self.spots)
         self.where[item] = spot
         lies = self.rng.choice(("is", "lies"))
-        self.told.append(f"The {self.colours[item]} {item} {lies} {spot}.")
+        self.lines.append(f"The {self.colours[item]} {item} {lies} {spot}.")
 
     def act(self) -> None:
         """Somebody takes, moves, gives or puts down a thing."""
@@ -48,28 +48,28 @@ class Room:
 
     def _take(self, item: str) -> None:
         person = self.rng.choice(self.people)
-        self.told.append(f"{person} takes the {item}.")
+        self.lines.append(f"{person} takes the {item}.")
         del self.where[item]
         self.holder[item] = person
 
     def _move(self, item: str) -> None:
         person = self.rng.choice(self.people)
         spot = self.rng.choice([s for s in self.spots if s != self.where[item]])
-        self.told.append(f"{person} takes the {item} and puts it {spot}.")
+        self.lines.append(f"{person} takes the {item} and puts it {spot}.")
         self.where[item] = spot
         self.mover[item] = person
 
     def _put_down(self, item: str) -> None:
         person = self.holder.pop(item)
         spot = self.rng.choice(self.spots)
-        self.told.append(f"{person} puts the {item} {spot}.")
+        self.lines.append(f"{person} puts the {item} {spot}.")
         self.where[item] = spot
         self.mover[item] = person
 
     def _give(self, item: str) -> None:
         person = self.holder[item]
         other = self.rng.choice([p for p in self.people if p != person])
-        self.told.append(f"{person} gives the {item} to {other}.")
+        self.lines.append(f"{person} gives the {item} to {other}.")
         self.holder[item] = other
 
 
@@ -131,4 +131,4 @@ def scenes(rng: random.Random) -> Record:
     """A scene and a question about it."""
     room = make_room(rng)
     question, answer = rng.choice((_where, _where, _who, _colour, _how_many, _moved))(room)
-    return Record(f"{' '.join(room.told)} {question}", answer)
+    return Record(f"{' '.join(room.lines)} {question}", answer)

@@ -59,7 +59,7 @@ class Character:
 
 
 @dataclass
-class Stage:
+class StoryStage:
     """The state of a story while it is prepared: random numbers, place, characters, slots."""
 
     rng: random.Random
@@ -173,11 +173,11 @@ class Stage:
         return self.pick([trait for trait in TRAITS if trait not in taken])
 
 
-def set_stage(rng: random.Random) -> Stage:
+def set_stage(rng: random.Random) -> StoryStage:
     """A stage with a place, weather and a main character {a}."""
     family: Family = "animals" if rng.random() < 0.5 else "children"
     place = rng.choice(WILD if family == "animals" else TOWN)
-    stage = Stage(rng, family, place)
+    stage = StoryStage(rng, family, place)
     weather = rng.choice(WEATHERS)
     stage.fill(
         place=place.name,

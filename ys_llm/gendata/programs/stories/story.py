@@ -9,7 +9,7 @@ from ys_llm.gendata.programs.grammar import expand, sentences, tidy
 from ys_llm.gendata.programs.stories.plots import load_plot
 from ys_llm.gendata.programs.stories.prepare import PREPARE
 from ys_llm.gendata.programs.stories.pronouns import pronominalise
-from ys_llm.gendata.programs.stories.stage import Character, Stage, set_stage
+from ys_llm.gendata.programs.stories.stage import Character, StoryStage, set_stage
 
 PLOTS = tuple(PREPARE)
 SHORTEST_WORDS, LONGEST_WORDS = 100, 250
@@ -70,11 +70,11 @@ def make_story(rng: random.Random) -> Story:
 
 def story(rng: random.Random) -> Record:
     """One story as a record."""
-    told = make_story(rng)
-    return Record(told.prompt, told.text)
+    made = make_story(rng)
+    return Record(made.prompt, made.text)
 
 
-def _tell_well(name: str, script: str, stage: Stage) -> str:
+def _tell_well(name: str, script: str, stage: StoryStage) -> str:
     for _ in range(MAX_TELLINGS):
         text = _tell(script, stage)
         if _reads_well(text):
@@ -82,22 +82,22 @@ def _tell_well(name: str, script: str, stage: Stage) -> str:
     raise AssertionError(f"{name}: no telling reads well, the last one was: {text}")
 
 
-def _tell(script: str, stage: Stage) -> str:
+def _tell(script: str, stage: StoryStage) -> str:
     text = tidy(expand(script, stage.slots, stage.rng))
     return pronominalise(text, stage.cast.values(), stage.rng)
 
 
 def _reads_well(text: str) -> bool:
     """Whether the length is right and no sentence repeats."""
-    told = sentences(text)
+    found = sentences(text)
     length = len(text.split())
-    return SHORTEST_WORDS <= length <= LONGEST_WORDS and len(set(told)) == len(told)
+    return SHORTEST_WORDS <= length <= LONGEST_WORDS and len(set(found)) == len(found)
 
 
-def _prompt(stage: Stage, text: str) -> tuple[str, str]:
+def _prompt(stage: StoryStage, text: str) -> tuple[str, str]:
     """A prompt that matches the story, and the part of the story that answers it."""
     if stage.rng.random() < CONTINUATION_SHARE:
-        told = re.match(r"(?:[^\"\n.!?]+[.!?] ){1,2}(?=[A-Z])", text)
-        if told:
-            return f"Continue the story: {told[0].strip()}", text[told.end() :]
+        found = re.match(r"(?:[^\"\n.!?]+[.!?] ){1,2}(?=[A-Z])", text)
+        if found:
+            return f"Continue the story: {found[0].strip()}", text[found.end() :]
     return tidy(expand(stage.pick(PROMPTS), stage.slots, stage.rng)), text

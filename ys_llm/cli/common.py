@@ -137,7 +137,7 @@ def load_quantized(run: Path, quantization: Quantization, device: Device) -> Loa
 
     target = resolve_device(device, setting="--device", fix="Type --device cpu")
     if target.type == "cpu":
-        compile_kernels()
+        compile_with_notice()
     loaded = load_run(run, device=target)
     if quantization != "fp32":
         quantize_linears(loaded.model, quantization)
@@ -147,7 +147,7 @@ def load_quantized(run: Path, quantization: Quantization, device: Device) -> Loa
     return loaded
 
 
-def compile_kernels() -> None:
+def compile_with_notice() -> None:
     """Compile the C++ kernels where they are missing, and say so: it takes a while, once."""
     from ys_llm.csrc import loader
 
@@ -157,5 +157,6 @@ def compile_kernels() -> None:
         lines.append(line)
         print(f"ys: {line}", file=sys.stderr)
 
-    if loader.build(announce=announce) is None and lines:
-        print(f"ys: torch alone, which is slower: {loader.unavailable_reason()}", file=sys.stderr)
+    found = loader.build_or_explain(announce=announce)
+    if lines and isinstance(found, loader.Unavailable):
+        print(f"ys: torch alone, which is slower: {found.problem}", file=sys.stderr)

@@ -91,20 +91,41 @@ def load(*, flags: tuple[str, ...] = ()) -> Library | None:
     return found if isinstance(found, Library) else None
 
 
-def build(
+def build_or_explain(
     *, flags: tuple[str, ...] = (), announce: Callable[[str], object] | None = None
-) -> Library | None:
-    """The library, compiled first if it is missing; None where it cannot be.
+) -> Library | Unavailable:
+    """The library, compiled first if it is missing, or why there is none.
 
     `announce` is called with one line before anything is compiled.
     """
-    found = _built(flags, announce)
+    found = _load(SOURCES, kernels_folder(), flags)
+    if isinstance(found, Library):
+        return found
+    folder, chosen = kernels_folder(), compiler()
+    if _platform_problem() or folder is None or chosen is None or _openmp_problem(chosen):
+        return found
+    path = _library_path(SOURCES, folder, flags)
+    assert isinstance(path, Path)
+    if path.exists():
+        return found
+    if announce is not None:
+        announce("compiling the C++ kernels, once on this machine (about 15 s)")
+    problem = _compile_once(path, chosen, flags)
+    _load.cache_clear()
+    return problem or _load(SOURCES, folder, flags)
+
+
+def build(
+    *, flags: tuple[str, ...] = (), announce: Callable[[str], object] | None = None
+) -> Library | None:
+    """The library, compiled first if it is missing; None where it cannot be."""
+    found = build_or_explain(flags=flags, announce=announce)
     return found if isinstance(found, Library) else None
 
 
 def unavailable(*, flags: tuple[str, ...] = ()) -> Unavailable | None:
     """Why `build` gives None, and what to do; None where it gives the library."""
-    found = _built(flags, None)
+    found = build_or_explain(flags=flags)
     return found if isinstance(found, Unavailable) else None
 
 
@@ -193,26 +214,6 @@ def _load(sources: Path, folder: Path | None, flags: tuple[str, ...]) -> Library
         return Unavailable(str(error), f"Remove it: rm -r {folder}")
     except OSError as error:
         return Unavailable(f"{path} cannot be loaded: {error}", f"Remove it: rm {path}")
-
-
-def _built(
-    flags: tuple[str, ...], announce: Callable[[str], object] | None
-) -> Library | Unavailable:
-    found = _load(SOURCES, kernels_folder(), flags)
-    if isinstance(found, Library):
-        return found
-    folder, chosen = kernels_folder(), compiler()
-    if _platform_problem() or folder is None or chosen is None or _openmp_problem(chosen):
-        return found
-    path = _library_path(SOURCES, folder, flags)
-    assert isinstance(path, Path)
-    if path.exists():
-        return found
-    if announce is not None:
-        announce("compiling the C++ kernels, once on this machine (about 15 s)")
-    problem = _compile_once(path, chosen, flags)
-    _load.cache_clear()
-    return problem or _load(SOURCES, folder, flags)
 
 
 def _platform_problem() -> Unavailable | None:

@@ -270,7 +270,7 @@ def model_of(case: Case, *, vocab_size: int, **changes: int) -> Model:
 
 @every_mixer
 @torch.no_grad()
-def test_measure_tells_the_real_size_of_a_model(case: Case) -> None:
+def test_the_costs_of_a_model_are_its_real_size(case: Case) -> None:
     model, tokens_BT = model_of(case, vocab_size=20, n_layers=2, d_mlp=48), torch.ones(3, T).long()
     mixer = sum(parameter.numel() for parameter in case.mixer().parameters())
     parts = costs.parameters_by_part(model)
@@ -283,7 +283,7 @@ def test_measure_tells_the_real_size_of_a_model(case: Case) -> None:
 
 @every_mixer
 @torch.no_grad()
-def test_measure_adds_the_trunks_flops_to_the_mixers(case: Case) -> None:
+def test_the_flops_of_a_model_are_those_of_trunk_and_mixers(case: Case) -> None:
     model, tokens_BT = model_of(case, vocab_size=20, n_layers=2, d_mlp=48), torch.ones(1, T).long()
     trunk = (
         counted_flops(partial(model, tokens_BT))

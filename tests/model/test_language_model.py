@@ -276,5 +276,24 @@ def test_backends_are_those_of_each_mixer() -> None:
         "three_tier": "windowed",
         "softmax_attention": "sdpa",
     }
-    with pytest.raises(UserError, match="there is no mixer 'three_teer'"):
+    with pytest.raises(UserError, match=r"train\.backend: there is no mixer 'three_teer'"):
         Model(config, vocab_size=9, backends={"three_teer": "cpp"})
+
+
+def test_every_name_and_option_that_is_none_is_told_at_once() -> None:
+    options: dict[str, Any] = {
+        "three_tier": {"d_sate": 8},
+        "softmax_attention": {"n_heads": "many"},
+        "three_teer": {},
+    }
+    with pytest.raises(UserError) as caught:
+        small_model(layers=("three_tier", "softmax"), options=options)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 4
+    for found in (
+        "model.options.three_tier: d_sate is not a field. Did you mean d_state?",
+        "model.options.softmax_attention: n_heads must be an integer",
+        "model.options: there is no mixer 'three_teer'",
+        "model.layers: there is no mixer 'softmax'",
+    ):
+        assert found in str(caught.value)

@@ -106,11 +106,14 @@ def mixer_names() -> list[str]:
     return sorted(module.name for module in found if module.name not in _NOT_MIXERS)
 
 
-def mixer_module(name: str) -> Any:
-    """The module of a mixer, with its `Options` and `Mixer`; UserError where there is none."""
+def mixer_module(name: str, *, where: str = "model.layers") -> Any:
+    """The module of a mixer, with its `Options` and `Mixer`; UserError where there is none.
+
+    `where`, the setting that names it, opens the message.
+    """
     if name not in mixer_names():
         raise UserError(
-            f"model.layers: there is no mixer {name!r}",
+            f"{where}: there is no mixer {name!r}",
             f"Choose one of {', '.join(mixer_names())}, or write ys_llm/mixers/{name}.py",
             exit_code=EXIT_USAGE,
         )

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.schema import ModelConfig
-from ys_llm.config.strict_reader import parse_dataclass
+from ys_llm.config.strict_reader import parse_dataclass, raise_problems
+from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import Mixer, mixer_module
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
@@ -162,11 +163,21 @@ class Model(nn.Module):
 def _mixer_builders(
     config: ModelConfig, backends: Mapping[str, str]
 ) -> dict[str, Callable[[], nn.Module]]:
-    """What builds each mixer, by its name. UserError for any name or option that is none."""
+    """What builds each mixer, by its name. UserError with every name and option that is none."""
+    settings = {"train.backend": backends, "model.options": config.options}
+    named_in = {name: where for where, names in settings.items() for name in names}
+    named_in |= dict.fromkeys(config.layers, "model.layers")
     builders: dict[str, Callable[[], nn.Module]] = {}
-    for name in dict.fromkeys([*config.layers, *config.options, *backends]):
-        module, where = mixer_module(name), f"model.options.{name}"
-        options = parse_dataclass(module.Options, config.options.get(name, {}), where=where)
+    problems: list[str] = []
+    for name, where in named_in.items():
+        try:
+            module = mixer_module(name, where=where)
+            given = config.options.get(name, {})
+            options = parse_dataclass(module.Options, given, where=f"model.options.{name}")
+        except UserError as error:
+            problems.append(str(error))
+            continue
         backend = backends.get(name, "auto")
         builders[name] = partial(module.Mixer, config.d_model, options, backend=backend)
+    raise_problems(problems)
     return builders

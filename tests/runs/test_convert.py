@@ -155,6 +155,26 @@ def test_a_damaged_checkpoint_is_named_and_left_as_it_is(
     assert evaluated(capsys) == pytest.approx(BITS_PER_BYTE, abs=5e-7)
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ("data: {layout: [1]}", "data.batching must be one of shuffled, contiguous"),
+        ("model: {mixer: three_tier}\ntrain: 3", "train must be a mapping"),
+        ("model: {mixer: three_tier, n_layers: x}", "model.n_layers must be an integer"),
+        ("data: {layout: streams}\ndata: {}", "config.yaml:2: data is given twice"),
+        ("data: {layout", "not valid YAML"),
+    ],
+)
+def test_settings_that_cannot_be_converted_are_named(
+    settings: str, says: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "config.yaml").write_text(settings)
+    before = snapshot(run)
+    assert main(["convert", "old"]) == EXIT_USAGE
+    assert says in capsys.readouterr().err
+    assert snapshot(run) == before
+
+
 def test_what_is_not_a_run_is_not_converted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["convert", "corpus"]) != 0
     assert "there is no run 'corpus'" in capsys.readouterr().err

@@ -134,7 +134,8 @@ def _restart_in_utf8() -> None:
 
     Arguments, paths and stdin are UTF-8 for us, and Python decides how it reads them at its start.
     """
-    if sys.getfilesystemencoding().lower() == "utf-8" or not sys.executable:
+    is_utf8 = sys.flags.utf8_mode or sys.getfilesystemencoding().lower() == "utf-8"
+    if is_utf8 or not sys.executable:
         return
     arguments = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
     os.execv(sys.executable, [os.fsencode(argument) for argument in arguments])

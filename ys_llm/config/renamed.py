@@ -109,13 +109,16 @@ def updated(values: dict[str, Any]) -> dict[str, Any]:
         if _holds(values, old):
             value = _remove(values, old)
             section, _, name = known.name.rpartition(".")
-            _inner(values, section)[name] = known.values.get(value, value)
-    model, train = values["model"], values["train"]
-    if isinstance(model.get("layers"), str):
-        mixer, backend = model["layers"], train.get("backend", "auto")
+            is_known = isinstance(value, str) and value in known.values
+            _inner(values, section)[name] = known.values[value] if is_known else value
+    mixer = _inner(values, "model.layers")
+    if isinstance(mixer, str):  # what was one for all layers is by the name of the mixer now
+        model, train = values["model"], values.setdefault("train", {})
         model["layers"] = [mixer]
         model["options"] = {mixer: model["options"]} if model.get("options") else {}
-        train["backend"] = {} if backend == "auto" else {mixer: backend}
+        if isinstance(train, dict):
+            backend = train.get("backend", "auto")
+            train["backend"] = {} if backend == "auto" else {mixer: backend}
     return values
 
 

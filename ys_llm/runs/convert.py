@@ -17,6 +17,7 @@ from torch import Tensor
 from ys_llm.config.renamed import is_earlier, updated
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import from_mapping, to_yaml
+from ys_llm.config.strict_reader import raise_problems
 from ys_llm.config.yaml_io import read_yaml
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError
@@ -59,7 +60,9 @@ def convert_run(run: Path) -> Iterator[str]:
         raise UserError(f"{run} is not a run of ys", "Give its name, or its folder")
     with locked(run):
         path = run / "config.yaml"
-        values = read_yaml(path).values
+        text = read_yaml(path)
+        raise_problems([f"{path}:{line}: {problem}" for line, problem in text.problems])
+        values = text.values
         if not is_earlier(values):
             yield f"{run} needs no conversion"
             return

@@ -1,0 +1,138 @@
+"""A run stopped by a signal or a disk error and resumed ends as an uninterrupted one; locks."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.forked import until
+from support.harmed_runs import HarmedRun, Uninterrupted, error_line, points
+from support.power_cut import REFUSED
+from support.training_runs import NEVER, column, rows_of
+
+from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
+from ys_llm.runs.checkpoint import read_checkpoint
+from ys_llm.runs.folder import checkpoints
+
+
+def operations_of_a_save(whole: Uninterrupted) -> list[int]:
+    """Writing one checkpoint, with its row of metrics, and removing an older one."""
+    steps = [n for n, operation in enumerate(whole.operations) if operation[0] == "step"]
+    return [*range(steps[3] + 1, steps[4])]
+
+
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO"])
+def test_a_disk_error_during_a_save_loses_nothing(
+    harmed: Callable[..., HarmedRun], tmp_path: Path, kind: str
+) -> None:
+    run = harmed()
+    save = operations_of_a_save(run.whole)
+    names = [run.whole.operations[at][0] for at in save]
+    assert {"open", "write", "fsync", "mkdir"} <= set(names)
+    written = [at for at, name in zip(save, names, strict=True) if name in ("write", "fsync")]
+    for at in written if kind == "EIO" else written[::3]:
+        run.folder = tmp_path / f"at-{at}"
+        ended = run.harm(kind, at)
+        assert ended.code == EXIT_FAILED, (run.whole.operations[at], ended)
+        assert re.search(
+            "No space left" if kind == "ENOSPC" else "Input/output error", error_line(ended)
+        )
+        assert all(read_checkpoint(path) for path in checkpoints(run.run))
+        run.resume()  # space has been freed
+        run.assert_as_uninterrupted()
+
+
+@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("kind", ["ENOSPC", "EIO", "EROFS"])
+def test_a_disk_error_anywhere_loses_nothing(
+    harmed: Callable[..., HarmedRun], kind: str, number: int
+) -> None:
+    run = harmed("contiguous")
+    at = points(run.whole, seed=kind, count=7)[number]
+    ended = run.harm(kind, at)
+    if not any(operation[0] in REFUSED[kind] for operation in run.whole.operations[at:]):
+        return  # only removals are left
+    assert ended.code == EXIT_FAILED, (run.whole.operations[at], ended)
+    assert str(Path("runs", "mine")) in error_line(ended)
+    run.resume()
+    run.assert_as_uninterrupted()
+
+
+STOPS = ("SIGINT", "SIGINT twice", "SIGTERM", "SIGTERM twice")
+
+
+@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("kind", STOPS)
+def test_a_stopped_run_ends_as_an_uninterrupted_one(
+    harmed: Callable[..., HarmedRun], kind: str, number: int
+) -> None:
+    run = harmed("dropout")
+    at = points(run.whole, seed=kind, count=7)[number]
+    first_step = run.whole.operations.index(("step",))
+    ended = run.harm(kind, at)
+    codes = {"SIGINT": EXIT_INTERRUPTED, "SIGTERM": EXIT_TERMINATED}
+    if kind == "SIGTERM twice" or (kind == "SIGTERM" and ended.code < 0 and at < first_step):
+        assert ended.code == -signal.SIGTERM
+    elif ended.code:  # else it came after the last step
+        assert ended.code == codes[kind.removesuffix(" twice")]
+        assert at < first_step or error_line(ended).endswith("type: ys train --run mine")
+    else:
+        assert at > run.whole.operations.index(("step",)) and "twice" not in kind
+    assert all(read_checkpoint(path) for path in checkpoints(run.run))
+    run.resume()
+    run.assert_as_uninterrupted(same_checkpoints=False)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.003, 0.01, 0.03])
+def test_a_second_ctrl_c_stops_at_once(harmed: Callable[..., HarmedRun], pause: float) -> None:
+    run = harmed()
+    run.folder.mkdir()
+    words = (*run.whole.words, "--set", f"train.max_steps={NEVER}")
+    child = run.forks.start(*words, folder=run.folder)
+    metrics = run.run / "metrics.jsonl"
+    until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 9)
+    child.send(signal.SIGINT)
+    time.sleep(pause)
+    child.send(signal.SIGINT)
+    ended = child.wait()
+    assert ended.code == EXIT_INTERRUPTED
+    newest = read_checkpoint(checkpoints(run.run)[-1]).progress["step"]
+    assert newest >= 8
+    assert f"step {newest:,}" in error_line(ended)
+    assert error_line(ended).endswith("type: ys train --run mine")
+    run.resume(f"train.max_steps={newest + 3}")
+    assert column(run.run, "step") == [*range(1, newest + 4)]
+
+
+def test_a_second_training_of_the_same_run_is_refused(harmed: Callable[..., HarmedRun]) -> None:
+    run = harmed()
+    run.folder.mkdir()
+    endless = ("--set", f"train.max_steps={NEVER}")
+    first = run.forks.start(*run.whole.words, *endless, folder=run.folder)
+    until(lambda: (run.run / "metrics.jsonl").exists() and rows_of(run.run))
+    for words in (run.whole.words, ("train", "clean", "--yes", "--run", "mine")):
+        second = run.forks.run(*words, folder=run.folder)
+        assert second.code == EXIT_FAILED
+        assert f"is being trained by process {first.pid} " in error_line(second)
+    done = len(rows_of(run.run))
+    until(lambda: len(rows_of(run.run)) > done)
+    first.send(signal.SIGINT)
+    assert first.wait().code == EXIT_INTERRUPTED
+    steps = column(run.run, "step")
+    assert steps == [*range(1, len(steps) + 1)]
+    assert run.forks.run("run", "mine", "--prompt", "x", folder=run.folder).code == 0
+
+
+def test_the_lock_of_a_killed_training_does_not_block(harmed: Callable[..., HarmedRun]) -> None:
+    run = harmed()
+    run.folder.mkdir()
+    first = run.forks.start(*run.whole.words, folder=run.folder)
+    until(lambda: (run.run / ".ys-lock").exists())
+    first.send(signal.SIGKILL)
+    assert first.wait().code == -signal.SIGKILL
+    run.resume()
+    run.assert_as_uninterrupted()

@@ -55,8 +55,8 @@ def test_a_failure_to_compile_is_told_and_torch_takes_over(
 
     monkeypatch.setattr(loader, "build_or_explain", fail)
     monkeypatch.setattr(loader, "load", lambda **_: None)
-    said = stderr_of_run(capsys, trained)
-    assert "ys: torch alone, which is slower: g++ failed: no such header" in said
+    stderr = stderr_of_run(capsys, trained)
+    assert "ys: torch alone, which is slower: g++ failed: no such header" in stderr
 
 
 def test_quantised_weights_without_the_decoder_save_memory_and_no_time(

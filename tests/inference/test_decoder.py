@@ -1,10 +1,10 @@
-"""One call per token gives what the modules give, to the last step, for one text and for many."""
+"""The compiled decoder computes what the modules compute, for one sequence and for many."""
 
 from __future__ import annotations
 
 import copy
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
@@ -28,7 +28,7 @@ from ys_llm.system.machine import inspect_machine
 
 has_avx512 = pytest.mark.skipif(
     "avx512f" not in inspect_machine().features,
-    reason="elsewhere a text alone is equal up to rounding",
+    reason="elsewhere a sequence alone is equal up to rounding",
 )
 
 V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "summary_scale": "fixed"}
@@ -91,7 +91,7 @@ def assert_same_state(found: Any, expected: Any, tolerance: float) -> None:
         torch.testing.assert_close(left[name], value, atol=tolerance, rtol=tolerance, msg=name)
 
 
-# One text
+# One sequence
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -100,20 +100,20 @@ def test_logits_and_state_are_those_of_the_modules(shape: str, threads: int) -> 
     model, ids = model_of(shape), ids_of()
     decoder = decoder_for(model)
     state = model.init_state(1)
-    text = decoder.sequence(state)
+    sequence = decoder.sequence(state)
     for t, id in enumerate(ids):
         expected, state = by_torch(model, [id], state)
-        found = decoder.step([text], [id], threads=threads)
+        found = decoder.step([sequence], [id], threads=threads)
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
         if t in (0, 14, 15, 16, 62, 63, 64, 65, 127, 128, LENGTH - 1):
-            assert_same_state(decoder.state(text), state, 1e-10)
+            assert_same_state(decoder.state(sequence), state, 1e-10)
 
 
 @pytest.mark.parametrize("shape", ["default", "heads", "v0.3"])
 @given(cuts=st.lists(st.integers(1, LENGTH - 1), min_size=1, max_size=4, unique=True))
-def test_either_goes_on_where_the_other_stopped(shape: str, cuts: list[int]) -> None:
+def test_either_continues_where_the_other_stopped(shape: str, cuts: list[int]) -> None:
     model, ids = model_of(shape), ids_of()
-    decoder, whole = decoder_for(model), by_torch(model, ids, None)[0]
+    decoder, expected = decoder_for(model), by_torch(model, ids, None)[0]
     state = model.init_state(1)
     edges = [0, *sorted(cuts), LENGTH]
     for number, (begin, end) in enumerate(pairwise(edges)):
@@ -121,10 +121,10 @@ def test_either_goes_on_where_the_other_stopped(shape: str, cuts: list[int]) -> 
         if number % 2:
             logits, state = by_torch(model, part, state)
         else:
-            text = decoder.sequence(state)
-            logits = torch.cat([decoder.step([text], [id]) for id in part])
-            state = decoder.state(text)
-        torch.testing.assert_close(logits, whole[begin:end], atol=1e-9, rtol=1e-9)
+            sequence = decoder.sequence(state)
+            logits = torch.cat([decoder.step([sequence], [id]) for id in part])
+            state = decoder.state(sequence)
+        torch.testing.assert_close(logits, expected[begin:end], atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -133,48 +133,48 @@ def test_in_single_precision_it_is_as_close_as_torch_is(shape: str) -> None:
     single = copy.deepcopy(exact).float()
     expected = by_torch(exact, ids, None)[0]
     decoder = decoder_for(single)
-    text = decoder.sequence(single.init_state(1))
-    found = torch.cat([decoder.step([text], [id]) for id in ids])
+    sequence = decoder.sequence(single.init_state(1))
+    found = torch.cat([decoder.step([sequence], [id]) for id in ids])
     of_torch = by_torch(single, ids, None)[0]
     error, error_of_torch = ((x.double() - expected).norm() for x in (found, of_torch))
     assert error <= 2 * error_of_torch + 1e-6 * expected.norm()
 
 
-def test_threads_change_no_bit() -> None:
+def test_the_number_of_threads_changes_no_bit() -> None:
     model, ids = model_of("wide", torch.float32), ids_of(70)
     decoder, logits = decoder_for(model), []
     for threads in (1, 2, 3, None):
-        text = decoder.sequence(model.init_state(1))
-        logits.append(torch.cat([decoder.step([text], [id], threads=threads) for id in ids]))
+        sequence = decoder.sequence(model.init_state(1))
+        logits.append(torch.cat([decoder.step([sequence], [id], threads=threads) for id in ids]))
     assert all(torch.equal(other, logits[0]) for other in logits[1:])
 
 
-def test_the_state_it_begins_with_stays_as_it_was() -> None:
+def test_the_state_it_starts_from_is_not_changed() -> None:
     model = model_of("default")
     _, state = by_torch(model, ids_of(20), None)
     before, decoder = copy.deepcopy(state), decoder_for(model)
-    text = decoder.sequence(state)
-    decoder.step([text], [3])
-    kept = decoder.state(text)
-    decoder.step([text], [4])
+    sequence = decoder.sequence(state)
+    decoder.step([sequence], [3])
+    kept = decoder.state(sequence)
+    decoder.step([sequence], [4])
     assert_same_state(state, before, 0)
     assert kept["position_B"].tolist() == [21]
 
 
-def test_the_clock_may_stand_anywhere() -> None:
+def test_the_clock_may_be_at_any_position() -> None:
     model = model_of("default")
     _, state = by_torch(model, ids_of(9), None)
     late = 10**12 + 5
     state = {**state, "position_B": torch.tensor([late])}
     decoder = decoder_for(model)
-    text = decoder.sequence(state)
+    sequence = decoder.sequence(state)
     for id in ids_of(70):
         expected, state = by_torch(model, [id], state)
-        torch.testing.assert_close(decoder.step([text], [id]), expected, atol=1e-10, rtol=1e-10)
-    assert_same_state(decoder.state(text), state, 1e-10)
+        torch.testing.assert_close(decoder.step([sequence], [id]), expected, atol=1e-10, rtol=1e-10)
+    assert_same_state(decoder.state(sequence), state, 1e-10)
 
 
-def test_a_damaged_weight_is_seen_in_the_logits() -> None:
+def test_a_nan_weight_is_seen_in_the_logits() -> None:
     model = model_of("default", torch.float32)
     read = prefill(model, [1, 2, 3])
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_a_damaged_weight_is_seen_in_the_logits() -> None:
 @pytest.mark.parametrize(
     ("n", "ids"), [(1, [101]), (1, [-1]), (1, [1, 2]), (0, []), (MAX_SEQUENCES + 1, [1] * 65)]
 )
-def test_what_it_cannot_read_is_refused(n: int, ids: list[int]) -> None:
+def test_invalid_ids_and_counts_are_refused(n: int, ids: list[int]) -> None:
     model = model_of("default")
     decoder = decoder_for(model)
     with pytest.raises(ValueError, match=r"sequences|below"):
@@ -201,13 +201,13 @@ def test_the_limit_on_sequences_is_that_of_the_kernel() -> None:
     assert library.lib.YS_MAX_SEQUENCES == MAX_SEQUENCES
 
 
-# Many texts
+# Many sequences
 
 
 @pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3"])
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MAX_SEQUENCES])
 @has_avx512
-def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> None:
+def test_each_of_many_sequences_gets_the_bits_it_gets_alone(shape: str, n: int) -> None:
     model = model_of(shape, torch.float32)
     decoder, ids = decoder_for(model), ids_of(140)
     begun = [by_torch(model, ids[: 1 + 3 * b % 70], None)[1] for b in range(n)]  # clocks apart
@@ -215,8 +215,8 @@ def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> Non
     for t in range(20):
         read = [ids[(t * n + b) % 140] for b in range(n)]
         logits_NV = decoder.step(together, read)
-        for b, text in enumerate(alone):
-            assert torch.equal(decoder.step([text], [read[b]])[0], logits_NV[b])
+        for b, sequence in enumerate(alone):
+            assert torch.equal(decoder.step([sequence], [read[b]])[0], logits_NV[b])
     for one, other in zip(together, alone, strict=True):
         assert torch.equal(one.numbers, other.numbers)
         assert one.position == other.position
@@ -224,7 +224,7 @@ def test_each_of_many_texts_has_the_bits_it_has_alone(shape: str, n: int) -> Non
 
 @has_avx512
 @pytest.mark.parametrize("max_batch", [1, 3, 16])
-def test_many_continuations_are_each_the_one_alone(max_batch: int) -> None:
+def test_each_of_many_continuations_is_the_one_alone(max_batch: int) -> None:
     model = model_of("default", torch.float32)
     read = [prefill(model, ids_of(1 + 5 * b)) for b in range(8)]
     options: dict[str, Any] = {"sampling": SAMPLED, "end_id": 4, "decoder": decoder_for(model)}
@@ -235,7 +235,7 @@ def test_many_continuations_are_each_the_one_alone(max_batch: int) -> None:
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
-def test_prompts_are_taken_as_there_is_room_for_them(max_tokens: int) -> None:
+def test_prompts_join_as_rows_become_free(max_tokens: int) -> None:
     model, taken = model_of("default", torch.float32), 0
 
     def prompts() -> Iterator[Any]:
@@ -252,16 +252,11 @@ def test_prompts_are_taken_as_there_is_room_for_them(max_tokens: int) -> None:
     assert ahead == [(b, 3 * (b // 3 + 1)) for b in range(9)]
 
 
-# Which way is taken
-
-
-@pytest.fixture
-def without_kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    return lambda: monkeypatch.setattr(loader, "load", lambda: None)
+# In generation
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_text_is_the_same_with_and_without_the_kernel(temperature: float) -> None:
+def test_torch_and_the_decoder_generate_the_same_text(temperature: float) -> None:
     sampling = replace(SAMPLED, temperature=temperature)
     model = model_of("default")
     read = prefill(model, ids_of(30))
@@ -272,36 +267,19 @@ def test_the_text_is_the_same_with_and_without_the_kernel(temperature: float) ->
         return alone, dict(generate_batch(model, [read, read], **options))
 
     alone, many = made(decoder_for(model))
-    slowly, slowly_many = made(None)
-    assert [step.id for step in slowly] == [step.id for step in alone]
-    assert [step.logprob for step in slowly] == pytest.approx([s.logprob for s in alone], abs=1e-5)
-    for number in (0, 1):
-        for steps in (many[number], slowly_many[number]):
-            assert [step.id for step in steps] == [step.id for step in alone]
-
-
-def test_only_what_the_kernel_can_do_is_given_to_it(without_kernel: Callable[[], None]) -> None:
-    model = model_of("default", torch.float32)
-    attention = ModelConfig(
-        d_model=32, n_layers=1, d_mlp=0, layers=("softmax_attention",), options={}
+    by_torch_alone, many_by_torch = made(None)
+    assert [step.id for step in by_torch_alone] == [step.id for step in alone]
+    assert [step.logprob for step in by_torch_alone] == pytest.approx(
+        [s.logprob for s in alone], abs=1e-5
     )
-    assert decoder_of(Model(attention, vocab_size=101)) is None
-    assert decoder_of(copy.deepcopy(model).bfloat16()) is None
-    assert decoder_of(copy.deepcopy(model).to("meta")) is None
-    mixed = copy.deepcopy(model)
-    mixed.output.double()
-    assert decoder_of(mixed) is None
-    hook = model.output.register_forward_hook(lambda *_: None)
-    assert decoder_of(model) is None
-    hook.remove()
-    assert decoder_of(model) is not None
-    without_kernel()
-    assert decoder_of(model) is None
+    for number in (0, 1):
+        for steps in (many[number], many_by_torch[number]):
+            assert [step.id for step in steps] == [step.id for step in alone]
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
 @pytest.mark.parametrize("flag", ["-march=x86-64", "-march=x86-64-v3"])
-def test_lesser_processors_compute_the_same(flag: str) -> None:
+def test_older_processors_compute_the_same(flag: str) -> None:
     if flag.endswith("v3") and "avx2" not in inspect_machine().features:
         pytest.skip("the processor has no AVX2")
     library = loader.build(flags=(flag,))
@@ -314,9 +292,9 @@ def test_lesser_processors_compute_the_same(flag: str) -> None:
         specs = [spec for mixer in model.mixers if (spec := mixer.decode_spec())]
         with torch.no_grad():
             decoder = Decoder(model, specs, library)
-        texts = [decoder.sequence(model.init_state(1)) for _ in range(5)]
+        sequences = [decoder.sequence(model.init_state(1)) for _ in range(5)]
         alone = decoder.sequence(model.init_state(1))
-        found = [decoder.step(texts, [id] * 5, threads=2) for id in ids]
+        found = [decoder.step(sequences, [id] * 5, threads=2) for id in ids]
         expected = by_torch(model, ids, None)[0]
         tolerance = 1e-10 if dtype == torch.float64 else 1e-4
         for logits_NV, id, wanted in zip(found, ids, expected, strict=True):

@@ -1,4 +1,4 @@
-"""The compiled kernels between the large products, beyond what `test_ops.py` holds of every op."""
+"""The row-wise kernels, beyond what `test_ops.py` tests of every op."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def kernels() -> None:
 
 
 def time_major(x_BTD: Tensor) -> Tensor:
-    """The same numbers, in memory T x B x D."""
+    """The same numbers, stored T x B x D."""
     return x_BTD.transpose(0, 1).contiguous().transpose(0, 1)
 
 
@@ -43,7 +43,7 @@ def mlp(x_BTD: Tensor, added_BTD: Tensor) -> tuple[Tensor, ...]:
 
 
 def with_gradients(function: Any, order: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """Outputs, and gradients of both inputs, for cotangents that lie in the other order."""
+    """Outputs, and gradients of both inputs, for cotangents in the other layout."""
     generator = torch.Generator().manual_seed(0)
     numbers = [torch.randn(B, T, D, generator=generator) for _ in range(4)]
     inputs = [order(x).requires_grad_() for x in numbers[:2]]
@@ -53,21 +53,21 @@ def with_gradients(function: Any, order: Callable[[Tensor], Tensor]) -> list[Ten
 
 
 @pytest.mark.parametrize("function", [norm, mlp])
-def test_the_order_in_memory_changes_no_bit_and_is_kept(function: Any) -> None:
+def test_the_layout_changes_no_bit_and_is_kept(function: Any) -> None:
     plain, swapped = (with_gradients(function, order) for order in (Tensor.clone, time_major))
     for ours, theirs in zip(swapped, plain, strict=True):
         assert torch.equal(ours, theirs)
         assert ours.transpose(0, 1).is_contiguous()
 
 
-def test_rows_that_lie_apart_are_put_together() -> None:
+def test_a_strided_input_is_copied() -> None:
     x_BTD = torch.randn(B, T, 2 * D)[..., ::2]
     stream, _ = norm(x_BTD, torch.zeros(D).expand(B, T, D))
     assert torch.equal(stream, x_BTD)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_bad_number_makes_its_row_bad_and_no_other(bad: float) -> None:
+def test_a_non_finite_number_spoils_its_row_and_no_other(bad: float) -> None:
     x_BTD = torch.randn(B, T, D)
     x_BTD[1, 5, 7] = bad
     for result in (norm(x_BTD, torch.zeros_like(x_BTD))[1], *mlp(x_BTD, torch.zeros_like(x_BTD))):
@@ -77,7 +77,7 @@ def test_a_bad_number_makes_its_row_bad_and_no_other(bad: float) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_bad_logit_makes_the_loss_bad(bad: float) -> None:
+def test_a_non_finite_logit_makes_the_loss_non_finite(bad: float) -> None:
     x_ND, weight_VD = torch.randn(T, D), torch.randn(V, D)
     x_ND[3, 0] = bad
     loss = cross_entropy.cpp(x_ND, weight_VD, None, torch.zeros(T, dtype=torch.int64))
@@ -85,7 +85,7 @@ def test_a_bad_logit_makes_the_loss_bad(bad: float) -> None:
 
 
 @pytest.mark.parametrize("target", [-1, V, 1 << 40])
-def test_a_target_that_is_no_class_gives_no_loss(target: int) -> None:
+def test_an_invalid_target_gives_a_nan_loss(target: int) -> None:
     targets_N = torch.tensor([0, target, 1])
     assert cross_entropy.cpp(torch.randn(3, D), torch.randn(V, D), None, targets_N).isnan()
 
@@ -121,7 +121,7 @@ def test_the_same_inputs_give_the_same_bits_with_any_threads(
         assert torch.equal(two, again)
 
 
-def test_a_graph_that_is_kept_may_be_gone_back_through_twice() -> None:
+def test_backward_may_run_twice_through_a_retained_graph() -> None:
     x_BTD = torch.randn(B, T, D, requires_grad=True)
     x, y = norm(x_BTD, torch.randn(B, T, D))
     loss = mlp(y, x)[0].sum()
@@ -139,7 +139,7 @@ def test_one_output_may_be_left_unused() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_what_no_kernel_is_for_takes_torchs_operators() -> None:
+def test_unsupported_dtypes_take_torchs_operators() -> None:
     x_BTD, gain_D = torch.randn(B, T, D).half(), torch.ones(D).half()
     _, y = rms_norm.cpp(x_BTD, x_BTD, gain_D, EPS)
     torch.testing.assert_close(y, rms_norm.fused_backward(x_BTD, x_BTD, gain_D, EPS)[1])
@@ -185,7 +185,7 @@ def test_a_model_learns_the_same_without_compiled_kernels(
 
 @pytest.mark.parametrize("block", ["pre_norm", "plain"])
 @pytest.mark.parametrize("mixer", ["three_tier", "softmax_attention"])
-def test_a_stream_in_the_order_of_time_changes_nothing_but_memory(mixer: str, block: str) -> None:
+def test_a_time_major_residual_stream_changes_nothing_but_memory(mixer: str, block: str) -> None:
     results = []
     for order in (False, True):
         model = model_of(mixer, block=block).double()

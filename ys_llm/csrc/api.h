@@ -6,7 +6,7 @@
 
 typedef uint16_t ys_bf16;  // the upper half of a float
 
-// Offset and size of a field ("ys_linear.weight") or of a whole struct ("ys_linear", offset 0).
+// Offset and size of a field ("ys_linear.weight") or of a struct ("ys_linear", offset 0).
 struct ys_field {
   const char* name;
   int64_t offset, size;
@@ -38,7 +38,7 @@ void ys_rms_norm_forward_fbb(const float* x, const ys_bf16* delta, const float* 
                              float* residual, ys_bf16* y, float* r_rms, int64_t rows, int64_t width,
                              double eps, int64_t threads);
 
-// Gradients of the above. `d_out`, the gradient of the residual beside the norm, may be null;
+// Gradients of the above. `d_out`, the gradient that reaches the residual directly, may be null;
 // d_delta, null or d_residual in the type of delta.
 void ys_rms_norm_backward_ddd(const double* d_y, const double* d_out, const double* residual,
                               const double* gain, const double* r_rms, double* d_residual,

@@ -158,12 +158,12 @@ void amx_rows(const bf16* x, int64_t ldx, Range rows, int64_t each, const bf16* 
 
 inline void amx_matmul(const bf16* x, int64_t ldx, int64_t rows, const bf16* panels, int64_t k,
                        int64_t columns, float* out, int64_t ldo, bool accumulate) {
-  const int64_t whole = rows / 32 * 32, left = rows - whole;
-  if (whole) amx_rows<true>(x, ldx, {0, whole}, 32, panels, k, columns, out, ldo, accumulate);
+  const int64_t full = rows / 32 * 32, left = rows - full;
+  if (full) amx_rows<true>(x, ldx, {0, full}, 32, panels, k, columns, out, ldo, accumulate);
   if (left > 16)
-    amx_rows<true>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
+    amx_rows<true>(x, ldx, {full, rows}, left, panels, k, columns, out, ldo, accumulate);
   else if (left)
-    amx_rows<false>(x, ldx, {whole, rows}, left, panels, k, columns, out, ldo, accumulate);
+    amx_rows<false>(x, ldx, {full, rows}, left, panels, k, columns, out, ldo, accumulate);
   _tile_release();
 }
 #endif

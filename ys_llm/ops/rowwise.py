@@ -61,7 +61,7 @@ def rms_norm_backward(
     r_rms: Tensor,
     delta_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(d_residual, d_delta, d_gain); `d_out` is the gradient of the residual beside the norm.
+    """(d_residual, d_delta, d_gain); `d_out` is the gradient that reaches the residual directly.
 
     d_delta is d_residual in `delta_dtype`, the same tensor where the dtypes are equal.
     """

@@ -34,7 +34,7 @@ SETTINGS = {
         d_state=64, shaper=True, shared_norm=True, local_interval=3, global_interval=7
     ),
     "heads": Setting(d_state=128, d_summary=64, n_heads=4, entry=True, global_interval=32),
-    "no panel is whole": Setting(
+    "partial panels": Setting(
         d_state=72, d_summary=12, n_heads=2, shaper=True, local_interval=9, global_interval=20
     ),
     "odd": Setting(d_state=39, d_summary=7, entry=True, local_interval=6, global_interval=0),
@@ -157,8 +157,8 @@ def test_inference_gives_what_training_gives_and_saves_nothing() -> None:
         (16, 512, 1, (2, 1)),  # nobody waits
         (2, 512, 1, (2, 1)),
         (1, 512, 1, (1, 1)),  # one row's steps are shorter than two threads' waiting
-        (32, 2048, 1, (1, 2)),  # a controller too large for every core to read whole
-        (8, 4096, 8, (1, 2)),  # heads are dealt out
+        (32, 2048, 1, (1, 2)),  # a controller too large for the cache of one core
+        (8, 4096, 8, (1, 2)),  # heads are divided
         (8, 4095, 3, (2, 1)),  # three heads are no two halves
     ],
 )

@@ -1,4 +1,4 @@
-"""`python -m benchmarks --help`: how fast ys is, beside what it is compared with."""
+"""`python -m benchmarks --help`: how fast ys is, compared with its baselines."""
 
 import sys
 

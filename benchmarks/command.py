@@ -1,4 +1,4 @@
-"""Measure the speed of ys beside its baselines, and compare it with its targets.
+"""Measure the speed of ys and its baselines, and compare it with its targets.
 
 python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--rounds N] [--quick]
 python -m benchmarks figure benchmarks/NAME.json

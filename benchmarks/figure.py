@@ -97,23 +97,23 @@ def _panel(group: Mapping[str, Any], limit: float, top: float) -> Iterator[str]:
             f'fill="{"#0969da" if ours else "#8c959f"}"/>'
         )
         times = rate / rows["reference fp32"]
-        said = f"{rate:,.0f} tokens/s, {times:.1f}x"
-        yield _text(LABEL + rate * scale + 6, y + 12, said, kind="small")
-    said = f"large matmuls alone: {limit:,.0f}"
+        label = f"{rate:,.0f} tokens/s, {times:.1f}x"
+        yield _text(LABEL + rate * scale + 6, y + 12, label, kind="small")
+    label = f"large matmuls alone: {limit:,.0f}"
     if limit > end:
-        yield _text(WIDTH - 8, top + 20, f"{said} →", anchor="end", kind="small")
+        yield _text(WIDTH - 8, top + 20, f"{label} →", anchor="end", kind="small")
         return
     x, bottom = LABEL + limit * scale, top + PANEL_TOP + len(rows) * (BAR + GAP)
     yield (
         f'<line class="limit" x1="{x:.1f}" x2="{x:.1f}" y1="{top + 28}" y2="{bottom}" '
         'stroke="#bc4c00" stroke-width="1.5" stroke-dasharray="4 3"/>'
     )
-    yield _text(x, top + 20, said, anchor="end" if x > WIDTH / 2 else "start", kind="small")
+    yield _text(x, top + 20, label, anchor="end" if x > WIDTH / 2 else "start", kind="small")
 
 
-def _text(x: float, y: float, said: str, *, anchor: str = "start", kind: str = "") -> str:
+def _text(x: float, y: float, label: str, *, anchor: str = "start", kind: str = "") -> str:
     fill, size = ("#59636e", 11) if kind else ("#1f2328", 13)
     return (
         f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" '
-        f'font-size="{size}" font-family="sans-serif">{escape(said)}</text>'
+        f'font-size="{size}" font-family="sans-serif">{escape(label)}</text>'
     )

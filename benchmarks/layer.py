@@ -1,4 +1,4 @@
-"""One layer, forward and backward: each backend beside the literal loop and torch's own layers.
+"""One layer, forward and backward: each backend compared with the literal loop and torch's own layers.
 
 A backend is checked before it is timed: outputs, state and every gradient of a small layer against
 `reference`, in float64 and in the dtype that is timed. What fails is named and not timed.
@@ -171,7 +171,7 @@ def _error(name: str, dtype: str, n_heads: int) -> float:
     with torch.no_grad():
         for parameter in mixer.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-        # At 1, and beside a weak input, narrow heads are chaotic and magnify any rounding.
+        # At 1, and with a weak input, narrow heads are chaotic and magnify any rounding.
         mixer.state_controller.mul_(0.6)
     x_BTE = (2 * torch.randn(3, 65, 24, dtype=number)).requires_grad_()
     expected = _results(mixer, "reference", x_BTE, "fp32")

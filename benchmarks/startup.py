@@ -82,6 +82,6 @@ def _until_first_byte(command: Sequence[str]) -> float:
         assert process.stdout is not None
         first = process.stdout.read(1)
         seconds = time.perf_counter() - begin
-        _, said = process.communicate(timeout=_LONGEST_SECONDS)
-    assert first and process.returncode == 0, said.decode("utf-8", "replace")[-500:]
+        _, errors = process.communicate(timeout=_LONGEST_SECONDS)
+    assert first and process.returncode == 0, errors.decode("utf-8", "replace")[-500:]
     return seconds

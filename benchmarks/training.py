@@ -1,4 +1,4 @@
-"""Whole training steps: the default model beside the Llama block, and what a step is made of."""
+"""Whole training steps: the default model and the Llama block, and what a step is made of."""
 
 from __future__ import annotations
 

@@ -79,13 +79,13 @@ def test_right_implementations_may_be_timed(name: str, n_heads: int, dtype: str)
     assert why == ""
 
 
-def test_a_wrong_gradient_is_not_timed_and_is_told_of(wrong_gain: None, one_shape: None) -> None:
+def test_a_wrong_gradient_is_not_timed_and_is_reported(wrong_gain: None, one_shape: None) -> None:
     (group,) = layer.measure(QUICK, left_out={})
     assert not [case for case in group.seconds if "careless" in case]
     for case in ("careless fp32", "careless bf16"):
         assert group.facts["left_out"][case].startswith("wrong: error ")
         assert "reference in float64" in group.facts["left_out"][case]
-    assert [said.split(": ")[1] for said in command.wrong([group])] == [
+    assert [line.split(": ")[1] for line in command.wrong([group])] == [
         "careless fp32",
         "careless bf16",
     ]

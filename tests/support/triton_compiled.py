@@ -59,8 +59,8 @@ def stack_bytes(
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     (at / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", at / "kernel.cubin"]
-    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    (found,) = re.findall(r"STACK:(\d+)", said)
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    (found,) = re.findall(r"STACK:(\d+)", usage)
     return int(found)
 
 

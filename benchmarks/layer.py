@@ -1,4 +1,4 @@
-"""One layer, forward and backward: each backend compared with the literal loop and torch's own layers.
+"""One layer, forward and backward: each backend, the literal loop and torch's own layers.
 
 A backend is checked before it is timed: outputs, state and every gradient of a small layer against
 `reference`, in float64 and in the dtype that is timed. What fails is named and not timed.

@@ -27,6 +27,7 @@ MAX_SEQUENCES = 64  # of one call, as in csrc/api.h
 # The bytes of weights that make a thread worth its while: threads wait for each other some five
 # times a layer.
 BYTES_PER_THREAD = 1 << 20
+_SAMPLED = 64  # numbers of each tensor that are compared to find out whether it has changed
 
 
 @dataclass
@@ -143,6 +144,7 @@ class _DecoderCache:
         self._library: Library | None = None
         self._tensors: list[tuple[Tensor, Tensor]] = []  # each with an alias that keeps its memory
         self._versions: list[tuple[int, int]] = []
+        self._samples: list[Tensor] = []
 
     def __deepcopy__(self, _memo: Any) -> _DecoderCache:
         return _DecoderCache()
@@ -158,6 +160,7 @@ class _DecoderCache:
             and len(tensors) == len(self._tensors)
             and all(a is b for a, (b, _) in zip(tensors, self._tensors, strict=True))
             and [_version(tensor) for tensor in tensors] == self._versions
+            and all(map(torch.equal, map(_sample, tensors), self._samples))
         )
 
     def replace(self, model: Model, library: Library, decoder: Decoder) -> None:
@@ -166,18 +169,25 @@ class _DecoderCache:
         self.decoder, self._library = decoder, library
         self._tensors = [(tensor, tensor.detach()) for tensor in tensors]
         self._versions = [_version(tensor) for tensor in tensors]
+        self._samples = [_sample(tensor).clone() for tensor in tensors]
 
 
 def _version(tensor: Tensor) -> tuple[int, int]:
-    """Changes with every in-place operation, but those on `.data`."""
+    """Changes with every in-place operation but those on `.data` and those of fused optimizers."""
     return tensor.data_ptr(), -1 if tensor.is_inference() else tensor._version
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Some numbers all over the tensor: an update that torch does not count changes them too."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, len(flat) // _SAMPLED)]
 
 
 def decoder_of(model: Model) -> Decoder | None:
     """The compiled decoder of this model, or None where torch has to decode it.
 
-    It is made once and kept with the model until a weight changes. A change through `.data`, which
-    torch does not count, goes unnoticed: `forget_decoder` then.
+    It is made once and kept with the model until a weight changes. A change of single numbers
+    through `.data`, which torch does not count, may go unnoticed: call `forget_decoder` then.
     """
     library = loader.load()
     if library is None or not can_decode(model):

@@ -24,6 +24,8 @@ from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State
 from ys_llm.runs.model_files import LoadedRun
 
+EVALUATION_ROWS = 32  # streams that an evaluation reads side by side
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -49,7 +51,7 @@ def evaluate_tokens(
     data: TokenShard,
     *,
     seq_len: int,
-    batch_size: int = 32,
+    batch_size: int = EVALUATION_ROWS,
     max_tokens: int = 0,
     reset_at_document: bool = True,
 ) -> Evaluation:

@@ -17,7 +17,7 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved
 from ys_llm.data.batches import batches_per_epoch, evaluation_span
 from ys_llm.data.split import load_split
-from ys_llm.evaluation.bits_per_byte import evaluate_tokens
+from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS, evaluate_tokens
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.runs.checkpoint import save_checkpoint
 from ys_llm.training.compute import process_settings, select_backends
@@ -36,7 +36,6 @@ from ys_llm.training.trainer import Run, TrainState, batch_plan, random_state
 
 BURST_SECONDS = 4.0  # of steps for each stage, after a first one that warms up
 EVALUATED_TOKENS = 30_000  # of one evaluation, scaled to all of its tokens
-_EVALUATION_ROWS = 32  # as evaluate_tokens reads
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _evaluation_seconds(run: Run, evaluations: int) -> float:
 
 def _tokens_read(scored: int, seq_len: int) -> int:
     """Each row of an evaluation reads one sequence length before the tokens that it scores."""
-    return scored + seq_len * max(1, min(_EVALUATION_ROWS, scored // seq_len))
+    return scored + seq_len * max(1, min(EVALUATION_ROWS, scored // seq_len))
 
 
 def _saving_seconds(run: Run, scratch: Path) -> float:

@@ -19,7 +19,7 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import from_mapping
 from ys_llm.data.shards import TokenShard
 from ys_llm.data.tokenizer import train_tokenizer
-from ys_llm.evaluation.bits_per_byte import evaluate_tokens
+from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS, evaluate_tokens
 from ys_llm.model.costs import state_bytes
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import save_checkpoint
@@ -31,7 +31,6 @@ from ys_llm.training.trainer import Run, TrainingData, TrainState
 
 ENOUGH_GROWTH = 48_000_000  # bytes from one batch size to the next: well above allocator noise
 _STEPS = 2  # at each size: from the second on moments and a carried state exist
-_EVALUATION_ROWS = 32  # as evaluate_tokens reads
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +97,9 @@ def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
     release_freed_memory()
     with tempfile.TemporaryDirectory(prefix="ys-memory-") as folder:
         save_checkpoint(Path(folder), run.model, run.optimizer, progress={"step": 0}, tensors={})
-    full_row = seq_len + evaluated_tokens // _EVALUATION_ROWS
+    full_row = seq_len + evaluated_tokens // EVALUATION_ROWS
     full, measured = (
-        state_bytes(run.model, batch_size=_EVALUATION_ROWS, seq_len=length)
+        state_bytes(run.model, batch_size=EVALUATION_ROWS, seq_len=length)
         for length in (full_row, min(full_row, 3 * seq_len))
     )
     return peak_bytes(run.device) + 2 * (full - measured)

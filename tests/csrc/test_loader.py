@@ -277,6 +277,30 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 
 @needs_compiler
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_cache_that_cannot_be_read_is_no_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: Path
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o000)
+    monkeypatch.setenv("YS_CACHE_DIR", str(tmp_path / "closed" / "cache"))
+    assert loader.build() is None
+    assert "closed" in loader.unavailable_reason()
+
+
+@needs_compiler
+def test_what_another_process_has_compiled_meanwhile_is_taken(kept: Path) -> None:
+    assert loader.load() is None
+    code = (
+        "import sys, pathlib\nfrom ys_llm.csrc import loader\n"
+        "loader.SOURCES = pathlib.Path(sys.argv[1])\nassert loader.build() is not None\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(loader.SOURCES)], check=True, timeout=120)
+    announced: list[str] = []
+    assert loader.build(announce=announced.append) is not None
+    assert not announced
+
+
+@needs_compiler
 def test_processes_that_start_together_compile_once(tmp_path: Path, kept: Path) -> None:
     """A compiler that counts its calls: one for the source, one to link."""
     found = loader.compiler()

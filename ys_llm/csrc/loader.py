@@ -59,6 +59,10 @@ class Unavailable(NamedTuple):
     fix: str
 
 
+class _UnsafeError(OSError):
+    """A library that another user may have written."""
+
+
 class Compiler(NamedTuple):
     """A C++ compiler: where it is, and the first line of its --version."""
 
@@ -106,12 +110,12 @@ def build_or_explain(
         return found
     path = _library_path(SOURCES, folder, flags)
     assert isinstance(path, Path)
-    if path.exists():
-        return found
-    if announce is not None:
-        announce("compiling the C++ kernels, once on this machine (about 15 s)")
-    problem = _compile_once(path, chosen, flags)
-    _load.cache_clear()
+    problem = None
+    if not os.path.exists(path):
+        if announce is not None:
+            announce("compiling the C++ kernels, once on this machine (about 15 s)")
+        problem = _compile_once(path, chosen, flags)
+    _load.cache_clear()  # what it found missing may be there now, by this process or by another
     return problem or _load(SOURCES, folder, flags)
 
 
@@ -210,10 +214,10 @@ def _load(sources: Path, folder: Path | None, flags: tuple[str, ...]) -> Library
         return _open(path, (sources / "api.h").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Unavailable("the C++ kernels are not compiled yet", "Type: ys doctor")
-    except PermissionError as error:
+    except _UnsafeError as error:
         return Unavailable(str(error), f"Remove it: rm -r {folder}")
     except OSError as error:
-        return Unavailable(f"{path} cannot be loaded: {error}", f"Remove it: rm {path}")
+        return Unavailable(f"{path} cannot be loaded: {error}", f"Remove it: rm -r {folder}")
 
 
 def _platform_problem() -> Unavailable | None:
@@ -273,7 +277,7 @@ def _open(path: Path, api: str) -> Library:
     if any(
         f.st_uid != os.getuid() or f.st_mode & others for f in (path.stat(), path.parent.stat())
     ):
-        raise PermissionError(f"{path} may have been written by others")
+        raise _UnsafeError(f"{path} may have been written by others")
     ffi = declarations(api)
     lib = ffi.dlopen(str(path))
     try:

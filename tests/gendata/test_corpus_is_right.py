@@ -1,4 +1,4 @@
-"""The generators: same bytes everywhere, right answers, and stories that read like stories."""
+"""The programs: the same bytes everywhere, correct answers, readable stories."""
 
 import itertools
 import os
@@ -176,7 +176,7 @@ def test_every_plot_is_a_file_that_is_read_strictly() -> None:
         assert plot.theme and plot.gist and plot.script and (plot.rows or plot.lists)
 
 
-def test_there_are_many_plots_and_all_are_told(stories: list[Story]) -> None:
+def test_every_plot_is_used(stories: list[Story]) -> None:
     assert len(PLOTS) >= 12
     assert {story.plot for story in stories} == set(PLOTS)
 

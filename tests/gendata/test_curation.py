@@ -438,7 +438,7 @@ def labelled() -> list[tuple[dict[str, list[str]], Record]]:
 
 
 def said_of(record: Record, rules: tuple[Rule, ...]) -> set[str]:
-    """Rules that fire; the labels are about responses, so what is said of a prompt is left out."""
+    """Rules that act; labels are about responses, so results about a prompt are left out."""
     said = all_verdicts(record, rules)
     return {
         name

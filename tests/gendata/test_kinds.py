@@ -323,7 +323,7 @@ def test_a_topic_file_has_an_end(tmp_path: Path) -> None:
             read_topics(endless)
 
 
-def test_a_kind_made_by_a_program_asks_nobody(tmp_path: Path) -> None:
+def test_a_kind_made_by_a_program_asks_no_model(tmp_path: Path) -> None:
     assert "ask, slots and output must be left out" in refusal(
         tmp_path, SMALL + "backend: program\nprogram: units\n"
     )

@@ -203,7 +203,7 @@ def test_what_passes_leaves_no_trace_in_the_answer(fault: str) -> None:
 
 
 @pytest.mark.parametrize(("fault", "told"), LASTING.items())
-def test_what_does_not_pass_is_not_tried_again(fault: str, told: tuple[type, int, str]) -> None:
+def test_a_lasting_failure_is_not_retried(fault: str, told: tuple[type, int, str]) -> None:
     kind, code, words = told
     with FaultServer(fault) as server:
         raised = failure(server)
@@ -246,7 +246,7 @@ def test_a_server_that_goes_away_between_two_tries_is_down() -> None:
         future.result(timeout=10)
 
 
-def test_a_name_that_nobody_has_is_said_to_be_so() -> None:
+def test_an_unknown_host_name_is_reported() -> None:
     raised = failure("no-such-machine.invalid")
     assert type(raised) is BackendDownError
     assert "http://no-such-machine.invalid:11434" in raised.problem
@@ -260,7 +260,7 @@ def test_tls_where_there_is_none_is_a_back_end_that_is_down() -> None:
     assert "https://" in raised.problem
 
 
-def test_a_url_without_a_port_means_port_80_and_that_is_told() -> None:
+def test_a_url_without_a_port_means_port_80_and_the_error_says_so() -> None:
     with pytest.raises(BackendDownError) as raised:
         raise failure_at("http://127.0.0.1")
     assert "at http://127.0.0.1:80:" in raised.value.problem

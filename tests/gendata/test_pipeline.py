@@ -526,7 +526,7 @@ def test_a_changed_kind_is_made_again_and_reports_how_much(
     assert "Retell:" not in content(out)["retold-01.md"]
     assert entries(out)[: len(old)] == old, "the journal keeps what was made"
     write_kinds(kinds, retold=RETOLD)
-    fill(make_plan(kinds), out)  # asks nobody: the journal knows them
+    fill(make_plan(kinds), out)  # no request: the journal has them
     assert {**content(out), JOURNAL: ""} == {**before, JOURNAL: ""}
 
 

@@ -61,7 +61,7 @@ def manifest_lines(out: Path) -> list[dict[str, Any]]:
 
 
 def records(out: Path) -> list[Mapping[str, Any]]:
-    """As they are read: each with all that is said of it."""
+    """As they are read: each with all of its fields."""
     return [line for file in read_manifest(out).values() for line in file.records]
 
 
@@ -173,9 +173,7 @@ def test_the_readme_says_what_was_made_and_how(kinds: Path, spelled: Path) -> No
 
 
 @pytest.mark.parametrize("before", [True, False], ids=["before anything is asked", "meanwhile"])
-def test_a_file_of_somebody_else_is_never_replaced(
-    before: bool, kinds: Path, tmp_path: Path
-) -> None:
+def test_a_foreign_file_is_never_replaced(before: bool, kinds: Path, tmp_path: Path) -> None:
     diary = tmp_path / "out" / "tale-01.md"
     diary.parent.mkdir()
     if before:
@@ -306,7 +304,7 @@ def test_a_sentence_of_a_program_has_no_model(spelled: Path) -> None:
     assert prompt and "a program wrote it" in str(trace(spelled, prompt)[0])
 
 
-def test_a_text_that_nobody_made_leads_nowhere(made: Path) -> None:
+def test_a_text_that_was_not_generated_is_not_found(made: Path) -> None:
     assert trace(made, "Colourless green ideas sleep furiously.") == []
     said, code = command.trace("Colourless green ideas sleep furiously.", made)
     assert code == EXIT_FAILED and str(made) in said
@@ -371,7 +369,15 @@ def test_a_manifest_with_exact_hashes_of_texts_is_known_too(tmp_path: Path) -> N
     assert len(trace(tmp_path, "a blank at its end")) == 1
 
 
-# The words of the command.
+def test_a_manifest_of_an_earlier_version_is_read(made: Path, tmp_path: Path) -> None:
+    data = (made / MANIFEST).read_bytes()
+    old = data.replace(b'"requests"', b'"asked"').replace(b'"fixed"', b'"mended"')
+    assert old != data
+    (tmp_path / MANIFEST).write_bytes(old)
+    assert read_manifest(tmp_path) == read_manifest(made)
+
+
+# The actions of the command.
 
 
 def test_the_list_shows_every_kind(kinds: Path) -> None:

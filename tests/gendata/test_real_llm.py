@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import signal
 import threading
 import time
@@ -151,7 +150,7 @@ def test_the_same_seed_gives_the_same_text_and_other_seeds_others(llm: Ollama) -
     assert len(set(texts)) == 3
 
 
-def test_num_predict_cuts_and_is_told(llm: Ollama) -> None:
+def test_num_predict_cuts_the_answer_and_is_reported(llm: Ollama) -> None:
     options = {**OPTIONS, "seed": 1, "num_predict": 8}
     answer = llm.ask(ChatRequest(NAME, "Count from one to one hundred in words.", options=options))
     assert (answer.done_reason, answer.eval_count <= 8) == ("length", True)
@@ -189,8 +188,7 @@ class Home:
 
     def __init__(self, folder: Path, forks: ForkServer, address: str) -> None:
         self.folder, self.corpus, self._forks = folder, folder / "made", forks
-        self.kinds = folder / "configs/gen/kinds"
-        shutil.copytree(ROOT / "configs/gen/topics", folder / "configs/gen/topics")
+        self.kinds = folder / "gen/kinds"
         jokes = (ROOT / "configs/gen/kinds/jokes.yaml").read_text(encoding="utf-8")
         jokes = re.sub(r"^count: \d+$", f"count: {JOKES}", jokes, flags=re.MULTILINE)
         write_kinds(self.kinds, **KINDS, jokes=jokes)
@@ -204,15 +202,15 @@ class Home:
         assert ended.code == 0, ended.stderr
         return ended
 
-    def decided(self) -> list[bytes]:
-        """The whole lines of the journal."""
+    def journal(self) -> list[bytes]:
+        """The complete lines of the journal: answers and decisions."""
         path = self.corpus / JOURNAL
         return path.read_bytes().splitlines(keepends=True) if path.exists() else []
 
-    def kill_at(self, decided: int) -> None:
-        """Make records until so many items are decided, and kill."""
+    def kill_at(self, n_lines: int) -> None:
+        """Generate until the journal has so many lines, and kill."""
         child = self._forks.start(*self.make, folder=self.folder)
-        until(lambda: len(self.decided()) >= decided, seconds=MOST_SECONDS)
+        until(lambda: len(self.journal()) >= n_lines, seconds=MOST_SECONDS)
         child.send(signal.SIGKILL)
         assert child.wait().code == -signal.SIGKILL
 
@@ -236,27 +234,29 @@ def train(home: Home, corpus: str, run: str, *changes: str) -> Path:
 
 def test_from_a_model_killed_twice_to_a_model_that_completes(home: Home) -> None:
     kept: list[bytes] = []
-    for decided in (10, 25):
-        home.kill_at(decided)
-        assert home.decided()[: len(kept)] == kept
-        kept = home.decided()[:decided]
-    said = home.ys(*home.make).stdout
-    assert home.decided()[: len(kept)] == kept
+    for n_lines in (10, 25):
+        home.kill_at(n_lines)
+        assert home.journal()[: len(kept)] == kept
+        kept = home.journal()[:n_lines]
+    shown = home.ys(*home.make).stdout
+    assert home.journal()[: len(kept)] == kept
 
     lines = entries(home.corpus)
-    assert sorted(line["key"] for line in lines) == sorted(home.planned()), "a gap, or twice made"
+    assert sorted(line["key"] for line in lines) == sorted(home.planned()), (
+        "an item is missing, or was made twice"
+    )
     accepted = [line for line in lines if line["status"] == "accepted"]
     documents = read_documents(home.corpus)
     assert len(accepted) == len(documents) == len({document.id for document in documents}) >= 40
     assert {line["kind"] for line in accepted} == {"jokes", *KINDS}
-    assert f"made: {len(accepted)} records of {len(lines)} items" in said
+    assert f"made: {len(accepted)} records of {len(lines)} items" in shown
     assert "Nothing to do." in home.ys(*home.make).stdout
     text = documents[0].text.strip()
     assert f"model     {NAME}" in home.ys("gen-data", "trace", text, "--data", "made").stdout
 
     home.ys("gen-data", "curate", "made", "--out", "clean")
     clean = {document.id for document in read_documents(home.folder / "clean")}
-    assert clean <= {document.id for document in documents}, "what was made was curated already"
+    assert clean <= {document.id for document in documents}, "generated records are curated already"
     assert len(clean) >= 0.9 * len(documents)
 
     run = train(home, "clean", "small", "train.max_steps=100")

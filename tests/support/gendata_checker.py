@@ -279,7 +279,7 @@ def check_stories(prompt: str, response: str) -> None:
 
 
 def check_things_stay(text: str) -> None:
-    """What was hidden, seen or lost is found where the text said that it is."""
+    """A hidden, seen or lost thing is found where the text put it."""
     if found := re.search(r"there, ([a-z ]+), (?:lay|was) the", text):
         searched = re.findall(r"[Ll]ooked ([a-z ]+?)(?: too)?[.,]", text)
         expect(found[1] not in searched, f"found where it was not: {text!r}")

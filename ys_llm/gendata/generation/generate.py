@@ -33,7 +33,7 @@ class GenerateResult:
     tries: int
     rejections: Mapping[str, int]
     decided_now: int
-    asked_now: int  # those of `decided_now` that a model was asked for
+    asked_now: int  # those of `decided_now` whose text comes from a model
     written: tuple[str, ...]
     removed: tuple[str, ...]
     stopped: bool = False

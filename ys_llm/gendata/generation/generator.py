@@ -94,7 +94,7 @@ class Generator:
         self._stop_requested, self._over = should_stop, threading.Event()
         self._duplicates = Duplicates()
         self._back_end: BackEnd | None = None
-        self._drops = 0  # in a row, of items that a model was asked for
+        self._drops = 0  # in a row, of items whose text comes from a model
 
     def entries(self) -> Iterator[JournalEntry]:
         """All decided items of the plan, in its order."""

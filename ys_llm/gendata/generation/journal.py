@@ -1,7 +1,7 @@
 """The journal of a corpus: one line per answer of the model, one per decided item, append-only.
 
 An answer is written as soon as it arrives, in whatever order answers come; a decision follows when
-all items before it are decided. Nothing that the model said is asked for again after a kill. A line
+all items before it are decided. After a kill, no answer has to be asked for again. A line
 that was being written when the process died has no line end; it is cut off before anything is
 appended. Any other damage is an error.
 """
@@ -23,7 +23,7 @@ from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
 from ys_llm.system.files import Journal, make_folder, sync_folder, write_atomically
 from ys_llm.system.lock import hold_lock
 
-# Training skips names that begin with `manifest`; `journal.jsonl` may be somebody's diary.
+# Training skips names that begin with `manifest`; `journal.jsonl` may be a user's own text.
 NAME = "manifest-journal.jsonl"
 _SYNC_SECONDS = 1.0  # a power cut loses at most the lines of this time; a kill loses none
 

@@ -132,7 +132,7 @@ def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: boo
             local_interval=3,
             global_interval=7,
         )
-        weights = Mixer(8, options).to(dtype)._weights()
+        weights = Mixer(8, options).to(dtype).recurrence_weights()
         for length, batch, grid in ((1, 1, (1, 1)), (17, 5, (2, 1)), (10, 3, (1, 2))):
             cpp.grid = lambda grid=grid, **_: grid  # type: ignore[assignment]
             drive = torch.randn(length, batch, d_state, dtype=dtype, requires_grad=True)
@@ -145,7 +145,7 @@ def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: boo
 def call_decoder(
     library: loader.Library, dtype: torch.dtype, quantization: str, **changes: Any
 ) -> None:
-    """Some steps for one and for many sequences; each ends with an update of both summaries."""
+    """Seven steps for one and for many sequences, with updates of both summaries."""
     options = {"d_state": 21, "d_summary": 6, "n_heads": 3, "local_interval": 2, **changes}
     options["global_interval"] = 3
     settings = ModelConfig(d_model=19, n_layers=2, d_mlp=23, options={"three_tier": options})

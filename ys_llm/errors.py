@@ -45,6 +45,6 @@ def command_line(*words: str, **flags: object) -> str:
             parts.append(flag)
         elif isinstance(value, list | tuple):
             parts += [part for item in value for part in (flag, shlex.quote(str(item)))]
-        elif value not in (None, "", False):
+        elif value is not None and value is not False and value != "":
             parts += [flag, shlex.quote(str(value))]
     return " ".join(parts)

@@ -102,7 +102,7 @@ CONFIGS = (
     bad("an unknown alias", "run: *x", "x.yaml:1: not valid YAML: found undefined alias"),
     bad("a section within itself", "model: &m {options: *m}", "contains itself"),
     bad("a billion laughs", LAUGHS, "x.yaml holds more than 100,000 values", "without aliases"),
-    bad("brackets without end", "a: " + "[" * 100_000, "x.yaml", "too deep"),
+    bad("brackets without end", "a: " + "[" * 100_000, "x.yaml", "nested too deeply"),
     bad(
         "a number of 5,000 digits",
         "train: {seed: " + "9" * 5000 + "}",

@@ -11,8 +11,8 @@ EXAMPLES = """\
 examples:
   ys convert runs/mine
 
-Settings, weights and checkpoints of the run get the names that this version uses; nothing is
-computed anew. It is done in the folder itself, and can be repeated where it was stopped.
+Settings, weights and checkpoints get the names and formats of this version; no number changes.
+The run is converted in place, and an interrupted conversion is resumed by the same command.
 """
 
 
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    """Convert the run and list what was changed; the exit code."""
+    """Convert the run and list what changed; the exit code."""
     from ys_llm.runs.convert import convert_run
     from ys_llm.runs.folder import find_run_folder
 

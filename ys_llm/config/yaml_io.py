@@ -95,9 +95,7 @@ def parse_yaml(text: str, *, name: str) -> YamlText:
         reason = str(error).splitlines()[0]
         raise _refused(f"{name}: not valid YAML: {reason}", _SEE_EXAMPLE) from error
     except RecursionError as error:
-        raise _refused(
-            f"{name}: brackets within brackets, too deep to read", _SEE_EXAMPLE
-        ) from error
+        raise _refused(f"{name}: brackets are nested too deeply", _SEE_EXAMPLE) from error
     generated = text.startswith(GENERATED_MARK)
     return YamlText(values, builder.lines, builder.problems, generated)
 

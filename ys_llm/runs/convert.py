@@ -52,7 +52,7 @@ _TIME_SECOND = ("keys", "values")  # of a cache: B H T P then, B T H P now
 
 
 def convert_run(run: Path) -> Iterator[str]:
-    """Convert a run in place; yield a line for each thing that was changed.
+    """Convert a run in place; yield a line for each file or folder that changed.
 
     Raises UserError where `run` is not a run, or its settings cannot be read.
     """
@@ -98,7 +98,7 @@ def _convert_tensors(run: Path, config: Config) -> Iterator[str]:
         try:
             saved = read_checkpoint(folder, expected_format=_FORMAT)
         except CorruptCheckpointError as error:
-            yield f"{folder} is left as it is: {error}"
+            yield f"{folder} is not converted: {error}"
             continue
         except UserError:  # of the present format: converted before a stop
             continue

@@ -122,14 +122,22 @@ def _run_probe(request: dict[str, Any]) -> dict[str, Any]:
     return measured
 
 
-def largest_batch_size(config: Config, *, vocab_size: int, device: torch.device) -> int:
+def largest_batch_size(
+    config: Config, *, vocab_size: int, device: torch.device, validation_tokens: int = 0
+) -> int:
     """The largest batch size whose forecast peak is within what training may use.
 
     That is train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on it is a multiple
     of 8. UserError where not one sequence fits, and where free memory is unknown.
     """
     limit, seq_len = _limit(config, device), config.train.seq_len
-    forecast = forecast_memory(config, Compute(device), vocab_size=vocab_size, seq_len=seq_len)
+    forecast = forecast_memory(
+        config,
+        Compute(device),
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        validation_tokens=validation_tokens,
+    )
     if device.type == "cpu" and not config.train.memory_limit_gb:
         limit += forecast.base_bytes  # this process already has its own
     if forecast.peak_bytes(1) > limit:

@@ -131,7 +131,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
         log_line(f"{label:<12} {note}")
     device = select_device(config.train)
     tokenizer = _tokenizer(config, folder, split)
-    config = _with_batch_size(config, tokenizer, device)
+    config = _with_batch_size(config, split, tokenizer, device)
     check_fits(config, vocab_size=tokenizer.vocab_size, device=device)
     data = _encode(config, split, tokenizer, cache=cache)
     for index in range(len(config.train.plan)):  # raises UserError for too little text
@@ -165,10 +165,18 @@ def _source_run(folder: Path, config: Config) -> Path:
     return find_run(folder.parent, config.train.init_from)
 
 
-def _with_batch_size(config: Config, tokenizer: Tokenizer, device: torch.device) -> Config:
+def _with_batch_size(
+    config: Config, split: Split, tokenizer: Tokenizer, device: torch.device
+) -> Config:
     if config.train.batch_size != "auto":
         return config
-    size = largest_batch_size(config, vocab_size=tokenizer.vocab_size, device=device)
+    held_out = sum(document.n_bytes + 1 for document in split.validation)  # at most so many tokens
+    size = largest_batch_size(
+        config,
+        vocab_size=tokenizer.vocab_size,
+        device=device,
+        validation_tokens=min(held_out, config.train.eval_tokens or held_out),
+    )
     log_line(f"batch size   {size}: the largest forecast to fit into memory")
     return replace(config, train=replace(config.train, batch_size=size))
 

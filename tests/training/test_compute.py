@@ -196,7 +196,7 @@ def test_a_second_interrupt_leaves_the_process_as_it_was(
 
     monkeypatch.setattr(loop, "optimizer_step", interrupt)
     before = process_state()
-    with pytest.raises(UserError, match="stopped immediately; the latest checkpoint is of step 0"):
+    with pytest.raises(UserError, match="immediately; the latest checkpoint is that of step 0"):
         train_run(*CHANGING)
     assert process_state() == before
 

@@ -198,7 +198,7 @@ def test_on_cuda_a_batch_that_does_not_run_is_halved(
 
 def test_one_sequence_that_does_not_fit_is_refused_with_both_figures(words: Path) -> None:
     config = small_config(words, "train.batch_size=auto", "train.memory_limit_gb=0.01")
-    with pytest.raises(UserError, match=r"needs 0\.\d GB, and 0\.0 GB may be used") as caught:
+    with pytest.raises(UserError, match=r"needs 0\.\d GB, but only 0\.0 GB may be used") as caught:
         largest_batch_size(config, vocab_size=258, device=CPU)
     assert caught.value.exit_code == EXIT_USAGE
 
@@ -239,7 +239,7 @@ def test_where_free_memory_is_unknown_training_still_runs(
 )
 def test_what_can_never_fit_is_refused_at_no_cost(change: str, named: str, words: Path) -> None:
     config = config_of(words, change)
-    with pytest.raises(UserError, match=named + r".* GB of memory, and .* GB are free") as caught:
+    with pytest.raises(UserError, match=named + r".* GB of memory, but .* GB is free") as caught:
         check_fits(config, vocab_size=258, device=CPU)
     assert caught.value.exit_code == EXIT_USAGE
     check_fits(config_of(words), vocab_size=258, device=CPU)

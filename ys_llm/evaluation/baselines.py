@@ -44,8 +44,8 @@ def cached_baselines(
 ) -> dict[str, float]:
     """As `baselines`, cached in `cache_dir/<key>/`: compressing takes seconds at every start.
 
-    The key is a hash of the documents' contents. A cache file that does not hold three finite
-    numbers by these names is written again.
+    The key is a hash of the documents' contents. A cache file without three finite
+    numbers under these names is rewritten.
     """
     digest = hashlib.blake2b(b"baselines 1", digest_size=16)
     for side in (training, validation):

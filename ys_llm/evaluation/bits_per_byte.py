@@ -24,7 +24,7 @@ from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State
 from ys_llm.runs.model_files import LoadedRun
 
-EVALUATION_ROWS = 32  # streams that an evaluation reads side by side
+EVALUATION_ROWS = 32  # streams that an evaluation reads in parallel
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""When a comparison of runs is fair, and the table that it ends in.
+"""When a comparison of runs is fair, and the table of its results.
 
 Fair means: same data, split, tokenizer, evaluation, seed and hardware settings, and parameter
 counts within 2 %. Whatever differs is named, and refused unless the user allows it.
@@ -33,7 +33,7 @@ SAME: Mapping[str, tuple[str, ...]] = {
     "hardware": ("train.device", "train.dtype", "train.threads"),
 }
 PARAMETERS = "parameters"
-# Two kinds of model rarely come out equal. With loss ~ parameters^-0.076 (Kaplan et al. 2020) 2 %
+# Two architectures rarely have equal counts. With loss ~ parameters^-0.076 (Kaplan et al. 2020) 2 %
 # of the parameters is worth 0.15 % of the loss, less than another seed changes.
 PARAMETER_TOLERANCE = 0.02
 

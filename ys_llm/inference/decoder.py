@@ -1,10 +1,10 @@
-"""The compiled decoder: one call reads one token of each of some sequences.
+"""The compiled decoder: one call reads one token of each of several sequences.
 
-Torch takes a token in some forty operations a layer, which at one token cost more than their
-arithmetic. `csrc/trunk_step.cpp` reads each weight once and does the rest in between. It computes
-what `model(tokens_BT, state)` does, state included, so that either can continue where the other
-stopped. It serves models on the CPU whose mixers all have a compiled step (`Mixer.decode_spec`),
-once the library is compiled; torch decodes every other model.
+Torch needs some forty operations per layer, and for one token launching them costs more than their
+arithmetic. `csrc/trunk_step.cpp` is one call that reads each weight once. It computes what
+`model(tokens_BT, state)` does, state included, so that either can continue where the other stopped.
+It serves models on the CPU whose mixers all have a compiled step (`Mixer.decode_spec`), once the
+library is compiled; torch decodes every other model.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, unflatten
 
 MAX_SEQUENCES = 64  # of one call, as in csrc/api.h
-# The bytes of weights that make a thread worth its while: threads wait for each other some five
-# times a layer.
+# Bytes of weights that make another thread worthwhile: threads synchronise about five times per
+# layer.
 BYTES_PER_THREAD = 1 << 20
-_SAMPLED = 64  # numbers of each tensor that are compared to find out whether it has changed
+_SAMPLED = 64  # elements of each tensor that are compared to detect a change
 
 
 @dataclass
@@ -39,11 +39,11 @@ class SequenceState:
 
 
 class Decoder:
-    """A model's weights as they were when this was made, to decode with.
+    """Decodes with a model's weights as they were when this was built.
 
-    It is only read by `step`: threads may share it, each with its own sequences. `threads` is how
-    many OpenMP threads a step takes: by default one for each MiB of weights that it reads, at most
-    as many as torch has.
+    `step` changes nothing here, so threads may share it, each with its own sequences. `threads` is
+    the number of OpenMP threads of a step: by default one for each MiB of weights that it reads, at
+    most as many as torch has.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Decoder:
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of weights that a token reads, those of summaries by their share of tokens."""
+        """Bytes of weights read per token; those used at some tokens only count on average."""
         return self._weights.bytes_per_token
 
     def sequence(self, state: State, row: int = 0) -> SequenceState:
-        """One row of a model's state, to continue from; the state itself stays as it is."""
+        """One row of a model's state, to continue from; the state itself does not change."""
         parts: list[Tensor] = []
         for names, layer in zip(self._names, state["layers"], strict=True):
             tensors = flatten(layer)
@@ -96,8 +96,8 @@ class Decoder:
     ) -> Tensor:
         """Read one token of each sequence (at most MAX_SEQUENCES); the logits after it, N x V.
 
-        The sequences are advanced in place. With AVX-512 each gets the bits it would get alone, on
-        any number of threads; elsewhere it is equal up to rounding.
+        The sequences are advanced in place. With AVX-512 the logits of each are bit for bit those
+        that it gets alone, on any number of threads; elsewhere they are equal up to rounding.
         """
         n = len(sequences)
         if not 0 < n <= MAX_SEQUENCES or n != len(ids):
@@ -137,7 +137,7 @@ class Decoder:
 
 
 class _DecoderCache:
-    """The decoder that was made last for a model, and what it was made from."""
+    """The decoder last built for a model, and the tensors it was built from."""
 
     def __init__(self) -> None:
         self.decoder: Decoder | None = None
@@ -153,7 +153,7 @@ class _DecoderCache:
         return _DecoderCache, ()
 
     def matches(self, model: Model, library: Library) -> bool:
-        """Whether the decoder was made from these very tensors with their present values."""
+        """Whether the decoder was built from exactly these tensors with their current values."""
         tensors = list(tensors_of(model))
         return (
             self._library is library
@@ -178,7 +178,7 @@ def _version(tensor: Tensor) -> tuple[int, int]:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some numbers all over the tensor: an update that torch does not count changes them too."""
+    """Elements spread over the tensor: they reveal an update that torch does not count."""
     flat = tensor.detach().flatten()
     return flat[:: max(1, len(flat) // _SAMPLED)]
 
@@ -186,7 +186,7 @@ def _sample(tensor: Tensor) -> Tensor:
 def decoder_of(model: Model) -> Decoder | None:
     """The compiled decoder of this model, or None where torch has to decode it.
 
-    It is made once and kept with the model until a weight changes. A change of single numbers
+    It is built once and kept with the model until a weight changes. A change of single elements
     through `.data`, which torch does not count, may go unnoticed: call `forget_decoder` then.
     """
     library = loader.load()
@@ -205,7 +205,7 @@ def decoder_of(model: Model) -> Decoder | None:
 
 
 def forget_decoder(model: Model) -> None:
-    """Make the next `decoder_of` read the weights anew."""
+    """Make the next `decoder_of` read the weights again."""
     vars(model).pop("_decoder_cache", None)
 
 

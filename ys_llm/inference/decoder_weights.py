@@ -30,7 +30,7 @@ _MIXERS = "ys_llm.mixers."
 def can_decode(model: Model) -> bool:
     """Whether the compiled step computes what calling this model would, given steps for its mixers.
 
-    It does for models on the CPU in float32 or float64 whose modules are all as this package made
+    It does for models on the CPU in float32 or float64 whose modules are all as this package builds
     them. Hooks with `observes_only = True` do not count, see `ops.linear.is_plain`.
     """
     tensors = list(tensors_of(model))
@@ -65,7 +65,8 @@ def _is_as_made(module: nn.Module) -> bool:
 class WeightStructs:
     """A `struct ys_decode_model` and everything that it points to.
 
-    `bytes_per_token` are the bytes of weights read for a token, those of summaries by their share.
+    `bytes_per_token`: bytes of weights read per token; those used at some tokens only count on
+    average.
     """
 
     def __init__(self, model: Model, specs: list[DecodeSpec], library: Library) -> None:
@@ -88,7 +89,7 @@ class WeightStructs:
         )
 
     def state_size(self, layer: int) -> int:
-        """Numbers that the compiled step keeps of one sequence in this layer."""
+        """Elements of the compiled step's state of one sequence in this layer."""
         struct = self.struct.layers[layer]
         return int(self._library.lib.ys_mixer_state_size(struct.mixer_kind, struct.mixer))
 
@@ -111,7 +112,7 @@ class WeightStructs:
         return self._pointer(norm.weight) if isinstance(norm, RMSNorm) else self._ffi.NULL
 
     def _fields(self, value: Any) -> Any:
-        """A value of `DecodeSpec.weights` as cffi takes it to initialise a field."""
+        """A value of `DecodeSpec.weights` as cffi expects it to initialise a field."""
         if isinstance(value, nn.Module | Matrix | Chain):
             return self._linear(value)
         if isinstance(value, Tensor):
@@ -157,7 +158,7 @@ class WeightStructs:
 
 
 def folded(chain: Chain) -> tuple[Tensor, Tensor | None]:
-    """Weight (n_out x n_in) and bias of the one linear map that a chain is."""
+    """Weight (n_out x n_in) and bias of the one linear map that a chain amounts to."""
     first, second = chain
     if isinstance(second, Tensor):  # a module, then a matrix
         weight, bias = _weight_and_bias(first)

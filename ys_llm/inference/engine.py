@@ -1,4 +1,4 @@
-"""A loaded run that answers prompts, and the one shape that an answer has everywhere."""
+"""A loaded run that answers prompts, and the one format of an answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ys_llm.runs.model_files import LoadedRun
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with its text and log-probability (nats); `top` are the most probable ones, if asked.
+    """A token with its text and log-probability (nats); `top`: the most probable ones, on request.
 
     The first token of a prompt has no log-probability: nothing comes before it.
     """
@@ -37,10 +37,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Answer:
-    """One prompt and what the model made of it: what `--json` and each line of `--prompts` hold.
+    """One prompt and the model's answer: what `--json` and each line of `--prompts` print.
 
     `ids` are the tokens of the answer, the last one `<end>` where `finish_reason` is "stop";
-    "length" means that the limit of tokens was reached. `seed` makes the same answer again.
+    "length" means that the limit of tokens was reached. `seed` reproduces the answer.
     `prompt_tokens` include what the format adds (`<end>`, `<start>`). In a batch, `answer_seconds`
     is the time until this answer was complete, in which others were generated too.
     """
@@ -60,7 +60,7 @@ class Answer:
     answer_logprobs: tuple[TokenLogprob, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """One flat object; `logprobs: {prompt: [...], answer: [...]}` only where asked for.
+        """One flat object; `logprobs: {prompt: [...], answer: [...]}` only on request.
 
         Without the seconds, so that the same command prints the same bytes.
         """
@@ -169,6 +169,7 @@ class Engine:
         sampling, readings = _seeded(sampling), dict[int, _Reading]()
 
         def read_all() -> Iterator[Prefilled]:
+            """Read each prompt when its turn comes, and note how long that took."""
             for number, prompt in enumerate(prompts):
                 began = time.perf_counter()
                 prefilled = self.read([prompt], raw=raw)
@@ -221,7 +222,7 @@ class Engine:
 
 
 def _seeded(sampling: GenerateConfig) -> GenerateConfig:
-    """The same with a seed, drawn here where there is none, so that an answer can name it."""
+    """The settings with a seed, drawn here where there is none, so that an answer can report it."""
     if sampling.seed is not None:
         return sampling
     return replace(sampling, seed=secrets.randbelow(1 << 31))

@@ -1,4 +1,4 @@
-"""The prompt is read once, in chunks; then one decode step a token, with the carried state.
+"""Generation: the prompt is read once, in chunks; then each token takes one decode step.
 
 Memory does not grow with the length of the prompt where the mixer's state does not, and neither
 does the time per token.

@@ -54,7 +54,7 @@ def run_interactive(loaded: LoadedRun, sampling: GenerateConfig, *, raw: bool = 
 
 
 def _input_line() -> str:
-    """A line from stdin; `> ` asks for it on a terminal, and never in output that is piped."""
+    """A line from stdin; the prompt `> ` is shown on a terminal only, never in piped output."""
     if not sys.stdin.isatty():
         return input()
     if sys.stdout.isatty():

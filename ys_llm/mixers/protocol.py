@@ -3,7 +3,7 @@
 A file of this folder holds `Options`, a frozen dataclass of what a configuration may set under
 `model.options.<name>`, and `Mixer`, a `torch.nn.Module` with the methods below, built as
 `Mixer(d_model, options, backend=name)`. It may hold `CONTRACT_OPTIONS`, more settings to test, and
-`CONSTANTS`, by name the numbers that its equations need besides its options, for config.json. A
+`CONSTANTS`, a dict of the numbers that its equations need besides its options, for config.json. A
 module whose parameters of two or more dimensions must not decay under AdamW names them in a tuple
 `no_weight_decay`; vectors never decay.
 
@@ -39,7 +39,7 @@ class Chain(NamedTuple):
 
 
 class DecodeSpec(NamedTuple):
-    """What the compiled decode step takes of a mixer.
+    """What a mixer provides for its compiled decode step.
 
     `kind` is the name under which its step is registered (`csrc/mixer_step.h`). `weights` are the
     fields of `struct ys_<kind>_weights` in `csrc/api.h` by name: a linear layer, Matrix or Chain
@@ -61,7 +61,7 @@ class Mixer(Protocol):
     has read.
     """
 
-    backends: tuple[str, ...]  # names that `backend` may have, "auto" aside
+    backends: tuple[str, ...]  # names that `backend` may have besides "auto"
     backend: str  # in use; "auto" until `select_backend`
     time_major: bool  # fastest where x_BTD lies in memory as T x B x D
 
@@ -76,7 +76,7 @@ class Mixer(Protocol):
         """
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """As `torch.nn.Module` has them."""
+        """As in `torch.nn.Module`."""
 
     def init_state(self, batch_size: int) -> Any:
         """The state before the first token."""
@@ -97,7 +97,7 @@ class Mixer(Protocol):
         """
 
     def decode_spec(self) -> DecodeSpec | None:
-        """What the compiled decode step takes; None where there is no compiled step."""
+        """The weights and state of the compiled decode step; None where there is no such step."""
 
 
 def mixer_names() -> list[str]:

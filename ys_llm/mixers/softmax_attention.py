@@ -19,9 +19,10 @@ pair (c, c + P/2) by the angle t * rope_theta ** (-2c / P):
     y_t = concat_i(sum_s a_ts v_s) out_proj
 
 State: every key and value in view, and the number of the document each belongs to, from 1. It
-grows by one column a token unless `window` bounds it. Document 0 is padding: no query is of it, so
-rows that have read texts of different lengths can be padded on the left and batched. The clock runs
-on across documents: only t - s enters q_t . k_s, so a packed row equals its documents run apart.
+grows by one column a token unless `window` bounds it. Document 0 is padding: no query belongs to
+it, so rows that have read texts of different lengths can be padded on the left and batched. The
+clock continues across documents: only t - s enters q_t . k_s, so a packed row equals its documents
+run separately.
 
 Differs from the source: channel c is paired with c + P/2 (Su et al. pair neighbours), a fixed
 permutation of the projections' columns; weights start at N(0, 0.02) at every depth.
@@ -44,7 +45,7 @@ INIT_STD = 0.02  # of GPT-2 and its descendants
 
 @dataclass(frozen=True)
 class Options:
-    """What a run may choose about softmax attention."""
+    """What a configuration may set under `model.options.softmax_attention`."""
 
     n_heads: int = setting(
         4, "query heads; 4 leaves 64 channels a head at the default d_model 256", minimum=1
@@ -136,7 +137,7 @@ class Mixer(nn.Module):
         return self.backend, "torch's scaled_dot_product_attention"
 
     def decode_spec(self) -> None:
-        """None: torch takes the tokens."""
+        """None: torch decodes this mixer."""
         return None
 
     def init_state(self, batch_size: int) -> dict[str, Tensor]:
@@ -160,7 +161,7 @@ class Mixer(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Forward FLOPs (multiply-add = 2), mean over the first `seq_len` tokens.
 
-        Counts the matmuls that causality asks for, (seq_len + 1) / 2 keys a token; a kernel that
+        Counts the matmuls that causality requires, (seq_len + 1) / 2 keys a token; a kernel that
         fills masked blocks does more, up to twice the attention part.
         """
         weights = sum(parameter.numel() for parameter in self.parameters())
@@ -176,7 +177,7 @@ class Mixer(nn.Module):
         return x_BTC.view(*x_BTC.shape[:2], -1, self.d_head)
 
     def _rotation(self, position_B: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every angle, B x T x 1 x P/2; B is 1 where all rows stand alike."""
+        """Cosine and sine of every angle, B x T x 1 x P/2; B is 1 where all rows share a clock."""
         # float64: at clock 100,000 a float32 angle is already wrong by 0.004 rad.
         here: dict[str, Any] = {"dtype": torch.float64, "device": x_BTD.device}
         if len(set(position_B.tolist())) == 1:

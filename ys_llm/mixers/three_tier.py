@@ -117,7 +117,7 @@ class SummaryTier(nn.Module):
             self.norm = nn.LayerNorm(width, eps=EPS)
 
     def weights(self, shared_norm: nn.LayerNorm, every: int) -> Summary:
-        """As the op takes them; with `shared_norm` where the summary has no norm of its own."""
+        """The op's argument; with `shared_norm` where the summary has no norm of its own."""
         matrices = (self.state_controller, self.input_influencer, self.output_shaper)
         norm = getattr(self, "norm", shared_norm)
         return Summary(*matrices, norm.weight, norm.bias, every)
@@ -173,7 +173,7 @@ class Mixer(nn.Module):
         return self.backend, why
 
     def _recurrence(self, steps: int, device_type: str) -> Any:
-        """The selected backend; before a selection compiled code where it is available and pays."""
+        """The selected backend; before one is selected, the default for this device and length."""
         if self.backend not in ("auto", "cpp"):
             return BACKENDS[self.backend]
         return BACKENDS[default_backend(device_type=device_type, steps=steps)]
@@ -211,7 +211,7 @@ class Mixer(nn.Module):
         return linear_without_bias(self.in_proj, x_TBD)
 
     def _clock(self, position_B: Tensor) -> int | Tensor:
-        """One clock for all rows if it updates their summaries at the right steps, else theirs."""
+        """One clock if all rows update their summaries at the same steps, else one per row."""
         cycle = lcm(*self._intervals.values())
         phases = {position % cycle for position in position_B.tolist()}
         return phases.pop() if len(phases) == 1 else position_B
@@ -273,7 +273,7 @@ class Mixer(nn.Module):
         return flops + sum(6 * s * width // e for e in every) + (fold // min(every) if every else 0)
 
     def recurrence_weights(self) -> Weights:
-        """What the op takes: the parameters, read now, so that wrapped ones take effect."""
+        """The op's argument: the parameters, read now, so that wrapped ones take effect."""
         options = self.options
         summaries = {
             name: getattr(self, name).weights(self.norm, interval)
@@ -305,7 +305,7 @@ def _summary_fields(summary: Summary | None) -> dict[str, Any] | None:
 
 
 def _matrix(*shape: int) -> nn.Parameter:
-    """Xavier-uniform over the last two dimensions (each head's block for itself)."""
+    """Xavier-uniform over the last two dimensions (each head's block separately)."""
     bound = (6.0 / (shape[-2] + shape[-1])) ** 0.5
     return nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
 

@@ -7,7 +7,7 @@ V vocabulary, W window, N rows (B T). A tensor whose shape is not obvious carrie
     plain:     logits = Dropout(blocks(embedding(tokens))) output^T + b
 
 `plain` is the frame of the preset ys_v0_3. The blocks are in `layers.py`. A mixer is found by the
-name of its file; nothing else is known of it than `mixers/protocol.py` says.
+name of its file, and used only through the methods of `mixers/protocol.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -79,8 +79,8 @@ class Model(nn.Module):
 
         `starts_BT` (bool) marks first tokens of documents, before which no mixer sees anything.
         `targets_BT` are the tokens to be predicted, `weights_BT` how much each counts; a target
-        that is `IGNORE_INDEX`, or of weight 0, does not. All logits are never held at once for a
-        loss. `logits="last"` makes those of the last token only, B x 1 x V.
+        that is `IGNORE_INDEX`, or of weight 0, does not. A loss never needs all
+        logits in memory at once. `logits="last"` computes those of the last token only, B x 1 x V.
         """
         x_BTD, state = self._hidden(tokens_BT, state, starts_BT)
         if targets_BT is not None:
@@ -163,7 +163,7 @@ class Model(nn.Module):
 def _mixer_builders(
     config: ModelConfig, backends: Mapping[str, str]
 ) -> dict[str, Callable[[], nn.Module]]:
-    """What builds each mixer, by its name. UserError with every name and option that is none."""
+    """What builds each mixer, by its name. UserError names every unknown mixer and option."""
     settings = {"train.backend": backends, "model.options": config.options}
     named_in = {name: where for where, names in settings.items() for name in names}
     named_in |= dict.fromkeys(config.layers, "model.layers")

@@ -2,8 +2,8 @@
 
     int8:  scale_r = max_i |w_ri| / 127;   w_ri ~ scale_r round(w_ri / scale_r)
 
-A token that is decoded alone takes as long as reading the weights, so half or a quarter of the
-bytes is that much of the time in the compiled decoder. Torch computes with the weights expanded
+Decoding one token takes as long as reading the weights, so with half or a quarter of the bytes the
+compiled decoder takes about half or a quarter of the time. Torch computes with the weights expanded
 to their former dtype at every call: there it saves memory and no time. `ys eval --quantize` shows
 the loss of accuracy.
 """
@@ -48,7 +48,7 @@ class QuantizedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight that the quantised numbers stand for, made anew at every access."""
+        """The dequantised weight, computed at every access."""
         weight = self.quantized.to(self.dtype)
         return weight if self.scales is None else weight * self.scales[:, None]
 
@@ -64,8 +64,8 @@ class QuantizedLinear(nn.Module):
 def quantize_linears(module: nn.Module, quantization: Quantization) -> None:
     """Replace every nn.Linear below `module` by its quantised form, in place.
 
-    What a recurrence multiplies its own state by is no nn.Linear and stays as it is: errors would
-    accumulate. So does an embedding, of which a token reads one row.
+    The matrices that multiply a recurrent state are not nn.Linear and keep their precision: errors
+    would accumulate. So does the embedding: a token reads only one row of it.
     """
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):

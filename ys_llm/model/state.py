@@ -1,10 +1,10 @@
-"""The carried state: a tree of tensors, and everything that is done to one without knowing a mixer.
+"""The carried state: a tree of tensors, and the operations on it, which work for every mixer.
 
     state = {"position_B": int64, always on the CPU; "layers": [one tree for each mixer]}
 
-`position_B` is the clock of each row: how many tokens it has read. A mixer's tree is made of dicts,
-lists, tuples and NamedTuples; its leaves are tensors whose first dimension is the batch. A leaf
-that grows with time has time as its second dimension, the latest last.
+`position_B` is the clock of each row: how many tokens it has read. A mixer's tree consists of
+dicts, lists, tuples and NamedTuples; its leaves are tensors whose first dimension is the batch. A
+leaf that grows with time has time as its second dimension, the latest last.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +111,7 @@ def _leaves(tree: Any, path: Path) -> Iterator[tuple[Path, Tensor]]:
     found: list[tuple[Path, Tensor]] = []
 
     def note(path: Path, tensor: Tensor) -> Tensor:
+        """Append a leaf to `found`; returns it unchanged."""
         found.append((path, tensor))
         return tensor
 

@@ -1,4 +1,4 @@
-"""What computes a run: device, dtype, the backend of each mixer, and the process-wide settings.
+"""What a run computes with: device, dtype, the backend of each mixer, process-wide settings.
 
 Each is chosen once per run, shown in the header, saved with every checkpoint and reused on resume.
 """
@@ -36,7 +36,7 @@ class Compute:
     backends: Mapping[str, str] = field(default_factory=dict)  # by mixer name
 
     def autocast(self) -> torch.autocast:
-        """bf16 operands where the run's dtype says so; weights and state stay float32."""
+        """bf16 operands where the run's dtype is bf16; weights and state stay float32."""
         enabled = self.dtype == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -46,7 +46,7 @@ def process_settings(config: TrainConfig) -> Iterator[None]:
     """Threads, denormals, determinism and random numbers as training needs them.
 
     Denormal states and moments are flushed to 0: arithmetic on them takes 100 times as long. On
-    every way out each setting is what it was before.
+    exit, also by an exception, every setting is restored.
     """
     threads, flushed = torch.get_num_threads(), _denormals_are_flushed()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -66,14 +66,14 @@ def process_settings(config: TrainConfig) -> Iterator[None]:
 
 
 def _denormals_are_flushed() -> bool:
-    """Whether this thread turns denormals into 0; torch can set this but not report it."""
+    """Whether this thread flushes denormals to 0; torch can set this but not report it."""
     return sys.float_info.min * 0.5 == 0.0
 
 
 def default_threads() -> int:
     """Threads of a run that sets none: torch's own number, at most what a container's quota allows.
 
-    More threads than that are stopped by the scheduler while the others wait for them.
+    With more threads the scheduler pauses some, and the others wait for them.
     """
     quota = inspect_machine().core_quota
     threads = torch.get_num_threads()
@@ -88,8 +88,8 @@ def select_device(config: TrainConfig) -> torch.device:
 def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Compute:
     """Choose dtype and backends for the model on the device of `previous`, and log them.
 
-    What `previous` holds (from a checkpoint made on this machine) is reused; the rest is chosen by
-    a probe, or without any timing where `train.deterministic` is set.
+    What `previous` sets (from a checkpoint made on this machine) is reused; a probe chooses the
+    rest, without timing anything where `train.deterministic` is set.
     """
     device = previous.device
     if device.type == "cpu":
@@ -111,7 +111,7 @@ def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Com
 
 
 def compile_kernels() -> str:
-    """Compile the C++ code that is not compiled yet; returns what came of it, for the header."""
+    """Compile the C++ code unless it is compiled already; returns the outcome, for the header."""
     began = time.perf_counter()
     if loader.build() is None:
         return f"none, torch alone, which is slower: {loader.unavailable_reason()}"
@@ -121,9 +121,9 @@ def compile_kernels() -> str:
 
 
 def resolve_dtype(config: TrainConfig, device: torch.device) -> tuple[Precision, str]:
-    """The dtype of matmul operands, and why; `auto` takes bf16 where it is much faster.
+    """The dtype of matmul operands, and why; `auto` chooses bf16 where it is much faster.
 
-    A processor without bf16 instructions emulates bf16 matmuls: there the answer is fp32 without a
+    A processor without bf16 instructions emulates bf16 matmuls: there `auto` is fp32 without a
     measurement, which alone would take minutes.
     """
     if config.dtype != "auto":
@@ -174,7 +174,7 @@ def matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has finished its queue, so that a clock shows the time it took."""
+    """Wait until the device has finished its queue, so that timings include its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

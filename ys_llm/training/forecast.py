@@ -1,4 +1,4 @@
-"""`ys train --dry-run`: sizes, memory and time of a training, forecast; nothing stays on disk.
+"""`ys train --dry-run`: forecasts sizes, memory and time of a run; leaves nothing on disk.
 
 Sizes are counted, memory is forecast (`memory.py`), and time is measured in a burst: a few real
 steps of each stage, a part of an evaluation and one checkpoint, each multiplied by how often the
@@ -48,7 +48,7 @@ class Preparation:
 
 
 def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
-    """The forecast, one fact per line. Raises UserError for whatever training would refuse."""
+    """The forecast, one fact per line. Raises UserError wherever training would."""
     folder = runs_dir / resolved.config.run
     check_model(resolved.config)
     config = with_saved_batch_size(folder, resolved.config)
@@ -158,7 +158,7 @@ def _step_seconds(run: Run, stage_index: int) -> float:
 
 
 def _evaluation_seconds(run: Run, evaluations: int) -> float:
-    """Seconds of so many evaluations, and of the last one over all held-out text."""
+    """Seconds of this many evaluations, and of the last one over all held-out text."""
     held_out, config = run.data.validation, run.config.train
     if held_out is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""The header of a training: what is trained on what, before the first step."""
+"""The header of a training run, shown before the first step: what is trained, and on what."""
 
 from collections import Counter
 from collections.abc import Iterator

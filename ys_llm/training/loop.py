@@ -1,7 +1,8 @@
-"""`train` runs a configuration to its end, resuming where it stopped; `_loop` is one step a turn.
+"""`train` runs a configuration to its end, resuming where it stopped.
 
-`setup.py` prepares what the loop needs. A turn of the loop: batches, forward and backward, clip,
-optimizer step, one row of metrics; now and then an evaluation, a checkpoint, a sample of text.
+`setup.py` prepares what the loop needs. An iteration of `_loop`: batches, forward and
+backward, clip, optimizer step, one row of metrics; at intervals an evaluation, a checkpoint, a
+sample of text.
 """
 
 import math
@@ -57,7 +58,7 @@ SAMPLE_TOKENS = 60
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """The result of a training; bits per byte and loss are those of the best weights."""
+    """The result of training; bits per byte and loss are those of the best weights."""
 
     run: Path
     parameters: int
@@ -80,7 +81,7 @@ def train(
     """Train as configured in `runs_dir/<run>`, resuming from its latest checkpoint if it has one.
 
     `resume_step` first rewinds the run to the checkpoint of that step. Signal handlers, threads
-    and torch's global settings are afterwards what they were before. Raises UserError: unusable
+    and torch's global settings are restored afterwards. Raises UserError: unusable
     configuration (exit code 2), data or files (1), divergence (5), stop by a signal (128 + signal).
     """
     config, folder = resolved.config, runs_dir / resolved.config.run
@@ -106,7 +107,7 @@ def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
     except KeyboardInterrupt as error:
         saved = [path.name.removeprefix("step-") for path in checkpoints(run.folder)]
         raise UserError(
-            f"stopped immediately; the latest checkpoint is of step {int(max(saved)):,}",
+            f"stopped immediately; the latest checkpoint is that of step {int(max(saved)):,}",
             f"To resume from it, type: {command_line('train', run=run.config.run)}",
             exit_code=EXIT_INTERRUPTED,
         ) from error
@@ -116,8 +117,8 @@ def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
             raise
         raise UserError(
             f"out of memory after step {state.progress.step:,}",
-            "Reduce train.batch_size or train.seq_len, or set train.batch_size=auto; what a run "
-            "needs is shown by: " + command_line("train", run=run.config.run, dry_run=True),
+            "Reduce train.batch_size or train.seq_len, or set train.batch_size=auto; to see what "
+            "a run needs, type: " + command_line("train", run=run.config.run, dry_run=True),
         ) from error
 
 
@@ -296,7 +297,7 @@ def _sample(run: Run, state: TrainState, display: Progress) -> str:
 
 
 def _finish(run: Run, state: TrainState) -> TrainSummary:
-    """Evaluate the best weights on all held-out text, as `ys eval` does, and say how to use them.
+    """Evaluate the best weights on all held-out text, as `ys eval` does, and log how to use them.
 
     Returns the summary.
     """

@@ -5,7 +5,7 @@ evaluates and saves it once. With peaks p at the last two sizes a < b, for any b
 
     peak(B) = max(p(b) + (p(b) - p(a)) (B - b) / (b - a), peak of evaluating and saving)
 
-On a CPU a peak is resident memory, on CUDA what torch's allocator gave out. Over the settings of
+On a CPU a peak is resident memory, on CUDA what torch has allocated. Over the settings of
 `tests/training/test_memory.py` the forecast is within FORECAST_ERROR of a real training's peak.
 """
 
@@ -31,7 +31,7 @@ from ys_llm.training.compute import Compute
 FORECAST_ERROR = 0.2  # relative
 MAX_BATCH_SIZE = 1 << 20  # the configuration's own limit
 SHARE_OF_FREE = 0.8  # what `batch_size: auto` may use where memory_limit_gb does not say
-_MULTIPLE = 8  # of batch sizes from there on: kernels work on whole vectors of rows
+_MULTIPLE = 8  # larger batch sizes are multiples of it: kernels work on full vectors of rows
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1  # malloc.h
 
 
@@ -74,9 +74,9 @@ def forecast_memory(
     """Measure training steps in a child process, at the first of `sizes`, twice that, and so on.
 
     It stops where the peak has grown enough to extrapolate, at the last of `sizes`, and where
-    memory runs out. UserError where not one batch size can be measured.
+    memory runs out. UserError if not even one batch size can be measured.
     """
-    threads = torch.get_num_threads()  # as this process uses, whatever set them
+    threads = torch.get_num_threads()  # the probe uses as many as this process
     request = {
         "config": to_mapping(replace(config, train=replace(config.train, threads=threads))),
         "device": str(compute.device),
@@ -128,7 +128,7 @@ def largest_batch_size(
     """The largest batch size whose forecast peak is within what training may use.
 
     That is train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on it is a multiple
-    of 8. UserError where not one sequence fits, and where free memory is unknown.
+    of 8. UserError if not even one sequence fits, or if free memory is unknown.
     """
     limit, seq_len = _limit(config, device), config.train.seq_len
     forecast = forecast_memory(
@@ -139,11 +139,11 @@ def largest_batch_size(
         validation_tokens=validation_tokens,
     )
     if device.type == "cpu" and not config.train.memory_limit_gb:
-        limit += forecast.base_bytes  # this process already has its own
+        limit += forecast.base_bytes  # what this process already uses
     if forecast.peak_bytes(1) > limit:
         raise UserError(
             f"train.batch_size: auto does not fit: one sequence of {seq_len:,} tokens needs "
-            f"{_gigabytes(forecast.peak_bytes(1))}, and {_gigabytes(limit)} may be used",
+            f"{_gigabytes(forecast.peak_bytes(1))}, but only {_gigabytes(limit)} may be used",
             "Reduce train.seq_len or the model, or raise train.memory_limit_gb.",
             exit_code=EXIT_USAGE,
         )
@@ -186,8 +186,8 @@ def _limit(config: Config, device: torch.device) -> int:
 def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None:
     """Raise UserError (2) for a model or batch that cannot fit; costs nothing.
 
-    Counted are weights, gradients and moments, and of a batch two activations per block: less than
-    any mixer keeps.
+    Counts weights, gradients and moments, and two activations per block for a batch: less than any
+    mixer keeps.
     """
     free = available_bytes(device)
     if free is None:
@@ -198,7 +198,7 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
     if needed > free:
         raise UserError(
             f"the model has {parameters:,} parameters; training needs at least "
-            f"{_gigabytes(needed)} of memory, and {_gigabytes(free)} are free",
+            f"{_gigabytes(needed)} of memory, but only {_gigabytes(free)} is free",
             "Reduce model.d_model, model.n_layers, model.d_mlp or tokenizer.vocab_size.",
             exit_code=EXIT_USAGE,
         )
@@ -208,7 +208,7 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
         if needed + batch_bytes > free:
             raise UserError(
                 f"batches of {stage.batch_size:,} x {stage.seq_len:,} tokens need at least "
-                f"{_gigabytes(batch_bytes)} of memory, and {_gigabytes(free)} are free",
+                f"{_gigabytes(batch_bytes)} of memory, but only {_gigabytes(free)} is free",
                 "Reduce train.batch_size or train.seq_len; see: "
                 + command_line("train", run=config.run, dry_run=True),
                 exit_code=EXIT_USAGE,
@@ -239,8 +239,8 @@ def keep_freed_memory() -> None:
 def release_freed_memory() -> None:
     """Return free heap pages to the kernel, before work that allocates blocks of other sizes.
 
-    Steps, evaluations and checkpoints do not fit into each other's holes: without this their
-    fragmentation adds up. Takes milliseconds; no effect without glibc.
+    Steps, evaluations and checkpoints do not fit into each other's freed blocks: without
+    this, fragmentation adds up. Takes milliseconds; no effect without glibc.
     """
     try:
         trim = ctypes.CDLL("libc.so.6").malloc_trim

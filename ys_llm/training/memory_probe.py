@@ -1,7 +1,7 @@
 """The child process of `memory.py`: trains real steps on random tokens and prints their peaks.
 
 Reads a request as JSON on stdin, prints {"base_bytes", "steps": [[batch size, peak]],
-"other_bytes"}. A process of its own, because a peak is one of a process.
+"other_bytes"}. A separate process, because peaks are measured per process.
 """
 
 import json
@@ -88,8 +88,8 @@ def _train(run: Run, seq_len: int, batch_size: int) -> None:
 def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
     """The peak after one evaluation of two windows a row, and one checkpoint.
 
-    Added is what a state that grows with time takes over the full length of an evaluation's rows,
-    twice: before and after it has grown.
+    Adds twice what a state that grows with time takes over the full length of an evaluation's
+    rows: it exists before and after it has grown.
     """
     release_freed_memory()
     with run.compute.autocast():
@@ -106,7 +106,7 @@ def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that this process has had so far.
+    """The peak memory of this process so far.
 
     On Linux from /proc: there ru_maxrss starts at the peak of the process that spawned this one.
     """
@@ -121,6 +121,6 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def main() -> None:
-    """Answer the request on stdin."""
+    """Read the request from stdin, print the measurements."""
     keep_freed_memory()  # as `ys train` does
     print(json.dumps(measure(json.load(sys.stdin))))

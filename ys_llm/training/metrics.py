@@ -1,4 +1,4 @@
-"""Output of a training: header lines and a progress bar on stderr, and metrics.jsonl."""
+"""Output of training: header lines and a progress bar on stderr, and metrics.jsonl."""
 
 import json
 import sys
@@ -15,7 +15,7 @@ LINE_INTERVAL = 50  # steps between lines where stderr is not a terminal
 
 
 class _Stderr:
-    """stderr that survives a closed terminal or pipe: training goes on without a reader."""
+    """stderr that survives a closed terminal or pipe: training continues without a reader."""
 
     def write(self, text: str) -> None:
         """Write, if anybody reads."""
@@ -63,7 +63,7 @@ class Progress:
         self.stderr.flush()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Finish the bar, which stays on screen."""
         self.bar.close()
 
     def move_to(self, step: int) -> None:
@@ -93,7 +93,7 @@ class Metrics:
         self.journal = Journal(self.path)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row; it reaches the file system at once."""
+        """Append one row, flushed to the file system."""
         assert self.journal is not None, "written to after close"
         self.journal.write(json.dumps(dict(row)))
 
@@ -103,7 +103,7 @@ class Metrics:
         self.journal.sync()
 
     def close(self) -> None:
-        """Close the file; it takes no more rows."""
+        """Close the file; no more rows can be written."""
         if self.journal is not None:
             self.journal.close()
             self.journal = None

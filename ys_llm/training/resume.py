@@ -1,8 +1,9 @@
-"""Resuming: what a checkpoint remembers, what may change between sessions, which one is loaded.
+"""Resuming: what a checkpoint stores, what may change between sessions, which one is loaded.
 
 A run that is killed at any instant and started again gives, on the same CPU, the same bits as an
-uninterrupted one. Whatever the loop decides from is therefore in a checkpoint, in `rollbacks.json`,
-or a pure function of the step. Where the environment has changed, the header says so.
+uninterrupted one. Whatever the loop's decisions depend on is therefore in a checkpoint, in
+`rollbacks.json`, or a pure function of the step. Where the environment has changed, the header
+says so.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ FIXED = {
     "data.validation_fraction": "held-out text would be trained on, or the reverse",
 }
 NOT_FIXED = ("model.dropout",)
-# What may change, but decides which text a step reads.
+# What may change, although it determines which text a step reads.
 ORDER = (
     "data.path",
     "data.format",
@@ -84,7 +85,7 @@ class Rollback:
 def parse_progress(saved: Checkpoint) -> TrainProgress:
     """The progress of a checkpoint; UserError where progress.json lacks a field or has a wrong one.
 
-    Its sum has been checked, so a wrong value was written by another program.
+    Its checksum has been verified, so another program wrote a wrong value.
     """
     missing = [f.name for f in fields(TrainProgress) if f.name not in saved.progress]
     if missing:
@@ -110,7 +111,7 @@ def parse_progress(saved: Checkpoint) -> TrainProgress:
 
 
 def _clean(folder: Path, *words: str) -> str:
-    """The command that starts a run again."""
+    """The command that starts a run from the beginning."""
     return command_line("train", "clean", *words, run=folder.name)
 
 
@@ -208,7 +209,7 @@ def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
 def check_config(folder: Path, config: Config) -> list[str]:
     """What differs from the run's saved configuration, one line each.
 
-    Raises UserError, naming each, for changes that a run with a checkpoint cannot take.
+    Raises UserError, naming each, for changes that a run with a checkpoint does not allow.
     """
     if not (folder / "tokenizer.json").exists() or not (folder / "config.yaml").exists():
         return []

@@ -75,7 +75,7 @@ def set_up(
         rewind(folder, resume_step)
     saved = latest_valid_checkpoint(folder)
     if saved is not None:
-        parse_progress(saved)  # refuses a damaged one before anything is chosen by it
+        parse_progress(saved)  # rejects a damaged one before its choices are reused
     before = {} if saved is None else saved.progress.get(ENVIRONMENT, {})
     compute = select_backends(config.train, run.model, previous_compute(before, run.device))
     run = replace(run, compute=compute, environment=environment_of(split, compute))
@@ -105,7 +105,7 @@ def data_command(config: Config) -> str:
 
 
 def saved_split(folder: Path) -> SplitRecord | None:
-    """What the run has stored of its split; None for a new run."""
+    """The run's record of its split; None for a new run."""
     return SplitRecord.load(folder / SPLIT) if checkpoints(folder) else None
 
 
@@ -170,7 +170,7 @@ def _with_batch_size(
 ) -> Config:
     if config.train.batch_size != "auto":
         return config
-    held_out = sum(document.n_bytes + 1 for document in split.validation)  # at most so many tokens
+    held_out = sum(document.n_bytes + 1 for document in split.validation)  # tokens at most
     size = largest_batch_size(
         config,
         vocab_size=tokenizer.vocab_size,
@@ -182,7 +182,7 @@ def _with_batch_size(
 
 
 def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) -> TrainingData:
-    """Both sides of the split as shards, and what the loop must know about them."""
+    """Both sides of the split as shards, and what the loop needs to know about them."""
     validation, baselines = None, {}
     training = load_or_tokenize(split.training, tokenizer, cache_dir=cache, label="training")
     if split.validation:

@@ -45,7 +45,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Run:
-    """What stays from the first step to the last; of model and optimizer only the tensors change.
+    """What is fixed from the first step to the last; in model and optimizer only tensors change.
 
     `environment` is what the bits of the run depend on besides its configuration.
     """
@@ -93,7 +93,7 @@ def is_finished(run: Run, state: TrainState) -> bool:
 
 
 class BatchPosition(NamedTuple):
-    """Which text a step reads: batches `batch_index` * grad_accum_steps on, of stage `stage`."""
+    """Which text a step reads: batches of `stage` from `batch_index` * grad_accum_steps on."""
 
     stage_index: int
     stage: Stage
@@ -182,7 +182,7 @@ def save(run: Run, state: TrainState) -> None:
 
 
 def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:
-    """Make run and state what they were when this checkpoint was saved."""
+    """Restore run and state from this checkpoint."""
     fingerprint = str(saved.progress.get(TOKENIZER_FINGERPRINT))
     check_tokenizer(run.folder, run.tokenizer, fingerprint)
     state.progress = parse_progress(saved)

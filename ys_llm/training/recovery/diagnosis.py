@@ -1,4 +1,4 @@
-"""Which tensor was the first non-finite one of a step whose loss or gradient is not finite.
+"""Find the first non-finite tensor of a step whose loss or gradient is not finite.
 
 `diagnose` computes the batch again and checks, in the order of computation:
 
@@ -69,9 +69,9 @@ def capture_inputs(batch: Batch, state: State | None, starts_BT: Tensor | None) 
 def diagnose_step(
     model: Model, inputs: Sequence[StepInputs], *, autocast: torch.autocast
 ) -> tuple[int, Diagnosis]:
-    """Index of the first non-finite one of a step's accumulated batches, and its diagnosis.
+    """Index of the first non-finite batch among a step's accumulated ones, and its diagnosis.
 
-    Where no batch reproduces the failure, the index is that of the last one.
+    Where no batch reproduces the failure, it is the index of the last one.
     """
     diagnosis = Diagnosis("not reproduced")
     for index, batch_inputs in enumerate(inputs):
@@ -163,7 +163,7 @@ class _ModuleHooks:
             if name:  # not the model itself: its output, the loss, is checked elsewhere
                 before: Any = partial(self._before, name)
                 after: Any = partial(self._after, name)
-                # Modules with such hooks keep their kernels, so that the pass has the step's bits.
+                # Modules with such hooks keep their kernels, so that the pass is bit-exact.
                 before.observes_only = after.observes_only = True
                 self._handles += [
                     module.register_forward_pre_hook(before),
@@ -244,6 +244,7 @@ def _first_bad_step(
     """
 
     def bad_after(length: int) -> dict[str, tuple[int, ...]]:
+        """The non-finite entries after the first `length` steps."""
         starts = None if starts_BT is None else starts_BT[:, :length]
         y_BTD, after = mixer(x_BTD[:, :length], state, starts, position_B)
         return _bad_entries({"output": y_BTD, **flatten(after)})

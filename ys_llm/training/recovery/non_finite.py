@@ -31,11 +31,11 @@ _MAD_TO_DEVIATION = 1.4826  # of a normal distribution, whose median absolute de
 
 
 class NonFiniteError(Exception):
-    """A step that must not be learned from, or a model that must not be saved; says why."""
+    """Why a step must not change the weights, or why a model must not be saved."""
 
 
 class StepGradients(NamedTuple):
-    """What forward and backward of a step gave, and what is needed to compute it again."""
+    """The results of a step's forward and backward pass, and what is needed to replay it."""
 
     began: float  # seconds, of time.perf_counter
     step: int  # steps done before it

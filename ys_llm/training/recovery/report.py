@@ -1,4 +1,4 @@
-"""What a diagnosis says: the first non-finite tensor of a step, in full and in one sentence."""
+"""A diagnosis: the first non-finite tensor of a step, in full and in one sentence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

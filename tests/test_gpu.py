@@ -91,9 +91,9 @@ def test_the_recurrence_equals_the_reference_on_cuda(name: str, length: int) -> 
 
 
 WIDE = {
-    "heads of 128": Setting(d_state=512, n_heads=4, entry=True),
-    "dense 512": Setting(d_state=512, entry=True),
-    "dense 2048": Setting(d_state=2048, d_summary=64, entry=True),
+    "heads of 128": Setting(d_state=512, n_heads=4, summary_scale=True),
+    "dense 512": Setting(d_state=512, summary_scale=True),
+    "dense 2048": Setting(d_state=2048, d_summary=64, summary_scale=True),
     "heads of 200": Setting(d_state=600, n_heads=3, shaper=True, local_interval=5),
 }
 
@@ -169,7 +169,7 @@ def compare_one_launch_with_many() -> None:
 @needs_triton
 @pytest.mark.parametrize("kernels", [HeadSteps, DenseSteps])
 def test_either_kind_of_kernels_serves_heads_that_both_can_hold(kernels: Any) -> None:
-    case = ragged(Setting(d_state=192, n_heads=3, entry=True), 40, 20)
+    case = ragged(Setting(d_state=192, n_heads=3, summary_scale=True), 40, 20)
     options = {"n_processors": 132} if kernels is DenseSteps else {}
 
     def run(drive_TBS: Tensor, weights: Any, state: Any, *, starts_TB: Tensor) -> Any:

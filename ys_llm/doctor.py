@@ -159,7 +159,7 @@ def _timed(operation: Callable[[], object], device: torch.device) -> float:
 
 
 def try_writing(runs_dir: Path) -> WriteTest:
-    """Write and remove a file where runs are, or would be, in the way checkpoints are written."""
+    """Write and remove a file where runs are, or would be, as a checkpoint would."""
     folder = runs_dir.absolute()
     while not os.path.isdir(folder):  # also where its parent may not be read
         folder = folder.parent

@@ -29,7 +29,7 @@ class UserError(Exception):
 
 
 class UsageError(Exception):
-    """Words or flags of a command that contradict each other; shown with the command's usage."""
+    """Arguments of a command that contradict each other; shown with the command's usage."""
 
 
 def command_line(*words: str, **flags: object) -> str:

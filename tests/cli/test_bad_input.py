@@ -241,7 +241,7 @@ TEXTS = (
     Case(
         "all held out",
         (*TRAIN, "--set", "data.validation_fraction=0.999999"),
-        ("all 2 documents fell to validation", "--set data.validation_fraction=0"),
+        ("all 2 documents are held out", "--set data.validation_fraction=0"),
         file("texts/a.jsonl", '{"text": "one"}\n{"text": "two"}\n'),
     ),
 )

@@ -108,7 +108,7 @@ def test_a_fraction_of_zero_trains_on_everything() -> None:
 
 
 def test_nothing_left_to_train_on_is_refused() -> None:
-    with pytest.raises(UserError, match="all 3 documents fell to validation"):
+    with pytest.raises(UserError, match="all 3 documents are held out"):
         split_documents(some_documents(3), validation_fraction=0.999999)
 
 

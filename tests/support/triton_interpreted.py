@@ -129,7 +129,7 @@ def ragged_case(setting: Setting, length: int, dtype: torch.dtype, around: float
 
 
 RAGGED = {
-    "three-tiles-the-last-half-empty": Setting(d_state=40, entry=True),
+    "three-tiles-the-last-half-empty": Setting(d_state=40, summary_scale=True),
     "two-heads-of-three-tiles": Setting(d_state=80, n_heads=2, shaper=True, local_interval=3),
 }
 
@@ -151,7 +151,7 @@ def test_tiles_that_do_not_fill_their_heads_change_nothing(tiling: str, setting:
 @pytest.mark.parametrize("kind", ["heads", "dense-by-step"])
 def test_a_mean_far_above_the_spread_costs_no_digits(kind: str) -> None:
     """Published in bfloat16 with its mean, a tile of 1000 +- 1 would be off by 4."""
-    case = ragged_case(Setting(d_state=40, entry=True), 5, torch.float32, around=1000.0)
+    case = ragged_case(Setting(d_state=40, summary_scale=True), 5, torch.float32, around=1000.0)
     error = error_of(KINDS[kind].kernels, case, precision="bf16")
     assert error <= TOLERANCES["bf16 in the loop"]
 
@@ -161,7 +161,7 @@ def test_a_replayed_pass_of_kernels_equals_the_reference(kind: str) -> None:
     graphs = Graphs(rerun)
     run = backend(KINDS[kind].kernels, graphs)
     for around in (0.0, 0.5, -0.5, 0.0):  # as it is, captured, replayed twice
-        case = ragged_case(Setting(d_state=40, entry=True), 17, torch.float64, around)
+        case = ragged_case(Setting(d_state=40, summary_scale=True), 17, torch.float64, around)
         error = largest_error(results(run, case), results(reference, case))
         assert error <= TOLERANCES["float64"]
     assert (graphs.lent, len(graphs.idle)) == (0, 1)

@@ -27,7 +27,7 @@ def typed(cls: type[T], namespace: argparse.Namespace) -> T:
 
 
 class Renamed(argparse.Action):
-    """A flag of an earlier version: refused with what it is called now."""
+    """A flag of an earlier version: refused with its current name."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, now: str) -> None:
         super().__init__(option_strings, dest, nargs="?", help=argparse.SUPPRESS)
@@ -148,12 +148,13 @@ def load_quantized(run: Path, quantization: Quantization, device: Device) -> Loa
 
 
 def compile_with_notice() -> None:
-    """Compile the C++ kernels where they are missing, and say so: it takes a while, once."""
+    """Compile the C++ kernels if they are missing, with a notice: it takes a while, once."""
     from ys_llm.csrc import loader
 
     lines: list[str] = []
 
     def announce(line: str) -> None:
+        """Print the line, and remember that something was compiled."""
         lines.append(line)
         print(f"ys: {line}", file=sys.stderr)
 

@@ -87,7 +87,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _train(resolved: Resolved, command: str, *, clean: bool) -> Row:
-    """Train one configuration, or resume its run; the row that its summary makes."""
+    """Train one configuration, or resume its run; returns its row of the table."""
     from ys_llm.evaluation.compare import Row, code_version, describe_layers, hardware
     from ys_llm.runs.folder import list_removals, remove
     from ys_llm.training.loop import train

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = signal.getsignal(signal.SIGINT)
     code = _run(argv)
     if not is_process and signal.getsignal(signal.SIGINT) != before:
-        signal.signal(signal.SIGINT, before)  # the caller's process goes on
+        signal.signal(signal.SIGINT, before)  # the caller's process continues
     return code
 
 
@@ -75,7 +75,7 @@ def _run(argv: Sequence[str]) -> int:
     except UserError as error:
         return _report(error, namespace)
     except KeyboardInterrupt as interrupt:
-        if isinstance(interrupt.__context__, UserError):  # it says already that we stop, and where
+        if isinstance(interrupt.__context__, UserError):  # it already says where we stop
             return _report(interrupt.__context__, namespace)
         print("ys: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -83,7 +83,7 @@ def _run(argv: Sequence[str]) -> int:
         print("ys: not enough memory", file=sys.stderr)
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader of our output has gone; without this, Python complains again at exit.
+        # The reader of our output has closed it; without this, Python complains again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except OSError as error:
@@ -100,7 +100,7 @@ def _report(error: UserError, namespace: argparse.Namespace) -> int:
         error.exit_code == EXIT_INTERRUPTED
         and threading.current_thread() is threading.main_thread()
     ):
-        # All is saved: another Ctrl-C must not put a traceback after the line that says so.
+        # Everything is saved: another Ctrl-C must not print a traceback after that message.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     if _is_debugging(namespace):
         traceback.print_exception(error)
@@ -161,9 +161,10 @@ def _is_debugging(namespace: argparse.Namespace) -> bool:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that, for an unknown flag, names the setting that may be meant."""
+    """A parser that suggests a setting for an unknown flag."""
 
     def error(self, message: str) -> Any:
+        """Print usage and message, and exit with 2."""
         words = message.removeprefix("unrecognized arguments: ").split()
         if words and words[0].startswith("--") and words != message.split():
             from ys_llm.cli.unknown_flag import advice

@@ -35,7 +35,7 @@ examples:
 Text goes to stdout, timings to stderr. Defaults come from the run's `generate` section and from
 YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
 as fast as one by one, and printed as --json prints one answer. With a seed each line gets the
-answer that it gets alone, except where rounding decides a draw: a batch is computed in another
+same answer as on its own, except where rounding decides a draw: a batch is computed in another
 order on processors without AVX-512, on a GPU, and for models without a compiled decoder.
 `ys eval --quantize` shows what quantised weights lose.
 """
@@ -85,7 +85,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: Arguments) -> int:
-    """Generate what was asked for; the exit code."""
+    """Generate, score or converse as the flags request; the exit code."""
     _check(arguments)
     prompt = None if arguments.prompts else _prompt(arguments)
     from ys_llm.inference import repl

@@ -1,4 +1,4 @@
-"""A flag that does not exist: the setting that may be meant by it."""
+"""Suggests a setting for a flag that does not exist."""
 
 import difflib
 

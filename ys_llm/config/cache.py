@@ -1,4 +1,4 @@
-"""The folder for files that can be made again: compiled kernels."""
+"""The folder for files that can be rebuilt: compiled kernels."""
 
 import os
 from functools import cache

@@ -24,8 +24,8 @@ def conflicts(
 ) -> list[str]:
     """One line for each conflicting pair, the origin of the offending value first.
 
-    `generated`: the file was written by ys from a finished configuration and contains every
-    setting, so that none of its values was written next to another on purpose.
+    `generated`: ys wrote the file from a finished configuration with every setting, so that no
+    value in it was put next to another on purpose.
     """
     given = {name: value for name, value in values.items() if value != defaults[name]}
     found = [
@@ -99,7 +99,7 @@ def _stages(
 
 
 def _is_set(name: str, origins: Mapping[str, str], *, generated: bool) -> bool:
-    """Whether the setting stands in the same file as the stages, by hand, or in a later source."""
+    """Whether the setting is in the same file as the stages, by hand, or in a later source."""
     own, stages = _rank(origins[name]), _rank(origins[_STAGES])
     return own > stages or (own == stages == _rank("file") and not generated)
 

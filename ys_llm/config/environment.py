@@ -10,12 +10,12 @@ from ys_llm.config.strict_reader import field_helps
 
 _PREFIX = "YS_"
 _OTHER_USES = ("YS_DEBUG", "YS_CACHE_DIR")  # no settings of a run
-_NEAR = 0.8  # of difflib's similarity, above which a name is taken for a misspelt setting
+_NEAR = 0.8  # of difflib's similarity, above which a name counts as a misspelt setting
 
 
 @dataclass
 class EnvironmentSettings:
-    """What the environment sets: (variable, dotted name, text), and what is wrong with the rest."""
+    """What the environment sets: (variable, dotted name, text), and the problems of the rest."""
 
     settings: list[tuple[str, str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -26,7 +26,7 @@ def read_environment(environment: Mapping[str, str], cls: type[Any]) -> Environm
     """Sort the YS_* variables of `environment` into settings of `cls`, problems and warnings.
 
     A variable that begins with the name of a field or section is a setting, right or wrong; one
-    that is nearly a setting is a problem; any other may be somebody else's and is only warned of.
+    that is nearly a setting is a problem; any other may belong to another program: a warning.
     """
     found = EnvironmentSettings()
     names = field_helps(cls)

@@ -1,7 +1,7 @@
-"""Settings of earlier versions: what each is called now. Read by the error, and by `ys convert`.
+"""Settings of earlier versions and their current names, for the error and for `ys convert`.
 
 A name is a dotted path; options of mixers are listed as `model.options.NAME`, whichever the mixer.
-Once they were written there, too; now they are written as `model.options.MIXER.NAME`.
+Earlier versions wrote them there; now they are written as `model.options.MIXER.NAME`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Renamed:
-    """The new dotted name of a setting, and of its values those that are called differently now.
+    """The new dotted name of a setting, and the new names of its values where they changed.
 
     `shown` replaces the name in messages, where the setting has also changed its form.
     """
@@ -57,7 +57,7 @@ def take_renamed(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_flat_option(path: str, value: Any) -> bool:
-    """Whether this is an option that is written under no mixer's name."""
+    """Whether this is an option that is not under a mixer's name."""
     *parents, _ = path.split(".")
     return parents == ["model", "options"] and not isinstance(value, Mapping | None)
 
@@ -112,7 +112,7 @@ def updated(values: dict[str, Any]) -> dict[str, Any]:
             is_known = isinstance(value, str) and value in known.values
             _inner(values, section)[name] = known.values[value] if is_known else value
     mixer = _inner(values, "model.layers")
-    if isinstance(mixer, str):  # what was one for all layers is by the name of the mixer now
+    if isinstance(mixer, str):  # once for all layers, now by the name of the mixer
         model, train = values["model"], values.setdefault("train", {})
         model["layers"] = [mixer]
         model["options"] = {mixer: model["options"]} if model.get("options") else {}

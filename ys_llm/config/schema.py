@@ -101,7 +101,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a staged training."""
+    """One stage of a training run in stages."""
 
     seq_len: int = field(metadata={"help": "tokens per sequence", "minimum": 1})
     batch_size: int = field(

@@ -8,20 +8,20 @@ from ys_llm.errors import EXIT_USAGE, UserError
 
 
 def shipped_folder() -> Path:
-    """The folder `configs`: inside the package where it is installed, beside it in a repository."""
+    """The folder `configs`: inside an installed package, next to the package in a repository."""
     package = Path(ys_llm.__file__).parent
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def find_config(name: str) -> Path:
-    """The configuration file of that path, or the shipped one of that name.
+    """The configuration file at that path, or the shipped one of that name.
 
-    Raises UserError where there is neither, with the names of those that are shipped.
+    Raises UserError where there is neither, with the names of the shipped ones.
     """
     path = Path(name)
     if path.exists() or path.suffix or len(path.parts) != 1:
-        return path  # where it does not exist, whoever reads it says so
+        return path  # if it does not exist, the reader reports it
     shipped = {file.stem: file for file in sorted(shipped_folder().glob("*.yaml"))}
     if name in shipped:
         return shipped[name]

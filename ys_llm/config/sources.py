@@ -149,6 +149,7 @@ class _Sources:
         self._generated = False
 
     def add_file(self, text: YamlText, name: str) -> None:
+        """Take the values of a YAML file."""
         self.problems += [f"{name}:{line}: {message}" for line, message in text.problems]
         self._origins.update({path: f"{name}:{line}" for path, line in text.lines.items()})
         self._origins[""] = name
@@ -160,6 +161,7 @@ class _Sources:
             self.problems.append(f"{name}:{text.lines['']}: {expected}")
 
     def add_environment(self, environment: Mapping[str, str]) -> None:
+        """Set what the YS_* variables say."""
         found = read_environment(environment, Config)
         self.problems += found.problems
         self._warnings += found.warnings
@@ -167,6 +169,7 @@ class _Sources:
             self._put(dotted, text, origin=variable)
 
     def add_override(self, override: str | Override) -> None:
+        """Set one value from the command line."""
         if isinstance(override, Override):
             self._put(override.name, override.text, origin=override.origin)
             return
@@ -198,12 +201,14 @@ class _Sources:
         self._origins[dotted] = origin
 
     def parse(self, cls: type[Any]) -> Any:
+        """The values as a `cls`; UserError with every problem of every source."""
         reader = StrictReader(cls, self._origin)
         instance = reader.read(cls, self._values, "")
         raise_problems(self.problems + reader.problems)
         return instance
 
     def resolve(self) -> Resolved:
+        """The configuration with the origin of each value."""
         for path, message in take_renamed(self._values):
             self.problems.append(f"{self._origin(path)}: {message}")
         config = self.parse(Config)

@@ -2,7 +2,7 @@
 
 It knows none of this project's fields. The metadata of a field may hold `help` (one line), limits
 on numbers (`minimum`, `maximum` inclusive; `above`, `below` exclusive), a `pattern` that must match
-the whole of a text, with `pattern_help` in words, and `synonyms`: other words for its choices.
+all of a text, with `pattern_help` in words, and `synonyms`: other words for its choices.
 A dataclass may check fields against each other in `__post_init__` by raising ValueError.
 """
 

@@ -16,7 +16,7 @@ import yaml
 from ys_llm.config.strict_reader import INVALID
 from ys_llm.errors import EXIT_USAGE, UserError
 
-GENERATED_MARK = "# written by ys"  # first line of a file that no hand has written
+GENERATED_MARK = "# written by ys"  # first line of a file that ys generated
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("null", "bool", "int", "float", "str", "timestamp")}
 _MAX_BYTES = 10_000_000  # of a file that people write by hand; /dev/zero has no end
@@ -51,7 +51,7 @@ _Dumper.add_representer(str, _represent_text)
 
 @dataclass(frozen=True)
 class YamlText:
-    """A parsed text: plain values, the line of each dotted path, and what is wrong with it."""
+    """A parsed text: plain values, the line of each dotted path, and its problems."""
 
     values: Any
     lines: dict[str, int]
@@ -137,6 +137,7 @@ class _Builder:
         self._open: list[int] = []  # ids of the enclosing nodes
 
     def build(self, node: yaml.Node, path: str) -> Any:
+        """The plain value of a node; `path` is its dotted name."""
         line = node.start_mark.line + 1
         self.lines.setdefault(path, line)
         self._n_values += 1

@@ -1,1 +1,1 @@
-"""C++ sources, and the loader that compiles them once and keeps them."""
+"""C++ sources, and the loader that compiles and caches them."""

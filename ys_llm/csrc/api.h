@@ -17,7 +17,7 @@ const struct ys_field* ys_layout(void);
 // The instructions that bfloat16 matmuls run on: "AMX", "AVX512-BF16", "AVX-512" or "vectors".
 const char* ys_units(void);
 
-// In rowwise.cpp: what happens between large matmuls.
+// In rowwise.cpp: operations between large matmuls.
 
 // residual = x + delta;  y = residual / rms(residual) * gain;  r_rms = 1 / rms(residual).
 // x, delta, residual and y are rows x width. Without `delta` (null) the residual is x, not written.
@@ -137,20 +137,20 @@ struct ys_three_tier_pass {
   const void* drive;                  // T x B x S
   const uint8_t* starts;              // T x B: 1 at the first token of a document; or null
   const void *controller, *shaper;    // packed, a matrix for each head; S x S or null
-  const void *gain, *bias, *entry, *drive_bias;  // S; the last two may be null
+  const void *gain, *bias, *summary_scale, *drive_bias;  // S; the last two may be null
   void* main;              // B x S: h before the first step, then after the last; or d_h
   void *h, *x_hat, *rstd;  // T x B x (S, S, heads)
   void *summary_sum, *y;   // windows x B x S; update steps x B x S with a shaper
   const void* d_h;         // T x B x S
   void *d_pre, *d_y;       // T x B x S; as y
-  void *d_gain, *d_bias, *d_entry, *d_drive_bias;  // S
-  struct ys_three_tier_summary summaries[2];       // local, global
+  void *d_gain, *d_bias, *d_summary_scale, *d_drive_bias;  // S
+  struct ys_three_tier_summary summaries[2];               // local, global
 };
 
 void ys_three_tier_forward(int operands, const struct ys_three_tier_pass* pass);
 void ys_three_tier_backward(int operands, const struct ys_three_tier_pass* pass);
 
-// In trunk_step.cpp: decoding, one token of each of some sequences.
+// In trunk_step.cpp: decoding, one token of each of several sequences.
 
 enum ys_limits { YS_MAX_SEQUENCES = 64 };  // of one call
 enum ys_weight_format { YS_REAL = 0, YS_BF16 = 1, YS_INT8 = 2 };
@@ -179,7 +179,7 @@ struct ys_decode_model {
   double rms_eps;
 };
 
-// The number by which layers name a mixer's decode step; -1: there is none of this name.
+// The number of a mixer's decode step in ys_layer.mixer_kind; -1: no step has this name.
 int64_t ys_mixer_kind(const char* name);
 // Numbers in the state of one sequence in this layer.
 int64_t ys_mixer_state_size(int64_t kind, const void* mixer);
@@ -206,7 +206,7 @@ struct ys_three_tier_summary_weights {
 struct ys_three_tier_weights {
   struct ys_linear in_proj, controller, shaper, out_proj;  // shaper.weight null: y is h
   struct ys_layer_norm norm;
-  const void* entry;                                  // null: 1
+  const void* summary_scale;                          // null: 1
   struct ys_three_tier_summary_weights summaries[2];  // local, global
   int64_t d_state, n_heads;
   double norm_eps;

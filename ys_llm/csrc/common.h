@@ -1,6 +1,6 @@
-// What all kernels share: vectors, bfloat16, barriers and the split of work among threads.
+// Shared by all kernels: vectors, bfloat16, barriers and the split of work among threads.
 //
-// Vec is 64 bytes wide on every processor; the compiler maps it to the registers there are.
+// Vec is 64 bytes wide on every processor; the compiler maps it to the available registers.
 
 #pragma once
 
@@ -95,8 +95,8 @@ inline void store(bf16* p, Vec<float> v) {
   std::memcpy(p, &half, 32);
 #endif
 }
-// Non-temporal store, for what is read again only after it would have left the caches. `p` must be
-// aligned to a vector.
+// Non-temporal store, for data that would be evicted from the caches before it is read again. `p`
+// must be aligned to a vector.
 template <class T, class Real>
 inline void store_streaming(T* p, Vec<Real> v) {
 #if defined(__AVX512F__)
@@ -123,7 +123,7 @@ inline void store_one(float* p, float x) { *p = x; }
 inline void store_one(double* p, double x) { *p = x; }
 inline void store_one(bf16* p, float x) { *p = round_to_bf16(x); }
 
-// The next vector of a row of which `left` numbers are left; what is missing is 0.
+// The next vector of a row with `left` numbers left, padded with zeros.
 template <class Real, class T>
 inline Vec<Real> load_part(const T* p, int64_t left) {
   if (left >= Lanes<Real>::n) return load<Real>(p);

@@ -1,4 +1,4 @@
-// The C interface with C linkage, and the constants behind it.
+// api.h with C linkage.
 
 #pragma once
 

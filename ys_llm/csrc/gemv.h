@@ -2,7 +2,7 @@
 //
 // Rows of W are divided among threads, and each output is one dot product. The order of its sum
 // depends neither on threads nor on how many vectors there are: with AVX-512 each sequence gets the
-// same bits as alone.
+// same bits as when it is decoded alone.
 
 #pragma once
 
@@ -170,7 +170,7 @@ struct Vectors {
   int64_t n = 0;
   void add(Real* vector) { of[n++] = vector; }
 };
-enum class Put { SET, ADD, MULTIPLY };  // how a result is combined with what is there
+enum class Put { SET, ADD, MULTIPLY };  // how a result is combined with the output's old value
 
 template <int R, int B, class Real, class W>
 inline void put_rows(const ys_linear& linear, int64_t row, Real* const* x, Real* const* out,

@@ -1,5 +1,5 @@
-// The memory layout of every struct of api.h as this compiler made it. loader.py compares it with
-// the layout that Python assumes, and refuses the library where they differ.
+// The memory layout that this compiler gives every struct of api.h. loader.py compares it with the
+// layout that Python assumes, and refuses the library where they differ.
 
 #include <cstddef>
 
@@ -47,7 +47,7 @@ extern "C" const ys_field* ys_layout(void) {
       FIELD(ys_three_tier_pass, shaper),
       FIELD(ys_three_tier_pass, gain),
       FIELD(ys_three_tier_pass, bias),
-      FIELD(ys_three_tier_pass, entry),
+      FIELD(ys_three_tier_pass, summary_scale),
       FIELD(ys_three_tier_pass, drive_bias),
       FIELD(ys_three_tier_pass, main),
       FIELD(ys_three_tier_pass, h),
@@ -60,7 +60,7 @@ extern "C" const ys_field* ys_layout(void) {
       FIELD(ys_three_tier_pass, d_y),
       FIELD(ys_three_tier_pass, d_gain),
       FIELD(ys_three_tier_pass, d_bias),
-      FIELD(ys_three_tier_pass, d_entry),
+      FIELD(ys_three_tier_pass, d_summary_scale),
       FIELD(ys_three_tier_pass, d_drive_bias),
       FIELD(ys_three_tier_pass, summaries),
       STRUCT(ys_linear),
@@ -103,7 +103,7 @@ extern "C" const ys_field* ys_layout(void) {
       FIELD(ys_three_tier_weights, shaper),
       FIELD(ys_three_tier_weights, out_proj),
       FIELD(ys_three_tier_weights, norm),
-      FIELD(ys_three_tier_weights, entry),
+      FIELD(ys_three_tier_weights, summary_scale),
       FIELD(ys_three_tier_weights, summaries),
       FIELD(ys_three_tier_weights, d_state),
       FIELD(ys_three_tier_weights, n_heads),

@@ -5,8 +5,9 @@ everything it depends on: sources, flags, compiler and processor. It knows nothi
 Python; `api.h` is its whole interface, and a library whose structs are laid out differently from
 what Python assumes is refused. OpenMP is torch's, loaded before it, so that both share threads.
 
-`build` compiles what is missing; `load` never compiles. Where they give None, `unavailable` says
-why and what to do. `_load` is the only cache of this module; its key is the folders and the flags.
+`build` compiles what is missing; `load` never compiles. Where they return None, `unavailable`
+gives the reason and what to do. `_load` is the only cache of this module; its key is the folders
+and the flags.
 """
 
 import ctypes
@@ -115,7 +116,7 @@ def build_or_explain(
         if announce is not None:
             announce("compiling the C++ kernels, once on this machine (about 15 s)")
         problem = _compile_once(path, chosen, flags)
-    _load.cache_clear()  # what it found missing may be there now, by this process or by another
+    _load.cache_clear()  # this process or another may have compiled it since
     return problem or _load(SOURCES, folder, flags)
 
 
@@ -128,7 +129,7 @@ def build(
 
 
 def unavailable(*, flags: tuple[str, ...] = ()) -> Unavailable | None:
-    """Why `build` gives None, and what to do; None where it gives the library."""
+    """Why `build` returns None, and what to do; None where it returns the library."""
     found = build_or_explain(flags=flags)
     return found if isinstance(found, Unavailable) else None
 
@@ -140,7 +141,7 @@ def unavailable_reason(*, flags: tuple[str, ...] = ()) -> str:
 
 
 def compiler_version() -> str:
-    """The compiler in its own words; empty where there is none."""
+    """The first line of the compiler's --version; empty where there is none."""
     found = compiler()
     return "" if found is None else found.version
 
@@ -151,7 +152,7 @@ def kernels_folder() -> Path | None:
     return None if folder is None else _kernels_in(folder)
 
 
-@cache  # asked for at every call of a kernel, and a Path keeps its hash
+@cache  # called with every kernel, and a Path keeps its hash
 def _kernels_in(folder: Path) -> Path:
     return folder / "kernels"
 
@@ -254,8 +255,8 @@ def _process() -> Any:
 def _library_path(sources: Path, folder: Path, flags: tuple[str, ...]) -> Path | Unavailable:
     """Where this library is kept.
 
-    A library outlives its compiler: without one, any that was made of these sources for this
-    processor is used.
+    A library outlives its compiler: without one, any that was compiled from these sources for
+    this processor is used.
     """
     files = sorted([*sources.rglob("*.cpp"), *sources.rglob("*.h")])
     texts = [(path.relative_to(sources).as_posix(), path.read_text("utf-8")) for path in files]
@@ -321,7 +322,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailable | None:
-    """Compile each source at the same time, link, and move the whole to `path`.
+    """Compile all sources in parallel, link, and move the library to `path`.
 
     Linked without OpenMP, whose functions are found where torch has loaded them.
     """
@@ -344,7 +345,7 @@ def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailabl
 
 
 def _run(command: list[str]) -> str:
-    """Run a compiler; returns its first error, or nothing."""
+    """Run a compiler; returns its first error, or an empty string."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False

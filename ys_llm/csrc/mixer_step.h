@@ -46,10 +46,10 @@ struct Team {
   Range part(int64_t n) const { return share(n, 16, threads, thread); }
 };
 
-// The arguments of a mixer's step. All threads of the team call it with the same arguments but for
-// `own`. When it is called, x is complete. When it returns, this thread's part of out is written;
-// the caller waits for the team. out may be the memory of x: between the last read of x and the
-// first write of out there must be a barrier.
+// The arguments of a mixer's step, the same in all threads of the team except for `own`. When the
+// step is called, x is complete. When it returns, this thread's part of out is written; the caller
+// waits for the team. out may be the memory of x: between the last read of x and the first write of
+// out there must be a barrier.
 template <class Real>
 struct StepArguments {
   int64_t n;

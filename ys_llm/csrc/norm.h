@@ -1,4 +1,4 @@
-// LayerNorm and RMSNorm of one row: the only place where they are written down in C++.
+// LayerNorm and RMSNorm of one row: their only implementation in C++.
 
 #pragma once
 
@@ -134,7 +134,8 @@ void scale_row(const T* x, Real scale, const Gain* gain, int64_t n, Y* y) {
 }
 
 // grad <- (grad + d_h + extra) gain; adds to d_gain and d_bias, to s1 the sum of grad and to s2 the
-// sum of grad x_hat. `d_h` and `extra` may be null. `to_next` numbers back, the next step reads.
+// sum of grad x_hat. `d_h` and `extra` may be null. The next step's inputs are `to_next` numbers
+// before these.
 template <class Real, class Op, class Saved>
 void gain_backward(Real* grad, const Op* d_h, const Real* extra, const Saved* x_hat,
                    int64_t to_next, const Real* gain, Real* d_gain, Real* d_bias, int64_t n,

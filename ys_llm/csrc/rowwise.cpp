@@ -1,4 +1,4 @@
-// What happens row by row between the large matmuls: a residual sum with its RMSNorm, the gate of
+// Row by row operations between the large matmuls: a residual sum with its RMSNorm, the gate of
 // SwiGLU, softmax with cross-entropy. Each reads and writes every number once. Sums are in float,
 // or in double where the numbers are double.
 
@@ -9,8 +9,8 @@
 namespace ys {
 namespace {
 
-// Prefetches what is needed some rows later: these are more streams than the hardware prefetcher
-// follows. It halves the time of a pass.
+// Prefetches data of some rows later, because a pass reads more streams than the hardware
+// prefetcher follows. It halves the time of a pass.
 constexpr int64_t PREFETCH_BYTES = 4096;
 template <class T>
 inline void will_read(const T* p) {
@@ -34,7 +34,7 @@ inline Vec<double> at_least(double lowest, Vec<double> v) {
 }
 
 // e^x for x <= 87. In float: x = n ln 2 + r and a polynomial for e^r (Cephes), relative error 2e-7;
-// below -87 the result is that of -87, which is as good as 0.
+// below -87 the result is that of -87, which is practically 0.
 inline Vec<float> exponential(Vec<float> x) {
   const Vec<float> shift =
       broadcast(12582912.f);  // 1.5 * 2^23: the sum's last bits are the integer
@@ -250,7 +250,7 @@ void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* we
         most = v > most ? v : most;
       }
       const int64_t target = targets[row];
-      if (target < 0 || target >= width) {  // no such class: a loss that cannot be overlooked
+      if (target < 0 || target >= width) {  // no such class: a NaN cannot be overlooked
         losses[row] = std::numeric_limits<R>::quiet_NaN();
         continue;
       }

@@ -1,9 +1,9 @@
-// One token through a whole model, for some sequences at once: embedding, layers, head.
+// The decode step of a model, for several sequences at once: embedding, layers, head.
 //
-// At one sequence each weight is read from memory for two operations, so a token takes as long as
-// reading the weights. Outputs are divided among the threads of a team (gemv.h); what is only as
-// wide as a norm is computed by each thread for itself. The mixers' steps are found by kind
-// (mixer_step.h); nothing here knows one of them.
+// With one sequence each weight is read from memory for two operations, so a token takes as long as
+// reading the weights. Outputs are divided among the threads of a team (gemv.h); every thread
+// computes the norms, which are cheap, for itself. The mixers' steps are found by kind
+// (mixer_step.h); nothing here depends on a particular mixer.
 
 #include "mixer_step.h"
 #include "norm.h"
@@ -145,7 +145,7 @@ void decode(const ys_decode_model& model, const Sequences<Real>& sequences, Real
   {
     if (omp_get_num_threads() == threads)
       Worker<Real>(model, sequences, scratch, {together, omp_get_thread_num(), threads}).run();
-    else if (omp_get_thread_num() == 0)  // fewer threads than asked for: one does it all
+    else if (omp_get_thread_num() == 0)  // fewer threads than requested: one does it all
       Worker<Real>(model, sequences, scratch, {alone, 0, 1}).run();
   }
 }

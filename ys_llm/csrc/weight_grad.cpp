@@ -49,7 +49,7 @@ void add_block(const bf16* left, const bf16* right, int64_t n, float* sums, bool
     _tile_loadd(2, sums + 512, 128);
     _tile_loadd(3, sums + 528, 128);
   }
-  for (int64_t i = 0; i < n; i++) {  // dy's tiles are used again by the next block, x's are not
+  for (int64_t i = 0; i < n; i++) {  // the next block reuses dy's tiles, but not x's
     _tile_loadd(6, right + i * TILE, 64);
     _tile_stream_loadd(4, left + i * TILE, 64);
     _tile_dpbf16ps(0, 4, 6);

@@ -38,7 +38,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """All that the order of batches depends on, besides the data and the batch index."""
+    """What the order of batches depends on, besides the data and the batch index."""
 
     batching: Literal["shuffled", "contiguous"]
     seq_len: int

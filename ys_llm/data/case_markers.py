@@ -8,7 +8,7 @@ letter whose upper case does not map back to it (`ß`, `ı`, `ς`).
 import re
 
 # Control characters of one byte: each is a token of any byte-level vocabulary, and text that people
-# read contains none of them. Where a text does, ESCAPE and a letter stand for it.
+# read contains none of them. If a text does, it becomes ESCAPE and a letter.
 CAPITAL, ALL_CAPS, ESCAPE = "\x0e", "\x0f", "\x10"
 MARKERS = CAPITAL + ALL_CAPS
 

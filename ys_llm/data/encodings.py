@@ -1,4 +1,4 @@
-"""What a file that is not UTF-8 holds, and what to do about it.
+"""What a file that is not UTF-8 contains, and what to do about it.
 
 The first bytes name a format (gzip, PDF, Word). For text, each candidate encoding is tried and its
 result compared with the letters that a language really uses: an encoding is proposed only where one
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-SIGNATURE_BYTES = 4096  # of a file's beginning; the names inside a zip lie that far in
+SIGNATURE_BYTES = 4096  # of a file's beginning; the names inside a zip are within it
 
 _CONVERT = "Extract its text into a .txt file, or move it out of the folder."
 _UNPACK = "Unpack it, or move it out of the folder."
@@ -46,13 +46,13 @@ _MARKS = (  # the mark of UTF-32LE begins with that of UTF-16LE
 _PUNCTUATION = frozenset("“”‘’„‚«»‹›–—‑…•·°§©®™€£¡¿ªº№\xa0，。、；：？！（）《》「」『』【】　・～")
 _INSIDE_WORDS = frozenset("’‘‑–—·\xa0")  # punctuation that stands between two letters
 _FEWEST_LETTERS = 4  # of a script other than Latin, to be sure of it
-_FEWEST_RARE_LETTERS = 2  # with accents, to be sure of an encoding that hardly anybody uses now
+_FEWEST_RARE_LETTERS = 2  # with accents, to be sure of an encoding that is rare today
 _MOST_MIXED = 0.2  # borders with Latin letters, for each letter of another script
 
 
 @dataclass(frozen=True)
 class _Language:
-    """Letters beyond ASCII; at least the share `least` of those in a text are among them."""
+    """Its letters beyond ASCII; in a text, at least the share `least` of such letters are these."""
 
     letters: frozenset[str]
     least: float

@@ -18,7 +18,7 @@ NAME = "MANIFEST.jsonl"
 _FILE_FIELDS = {"file": str, "records": int, "sha256": str, "was": list}
 _RECORD_FIELDS = {"document": str, "kind": str, "digest": str, "index": int, "seed": int}
 _OLD_NAMES = {"asked": "requests", "mended": "fixed"}  # in manifests of earlier versions
-_RESTORE = "Restore the file from a copy, or remove it: it can be made again."
+_RESTORE = "Restore the file from a copy, or remove it: it can be generated again."
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _are_records(value: Any) -> TypeGuard[list[Mapping[str, Any]]]:
 
 
 def _merged(common: Any, rest: Any) -> Any:
-    """Rebuild a value from what all records share and from the rest."""
+    """Rebuild a value from the part that all records share and the rest."""
     if isinstance(common, Mapping) and isinstance(rest, Mapping):
         both = {name: _merged(common[name], rest[name]) for name in common if name in rest}
         return {**common, **rest, **both}
@@ -129,5 +129,5 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def sha256(data: bytes) -> str:
-    """Return the hash that a manifest holds of a file."""
+    """Return the hash by which a manifest identifies a file."""
     return hashlib.sha256(data).hexdigest()

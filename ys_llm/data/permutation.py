@@ -1,4 +1,4 @@
-"""A keyed permutation of 0..n-1, computed for each index alone: nothing is listed or shuffled.
+"""A keyed permutation of 0..n-1, computed index by index: nothing is listed or shuffled.
 
 A Feistel network permutes the numbers of 2h bits, 4**h >= n: in each round (l, r) becomes
 (r, l xor F(r)), where F is any function of h bits. A result of n or more goes through again (cycle

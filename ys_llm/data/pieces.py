@@ -41,7 +41,7 @@ _CUT = re.compile(r"(?<=[^ \t\r\n])(?=[ \r\n])")  # where a piece ends in any co
 
 
 def split_chunks(text: str, size: int = _CHUNK_CHARS) -> Iterator[str]:
-    """Cut a text into chunks of about `size` characters that have the same pieces as the whole."""
+    """Cut a text into chunks of about `size` characters that have the same pieces as the text."""
     start = 0
     while len(text) - start > size:
         cut = _CUT.search(text, start + size)

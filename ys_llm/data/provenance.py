@@ -1,4 +1,4 @@
-"""What manifests say about documents: which record holds a text, and what made a training set."""
+"""What manifests say about documents: the record that contains a text, the sources of a set."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping

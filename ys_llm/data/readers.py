@@ -32,7 +32,7 @@ _SHOWN_FIELDS = 5  # of an object with unknown ones, inside a message
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of a path, and how many files of other kinds lie among them."""
+    """The documents of a path, and how many files of other kinds are among them."""
 
     documents: list[Document]
     passed_over: Counter[str]
@@ -105,7 +105,7 @@ def is_record_file(path: Path) -> bool:
 
 
 def _size(paths: Iterable[Path]) -> int:
-    """Add up the sizes of files; what is wrong with one is said when it is read."""
+    """Add up the sizes of files; a problem with one is reported when it is read."""
     total = 0
     for path in paths:
         with suppress(OSError):
@@ -147,7 +147,7 @@ def _begins_with_record(blocks: Iterable[str], read: list[str]) -> bool:
         read.append(block)
         if found := _TAG.search(tail + block):
             return found[0] == START
-        tail = (tail + block)[1 - len(START) :]  # a tag may lie across two blocks
+        tail = (tail + block)[1 - len(START) :]  # a tag may span two blocks
     return False
 
 
@@ -283,7 +283,7 @@ def _split(
         for piece in ended:
             yield "".join(parts if cut else (*parts, piece)), not cut
             parts, size, cut = [], 0, False
-        border = max(0, len(rest) - len(separator) + 1)  # a separator may lie across two blocks
+        border = max(0, len(rest) - len(separator) + 1)  # a separator may span two blocks
         size += border
         if longest is None or size <= longest:
             parts.append(rest[:border])

@@ -1,7 +1,7 @@
 """What a document is: plain text or a prompt with its response, its file format, and its identity.
 
-A record file holds `PROMPT<start>RESPONSE<end>`, any number of times. The two marks are what the
-tokenizer's control tokens are named after; inside a text they are characters like any others.
+A record file holds `PROMPT<start>RESPONSE<end>`, any number of times. The tokenizer's control
+tokens are named after the two marks; inside a text they are characters like any others.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ class Record:
     response: str
 
     def text(self) -> str:
-        """Return the record as it stands in a file, followed by a blank line."""
+        """Return the record as a file has it, followed by a blank line."""
         for part in (self.prompt, self.response):
             assert START not in part and END not in part, part
         return f"{self.prompt}{START}{self.response}{END}\n\n"
@@ -65,7 +65,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Texts:
-    """The prompts and texts of documents, read anew in each iteration."""
+    """The prompts and texts of documents, read again in each iteration."""
 
     documents: Sequence[Document]
 
@@ -125,7 +125,7 @@ def _canonical_blocks(text: str) -> Iterator[str]:
 
 
 def _is_canonical(text: str) -> bool:
-    """Return whether `_canonical_blocks` would change nothing; far cheaper than to try."""
+    """Return whether `_canonical_blocks` would change nothing; far cheaper than calling it."""
     return not text.endswith(tuple(_BLANKS)) and not any(
         ending in text for ending in ("\r", " \n", "\t\n")
     )

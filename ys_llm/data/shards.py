@@ -66,11 +66,11 @@ class TokenShard:
 def load_or_tokenize(
     documents: Sequence[Document], tokenizer: Tokenizer, *, cache_dir: Path, label: str
 ) -> TokenShard:
-    """Return the documents as a shard, from `cache_dir/<key>/` if it is there, else made there.
+    """Return the documents as a shard, read from `cache_dir/<key>/`, or written there first.
 
     The key is a hash of the documents' content and of the tokenizer, never of a name, so stale ids
     are never trained on. A shard whose files have changed since they were checked must match its
-    checksum, or it is made again. Documents are stored in the order of their hashes. `label` names
+    checksum, or it is rewritten. Documents are stored in the order of their hashes. `label` names
     the progress bar (stderr).
     """
     if not documents:
@@ -139,7 +139,7 @@ def _write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
 def _stamps(folder: Path) -> list[list[int]]:
     """Return what changes whenever a file of the shard is written, moved or copied.
 
-    The time of the last change of status is among it: no archive and no copy can set that.
+    It includes the time of the last status change (ctime), which no archive or copy can set.
     """
     found = [(folder / name).stat() for name in ("tokens.bin", "index.bin")]
     return [[s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for s in found]
@@ -182,6 +182,7 @@ class _Part:
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of the text as UTF-8."""
         return utf8_length(self.text)
 
 

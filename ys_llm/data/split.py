@@ -1,8 +1,8 @@
-"""Which text is held out for validation: decided by content, and remembered by the run.
+"""Which text is held out for validation: decided by content, and stored with the run.
 
-A document goes to one side by its own hash, whatever else there is. A plain text that is long, or
-that is the only one, is cut instead: its end is held out. Where it was cut is part of what a run
-remembers (`SplitRecord`), so that a text that grows never moves held-out text into training.
+A document's own hash decides its side, whatever other documents there are. A plain text that is
+long, or that is the only one, is cut instead: its end is held out. The run stores where it was cut
+(`SplitRecord`), so that a text that grows never moves held-out text into training.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class SplitRecord:
     cuts: tuple[Cut, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what JSON can hold; `from_json` reads it."""
+        """Return the record as JSON values; `from_json` reads them."""
         return {"version": self.version, "cuts": [vars(cut) for cut in self.cuts]}
 
     def save(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class SplitRecord:
 
     @classmethod
     def load(cls, path: Path) -> "SplitRecord":
-        """Read what `save` wrote; a run without the file is from before there was one.
+        """Read what `save` wrote; runs of earlier versions have no such file.
 
         Raises UserError if the file is damaged.
         """
@@ -72,7 +72,7 @@ class SplitRecord:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any] | None) -> "SplitRecord":
-        """Parse what `to_json` returned; None is a run from before there was such a record.
+        """Parse what `to_json` returned; None stands for a run of an earlier version.
 
         Raises ValueError for anything else.
         """
@@ -127,17 +127,17 @@ def split_documents(
 ) -> Split:
     """Send each document to one side by its own content alone.
 
-    A plain document over LONG_DOCUMENT_CHARS is cut: its last `validation_fraction` is held out. A
-    plain document that is the only one gives its last twentieth from SINGLE_DOCUMENT_BYTES on, and
-    below that nothing. `record` is what an earlier session of the run has stored: its cuts are kept
-    as they are, and what has been added behind them is trained on. Raises UserError where nothing
-    is left to train on.
+    A plain document over LONG_DOCUMENT_CHARS is cut: its last `validation_fraction` is held out. Of
+    a plain document that is the only one, the last twentieth is held out from SINGLE_DOCUMENT_BYTES
+    on, below that nothing. `record` is what an earlier session of the run has stored: its cuts are
+    kept, and text added after them is trained on. Raises UserError where nothing is left to train
+    on.
     """
     every = list(documents)
     split = Split([], [], "")
     cuts: list[Cut] = []
     record = record or SplitRecord()
-    # A run from before there were records has trained on all of its only document.
+    # A run of a version without records has trained on all of its only document.
     single = len(every) == 1 and record.version == BY_DOCUMENT_ID
     for document in every:
         fraction = _cut_fraction(document, validation_fraction, single=single)
@@ -151,7 +151,7 @@ def split_documents(
             split.validation.append(document)
     if split.validation and not split.training:
         raise UserError(
-            f"all {len(every):,} documents fell to validation, none to training",
+            f"all {len(every):,} documents are held out, none is left for training",
             "Add text, or add to the command: --set data.validation_fraction=0",
         )
     return Split(
@@ -216,7 +216,7 @@ def _count(text: str, end: int) -> int:
 
 
 def _position(text: str, count: int) -> int:
-    """Return where `count` characters that are not white space have passed."""
+    """Return the position after `count` characters that are not white space."""
     start = 0
     while start < len(text):
         block = text[start : start + _BLOCK_CHARS]
@@ -267,7 +267,7 @@ def _notes(
     if lost:
         texts = "1 long text" if lost == 1 else f"{lost} long texts"
         notes["split"] = (
-            f"{texts} of this run changed before the held-out part, or went away: what was held "
+            f"{texts} of this run changed before the held-out part, or were removed: what was held "
             "out there may now be trained on"
         )
     if validation_fraction and not split.validation and documents:
@@ -278,7 +278,7 @@ def _notes(
                 f"{SINGLE_DOCUMENT_BYTES // 1000} kB are needed to hold out its end"
             )
         else:
-            reason = f"none of the {len(documents):,} documents fell to validation"
+            reason = f"none of the {len(documents):,} documents was chosen for validation"
         notes["held out"] = f"nothing, so there is no validation loss: {reason}"
     return notes
 
@@ -286,6 +286,6 @@ def _notes(
 def _damaged(path: Path) -> UserError:
     return UserError(
         f"{path} is damaged: it says which text the run holds out",
-        "Restore it from a copy, or remove it: the text is then split anew, and some that was held "
-        "out may be trained on",
+        "Restore it from a copy, or remove it: the text is then split again, and some that was "
+        "held out may be trained on",
     )

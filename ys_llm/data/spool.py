@@ -1,4 +1,4 @@
-"""Documents whose text lies in a temporary file: a corpus may be larger than the memory."""
+"""Documents whose text is in a temporary file: a corpus may be larger than memory."""
 
 import tempfile
 import weakref
@@ -40,7 +40,7 @@ class Spool:
 
 
 class SpooledDocument(Document):
-    """A document whose prompt and text are read anew at each use; hashes and length are kept."""
+    """A document whose prompt and text are in a file; hash and length are kept in memory."""
 
     _spool: Spool
     _prompt_span: tuple[int, int] | None
@@ -71,7 +71,7 @@ class SpooledDocument(Document):
         return self._spool.read(self._text_span)
 
     def part(self, begin: int, end: int) -> Document:
-        """Return the characters from `begin` to `end`, which lie in the same file."""
+        """Return the characters from `begin` to `end`, which are in the same file."""
         part = super().part(begin, end)
         offset = self._text_span[0] + utf8_length(self.text[:begin])
         return SpooledDocument(self._spool, part, prompt=None, text=(offset, part.n_bytes))

@@ -2,7 +2,7 @@
 
 Only `.txt`, `.md` and `.jsonl` are read. In folders, `README.md`, `manifest*`, names that begin
 with a dot and the folders of runs are skipped; all other files are counted by their ending, so that
-a header can name what was passed over.
+a header can list what was skipped.
 """
 
 import codecs
@@ -90,6 +90,7 @@ class _StrictDecoder:
         self._n_lines = 0
 
     def decode(self, block: bytes, *, final: bool = False) -> str:
+        """Decode the next block; UserError at a byte that is not text."""
         self._head = self._head or block[:SIGNATURE_BYTES]
         try:
             text = self._decoder.decode(block, final)
@@ -141,12 +142,12 @@ def _wrong_suffix(path: Path, command: str) -> UserError:
 
 
 def _walk(root: Path) -> CorpusFiles:
-    """List in a fixed order; what links lead to is listed once, so that a loop of links ends."""
+    """List in a fixed order; the target of links is listed once, so that a loop of links ends."""
     files = CorpusFiles()
     seen: set[str] = set()
     for folder, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
-        if real in seen or is_run(Path(folder)):  # with --data . the runs lie among the texts
+        if real in seen or is_run(Path(folder)):  # with --data . the runs are among the texts
             folders.clear()
             continue
         seen.add(real)
@@ -167,7 +168,7 @@ def _is_about_the_corpus(name: str) -> bool:
 
 
 def _ending(path: Path) -> str:
-    """Return the ending that tells what a file is: `.pdf`, `.jsonl.gz`."""
+    """Return the file-name extension: `.pdf`, `.jsonl.gz`."""
     suffixes = path.suffixes[-2:] if path.suffix.lower() in _COMPRESSED else path.suffixes[-1:]
     ending = shown("".join(suffixes).lower())
     return ending if 1 < len(ending) <= 20 else "without an ending"

@@ -191,7 +191,7 @@ class _PackedPieces(dict[str, bytes]):
 
     def __init__(self, library: tokenizers.Tokenizer, kind: TokenizerKind, id_format: str) -> None:
         super().__init__()
-        self._tokenize = library.model.tokenize  # half the time of a whole `encode`
+        self._tokenize = library.model.tokenize  # half the time of `encode`
         self._to_library = _utf8_text if kind == "chars" else byte_level
         self._pack = struct.Struct(id_format).pack
 
@@ -275,7 +275,7 @@ def _frequent_chars(texts: Iterable[str], limit: int) -> list[str]:
 def _assemble(
     kind: TokenizerKind, learned: Iterable[str], merges: list[tuple[str, str]] | None = None
 ) -> tokenizers.Tokenizer:
-    # Two merges may make the same token, which then keeps its first id.
+    # Two merges may yield the same token, which then keeps its first id.
     tokens = dict.fromkeys(chain(CONTROLS, _byte_names(kind), learned))
     model = models.BPE(
         vocab={token: token_id for token_id, token in enumerate(tokens)},

@@ -238,7 +238,7 @@ class Mixer(nn.Module):
             **chains,
             "controller": Matrix(weights.state_controller),
             "norm": {"gain": weights.gain, "bias": weights.bias},
-            "entry": weights.entry,
+            "summary_scale": weights.summary_scale,
             "summaries": [
                 _summary_fields(weights.local_summary),
                 _summary_fields(weights.global_summary),

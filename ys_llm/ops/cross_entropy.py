@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without ever holding all logits.
+"""Cross-entropy of a linear head that never has all logits in memory.
 
     nats_n = logsumexp_v(z_n) - z_{n, target_n},   z_n = x_n W^T + b
     loss = sum_n w_n nats_n / sum_n w_n            nats per token; w_n = 1 without weights
@@ -7,10 +7,10 @@
 A target that is IGNORE_INDEX, or whose weight is 0, does not count; where none counts the loss and
 all gradients are 0. Weights are not negative.
 
-`chunked` forms the gradients of x, W and b while the logits of a chunk are at hand, so that the
-peak is one chunk of logits instead of N x V numbers, and backward only scales what is there.
+`chunked` computes the gradients of x, W and b together with the logits of each chunk, so that the
+peak is one chunk of logits instead of N x V numbers, and backward only scales the gradients.
 `cpp` does so with one kernel between the matmuls, in place. Rows that do not count are left out
-before the first matmul: in an evaluation they are up to half of all, and no kernel need know them.
+before the first matmul: in an evaluation they are up to half of all rows.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from ys_llm.ops.linear import is_plain
 from ys_llm.ops.precision import compute_dtype
 
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in float32
-MODULE_ROWS = 256  # of one chunk of a head that is called: how many logits it makes is unknown
+MODULE_ROWS = 256  # of one chunk of a head that is called: its number of logits per row is unknown
 
 _Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Any]
 
@@ -37,7 +37,7 @@ def cross_entropy(
 ) -> Tensor:
     """Mean nats of the targets that count, for the logits head(x).
 
-    The compiled kernel is taken where there is one. A head that is more than a plain nn.Linear (an
+    Uses the compiled kernel where there is one. A head that is more than a plain nn.Linear (an
     adapter, a hook, a parametrisation) is called, one chunk of rows at a time.
     """
     if not is_plain(head):
@@ -85,7 +85,7 @@ def cpp(
     targets_N: Tensor,
     weights_N: Tensor | None = None,
 ) -> Tensor:
-    """As `chunked`, with the compiled kernel for what is done with the logits."""
+    """As `chunked`, with the compiled kernel for softmax, loss and gradient of the logits."""
     known = rowwise.supports("cross_entropy", compute_dtype(x_ND), weight_VD.dtype)
     step = _compiled_softmax if known else _softmax
     return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, step)
@@ -114,7 +114,7 @@ def _loss(
 ) -> Tensor:
     dtype = compute_dtype(x_ND)
     x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
-    if not torch.is_grad_enabled():  # needs_input_grad would be true even so, and cost matmuls
+    if not torch.is_grad_enabled():  # needs_input_grad would still be true, and cost matmuls
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
     with torch.autocast(x_ND.device.type, enabled=False):
@@ -170,6 +170,7 @@ class _Chunked(torch.autograd.Function):
         dtype: torch.dtype,
         softmax: _Step,
     ) -> Tensor:
+        """The mean loss, and its gradients, which backward scales."""
         x_used, weight_used = x.to(dtype), weight.to(dtype)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         d_x = torch.empty_like(x_used) if needs_x else None
@@ -187,7 +188,7 @@ class _Chunked(torch.autograd.Function):
                 torch.mm(d_logits, weight_used, out=d_x[part])
             if d_weight is not None:
                 rowwise.add_to(d_weight, d_logits.t() @ x_used[part])
-            del logits, d_logits  # before the next ones are made
+            del logits, d_logits  # before the next ones are allocated
         ctx.save_for_backward(d_x, d_weight, d_bias)
         ctx.dtype, ctx.total = x.dtype, len(x) if weights is None else weights.sum()
         if not nats:  # no target counts
@@ -198,6 +199,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The saved gradients times the gradient of the loss."""
         d_x, d_weight, d_bias = ctx.saved_tensors
         scale = grads[0] / ctx.total
         d_x = None if d_x is None else (d_x * scale).to(ctx.dtype)
@@ -209,12 +211,13 @@ class _Chunked(torch.autograd.Function):
 def _of_module(
     head: nn.Module, x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None
 ) -> Tensor:
-    """The loss of head(x), its logits made a chunk at a time, and once more for the gradients."""
+    """The loss of head(x) a chunk at a time; logits are recomputed for the gradients."""
     x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
     if not len(x_ND):
         return x_ND.sum()  # 0, with gradients of zeros
 
     def nats(x: Tensor, targets: Tensor) -> Tensor:
+        """The nats of each row of a chunk."""
         logits: Tensor = head(x)
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return functional.cross_entropy(exact, targets, reduction="none")

@@ -21,7 +21,7 @@ def is_plain(module: nn.Module) -> bool:
 
     A parametrised module has another class; a hook or a replaced `forward` may do anything. Only
     hooks with `observes_only = True` set on them do not count: where a module is not called, they
-    are not either.
+    are not called either.
     """
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
@@ -43,7 +43,7 @@ def linear(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def linear_without_bias(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """As `linear`, leaving the bias to whoever can add it in passing; None: nothing is left."""
+    """As `linear`, but returns the bias for the caller to add; None: there is nothing to add."""
     if is_plain(module):
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor)
@@ -69,6 +69,7 @@ def fused_backward(x: Tensor, weight_MK: Tensor) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        """x W^T."""
         x_NK, weight_used = x.reshape(-1, x.shape[-1]), weight.to(x.dtype)
         ctx.save_for_backward(x_NK, weight_used)
         ctx.dtype, ctx.shape = weight.dtype, x.shape
@@ -76,6 +77,7 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """dx and dW, each where it is needed."""
         x_NK, weight_used = ctx.saved_tensors
         dy_NM = grads[0].reshape(-1, grads[0].shape[-1])
         d_x = (dy_NM @ weight_used).view(ctx.shape) if ctx.needs_input_grad[0] else None

@@ -1,4 +1,4 @@
-"""In which dtype a matmul takes its operands: the only file that reads autocast."""
+"""The dtype of matmul operands: the only file that reads autocast."""
 
 from typing import Literal
 
@@ -17,5 +17,5 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def compute_precision(x: Tensor) -> Precision:
-    """The same by the name that a recurrence takes: "bf16" under bf16 autocast, else "fp32"."""
+    """The same by its name in a recurrence: "bf16" under bf16 autocast, else "fp32"."""
     return "bf16" if compute_dtype(x) == torch.bfloat16 else "fp32"

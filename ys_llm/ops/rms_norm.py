@@ -5,8 +5,8 @@
 
 `dout` is the gradient that reaches the residual stream past the norm. Under autocast y has the
 dtype of the operands of the next matmul; the residual stream keeps its own. torch composes all this
-from six elementwise passes each way on CPU. `fused_backward` takes 0.4 to 0.5 of their time there
-(8,192 rows of 128 and of 256 on one core); `cpp` is one pass each way, the gradient of `delta`
+from six elementwise passes per direction on CPU. `fused_backward` takes 0.4 to 0.5 of their time
+(8,192 rows of 128 and of 256 on one core); `cpp` is one pass per direction, the gradient of `delta`
 included.
 """
 
@@ -55,6 +55,7 @@ def cpp(x: Tensor, delta: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Te
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
+        """x / rms(x) * gain."""
         square_sum = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
         r_rms = square_sum.mul_(1 / x.shape[-1]).add_(eps).rsqrt_()
         x_hat = x * r_rms
@@ -64,6 +65,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """dx and dgain."""
         x_hat, gain, r_rms = ctx.saved_tensors
         per_gain = (grads[0] * x_hat).flatten(0, -2)
         mean = torch.mv(per_gain, gain).view_as(r_rms) / -x_hat.shape[-1]
@@ -78,6 +80,7 @@ class _Compiled(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, ...]:
+        """y, and the residual where there is a delta."""
         x = rowwise.dense(x)
         ctx.delta_dtype = x.dtype if delta is None else delta.dtype
         if delta is not None:
@@ -90,6 +93,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        """Gradients of x, delta and gain."""
         residual, gain, r_rms = ctx.saved_tensors
         d_y, d_out = grads[0], grads[1] if len(grads) == 2 else None
         if d_y is None:

@@ -87,7 +87,7 @@ def swiglu_gate_forward(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_gate_backward(gate_up: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor]:
-    """(d_gate_up, y); y is recomputed and takes the place of d_y in memory."""
+    """(d_gate_up, y); y is recomputed and overwrites d_y."""
     library = _library()
     d_gate_up = torch.empty_like(gate_up)
     kernel = getattr(library.lib, f"ys_swiglu_gate_backward_{_suffix((d_y.dtype,))}")
@@ -153,7 +153,7 @@ def from_2d(rows: Tensor, like: Tensor) -> Tensor:
 
 def _library() -> loader.Library:
     library = loader.load()
-    assert library is not None, "a compiled kernel was called where `is_available` is false"
+    assert library is not None, "a compiled kernel was called although `is_available` is false"
     return library
 
 

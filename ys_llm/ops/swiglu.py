@@ -1,4 +1,4 @@
-"""The SwiGLU layer: three matmuls, and what is between them.
+"""The SwiGLU layer: three matmuls, and the gate between them.
 
     y = (silu(x gate^T) * (x up^T)) down^T,   silu(v) = v sigmoid(v)                  Shazeer 2020
 
@@ -32,7 +32,7 @@ def swiglu(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor) -> Tensor
 
 
 def reference(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
-    """As the equation has it, over the last dimension of x."""
+    """The equation, over the last dimension of x."""
     return linear(silu(linear(x, gate_MD)) * linear(x, up_MD), down_DM)
 
 
@@ -49,6 +49,7 @@ def cpp(x: Tensor, gate_MD: Tensor, up_MD: Tensor, down_DM: Tensor) -> Tensor:
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        """The layer's output, with gate and up as one matmul."""
         x_ND = rowwise.to_2d(x)
         weight, down_used = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
         both = x_ND @ weight.t()
@@ -59,6 +60,7 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Gradients of x and of the weights that need one."""
         x, both, weight, down_used = ctx.saved_tensors
         x_ND, width = rowwise.to_2d(x), both.shape[1] // 2
         d_y = rowwise.to_2d(rowwise.match_layout(grads[0], x))

@@ -41,7 +41,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint, checked against its sums."""
+    """The content of a checkpoint, verified by its checksums."""
 
     path: Path
     progress: dict[str, Any]
@@ -61,7 +61,7 @@ def save_checkpoint(
     """Write `checkpoints/step-XXXXXXXX` under a temporary name, sync it, and rename it.
 
     `progress` is JSON (`step` names the folder); `tensors` is whatever else must be exact: the
-    state of the random generators, a carried state. Raises UserError where the disk refuses;
+    state of the random generators, a carried state. Raises UserError where it cannot be written;
     earlier checkpoints are then intact.
     """
     final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
@@ -77,7 +77,7 @@ def save_checkpoint(
 def write_checkpoint(
     final: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]
 ) -> None:
-    """Write a checkpoint of these tensors, by the name of their file; replaces one of its name."""
+    """Write a checkpoint of these tensors, by file name; replaces one of the same name."""
     aside = final.with_name(f".{final.name}.tmp")
     with readable_os_errors(final):
         make_folder(aside)
@@ -99,7 +99,7 @@ def _write_summed(path: Path, data: bytes, sums: dict[str, str]) -> None:
 
 
 def remove_superseded(run: Path, *, newest: int, every: int, best_step: int) -> None:
-    """Remove all but the `newest` checkpoints, the best step's, and every `every` steps' one."""
+    """Keep the `newest` checkpoints, the best step's, one every `every` steps; remove the rest."""
     for path in checkpoints(run)[:-newest]:
         step = int(path.name.removeprefix("step-"))
         if step != best_step and not (every and step and step % every == 0):
@@ -111,7 +111,7 @@ class CorruptCheckpointError(Exception):
 
 
 def read_checkpoint(path: Path, *, expected_format: int = FORMAT) -> Checkpoint:
-    """Read a checkpoint, each file checked against its sum.
+    """Read a checkpoint, and verify the checksum of each file.
 
     Raises CorruptCheckpointError; UserError where another version of `ys` wrote it.
     """
@@ -138,7 +138,7 @@ def read_checkpoint(path: Path, *, expected_format: int = FORMAT) -> Checkpoint:
 
 
 def _sums(path: Path) -> dict[str, str]:
-    """The expected sum of each file."""
+    """The expected checksum of each file."""
     try:
         lines = (path / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
@@ -170,7 +170,7 @@ def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def _check_moments(saved: Checkpoint, model: nn.Module) -> None:
-    """Refuse moments of other shapes: AdamW would read past the end of a smaller one."""
+    """Reject moments of other shapes: AdamW would read past the end of a smaller one."""
     shapes: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
         if f"step.{name}" in saved.moments:

@@ -1,8 +1,8 @@
 """Updates a run that an earlier version of ys made: settings, tensors and checkpoints.
 
-Version 1 is that of ys before `model.layers`. Each file is replaced atomically, and so is each
-checkpoint: at any instant the old one or the new one exists. config.yaml, whose names tell an
-earlier run, is written last, so that a conversion that was stopped is repeated.
+Format 1 is that of ys before `model.layers`. Each file is replaced atomically, and so is each
+checkpoint: at any instant the old one or the new one exists. config.yaml, by which an earlier run
+is recognised, is written last, so that an interrupted conversion is repeated.
 """
 
 import os
@@ -41,10 +41,10 @@ from ys_llm.runs.model_files import (
 from ys_llm.system.files import remove_folder, sync_folder, write_atomically
 from ys_llm.system.lock import is_run
 
-_OLD, _NEW = ".old", ".new"  # ends of hidden names, for the time of a replacement
+_OLD, _NEW = ".old", ".new"  # suffixes of hidden names, during a replacement
 _FORMAT = 1  # of the checkpoints that are converted
 _SUPERSEDED = "left-behind"  # their folder's former name
-_TENSORS = {".entry": ".summary_scale"}  # former ending of a parameter's name: the present one
+_TENSORS = {".entry": ".summary_scale"}  # former suffix of a parameter's name: the current one
 _BACKENDS = {"windowed_onednn": "windowed", "compiled": "cpp"}
 _PORTABLE = ("reference", "windowed", "cpp")  # others are chosen again
 _CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
@@ -80,7 +80,7 @@ def convert_run(run: Path) -> Iterator[str]:
 
 
 def _convert_tensors(run: Path, config: Config) -> Iterator[str]:
-    """The model's weights and every checkpoint, those that were set aside too."""
+    """The model's weights and every checkpoint, superseded ones included."""
     vocab_size = Tokenizer.load(run / "tokenizer.json").vocab_size
     with torch.device("meta"):
         model = Model(config.model, vocab_size=vocab_size)
@@ -100,14 +100,14 @@ def _convert_tensors(run: Path, config: Config) -> Iterator[str]:
         except CorruptCheckpointError as error:
             yield f"{folder} is not converted: {error}"
             continue
-        except UserError:  # of the present format: converted before a stop
+        except UserError:  # of the current format: converted before an interruption
             continue
         _convert_checkpoint(saved, model)
         yield str(folder)
 
 
 def _convert_checkpoint(saved: Checkpoint, model: Model) -> None:
-    """Replace a checkpoint; the old one is removed when the new one has its name."""
+    """Replace a checkpoint; the old one is removed once the new one has its name."""
     moments = {}
     for name, moment in saved.moments.items():
         key, _, parameter = name.partition(".")
@@ -130,7 +130,7 @@ def _convert_checkpoint(saved: Checkpoint, model: Model) -> None:
 
 
 def _recover(folder: Path) -> None:
-    """Give a checkpoint its name back where a conversion was stopped; remove what else it left."""
+    """Restore a checkpoint's name after an interrupted conversion; remove its partial files."""
     for old in folder.glob(f".step-*{_OLD}"):
         final = old.with_name(old.name.removeprefix(".").removesuffix(_OLD))
         if final.exists():
@@ -142,7 +142,7 @@ def _recover(folder: Path) -> None:
 
 
 def _tensor_name(name: str, model: Model) -> str:
-    """The present name of a parameter, where the model has it."""
+    """The current name of a parameter, where the model has it."""
     present = weights(model)
     for old, new in _TENSORS.items():
         if name.endswith(old) and name.removesuffix(old) + new in present:
@@ -151,7 +151,7 @@ def _tensor_name(name: str, model: Model) -> str:
 
 
 def _progress(progress: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    """Counters as they are; dtype and backend are part of the environment now."""
+    """Counters unchanged; dtype and backend are part of the environment now."""
     kept = {
         name: value
         for name, value in progress.items()
@@ -166,7 +166,7 @@ def _progress(progress: Mapping[str, Any], model: Model) -> dict[str, Any]:
 
 
 def convert_training_tensors(tensors: Mapping[str, Tensor], model: Model) -> dict[str, Tensor]:
-    """Random generators as they are, the carried state with one clock for each row."""
+    """Random generators unchanged, the carried state with one clock for each row."""
     others = {name: t for name, t in tensors.items() if not name.startswith(_CARRIED)}
     old = {name.removeprefix(_CARRIED): t for name, t in tensors.items() if name not in others}
     layers = {
@@ -204,6 +204,6 @@ def _rename_superseded(run: Path) -> str:
 def _without_architecture(
     described: Mapping[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What config.json says besides the settings of the model."""
+    """What config.json has besides the settings of the model."""
     settings = values.get("model", {})
     return {name: value for name, value in described.items() if name not in settings}

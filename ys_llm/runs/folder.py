@@ -9,7 +9,7 @@
                 cache/                  token shards
                 checkpoints/step-*/     what training resumes from
                 rollbacks.json          steps that were rolled back, and why
-                post-mortem/            what was found then, and the batch
+                post-mortem/            diagnosis and batch of such a step
                 superseded/             checkpoints that a rollback replaced, and damaged ones
 
 Nothing here needs torch.
@@ -109,9 +109,9 @@ def _trained_at(run: Path) -> float:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Own the run's folder, which is created where missing, until the context ends.
+    """Own the run's folder, created if missing, until the context ends.
 
-    Raises UserError where another process owns it, and where the folder is not a run's.
+    Raises UserError where another process owns it, or where the folder is not a run's.
     """
     _refuse_foreign(run)
     with hold_lock(

@@ -30,7 +30,7 @@ from ys_llm.system.files import write_atomically
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with everything that is needed to use it."""
+    """A trained model with everything needed to use it."""
 
     path: Path
     config: Config
@@ -41,7 +41,7 @@ class LoadedRun:
 
 
 def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:
-    """Read a run's best weights; refuse a tokenizer other than the one they were trained with."""
+    """Read a run's best weights; rejects a tokenizer other than the one they were trained with."""
     needed = ("tokenizer_fingerprint", "step", "has_records")
     described = read_json(path / "config.json", needed=needed)
     step = described["step"]
@@ -63,7 +63,7 @@ def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:
 
 
 def check_tokenizer(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
-    """Refuse a tokenizer of another model: its token ids mean something else."""
+    """Reject a tokenizer of another model: its token ids mean something else."""
     if tokenizer.fingerprint != fingerprint:
         raise UserError(
             f"{run}/tokenizer.json is not the tokenizer this model was trained with "
@@ -75,7 +75,7 @@ def check_tokenizer(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
 def save_model(
     run: Path, config: Config, model: Model, tokenizer: Tokenizer, facts: Mapping[str, Any]
 ) -> None:
-    """Publish these weights as the run's model, with the files that other programs look for.
+    """Publish these weights as the run's model, with the files that other programs expect.
 
     `facts` goes into config.json: step, has_records and what the card shows. Each of its `sources`
     has `kind`, `recipe` (a digest), `model`, `model_digest` and `records`.
@@ -93,7 +93,7 @@ def save_model(
     write_json(run / "generation_config.json", to_mapping(config)["generate"])
     write_json(run / "config.json", described)
     write_atomically(run / "README.md", model_card(config, described))
-    # Last: by this file `find_run` knows a model, which is then complete.
+    # Last: `find_run` recognises a model by this file, and it is then complete.
     write_atomically(run / "model.safetensors", tensor_bytes(weights(model)))
 
 

@@ -1,1 +1,1 @@
-"""What lies below everything: files, the machine, signals, locks."""
+"""The layer below everything else: files, the machine, signals, locks."""

@@ -1,4 +1,4 @@
-"""Atomic, durable writes: neither a reader nor a power cut ever meets half of a file or folder.
+"""Atomic, durable writes: no reader and no power cut ever finds half of a file or folder.
 
 Content is written and synced under a temporary name, then renamed; then the parent folder is
 synced, because a rename survives a power cut only when its folder has reached the disk.
@@ -134,7 +134,7 @@ class Journal:
             os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Close the file; no line may follow."""
+        """Close the file; no more lines can be written."""
         os.close(self._descriptor)
 
 

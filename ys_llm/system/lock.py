@@ -25,12 +25,12 @@ _MOST_BYTES = 1000  # of a lock file
 
 @contextmanager
 def hold_lock(folder: Path, *, file: str = "", activity: str, fix: str) -> Iterator[None]:
-    """Own `folder`, which is created where missing, until the context ends.
+    """Own `folder`, created if missing, until the context ends.
 
-    The lock is taken on `file` in the folder, which then says who holds it since when and stays
-    behind, or on the folder itself where `file` is "". Raises UserError "FOLDER is `activity` ..."
-    with `fix` where another process owns it. A file system without locks is named on stderr, and
-    the work continues.
+    The lock is on `file` in the folder, which records the owner and the time and is left in place,
+    or on the folder itself where `file` is "". Raises UserError "FOLDER is `activity` ..."
+    with `fix` where another process owns it. On a file system without locks it warns on stderr and
+    continues.
     """
     path = folder / file if file else folder
     with readable_os_errors(path):

@@ -1,4 +1,4 @@
-"""What this machine has, and what of it this process may use.
+"""What this machine has, and how much of it this process may use.
 
 Cores, memory and load come from psutil. On Linux, the limits of the scheduler and of the control
 groups (versions 1 and 2) around this process apply on top: psutil does not know them.
@@ -131,7 +131,7 @@ def _core_quotas(root: Path) -> Iterator[float]:
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
-    """(limit, what remains of it) of each group; cached files count as free, as they can go."""
+    """(limit, what remains of it) of each group; cached files count as free: they are evictable."""
     for group in _groups(root, "memory"):
         limit, used = (
             _read(group / new).strip() or _read(group / old).strip()

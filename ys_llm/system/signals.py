@@ -1,4 +1,4 @@
-"""A request to stop: the first signal asks, the second one acts at once."""
+"""A request to stop: the first signal is a request, the second one acts immediately."""
 
 import os
 import signal
@@ -52,10 +52,12 @@ def stop_requested(message: str) -> Iterator[StopRequest]:
     }
 
     def restore() -> None:
+        """Put the previous handlers back."""
         for number, handler in previous.items():
             signal.signal(number, handler)
 
     def ask(number: int, frame: Any) -> None:
+        """Record the request; the next signal reaches the previous handler."""
         request.signal = number
         restore()
         with suppress(OSError):  # not print: it may be writing to the same stream right now

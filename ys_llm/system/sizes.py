@@ -9,7 +9,7 @@ def human_size(n_bytes: int | None) -> str:
         return "unknown"
     size, unit = n_bytes / 1e3, _UNITS[0]
     for larger in _UNITS[1:]:
-        if size < 999.95:  # what would be rounded to 1,000.0 takes the larger unit
+        if size < 999.95:  # rather than 1,000.0, use the larger unit
             break
         size, unit = size / 1e3, larger
     return f"{size:,.1f} {unit}"

@@ -28,16 +28,23 @@ pytestmark = pytest.mark.skipif(
 
 SETTINGS = {
     "tiles": Setting(
-        d_state=96, d_summary=32, entry=True, drive_bias=True, local_interval=5, global_interval=15
+        d_state=96,
+        d_summary=32,
+        summary_scale=True,
+        drive_bias=True,
+        local_interval=5,
+        global_interval=15,
     ),
     "chains": Setting(
         d_state=64, shaper=True, shared_norm=True, local_interval=3, global_interval=7
     ),
-    "heads": Setting(d_state=128, d_summary=64, n_heads=4, entry=True, global_interval=32),
+    "heads": Setting(d_state=128, d_summary=64, n_heads=4, summary_scale=True, global_interval=32),
     "partial panels": Setting(
         d_state=72, d_summary=12, n_heads=2, shaper=True, local_interval=9, global_interval=20
     ),
-    "odd": Setting(d_state=39, d_summary=7, entry=True, local_interval=6, global_interval=0),
+    "odd": Setting(
+        d_state=39, d_summary=7, summary_scale=True, local_interval=6, global_interval=0
+    ),
 }
 GRIDS = ((1, 1), (2, 1), (1, 2))
 # What older processors offer, by compiler flags, and the feature that these leave out.

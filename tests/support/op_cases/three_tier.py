@@ -20,7 +20,7 @@ class Setting(NamedTuple):
     d_summary: int = 0
     n_heads: int = 1
     shaper: bool = False
-    entry: bool = False
+    summary_scale: bool = False
     drive_bias: bool = False
     shared_norm: bool = False
     local_interval: int = 16
@@ -30,8 +30,8 @@ class Setting(NamedTuple):
 BF16_ROWS = {"cpp": "bf16 in the loop"}  # `windowed` rounds no operand of its loop on a CPU
 RECURRENCES = {
     "preset": Setting(shaper=True, shared_norm=True),
-    "default": Setting(entry=True, drive_bias=True),
-    "heads-local": Setting(n_heads=2, entry=True, local_interval=5, global_interval=0),
+    "default": Setting(summary_scale=True, drive_bias=True),
+    "heads-local": Setting(n_heads=2, summary_scale=True, local_interval=5, global_interval=0),
     "odd-periods": Setting(d_state=24, n_heads=3, shaper=True, local_interval=3, global_interval=7),
     "narrow-summaries": Setting(
         drive_bias=True, d_state=24, d_summary=12, n_heads=2, shaper=True, local_interval=5
@@ -39,7 +39,7 @@ RECURRENCES = {
     "one-tier": Setting(shaper=True, local_interval=0, global_interval=64),
     "no-summaries": Setting(local_interval=0, global_interval=0),
     # Wide enough for oneDNN in `windowed` (gemm.ONEDNN_SMALLEST).
-    "wide": Setting(d_state=136, d_summary=128, entry=True, drive_bias=True),
+    "wide": Setting(d_state=136, d_summary=128, summary_scale=True, drive_bias=True),
 }
 
 
@@ -70,7 +70,7 @@ def recurrence_weights(setting: Setting, dtype: torch.dtype) -> Weights:
         gain,
         bias,
         matrix(s, s) if setting.shaper else None,
-        leaf(s, dtype=dtype, scale=0.3) if setting.entry else None,
+        leaf(s, dtype=dtype, scale=0.3) if setting.summary_scale else None,
         leaf(s, dtype=dtype, scale=0.3) if setting.drive_bias else None,
         *tiers,
     )

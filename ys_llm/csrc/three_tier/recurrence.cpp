@@ -16,7 +16,7 @@ void sum_parts(const std::vector<Real>& parts, int64_t n, int64_t offset, int64_
 }
 
 // The grid of threads is laid out inside the parallel region, for as many threads as it really has:
-// two regions may differ (OMP_DYNAMIC), and a barrier for threads that never come waits for ever.
+// two regions may differ (OMP_DYNAMIC), and a barrier for threads that do not exist never opens.
 template <class Op>
 void run_pass(Pass pass, bool is_backward) {
   const int64_t wanted = pass.row_groups * pass.column_groups;
@@ -39,7 +39,7 @@ void run_pass(Pass pass, bool is_backward) {
     }
   }
   if (!is_backward) return;
-  void* gains[GAINS] = {pass.d_gain, pass.d_bias, pass.d_entry, pass.d_drive_bias};
+  void* gains[GAINS] = {pass.d_gain, pass.d_bias, pass.d_summary_scale, pass.d_drive_bias};
   for (int64_t i = 0; i < GAINS; i++)
     sum_parts(run->gains, pass.d_state, i * pass.d_state, GAINS * pass.d_state, gains[i]);
   for (int i : {0, 1}) {

@@ -17,7 +17,7 @@ namespace ys::three_tier {
 using Pass = ys_three_tier_pass;
 using Summary = ys_three_tier_summary;
 
-constexpr int64_t GAINS = 4;  // vectors whose gradients are sums: gain, bias, entry, drive_bias
+constexpr int64_t GAINS = 4;  // gain, bias, summary_scale, drive_bias: their gradients are sums
 
 // The columns of one head, or some of them.
 struct Segment {

@@ -81,18 +81,19 @@ void Worker<Op>::finish_step_backward(int64_t t, int64_t row, const Segment& s, 
 // Adds the gradients of a window's steps to those of L and G, once its first step is done.
 template <class Op>
 void Worker<Op>::begin_window_backward(int64_t window) {
-  const Real* entry = static_cast<const Real*>(p.entry);
+  const Real* summary_scale = static_cast<const Real*>(p.summary_scale);
   const Real* sums = static_cast<const Real*>(p.summary_sum) + window * B * S;
-  Real *d_entry = run.gains.data() + (row_group * GAINS + 2) * S, *d_drive_bias = d_entry + S;
+  Real* d_summary_scale = run.gains.data() + (row_group * GAINS + 2) * S;
+  Real* d_drive_bias = d_summary_scale + S;
   for (int64_t row = rows.begin; row < rows.end; row++)
     for (int64_t c = columns.begin; c < columns.end; c++) {
       const int64_t i = row * S + c;
       const Real d = run.d_sum[i];
       run.d_sum[i] = 0;
       d_drive_bias[c] += d;
-      if (entry) d_entry[c] += d * sums[i];
+      if (summary_scale) d_summary_scale[c] += d * sums[i];
       for (const Summary& summary : p.summaries)
-        static_cast<Real*>(summary.value)[i] += entry ? entry[c] * d : d;
+        static_cast<Real*>(summary.value)[i] += summary_scale ? summary_scale[c] * d : d;
     }
 }
 

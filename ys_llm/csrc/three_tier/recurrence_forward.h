@@ -1,4 +1,4 @@
-// The forward pass: the work of a thread at each step, and at the update of a summary.
+// The forward pass: a thread's work at each step, and at the update of a summary.
 
 #pragma once
 
@@ -30,7 +30,7 @@ template <class Op>
 void Worker<Op>::begin_window(int64_t window) {
   const Real *local = static_cast<const Real*>(p.summaries[0].value),
              *global = static_cast<const Real*>(p.summaries[1].value);
-  const Real *entry = static_cast<const Real*>(p.entry),
+  const Real *summary_scale = static_cast<const Real*>(p.summary_scale),
              *bias = static_cast<const Real*>(p.drive_bias);
   Real* sums = p.saves ? static_cast<Real*>(p.summary_sum) + window * B * S : nullptr;
   for (int64_t row = rows.begin; row < rows.end; row++)
@@ -38,7 +38,7 @@ void Worker<Op>::begin_window(int64_t window) {
       const int64_t i = row * S + c;
       const Real summary_sum = local[i] + global[i];
       if (sums) sums[i] = summary_sum;
-      run.addend[i] = (entry ? entry[c] * summary_sum : summary_sum) + (bias ? bias[c] : 0);
+      run.addend[i] = (summary_scale ? summary_scale[c] : 1) * summary_sum + (bias ? bias[c] : 0);
     }
 }
 
@@ -153,7 +153,7 @@ void Worker<Op>::round_share(const Real* from, Op* to, int64_t n) {
   for (int64_t row = rows.begin; row < rows.end; row++)
     for (int64_t c = part.begin; c < part.end; c++) store_one(to + row * n + c, from[row * n + c]);
 }
-// This thread's rows of a summary's LayerNorm, which is divided by rows: it is small.
+// This thread's rows of a summary's LayerNorm, which is small and therefore divided by rows.
 template <class Op>
 Range Worker<Op>::summary_rows() const {
   Range part = share(rows.size(), 1, p.column_groups, column_group);

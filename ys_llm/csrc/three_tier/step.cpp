@@ -75,18 +75,18 @@ class Step {
     return false;
   }
 
-  // pre = in_proj x + h controller + entry (L + G)
+  // pre = in_proj x + h controller + summary_scale (L + G)
   void write_pre() {
     Vectors<Real> states;
     for (int64_t b = 0; b < a_.n; b++) states.add(tier(b, 0));
     const Vectors<Real> pre = pre_.all(a_.n);
     apply(w_.in_proj, columns_, a_.x, pre);
     apply(w_.controller, columns_, states, pre, Put::ADD);
-    const Real* entry = static_cast<const Real*>(w_.entry);
+    const Real* summary_scale = static_cast<const Real*>(w_.summary_scale);
     for (int64_t b = 0; b < a_.n; b++) {
       const Real *local = tier(b, 1), *global = tier(b, 2);
       for (int64_t i = columns_.begin; i < columns_.end; i++)
-        pre_[b][i] += (entry ? entry[i] : 1) * (local[i] + global[i]);
+        pre_[b][i] += (summary_scale ? summary_scale[i] : 1) * (local[i] + global[i]);
     }
   }
 
@@ -98,7 +98,7 @@ class Step {
     }
   }
 
-  // summary_pre = summary controller + y influencer, for the sequences whose clock says so
+  // summary_pre = summary controller + y influencer, for the sequences whose interval ends
   void write_summary_pre(int which) {
     const SummaryWeights& summary = w_.summaries[which];
     Vectors<Real> values, y, pre;

@@ -329,9 +329,11 @@ class _Abandonable(ThreadPoolExecutor):
     """
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run `fn` in a new daemon thread."""
         future: Future[T] = Future()
 
         def run() -> None:
+            """Call `fn` and pass on its result or exception."""
             future.set_running_or_notify_cancel()
             try:
                 future.set_result(fn(*args, **kwargs))

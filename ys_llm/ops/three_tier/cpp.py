@@ -52,7 +52,7 @@ def units() -> str:
 def grid(*, batch_size: int, d_state: int, n_heads: int, threads: int) -> tuple[int, int]:
     """How threads share the work: (groups of rows, groups of columns).
 
-    Groups of rows never wait for each other, and each reads the whole controller at every step.
+    Groups of rows never wait for each other, and each reads all of the controller at every step.
     Groups of columns read a part of it each, and wait for each other unless heads separate them.
     """
     is_large = 2 * d_state * d_state // n_heads > _CACHED_BYTES
@@ -66,7 +66,7 @@ class _Kernels:
 
     def __init__(self, operands: Operands) -> None:
         found = library()
-        assert found is not None, "the cpp backend was called where `library` gives none"
+        assert found is not None, "the cpp backend was called without a compiled library"
         self.library, self.operands = found, operands
 
     def pack(self, matrix: Tensor | None, *, transposed: bool = False) -> Tensor | None:
@@ -131,18 +131,21 @@ class _Pass:
         return [self.h[1:], *after]
 
     def _allocate_saved(self, *, save: bool) -> None:
-        """Memory for what each step leaves, or of one step where no backward pass follows."""
+        """Memory for what each step saves, or for one step where no backward pass follows."""
         weights, (_, dtype, sum_dtype) = self.weights, self.kernels.operands
         length, batch, d_state = self.sizes
 
         def empty(n: int, *shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            """Memory for n steps, or for one where nothing is saved."""
             return torch.empty((n if save else 1, *shape), dtype=dtype)
 
         updates = len(self._update_steps())
         self.saved = {
             "gain": weights.gain.to(sum_dtype),
             "bias": weights.bias.to(sum_dtype),
-            "entry": None if weights.entry is None else weights.entry.to(sum_dtype),
+            "summary_scale": None
+            if weights.summary_scale is None
+            else weights.summary_scale.to(sum_dtype),
             "drive_bias": None if weights.drive_bias is None else weights.drive_bias.to(sum_dtype),
             "x_hat": empty(length, batch, d_state),
             "rstd": empty(length, batch, weights.n_heads, dtype=sum_dtype),
@@ -169,7 +172,9 @@ class _Pass:
             "main": before[0],
             "d_h": grad_h.to(dtype).contiguous(),
             "d_pre": torch.empty(self.sizes, dtype=dtype),
-            **_empty_like(self.saved, d_gain="gain", d_bias="bias", d_entry="entry", d_y="y"),
+            **_empty_like(
+                self.saved, d_gain="gain", d_bias="bias", d_summary_scale="summary_scale", d_y="y"
+            ),
             **_empty_like(self.saved, d_drive_bias="drive_bias"),
         }
         names = {"d_value": "old_value", "d_pre": "normed", "d_gain": "gain", "d_bias": "bias"}
@@ -201,7 +206,7 @@ class _Pass:
         self.kernels.fill(arguments, matrices | self.saved | main)
         if self.starts is not None:
             arguments.starts = self.kernels.library.pointer(self.starts)
-        packed = []  # alive until the pass is done
+        packed = []  # kept alive until the pass is done
         for struct, summary, given, saved in zip(
             arguments.summaries, self.summaries, of_summaries, self.saved_of_summaries, strict=True
         ):
@@ -218,7 +223,7 @@ class _Pass:
         return [t for t in steps if any((self.position + t + 1) % n == 0 for n in intervals)]
 
     def _main_grads(self, grads: _Tensors) -> list[Tensor | None]:
-        """Of state controller, gain, bias, output shaper, entry and the drive's bias."""
+        """Of state controller, gain, bias, output shaper, summary_scale and the drive's bias."""
         weights, d_pre = self.weights, cast(Tensor, grads["d_pre"])
         if self.starts is not None:  # h before a document's start was not read
             d_pre = d_pre.masked_fill(self.starts.bool().unsqueeze(2), 0)
@@ -230,7 +235,14 @@ class _Pass:
             d_y = cast(Tensor, grads["d_y"]).flatten(0, 1)
             d_shaper = weight_grad(h_TBS, d_y, weights.output_shaper)
         d_gain, d_bias = grads["d_gain"], grads["d_bias"]
-        return [d_controller, d_gain, d_bias, d_shaper, grads["d_entry"], grads["d_drive_bias"]]
+        return [
+            d_controller,
+            d_gain,
+            d_bias,
+            d_shaper,
+            grads["d_summary_scale"],
+            grads["d_drive_bias"],
+        ]
 
     def _summary_grads(self, grads_of: list[_Tensors]) -> list[Tensor | None]:
         grads: list[Tensor | None] = []
@@ -287,7 +299,7 @@ def weight_grad(x_NS: Tensor, grad_NS: Tensor, like: Tensor) -> Tensor:
 
 
 class _Recurrence(torch.autograd.Function):
-    """The bridge to autograd: tensors in, tensors out, and the pass kept between."""
+    """The bridge to autograd: tensors in, tensors out; the pass is kept in between."""
 
     @staticmethod
     def forward(
@@ -298,6 +310,7 @@ class _Recurrence(torch.autograd.Function):
         starts_TB: Tensor | None,
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
+        """Every h, then h, L and G after the last step."""
         drive, h0, local, glob, *weight_tensors = tensors
         ctx.run = _Pass(unflat(weight_tensors, weights), kernels, position, starts_TB)
         save = any(ctx.needs_input_grad)
@@ -307,6 +320,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        """Gradients of drive, h0, L0, G0 and every weight."""
         given = ctx.run.backward(grads[0], list(grads[1:]))
         return (None,) * 4 + tuple(
             grad if grad is None else grad.to(dtype)
@@ -324,8 +338,8 @@ def cpp(
 ) -> tuple[Tensor, State]:
     """As `reference`, in C++ compiled on this machine: one call forward, one call backward.
 
-    On a CPU only, and only where `library` finds it. With bfloat16 operands every h is bfloat16, as
-    the next matmul takes it; the state stays float32. Runs outside autocast.
+    On a CPU only, and only where `library` finds it. With bfloat16 operands every h is bfloat16,
+    the operand of the next matmul; the state stays float32. Runs outside autocast.
     """
     kernels, clock = _Kernels(_operands(drive_TBS, precision)), one_clock(state)
     with torch.autocast("cpu", enabled=False):

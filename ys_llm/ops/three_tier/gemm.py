@@ -15,13 +15,13 @@ class Gemm(NamedTuple):
 
     On a CPU in float32, large matrices are multiplied by oneDNN's kernel, called directly: exact
     float32, 1.4 to 2 times as fast as torch's default on AMD Zen 5. (torch's own switch for it is
-    global to the process and may also round operands to bfloat16; it is not touched here.)
+    global to the process and may also round operands to bfloat16; it stays as it is.)
     """
 
     precision: Precision
 
     def operand(self, matrix: Tensor) -> Tensor:
-        """A weight in the form in which the loop multiplies by it; made once per pass."""
+        """A weight in the form in which the loop multiplies by it; computed once per pass."""
         return matrix.bfloat16() if self._casts(matrix) else matrix
 
     def matmul(self, x: Tensor, operand: Tensor) -> Tensor:

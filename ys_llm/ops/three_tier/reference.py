@@ -1,6 +1,6 @@
 """The three-tier recurrence as its equation, step by step: what every backend is tested against.
 
-    h_t = LN(h_{t-1} state_controller + drive_t + drive_bias + entry * (L + G))
+    h_t = LN(h_{t-1} state_controller + drive_t + drive_bias + summary_scale * (L + G))
     y_t = h_t output_shaper                                  (y_t = h_t without an output shaper)
     if t mod E_G == E_G - 1:  G <- LN(G A_G + y_t B_G) C_G   A, B, C of the global summary
     if t mod E_L == E_L - 1:  L <- LN(L A_L + y_t B_L) C_L   A, B, C of the local summary
@@ -10,7 +10,7 @@ its statistics over each head. Where `starts_TB` marks the first token of a docu
 0 before it; the clock t continues. LN makes the recurrence non-linear in h, so it is sequential in
 time.
 
-Source: Hyrkas, "Why Snakes" v0.3 (2024). The drive, x_t in_proj, is formed by the mixer.
+Source: Hyrkas, "Why Snakes" v0.3 (2024). The mixer computes the drive, x_t in_proj.
 """
 
 from typing import cast
@@ -43,7 +43,11 @@ def reference(
             keep_B1 = (~starts_TB[step]).unsqueeze(1).to(h.dtype)
             h, local, glob = h * keep_B1, local * keep_B1, glob * keep_B1
         pre = _matmul(h, weights.state_controller, precision) + drive_BS
-        pre = pre + (local + glob if weights.entry is None else weights.entry * (local + glob))
+        pre = pre + (
+            local + glob
+            if weights.summary_scale is None
+            else weights.summary_scale * (local + glob)
+        )
         pre = pre if weights.drive_bias is None else pre + weights.drive_bias
         h = _layer_norm(pre, weights.gain, weights.bias, n_heads)
         y = h if weights.output_shaper is None else _matmul(h, weights.output_shaper, precision)

@@ -1,4 +1,4 @@
-"""The backends of the three-tier recurrence, which of them run here, and which one `auto` takes."""
+"""The backends of the three-tier recurrence: which run here, and which one `auto` chooses."""
 
 import statistics
 import time
@@ -42,7 +42,7 @@ class Choice(NamedTuple):
 
 
 def missing_requirement(name: str, device_type: str = "") -> tuple[str, str] | None:
-    """What a backend needs and this machine lacks, and what to do about it; None: nothing.
+    """What a backend needs and this machine lacks, and what to do about it; None if it can run.
 
     `device_type`: where its tensors will be; by default the best device for this backend.
     """
@@ -56,19 +56,19 @@ def missing_requirement(name: str, device_type: str = "") -> tuple[str, str] | N
     if name == "triton" and find_spec("triton") is None:
         return "Triton is not installed", "Install it: pip install triton (Linux)"
     if name == "triton" and torch.cuda.get_device_capability() < (8, 0):
-        return "it needs a device of compute capability 8.0", "Take cuda_graph"
+        return "it needs a device of compute capability 8.0", "Use cuda_graph"
     return None
 
 
 def is_available(name: str, device_type: str = "") -> bool:
     """Whether this backend can run here; `device_type` as in `missing_requirement`."""
-    if name == "cpp" and library() is None:  # not asked why: that may compile
+    if name == "cpp" and library() is None:  # without the reason: finding it may compile
         return False
     return name in BACKENDS and missing_requirement(name, device_type) is None
 
 
 def default_backend(*, device_type: str, steps: int = FEWEST_STEPS) -> str:
-    """What `auto` takes without timing anything, for passes of so many steps."""
+    """What `auto` chooses without timing anything, for passes of this many steps."""
     return "cpp" if steps >= FEWEST_STEPS and is_available("cpp", device_type) else "windowed"
 
 
@@ -80,11 +80,11 @@ def select(
     previous: str = "",
     timed: bool = True,
 ) -> Choice:
-    """The backend that `auto` takes on this machine.
+    """The backend that `auto` chooses on this machine.
 
     `previous`, the backend that a run has used so far, stays where it can run, so that the run
-    continues with the same rounding. Otherwise the compiled code is taken where it is accurate and
-    not clearly slower; `timed=False` asks for accuracy alone, so that the choice is deterministic.
+    continues with the same rounding. Otherwise the compiled code is chosen where it is accurate and
+    not clearly slower; `timed=False` checks accuracy alone, so that the choice is deterministic.
     """
     device_type = weights.gain.device.type
     if is_available(previous, device_type):
@@ -124,7 +124,7 @@ def _probe(weights: Weights, batch_size: int, precision: Precision, *, rounds: i
 def _forward_backward(
     name: str, drive_TBS: Tensor, weights: Weights, precision: Precision
 ) -> list[Tensor]:
-    """Every h, and the gradient of the drive; those of the weights are computed and dropped."""
+    """Every h, and the gradient of the drive; those of the weights are computed and discarded."""
     zeros = torch.zeros_like(drive_TBS[0])
     state = State(zeros, zeros, zeros)
     with torch.enable_grad():

@@ -27,14 +27,14 @@ class Summary(NamedTuple):
 class Weights(NamedTuple):
     """Weights of the recurrence. state_controller is S x S, or H x P x P for H heads of width P.
 
-    gain, bias, entry (the scale of L + G) and drive_bias have one number per channel.
+    gain, bias, summary_scale (of L + G) and drive_bias have one number per channel.
     """
 
     state_controller: Tensor
     gain: Tensor
     bias: Tensor
     output_shaper: Tensor | None = None
-    entry: Tensor | None = None
+    summary_scale: Tensor | None = None
     drive_bias: Tensor | None = None
     local_summary: Summary | None = None
     global_summary: Summary | None = None
@@ -69,7 +69,7 @@ def one_clock(state: State) -> int:
 
 
 def flat(weights: Weights) -> list[Tensor | None]:
-    """All tensors of the weights in one list, as autograd takes them."""
+    """All tensors of the weights in one list, as autograd expects them."""
     tensors: list[Any] = list(weights[:_MAIN_TENSORS])
     for summary in weights.summaries:
         tensors += [None] * _SUMMARY_TENSORS if summary is None else summary[:_SUMMARY_TENSORS]

@@ -1,6 +1,6 @@
 """The steps inside a window of the recurrence, and their backward pass, by torch's operators.
 
-A step is one matmul and one LayerNorm over each head; see `windowed.py` for what lies around it.
+A step is one matmul and one LayerNorm over each head; see `windowed.py` for the rest.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ def find_resets(starts_TB: Tensor | None, dtype: torch.dtype) -> Resets:
 
 
 class StepTrail(NamedTuple):
-    """What the steps of a window leave for the backward pass, by step."""
+    """What the steps of a window save for the backward pass, by step."""
 
     pre_WBS: Tensor
     mean: Tensor

@@ -48,10 +48,11 @@ def windowed(
     """As `reference`.
 
     On a CPU matmuls inside the loop are float32 whatever the precision, because a bfloat16 matmul
-    there rounds its sum as well; elsewhere their operands are bfloat16 where that is asked for.
+    there rounds its sum as well; elsewhere their operands are bfloat16 if `precision` is "bf16".
     """
 
     def begin(own: Weights, starts_TB: Tensor | None) -> "WindowedPass":
+        """The pass over these weights."""
         resets = find_resets(starts_TB, own.gain.dtype)
         steps = TorchSteps(own, Gemm(precision))
         return WindowedPass(own, Gemm(precision), one_clock(state), resets, steps)
@@ -60,7 +61,7 @@ def windowed(
 
 
 class _Update(NamedTuple):
-    """What one update of a summary leaves for its backward pass."""
+    """What one update of a summary saves for its backward pass."""
 
     old: Tensor
     y: Tensor
@@ -97,7 +98,7 @@ class _SummaryTier:
     def update_backward(
         self, d_new: Tensor, update: _Update
     ) -> tuple[Tensor, Tensor, _UpdateGrads]:
-        """Gradients of the old summary and of y, and those that the weights' are formed from."""
+        """Gradients of the old summary and of y, and those needed for the weights' gradients."""
         controller, influencer, shaper = self.operands
         d_normed = self.gemm.matmul(d_new, transposed(shaper))
         d_pre = self.norm.backward(d_normed, update.pre, update.mean, update.rstd)
@@ -124,7 +125,7 @@ class _SummaryTier:
 
 @dataclass
 class _Window:
-    """One window of a pass: steps begin to end, and what they leave for the backward pass."""
+    """One window of a pass: steps begin to end, and what they save for the backward pass."""
 
     begin: int
     end: int
@@ -136,7 +137,7 @@ class _Window:
 
 @dataclass(frozen=True)
 class _Saved:
-    """What the forward pass leaves for the backward pass."""
+    """What the forward pass saves for the backward pass."""
 
     h0: Tensor
     pre: Tensor
@@ -196,9 +197,9 @@ class WindowedPass:
         return [(b, e, due[e - 1]) for b, e in zip([0, *ends[:-1]], ends, strict=True)]
 
     def _addend(self, summary_sum: Tensor, reset_mask: Tensor | None) -> Tensor:
-        """drive_bias + entry * (L + G) for a window; L + G is 0 once a document has started."""
-        entry, drive_bias = self.weights.entry, self.weights.drive_bias
-        addend = summary_sum if entry is None else entry * summary_sum
+        """drive_bias + summary_scale * (L + G) of a window; L + G is 0 once a document starts."""
+        summary_scale, drive_bias = self.weights.summary_scale, self.weights.drive_bias
+        addend = summary_sum if summary_scale is None else summary_scale * summary_sum
         addend = addend if reset_mask is None else reset_mask * addend
         return addend if drive_bias is None else addend + drive_bias
 
@@ -224,8 +225,8 @@ class WindowedPass:
             torch.empty_like(self._saved.pre),
             list(grad_summaries),
         )
-        entry, drive_bias = self.weights.entry, self.weights.drive_bias
-        d_entry = None if entry is None else torch.zeros_like(entry)
+        summary_scale, drive_bias = self.weights.summary_scale, self.weights.drive_bias
+        d_summary_scale = None if summary_scale is None else torch.zeros_like(summary_scale)
         after = torch.zeros_like(self._saved.h0)
         for window in reversed(self._saved.windows):
             begin, end = window.begin, window.end
@@ -234,10 +235,10 @@ class WindowedPass:
             d_pre = self.steps.backward(grads.h[begin:end], after, window.trail, resets)
             grads.pre[begin:end] = d_pre
             after = resets.masked(0, d_pre[0])
-            self._addend_backward(window, d_pre, grads, d_entry)
+            self._addend_backward(window, d_pre, grads, d_summary_scale)
         d_h0 = self.gemm.matmul(after, transposed(self.gemm.operand(self.weights.state_controller)))
         d_drive_bias = None if drive_bias is None else grads.pre.sum((0, 1))
-        main = [*self._main_grads(h, grads), d_entry, d_drive_bias]
+        main = [*self._main_grads(h, grads), d_summary_scale, d_drive_bias]
         return [grads.pre, d_h0, *grads.summaries, *main, *self._tier_grads(grads)]
 
     def _updates_backward(self, window: _Window, grads: "_Grads") -> None:
@@ -255,17 +256,17 @@ class WindowedPass:
             grads.h[window.end - 1] += d_h
 
     def _addend_backward(
-        self, window: _Window, d_pre: Tensor, grads: "_Grads", d_entry: Tensor | None
+        self, window: _Window, d_pre: Tensor, grads: "_Grads", d_summary_scale: Tensor | None
     ) -> None:
-        """Through what L and G add to the steps of a window; `d_entry` is added to in place."""
-        mask, entry = window.reset_mask, self.weights.entry
+        """Through what L and G add to the steps of a window; adds to `d_summary_scale` in place."""
+        mask, summary_scale = window.reset_mask, self.weights.summary_scale
         if mask is not None:
             grads.summaries = [grad * mask[-1] for grad in grads.summaries]
             d_pre = d_pre * mask
         d_sum = d_pre.sum(0)
-        if d_entry is not None and entry is not None:
-            d_entry += (d_sum * window.summary_sum).sum(0)
-            d_sum = d_sum * entry
+        if d_summary_scale is not None and summary_scale is not None:
+            d_summary_scale += (d_sum * window.summary_sum).sum(0)
+            d_sum = d_sum * summary_scale
         grads.summaries = [grad + d_sum for grad in grads.summaries]
 
     def _main_grads(self, h: Tensor, grads: "_Grads") -> list[Tensor | None]:
@@ -321,6 +322,7 @@ class _Recurrence(torch.autograd.Function):
     def forward(
         ctx: Any, begin: Begin, like: Weights, starts_TB: Tensor | None, *tensors: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """Every h, and L and G after the last step."""
         drive, h0, local, glob, *weights = tensors
         ctx.run = begin(unflat(weights, like), starts_TB)
         h_TBS, summaries = ctx.run.forward(drive, h0, [local, glob])
@@ -329,6 +331,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        """Gradients of drive, h0, L0, G0 and every weight."""
         grad_h, grad_local, grad_global = grads
         (h_TBS,) = ctx.saved_tensors
         with torch.autocast(h_TBS.device.type, enabled=False):
@@ -338,7 +341,7 @@ class _Recurrence(torch.autograd.Function):
 def run_pass(
     begin: Begin, drive_TBS: Tensor, weights: Weights, state: State, starts_TB: Tensor | None
 ) -> tuple[Tensor, State]:
-    """The recurrence by the pass that `begin` makes; outside autocast, which would cast again."""
+    """The recurrence by the pass that `begin` returns; outside autocast, which would cast again."""
     with torch.autocast(drive_TBS.device.type, enabled=False):
         h_TBS, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
             begin, weights, starts_TB, drive_TBS.to(weights.gain.dtype), *state[:3], *flat(weights)

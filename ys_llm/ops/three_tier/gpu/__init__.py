@@ -1,1 +1,1 @@
-"""Experimental CUDA backends of the recurrence: no GPU has run them yet, and `auto` takes none."""
+"""Experimental CUDA backends of the recurrence: not yet run on a GPU, and never `auto`."""

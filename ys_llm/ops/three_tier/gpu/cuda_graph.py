@@ -38,7 +38,7 @@ def record_cuda(functions: list[Callable[[], None]]) -> list[Replay]:
     """Capture these functions, in the order in which they will be replayed, in one memory pool.
 
     Each runs once first, so that kernels are compiled and libraries initialised outside the
-    capture. Other threads may use the device meanwhile (`thread_local`). Garbage collection is off:
+    capture. Other threads may use the device during it (`thread_local`). Garbage collection is off:
     it could unload a kernel, which a capture forbids.
     """
     stream = torch.cuda.Stream()
@@ -127,7 +127,7 @@ class Lease:
 
 
 class Graphs:
-    """The captures of one device: lends them and takes them back."""
+    """The captures of one device, which it leases to passes."""
 
     def __init__(self, record: Record = record_cuda, most: int = MOST_CAPTURES) -> None:
         self.record, self.most = record, most

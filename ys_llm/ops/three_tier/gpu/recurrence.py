@@ -51,7 +51,7 @@ def triton(
 
 
 def resets_everywhere(starts_TB: Tensor | None, dtype: torch.dtype) -> Resets:
-    """Masks at every step: to ask which steps have a start would wait for the device."""
+    """Masks at every step: finding the steps with a start would wait for the device."""
     if starts_TB is None:
         return Resets(None, [])
     return Resets((~starts_TB).to(dtype).contiguous(), [True] * len(starts_TB))

@@ -1,8 +1,8 @@
 """Experimental, Triton: steps for wide heads, the columns of one head over many programs.
 
 LN needs statistics over columns that other programs compute. *Deferred* LN: each program publishes
-its tile of what is to be normalised, with the tile's share of the statistics, and whoever reads it
-next normalises it itself. So one wait a step is enough: for the programs of the same head and rows.
+its tile before normalisation, with the tile's share of the statistics, and each program that reads
+the tile normalises it. So one wait a step is enough: for the programs of the same head and rows.
 Forward, tile i of n_i columns having the mean m_i:
 
     published = pre - m_i        shares m_i and q_i = sum((pre - m_i)^2)
@@ -14,9 +14,9 @@ Backward, with d = dh gain, the tile's mean of d being m_i:
     published = d - m_i and x_hat                 shares m_i and q_i = sum(d x_hat)
     dpre = (published + m_i - mean - x_hat sum(q_i) / P) rstd
 
-What is published has the operands' dtype, and is rounded to it only after its tile's mean was taken
-away: a mean far above the spread costs no digits. Two slots take turns, so that a program may be
-one step ahead of the slowest reader, which the wait allows and no more.
+Published tiles have the operands' dtype, and are rounded to it only after their mean has been
+subtracted: a mean far above the spread costs no digits. Two slots alternate, because the wait
+lets a program be one step ahead of the slowest reader, and no more.
 
 A launch takes all steps of a window, with a barrier between them: all programs must be resident at
 once, which a cooperative launch ensures. Or it takes one step, and its end is the barrier: for more
@@ -35,7 +35,7 @@ EPS = tl.constexpr(tiers.EPS)
 
 @triton.jit
 def _wait(counter, TILES: tl.constexpr):
-    """Return once all programs of the group have come: the top bit flips with the last of them.
+    """Return once all programs of the group have arrived: the top bit flips with the last of them.
 
     Their stores before it are seen by loads after it that go through L2.
     """
@@ -54,7 +54,7 @@ def _place(batch_size, WIDTH: tl.constexpr, N_HEADS: tl.constexpr, ROWS: tl.cons
            COLUMNS: tl.constexpr):  # fmt: skip
     """This program's rows, head, columns within the head, and its tile's number among all heads'.
 
-    Programs of the same rows and head are neighbours: a group, which waits for itself alone.
+    Programs of the same rows and head are neighbours and form a group; groups are independent.
     """
     TILES: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     group, tile = tl.program_id(0) // TILES, tl.program_id(0) % TILES

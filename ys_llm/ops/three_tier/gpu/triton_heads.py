@@ -5,8 +5,8 @@ over the steps of a window: matmul, LayerNorm, store; h never leaves it. LN take
 over a head, so programs are independent. Imported only where a kernel is about to run.
 
 Operands have the controller's dtype; sums, statistics and all that is stored have that of `pre`.
-Shapes as in `window_steps.py`, H heads of width P, what lies past P or the batch is
-masked away.
+Shapes as in `window_steps.py`, H heads of width P, columns past P and rows past
+the batch are masked.
 """
 
 import triton
@@ -21,7 +21,7 @@ EPS = tl.constexpr(tiers.EPS)
 def matmul(x, matrix, WIDEN: tl.constexpr):
     """x @ matrix with x rounded to the matrix's dtype; sums in float32, of float64 in float64.
 
-    WIDEN: of rounded values widened to float32, the same sum. For the interpreter, which takes
+    WIDEN: widen the rounded values to float32, for the same sum: Triton's interpreter mistakes
     bfloat16 for integers in tl.dot.
     """
     x = x.to(matrix.dtype)
@@ -32,7 +32,7 @@ def matmul(x, matrix, WIDEN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["steps"])
 def forward(
-    pre_TBS,  # in: the drive and what the summaries add; out: what the LayerNorm took
+    pre_TBS,  # in: the drive and what the summaries add; out: the LayerNorm's input
     h_TBS,
     mean_TBH,
     rstd_TBH,
@@ -66,7 +66,7 @@ def forward(
     wide, narrow = tl.zeros([], tl.int64), rows * n_heads + head
     for t in range(steps):
         addend = ahead
-        # Asked for one step early: memory answers while this step's matmul runs.
+        # Loaded one step early, so that the load overlaps with this step's matmul.
         on = tl.minimum(t + 1, steps - 1).to(tl.int64) * batch_size * state
         ahead = tl.load(pre_TBS + on + at, mask=here, other=0.0)
         if MASKED:
@@ -86,7 +86,7 @@ def forward(
 
 @triton.jit(do_not_specialize=["steps"])
 def backward(
-    d_h_TBS,  # in: the gradient from outside; out: the whole gradient of h
+    d_h_TBS,  # in: the gradient from outside; out: the full gradient of h
     d_pre_TBS,
     pre_TBS,
     mean_TBH,

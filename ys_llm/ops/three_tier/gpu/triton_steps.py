@@ -146,7 +146,7 @@ class DenseSteps:
         self, kernel: Any, steps: range, arguments: tuple[Any, ...], like_WBS: Tensor,
         keep_WB: Tensor | None,
     ) -> None:  # fmt: skip
-        """The kernel over these steps, in their order."""
+        """Run the kernel over these steps, in order."""
         operands, batch_size = self.operands, like_WBS.shape[1]
         tiling = self.tiling(batch_size)
         groups = operands.n_heads * _tiles(batch_size, tiling["ROWS"])

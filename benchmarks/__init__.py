@@ -1,1 +1,1 @@
-"""What `-m benchmarks` is made of."""
+"""The modules of `python -m benchmarks`."""

@@ -4,10 +4,10 @@ python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--rounds
 python -m benchmarks figure benchmarks/NAME.json
 python -m benchmarks table benchmarks/NAME.json
 
-Every figure is a ratio of times taken in interleaved rounds of one process, with its spread and its
-share of what this machine's large matmuls or memory can do. What differs from `reference` is not
-timed. Run nothing else meanwhile: another process on a core can make threads that wait for each
-other three times as slow.
+Every figure is a ratio of times measured in interleaved rounds of one process, with its spread and
+its share of the rate of this machine's large matmuls or memory. A backend that differs from
+`reference` is not timed. Run nothing else at the same time: another process on a core can make
+threads that wait for each other three times as slow.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ QUICK_TEXT_BYTES = 200_000  # of the corpus, enough for every section to run
 
 
 def main(words: Sequence[str]) -> int:
-    """Run the sections asked for; exit code 1 where a backend failed its test."""
+    """Run the requested sections; exit code 1 where a backend failed its test."""
     arguments = read_arguments(words)
     try:
         if arguments.sections[0] in ("figure", "table"):
@@ -105,7 +105,7 @@ def redraw(arguments: argparse.Namespace) -> int:
 
 
 def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
-    """All sections asked for, printed as they are measured, as one JSON object."""
+    """All requested sections, printed as they are measured, as one JSON object."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with_compiler = not arguments.without_compiler
@@ -136,7 +136,7 @@ def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
 def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
     """Compile all kernels first; returns backends that cannot run, and why.
 
-    Without a compiler, compiled kernels are looked for in an empty cache.
+    Without a compiler, the kernels' cache is an empty folder.
     """
     if not with_compiler:
         os.environ[CACHE_VARIABLE] = str(folder)
@@ -149,7 +149,7 @@ def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
 def sections(
     arguments: argparse.Namespace, left_out: dict[str, str], folder: Path
 ) -> Iterator[list[Group]]:
-    """The groups of each section asked for; the machine's own limits always come first."""
+    """The groups of each requested section; the machine's own limits always come first."""
     effort = Effort(arguments.rounds, arguments.quick)
     asked = set(SECTIONS if "all" in arguments.sections else arguments.sections)
     yield [machine.measure(effort)]
@@ -196,7 +196,7 @@ def show(groups: Sequence[Group]) -> None:
 
 
 def speed(group: Group, case: str, seconds: float) -> str:
-    """These seconds as a rate, if the group says what one run does."""
+    """These seconds as a rate, if the group gives the work of one run."""
     if case in group.facts.get("work", {}):
         return f"  {group.facts['work'][case] / seconds / 1e9:,.0f} G/s"
     tokens = group.facts.get("tokens")
@@ -216,6 +216,6 @@ def wrong(groups: Sequence[Group]) -> list[str]:
 
 
 def described(target: Target) -> dict[str, Any]:
-    """A target with what follows from its values."""
+    """A target with the figures derived from its values."""
     figure = target.figure if target.values else None
     return {**asdict(target), "figure": figure, "met": target.met}

@@ -14,8 +14,8 @@ from typing import Any
 
 WIDTH, LABEL, BAR, GAP, RIGHT = 860, 190, 15, 5, 130
 PANEL_TOP, PANEL_BOTTOM = 42, 26
-FARTHEST = 4.0  # times the longest bar; a limit beyond it is written, not drawn
-# Cases by the names that a reader knows, and whether they are ours.
+FARTHEST = 4.0  # times the longest bar; a limit beyond it is text, not a line
+# Cases with labels for readers, and whether they are ours.
 NAMES = {
     "reference fp32": ("literal loop, fp32", False),
     "nn.RNN": ("nn.RNN", False),
@@ -38,7 +38,7 @@ text { font: 13px system-ui, sans-serif; fill: #1f2328 }
 
 
 def svg(report: Mapping[str, Any]) -> str:
-    """The whole figure; a report without a layer gives one that says so."""
+    """The figure; a report without a layer gives one that says so."""
     groups = [group for group in report["groups"] if group["name"].startswith("layer ")]
     parts, top = [], 0.0
     for group in groups:

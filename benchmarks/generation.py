@@ -60,7 +60,7 @@ def random_model(*, quick: bool) -> Model:
 
 
 def save_run(run: Path, tokenizer: Tokenizer) -> None:
-    """A run folder for `ys run`, as training leaves it, with random weights."""
+    """A run folder for `ys run`, like that of a training run, with random weights."""
     torch.manual_seed(0)
     model = Model(TEN_MILLION, vocab_size=tokenizer.vocab_size)
     tokenizer.save(run / "tokenizer.json")
@@ -83,7 +83,7 @@ def _answer(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], o
 
 
 def _memory_of(n_bytes: int, effort: Effort) -> Group:
-    """Reading as many bytes as the weights are: a large cache may hold them."""
+    """Reading as many bytes as the weights have: a large cache may hold them."""
     vector = torch.ones(n_bytes // 4)
     seconds, _ = interleaved({"read as many bytes": lambda: vector.sum()}, rounds=effort.rounds)
     return Group("weights", seconds, {"bytes": n_bytes})

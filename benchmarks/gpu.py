@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu [--out FILE]`: is ys correct on this GPU, and how fast? Experimental.
 
 Within ten minutes: the tests that need a CUDA device, then each backend of the three-tier layer at
-the three target shapes, beside cuDNN's LSTM of the same width, and whole training steps. Times are
+the three target shapes, next to cuDNN's LSTM of the same width, and full training steps. Times are
 medians of interleaved rounds, forward and backward, bfloat16 operands; per step of the recurrence
 where a layer is timed.
 
@@ -70,7 +70,7 @@ def main(words: list[str]) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """All that a figure depends on besides the code's own choices."""
+    """Everything that a figure depends on besides the code's own choices."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
     )
@@ -89,7 +89,7 @@ def environment() -> dict[str, Any]:
 
 
 def triton_version() -> str:
-    """The installed Triton, as its package says."""
+    """The version of the installed Triton."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -146,7 +146,7 @@ def layer_group(number: int, rounds: int, wrong: list[str]) -> Group:
 
 
 def is_correct_in_time(name: str, number: int) -> bool:
-    """`is_correct` in a process of its own."""
+    """`is_correct` in a separate process."""
     command = [sys.executable, "-m", "benchmarks.gpu", "--check", name, str(number)]
     try:
         return subprocess.run(command, cwd=ROOT, timeout=CHECK_SECONDS).returncode == 0
@@ -168,7 +168,7 @@ def is_correct(name: str, shape: tuple[int, ...]) -> bool:
 
 
 def layer_results(name: str, shape: tuple[int, ...], precision: str) -> list[Tensor]:
-    """What the recurrence gives on 70 steps of the same random inputs."""
+    """The results of the recurrence on 70 steps of the same random inputs."""
     batch_size, _, d_model, d_state, heads = shape
     torch.manual_seed(0)
     mixer = Mixer(d_model, Options(d_state=d_state, n_heads=heads)).cuda()
@@ -221,7 +221,7 @@ def lstm_step(lstm: nn.LSTM, x_BTD: Tensor) -> Callable[[], None]:
 
 
 def training_group(rounds: int) -> Group:
-    """A whole step of the preset, its optimizer included: tokens/s = batch * steps / seconds."""
+    """A full step of the preset, its optimizer included: tokens/s = batch * steps / seconds."""
     config = load_config(ROOT / "configs" / "ys_v0_3.yaml").config
     batch_size, steps = 64, 512
     tokens_BT = torch.randint(4096, (batch_size, steps), device="cuda")

@@ -102,7 +102,7 @@ def _measure_shape(
 
 
 def default_case(shape: Shape) -> str:
-    """What `ys train` would take here: the backend and the dtype of `auto`."""
+    """What `ys train` would choose here: the backend and the dtype of `auto`."""
     dtype, _ = resolve_dtype(TrainConfig(), torch.device("cpu"))
     mixer = _mixer(shape, "auto")
     precision: Precision = "bf16" if dtype == "bf16" else "fp32"
@@ -154,7 +154,7 @@ def failure_of(name: str, dtype: str, *, n_heads: int) -> tuple[float, str]:
     try:
         exact = _error(name, "float64", n_heads)
         error = _error(name, dtype, n_heads)
-    except Exception as problem:  # a backend that cannot run here says so in its own way
+    except Exception as problem:  # a backend that cannot run here may raise anything
         return float("nan"), f"it does not run here: {problem}"
     allowed = TOLERANCES["bf16 in the loop" if dtype == "bf16" else "float32"]
     for found, limit, what in ((exact, TOLERANCES["float64"], "float64"), (error, allowed, dtype)):

@@ -1,4 +1,4 @@
-"""What this machine can do at its best: large matmuls of each dtype, and reading memory."""
+"""The peak rates of this machine: large matmuls of each dtype, and reading memory."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def rate(machine: Group, case: str) -> float:
 
 
 def environment(command: str, *, with_compiler: bool) -> dict[str, Any]:
-    """All that a figure depends on besides the code's own choices."""
+    """Everything that a figure depends on besides the code's own choices."""
     here = inspect_machine()
     return {
         "command": command,

@@ -1,4 +1,4 @@
-"""Times of several cases taken in turns, so that what else the machine does meets all alike."""
+"""Times of several cases in interleaved rounds, so that other load affects all cases alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured together: seconds of every round for each case, and what one run does."""
+    """Cases measured together: seconds of every round for each, and facts about one run."""
 
     name: str
     seconds: dict[str, list[float]]
@@ -23,7 +23,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Effort:
-    """How much to measure; `quick` takes small shapes, to see that everything runs."""
+    """How much to measure; `quick` uses small shapes, to see that everything runs."""
 
     rounds: int
     quick: bool

@@ -28,7 +28,7 @@ def read_split(corpus: Path) -> Split:
 
 
 def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) -> list[Group]:
-    """Encoding the training documents as on the first start; all up to the first step on others."""
+    """Encoding the training documents as on the first start; later starts up to the first step."""
     overrides = [f"data.path={corpus}", *(["tokenizer.vocab_size=300"] if effort.quick else [])]
     config = load_config(ROOT / "configs/default.yaml", overrides=overrides).config
     run, _ = build(config, folder, split, cache=folder / "cache")
@@ -37,7 +37,7 @@ def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) ->
     seconds: dict[str, list[float]] = {"encoding": [], "second start": []}
     for number in range(effort.rounds):
         aside = folder / f"encoded-{number}"
-        fresh = Tokenizer.load(folder / "tokenizer.json")  # it has met no piece yet
+        fresh = Tokenizer.load(folder / "tokenizer.json")  # its cache of pieces is empty
 
         def encode(aside: Path = aside, fresh: Tokenizer = fresh) -> object:
             return load_or_tokenize(split.training, fresh, cache_dir=aside, label="training")

@@ -1,6 +1,6 @@
 """The targets: ratios of raw times of the same round, with their spread and share of the limit.
 
-All is computed from the groups alone, so that a saved file can be judged again.
+Everything is computed from the groups alone, so that a saved file can be judged again.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Target:
 
 
 def judge(groups: Sequence[Group], *, with_compiler: bool) -> list[Target]:
-    """Every target that these groups can answer."""
+    """Every target that these groups have measured."""
     found = {group.name: group for group in groups}
     targets: list[Target] = []
     for group in groups:
@@ -202,12 +202,12 @@ def table(targets: Sequence[Target]) -> str:
     """The targets as rows of a Markdown table."""
     rows = ["| what | measured | rounds | target |", "| --- | --- | --- | --- |"]
     for target in targets:
-        asked = f"{'at most' if target.at_most else 'at least'} {target.target:g}"
+        goal = f"{'at most' if target.at_most else 'at least'} {target.target:g}"
         verdict = "" if target.met else ", not met"
         spread = "-"
         if target.values:
             spread = f"{min(target.values):.3g} to {max(target.values):.3g}"
         rows.append(
-            f"| {target.what} | {target.figure:.3g} {target.unit} | {spread} | {asked}{verdict} |"
+            f"| {target.what} | {target.figure:.3g} {target.unit} | {spread} | {goal}{verdict} |"
         )
     return "\n".join(rows)

@@ -1,4 +1,4 @@
-"""Whole training steps: the default model and the Llama block, and what a step is made of."""
+"""Full training steps: the default model and the Llama block, and the parts of a step."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _tokens(run: Run) -> int:
 
 
 def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
-    """One turn of the training loop: forward and backward, clip, optimizer step, row of metrics."""
+    """One iteration of training: forward and backward, clip, optimizer step, row of metrics."""
     state, display = TrainState(), Progress(begin=0, total=run.total_steps)
 
     def step() -> None:
@@ -107,7 +107,7 @@ def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
 
 
 def _parts(run: Run, seq_len: int, effort: Effort, folder: Path) -> Group:
-    """Seconds of forward, backward (with clipping) and optimizer inside whole steps."""
+    """Seconds of forward, backward (with clipping) and optimizer inside full steps."""
     seconds: dict[str, list[float]] = {"step": [], **{part: [] for part in PARTS}}
     with closing(Metrics(folder / "metrics.jsonl", keep_to_step=0)) as metrics:
         step = _step(run, metrics)

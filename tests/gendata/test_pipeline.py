@@ -434,7 +434,7 @@ def test_a_model_without_usable_answers_ends_the_run(
         for sent in entry["provenance"]["requests"]
     ]
     assert len(set(seeds)) == len(seeds), "a retry has new seeds"
-    assert fill(plan, out).asked_now == 0, "what was retried is not asked for again"
+    assert fill(plan, out).from_model_now == 0, "what was retried is not asked for again"
 
 
 def test_a_short_plan_of_which_nothing_was_accepted_fails_too(kinds: Path, tmp_path: Path) -> None:
@@ -491,9 +491,9 @@ def test_a_finished_plan_does_nothing_and_says_so(
     result = fill(make_plan(kinds), whole.out)
     assert "Nothing to do." in str(result) and "complete" not in str(result)
     assert "1 items dropped" in str(result) and "--retry-dropped" in str(result)
-    assert (result.asked_now, result.written, result.removed) == (0, (), ())
+    assert (result.from_model_now, result.written, result.removed) == (0, (), ())
     assert result.decided_now == ALL_SPELLINGS, "a program makes its records again"
-    now = {"asked_now": 0, "decided_now": 0, "written": ()}
+    now = {"from_model_now": 0, "decided_now": 0, "written": ()}
     assert replace(result, **now) == replace(whole.result, **now)
     assert {path: path.stat().st_mtime_ns for path in whole.out.iterdir()} == stamps
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class LowRankLinear(nn.Module):
-    """A linear layer with a low-rank adapter beside it, in the way of peft: y = W x + B A x.
+    """A linear layer with a parallel low-rank adapter, as in peft: y = W x + B A x.
 
     It takes the place of the layer, and its `weight` is that of the layer, without the adapter.
     """
@@ -53,7 +53,7 @@ def add_adapters(module: nn.Module) -> dict[str, LowRankLinear]:
 
 @torch.no_grad()
 def merge_adapters(module: nn.Module) -> None:
-    """Put a plain nn.Linear with the merged weight in the place of every adapter."""
+    """Replace every adapter by a plain nn.Linear with the merged weight."""
     for name, child in list(module.named_modules()):
         if isinstance(child, LowRankLinear):
             parent, _, own = name.rpartition(".")

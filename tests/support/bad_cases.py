@@ -84,7 +84,7 @@ def check(case: Case, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def exit_code(*words: str) -> int:
-    """What the shell would see."""
+    """The exit code that a shell would see."""
     try:
         return main(words)
     except SystemExit as leaving:
@@ -93,7 +93,7 @@ def exit_code(*words: str) -> int:
 
 
 def everything(*, except_for: str = "") -> Mapping[str, object]:
-    """Each name below the current folder with what it holds; links are not followed."""
+    """Each path below the current folder with its content; links are not followed."""
     found: dict[str, object] = {}
     for folder, folders, names in os.walk("."):
         if except_for and Path(folder) == Path(except_for):
@@ -133,7 +133,7 @@ def no_longer_than(seconds: int) -> Iterator[None]:
 
 @contextmanager
 def without_rights() -> Iterator[None]:
-    """Be somebody whom permissions bind, also where the tests run as root."""
+    """Drop the rights of root, if the tests run as root, so that permissions apply."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,7 +1,7 @@
 """`ys` in forked children: each command in a process of its own that may be killed, in 30 ms.
 
 A server imports torch and the package once, trains nothing and starts no thread, and forks a child
-per command. It speaks lines of JSON: for a job it answers the child's process id, for a process id
+per command. It speaks lines of JSON: for a job it returns the child's process id, for a process id
 how that child ended.
 """
 
@@ -221,10 +221,10 @@ def _command(job: Job) -> int:
 
 
 def until(condition: Any, *, seconds: float = HANG_SECONDS) -> None:
-    """Wait until `condition()` holds; fails if it never does."""
+    """Wait until `condition()` is true; fails if it never is."""
     ends = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < ends, "the condition never held"
+        assert time.monotonic() < ends, "the condition never became true"
         time.sleep(0.002)
 
 

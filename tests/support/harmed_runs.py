@@ -72,7 +72,7 @@ class Uninterrupted:
 
 
 class Runs:
-    """Uninterrupted runs of each configuration, made when they are asked for."""
+    """Uninterrupted runs of each configuration, made on first use."""
 
     def __init__(self, base: Path, forks: ForkServer) -> None:
         self.base, self.forks = base, forks
@@ -148,7 +148,7 @@ class HarmedRun:
     def assert_as_uninterrupted(self, **how: bool) -> None:
         other = self.whole
         if (chosen := chosen_compute(self.run)) != chosen_compute(other.run):
-            # Killed before its first checkpoint, it chose anew, by a measurement: compare with a
+            # Killed before its first checkpoint, it chose again, by a measurement: compare with a
             # run that was given this choice.
             other = self.runs.run(self.name, compute=chosen)
             how["same_config"] = False
@@ -187,7 +187,7 @@ def rollbacks_of(run: Path) -> Any:
 
 
 def moment_of(operation: tuple[str, ...]) -> str:
-    """The part of a training that this operation belongs to."""
+    """The part of the training run that this operation belongs to."""
     name, path, target = (*operation, "", "")[:3]
     if name == "step":
         return "between the steps"
@@ -203,7 +203,7 @@ def moment_of(operation: tuple[str, ...]) -> str:
 
 
 def points(whole: Uninterrupted, *, seed: str, count: int) -> list[int]:
-    """Numbers of operations, as many from each part of a training."""
+    """Numbers of operations, equally many from each part of the run."""
     draw, parts = random.Random(seed), defaultdict(list)
     for number, operation in enumerate(whole.operations):
         parts[moment_of(operation)].append(number)

@@ -113,5 +113,5 @@ class Mixer(nn.Module):
         return self.backend, "the only one"
 
     def decode_spec(self) -> None:
-        """None: torch takes the tokens."""
+        """None: torch decodes this mixer."""
         return None

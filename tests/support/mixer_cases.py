@@ -41,7 +41,7 @@ every_mixer = pytest.mark.parametrize("case", [*cases()])
 def run(
     mixer: Any, x_BTD: Tensor, state: Any = None, starts_BT: Tensor | None = None, position: int = 0
 ) -> tuple[Tensor, Any]:
-    """One pass from this state, or from the first one, of rows that are all at one clock."""
+    """One pass from this state, or from the initial one; all rows share one clock."""
     state = mixer.init_state(len(x_BTD)) if state is None else state
     output: tuple[Tensor, Any] = mixer(x_BTD, state, starts_BT, torch.full((len(x_BTD),), position))
     return output

@@ -196,7 +196,7 @@ class Fault:
 
 
 def install(fault: Fault) -> None:
-    """Let it happen in this process, which has been forked for it."""
+    """Arm the fault in this process, which has been forked for it."""
     from torch.optim.optimizer import register_optimizer_step_pre_hook
 
     below = Path(fault.below)
@@ -207,7 +207,7 @@ def install(fault: Fault) -> None:
 
 
 class _Strike:
-    """A listener that counts the calls and lets the fault happen when its time has come."""
+    """A listener that counts the calls and triggers the fault at its number."""
 
     def __init__(self, fault: Fault, disk: DurableDisk | None) -> None:
         self._fault, self._disk, self._count = fault, disk, 0

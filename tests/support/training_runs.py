@@ -1,4 +1,4 @@
-"""The small run that the tests of training share: settings, text, and how runs are compared.
+"""The small run that the training tests share: settings, text, and the comparison of runs.
 
 Settings are written as on the command line. The rate is constant (`constant_sqrt_cooldown` without
 a cool-down), so that a run may be given more steps and still be the run it was.

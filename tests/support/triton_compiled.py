@@ -1,7 +1,7 @@
 """The Triton kernels compiled for an H100 (sm_90), with the tilings that shapes get there.
 
-Needs no GPU: Triton contains the assembler. Run by `test_triton.py` in a process of its own, with a
-cache of its own. A kernel that spills registers to memory fails here instead of running slowly.
+Needs no GPU: Triton contains the assembler. `test_triton.py` runs this in a process with a cache of
+its own. A kernel that spills registers to memory fails here instead of running slowly.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ class StrictReader:
     def _wrong(self, kind: Any, value: Any, path: str, hint: str = "") -> None:
         quote = isinstance(value, int | float) and kind is str
         hint = hint or (". Put it in quotes to make it text." if quote else "")
-        subject = path or "the whole"
+        subject = path or "the content"
         self._report(path, f"{subject} must be {_expected(kind)}, found {_shown(value)}{hint}")
 
     def _report(self, path: str, message: str) -> None:

@@ -179,7 +179,7 @@ struct ys_decode_model {
   double rms_eps;
 };
 
-// The number of a mixer's decode step in ys_layer.mixer_kind; -1: no step has this name.
+// The number of a mixer's decode step, for mixer_kind; -1: no step has this name.
 int64_t ys_mixer_kind(const char* name);
 // Numbers in the state of one sequence in this layer.
 int64_t ys_mixer_state_size(int64_t kind, const void* mixer);

@@ -259,8 +259,8 @@ def _decoded_wide(data: bytes) -> Iterator[bool]:
 def _is_damaged_utf8(data: bytes) -> bool:
     text = data.decode("utf-8", "replace")
     broken = text.count("\ufffd")
-    whole = sum(char > "\x7f" for char in text) - broken
-    return whole > 3 * broken
+    intact = sum(char > "\x7f" for char in text) - broken
+    return intact > 3 * broken
 
 
 def _decoded(encoding: _Encoding, sample: bytes) -> Iterator[str]:

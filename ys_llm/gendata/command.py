@@ -28,7 +28,7 @@ _SHOWN_FINDINGS = 10
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to generate, as typed; empty or None is what was not given.
+    """What to generate, as typed; arguments that were not given are empty or None.
 
     No kinds means all that programs make.
     """
@@ -154,7 +154,7 @@ def _connect(host: str) -> "Ollama":
 
 
 def make(request: GenerateRequest) -> int:
-    """Make what is missing; the exit code.
+    """Generate the missing records; the exit code.
 
     Raises UserError, after everything is written: the failure of the back end, or what to type to
     resume after a stop (exit code 128 + signal).

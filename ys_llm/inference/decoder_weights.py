@@ -41,7 +41,7 @@ def can_decode(model: Model) -> bool:
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and dtypes in ([{torch.float32}] if quantized else [{torch.float32}, {torch.float64}])
-        and all(_is_as_made(module) for module in model.modules())
+        and all(_is_unmodified(module) for module in model.modules())
     )
 
 
@@ -51,7 +51,7 @@ def tensors_of(model: Model) -> Iterator[Tensor]:
     yield from model.buffers()
 
 
-def _is_as_made(module: nn.Module) -> bool:
+def _is_unmodified(module: nn.Module) -> bool:
     """Whether this module is of a known class, not a subclass, and nothing is attached to it."""
     hooks = (
         *module._forward_hooks.values(),

@@ -63,7 +63,7 @@ class Mixer(Protocol):
 
     backends: tuple[str, ...]  # names that `backend` may have besides "auto"
     backend: str  # in use; "auto" until `select_backend`
-    time_major: bool  # fastest where x_BTD lies in memory as T x B x D
+    time_major: bool  # fastest where x_BTD is stored as T x B x D
 
     def __call__(
         self, x_BTD: Tensor, state: Any, starts_BT: Tensor | None, position_B: Tensor

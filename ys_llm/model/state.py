@@ -80,8 +80,10 @@ def unflatten(tensors: Mapping[str, Tensor], like: Any) -> Any:
     Raises ValueError where the names are not those of `like`.
     """
     expected = {_name(path) for path, _ in _leaves(like, ())}
-    if odd := sorted(expected ^ tensors.keys()):
-        raise ValueError(f"{len(odd)} tensors of the state differ by name, first {odd[0]}")
+    if differing := sorted(expected ^ tensors.keys()):
+        raise ValueError(
+            f"{len(differing)} tensors of the state differ by name, first {differing[0]}"
+        )
     return _build(like, (), lambda path, _: tensors[_name(path)])
 
 

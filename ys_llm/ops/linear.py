@@ -1,4 +1,4 @@
-"""A linear layer over many rows, whose weight gradient is `weight_grad`'s.
+"""A linear layer over many rows, with the weight gradient of `weight_grad`.
 
 y = x W^T + b;   dx = dy W;   dW = dy^T x          x: ... x K, W: M x K
 

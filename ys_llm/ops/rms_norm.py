@@ -46,10 +46,10 @@ def cpp(x: Tensor, delta: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Te
     is_supported = rowwise.supports("rms_norm", x.dtype, delta_dtype, compute_dtype(x))
     if not is_supported or gain_D.dtype != x.dtype:
         return fused_backward(x, delta, gain_D, eps)
-    made: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
+    outputs: tuple[Tensor, ...] = _Compiled.apply(  # type: ignore[no-untyped-call]
         x, delta, gain_D, eps, compute_dtype(x)
     )
-    return (x, made[0]) if delta is None else (made[1], made[0])
+    return (x, outputs[0]) if delta is None else (outputs[1], outputs[0])
 
 
 class _RmsNorm(torch.autograd.Function):

@@ -78,19 +78,19 @@ def write_checkpoint(
     final: Path, tensors: Mapping[str, Mapping[str, Tensor]], progress: Mapping[str, Any]
 ) -> None:
     """Write a checkpoint of these tensors, by file name; replaces one of the same name."""
-    aside = final.with_name(f".{final.name}.tmp")
+    temporary = final.with_name(f".{final.name}.tmp")
     with readable_os_errors(final):
-        make_folder(aside)
+        make_folder(temporary)
     sums: dict[str, str] = {}
     try:
         for name, content in tensors.items():
-            _write_summed(aside / f"{name}.safetensors", tensor_bytes(content), sums)
+            _write_summed(temporary / f"{name}.safetensors", tensor_bytes(content), sums)
         described = {"format": FORMAT, **progress}
-        _write_summed(aside / "progress.json", json_text(described).encode(), sums)
-        write_synced(aside / _SUMS, "".join(f"{sums[name]}  {name}\n" for name in sums))
-        replace_folder(aside, final)
+        _write_summed(temporary / "progress.json", json_text(described).encode(), sums)
+        write_synced(temporary / _SUMS, "".join(f"{sums[name]}  {name}\n" for name in sums))
+        replace_folder(temporary, final)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # exists only after an error
+        shutil.rmtree(temporary, ignore_errors=True)  # exists only after an error
 
 
 def _write_summed(path: Path, data: bytes, sums: dict[str, str]) -> None:
@@ -176,15 +176,15 @@ def _check_moments(saved: Checkpoint, model: nn.Module) -> None:
         if f"step.{name}" in saved.moments:
             shapes |= {f"{key}.{name}": parameter.shape for key in _MOMENTS}
             shapes[f"step.{name}"] = torch.Size([])
-    odd = sorted(shapes.keys() ^ saved.moments.keys()) or [
+    differing = sorted(shapes.keys() ^ saved.moments.keys()) or [
         name
         for name, moment in saved.moments.items()
         if moment.shape != shapes[name] or moment.dtype != torch.float32
     ]
-    if odd:
+    if differing:
         raise UserError(
-            f"{saved.path}/optimizer.safetensors does not fit the model: {len(odd)} moments "
-            f"differ, first {odd[0]}",
+            f"{saved.path}/optimizer.safetensors does not fit the model: {len(differing)} moments "
+            f"differ, first {differing[0]}",
             f"Remove {saved.path} to resume from the one before, or train from scratch: "
             + command_line("train", "clean", run=saved.path.parent.parent.name),
         )

@@ -124,14 +124,15 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
     """Copy tensors into the model; UserError where names or shapes are not the model's."""
     own = weights(model)
-    odd = sorted(set(own) ^ set(tensors)) or sorted(
+    differing = sorted(set(own) ^ set(tensors)) or sorted(
         name
         for name, tensor in tensors.items()
         if tensor.shape != own[name].shape or tensor.dtype != own[name].dtype
     )
-    if odd:
+    if differing:
         raise UserError(
-            f"{source} does not fit its config.yaml: {len(odd)} tensors differ, first {odd[0]}",
+            f"{source} does not fit its config.yaml: {len(differing)} tensors "
+            f"differ, first {differing[0]}",
             "Put back the config.yaml that it was trained with, or train from scratch: "
             f"{_clean(source.parent)}",
         )

@@ -57,13 +57,13 @@ def _write_all(descriptor: int, data: bytes | str) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def replace_folder(aside: Path, final: Path) -> None:
+def replace_folder(temporary: Path, final: Path) -> None:
     """Rename a folder of synced files to `final`; a folder of that name is removed first."""
     with readable_os_errors(final):
-        sync_folder(aside)
+        sync_folder(temporary)
         if os.path.lexists(final):
             remove_folder(final)
-        os.replace(aside, final)
+        os.replace(temporary, final)
         sync_folder(final.parent)
 
 

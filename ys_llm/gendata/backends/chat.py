@@ -1,4 +1,4 @@
-"""One request to a language model and its answer, whatever back end carries them.
+"""One request to a language model and its answer, for any back end.
 
 Reasoning models put their reasoning between tags into the answer; `without_reasoning` removes it.
 """
@@ -44,7 +44,7 @@ class ChatAnswer:
     eval_count: int  # tokens of the answer
     seconds: float  # of the successful try
     tries: int = 1
-    prompt_eval_count: int = 0  # tokens of the prompt; 0 where the server does not say
+    prompt_eval_count: int = 0  # tokens of the prompt; 0 where the server does not report it
 
 
 class BackEnd(Protocol):

@@ -97,9 +97,9 @@ def shorten(text: str) -> str:
     return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
 
 
-def _of_status(status: int, said: object, *, address: str, model: str) -> UserError:
+def _of_status(status: int, message: object, *, address: str, model: str) -> UserError:
     """The failure behind an HTTP status; the client uses -1 for an error line in an answer."""
-    text = shorten(str(said))
+    text = shorten(str(message))
     if status == -1:
         return TransientError(address, "error-line", happened=f"error in its answer: {text}")
     if status in _BUSY:

@@ -1,4 +1,4 @@
-"""The part that several values share, and what each has beyond it; recursive in mappings and lists.
+"""The part that several values share, and the rest of each; recursive in mappings and lists.
 
 `ys_llm.data.manifest` merges the two again.
 """

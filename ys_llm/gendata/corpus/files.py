@@ -68,8 +68,8 @@ def write_files(
     after = {name: file for name, file in before.items() if file.kind not in accepted}
     after |= {name: file for name, (file, _) in contents.items()}
     changed = [name for name, (_, data) in contents.items() if read_bytes(folder / name) != data]
-    gone = [name for name in before.keys() - after.keys() if (folder / name).exists()]
-    stale = sorted(name for name in gone if _may_replace(folder / name, before))
+    dropped = [name for name in before.keys() - after.keys() if (folder / name).exists()]
+    stale = sorted(name for name in dropped if _may_replace(folder / name, before))
     _refuse_foreign(folder, changed, force)
     if changed or stale:
         touched = {name: read_bytes(folder / name) for name in (*changed, *stale)}

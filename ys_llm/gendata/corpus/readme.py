@@ -35,7 +35,7 @@ this folder are not touched.
 
 
 def readme(plan: Plan, accepted: Mapping[str, Sequence[JournalEntry]]) -> str:
-    """What a corpus holds and how to reproduce it, with the first record of each kind."""
+    """The content of a corpus and how to reproduce it, with the first record of each kind."""
     texts = {
         recipe.name: [entry.record.text() for entry in accepted[recipe.name] if entry.record]
         for recipe in plan.recipes

@@ -54,23 +54,23 @@ def curate_folder(
     files = corpus_files(path)
     _check_out_dir(path, out_dir)
     final = out_dir.absolute()
-    aside = final.with_name(f".{final.name}.curating")
-    shutil.rmtree(aside, ignore_errors=True)  # left by a killed run
-    make_folder(aside / NOTES)
+    temporary = final.with_name(f".{final.name}.curating")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed run
+    make_folder(temporary / NOTES)
     limits = limits or LengthLimits()
     settings = {"rules": [rule.name for rule in rules], "near": near, "limits": asdict(limits)}
     report = CurationReport(settings, descriptions(tuple(rules)))
     job = CurationJob(tuple(rules), limits, near)
     try:
-        with closing(Deduplicator(aside, job, report)) as kept:
+        with closing(Deduplicator(temporary, job, report)) as kept:
             for number, done in _process(files, job, processes):
                 kept.take(_name(files[number], path), files[number], done)
             kept.finish()
-        write_synced(aside / NOTES / "report.json", report.json())
-        write_synced(aside / NOTES / "report.md", report.markdown())
-        replace_folder(aside, final)
+        write_synced(temporary / NOTES / "report.json", report.json())
+        write_synced(temporary / NOTES / "report.md", report.markdown())
+        replace_folder(temporary, final)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     return report
 

@@ -3,8 +3,8 @@
 Two texts are near duplicates if |A & B| / |A | B| (Jaccard) of their sets of 5-word shingles
 reaches a threshold. MinHash (Broder, 1997) finds candidates: under a random order of all shingles,
 two sets share their minimum with a probability equal to their Jaccard similarity. The 126 minima of
-a text are divided into bands; texts that agree in a whole band are candidates, whose sets are
-compared exactly. Nothing is random at run time: the result is the same on every machine.
+a text are divided into bands; texts that agree in all of a band are candidates, and their sets
+are compared exactly. Nothing is random at run time: the result is the same on every machine.
 """
 
 import hashlib

@@ -128,7 +128,7 @@ def with_response(record: Record, response: str, rule: str) -> RuleResult:
     if response == record.response:
         return None
     if not response.strip():
-        return Verdict(rule, "the response holds nothing else", (0, len(record.response)))
+        return Verdict(rule, "the response has nothing else", (0, len(record.response)))
     return Record(record.prompt, response)
 
 

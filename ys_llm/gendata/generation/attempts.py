@@ -82,7 +82,7 @@ def _record(recipe: Recipe, item: PlannedItem, state: Attempt) -> Record:
 def _answer(
     recipe: Recipe, step: AskStep, item: PlannedItem, number: int, state: Attempt, ask: Ask
 ) -> str:
-    """Ask one step; a rejection if the answer is not complete and usable."""
+    """Send one step to the model; a rejection if the answer is not complete and usable."""
     prompt, system = items.prompt_of(step, item, state.answers)
     options = items.options_of(recipe, step, item, attempt=number)
     if reason := too_long(prompt, system, options):

@@ -1,4 +1,4 @@
-"""From a plan to a folder of records: decided items are kept, the rest is made."""
+"""From a plan to a folder of records: decided items are kept, the rest is generated."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from ys_llm.gendata.generation.progress_bar import ProgressBar, format_counts
 class GenerateResult:
     """The state of a plan after this run and all earlier ones; `str()` is a summary.
 
-    Every try made an accepted record or is among the `rejections`, which are counted by name.
+    Every try yielded an accepted record or is among the `rejections`, counted by name.
     """
 
     folder: Path
@@ -33,7 +33,7 @@ class GenerateResult:
     tries: int
     rejections: Mapping[str, int]
     decided_now: int
-    asked_now: int  # those of `decided_now` whose text comes from a model
+    from_model_now: int  # those of `decided_now` whose text comes from a model
     written: tuple[str, ...]
     removed: tuple[str, ...]
     stopped: bool = False
@@ -49,7 +49,7 @@ class GenerateResult:
 
     def _lines(self) -> Iterator[str]:
         records = f"{self.folder}: {self.accepted:,} records of {self.planned:,} items"
-        if self.missing or self.asked_now or self.written or self.removed:
+        if self.missing or self.from_model_now or self.written or self.removed:
             removed = f", {len(self.removed)} old ones removed" if self.removed else ""
             files = f"{len(self.written)} files written{removed}"
             yield f"{records}, {self.decided_now:,} decided now; {files}."
@@ -75,7 +75,7 @@ def generate(
     should_stop: Callable[[], bool] = lambda: False,
     force: bool = False,
 ) -> GenerateResult:
-    """Make what a plan lacks and write the files; `connect` is called only if a model is needed.
+    """Generate what a plan lacks, write the files; `connect` is called only if a model is needed.
 
     A failure of the back end or a stop ends it early: the result says so, and decided items are
     kept. Raises UserError for a damaged journal or manifest, for a folder that another process
@@ -103,7 +103,7 @@ def generate(
         tries=sum(entry.tries for entry in entries),
         rejections=rejections_by_name(entries),
         decided_now=len(generator.new_entries),
-        asked_now=sum(bool(entry.provenance.model) for entry in generator.new_entries),
+        from_model_now=sum(bool(entry.provenance.model) for entry in generator.new_entries),
         written=written,
         removed=removed,
         stopped=early is not None and early.failure is None,

@@ -1,6 +1,6 @@
-"""Making what a plan lacks: tries run concurrently, decisions are taken in the order of the plan.
+"""Generates the missing items of a plan: tries run concurrently, decisions follow plan order.
 
-So the same answers make the same corpus, whichever came first and wherever it was interrupted.
+So the same answers yield the same corpus, whichever came first and wherever it was interrupted.
 """
 
 import threading
@@ -24,16 +24,16 @@ from ys_llm.gendata.recipes.recipe import Recipe
 
 MAX_DROPS = 20  # in a row; then the server or the recipe is broken
 _POLL_SECONDS = 0.05  # between two checks of `should_stop`
-_AHEAD = 4  # items per worker that are under way before the first of them is decided
+_AHEAD = 4  # items per worker in flight before the first of them is decided
 
 _Pending = tuple[Recipe, PlannedItem, "Future[list[Attempt]]"]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make: `count` items of each kind (None: as its file says), from this seed.
+    """What to generate: `count` items of each kind (None: as its file says), from this seed.
 
-    With a `command`, which is what was typed, the corpus gets a README that names it. With
+    With a `command`, the one that was typed, the corpus gets a README that names it. With
     `retry_dropped`, items that were dropped get further tries.
     """
 
@@ -59,7 +59,7 @@ class StoppedEarlyError(Exception):
 
 
 class UselessAnswersError(UserError):
-    """The model answers, but nothing of it can be used."""
+    """The model answers, but no answer is usable."""
 
     def __init__(self, drops: int, reason: str) -> None:
         super().__init__(
@@ -71,10 +71,10 @@ class UselessAnswersError(UserError):
 
 
 class Generator:
-    """Makes the items of one plan: `planned` is all of it, `todo` what the journal lacks.
+    """Generates the items of one plan: `planned` is all of it, `todo` what the journal lacks.
 
-    The journal keeps what a model answered. What programs make is made again each time, and is the
-    same each time.
+    The journal keeps the model's answers. Programs generate their records again each time, with the
+    same result.
     """
 
     def __init__(self, plan: Plan, journal: ItemJournal, should_stop: Callable[[], bool]) -> None:
@@ -139,7 +139,7 @@ class Generator:
         self._check_any_accepted()
 
     def _add_known(self, other_kinds: Iterable[Mapping[str, Any]]) -> None:
-        """Add to the duplicates what must not be made again."""
+        """Add existing records to the duplicates, so that none is repeated."""
         known: list[JournalEntry] = []
         for line in other_kinds:
             if line["key"] in self._entries:
@@ -154,7 +154,7 @@ class Generator:
         return self._earlier[item.key].tries if item.key in self._earlier else 0
 
     def _attempts(self, recipe: Recipe, item: PlannedItem, first: int) -> list[Attempt]:
-        """Tries from number `first` on, up to one that makes a record or to the last allowed."""
+        """Tries from number `first` on, up to one that yields a record or to the last allowed."""
         made: list[Attempt] = []
         for number in range(first, self._tries_before(item) + recipe.spec.max_tries):
             made.append(attempt(recipe, item, number, self._ask))
@@ -238,7 +238,7 @@ class Generator:
         )
 
     def _keep(self, recipe: Recipe, entry: JournalEntry) -> JournalEntry:
-        """Note a decision. Raises StoppedEarlyError after too many drops in a row."""
+        """Record a decision. Raises StoppedEarlyError after too many drops in a row."""
         self._entries[entry.key] = entry
         self.new_entries.append(entry)
         if recipe.uses_model:
@@ -250,9 +250,9 @@ class Generator:
 
     def _check_any_accepted(self) -> None:
         """Raise StoppedEarlyError if a model was asked and nothing was ever accepted."""
-        asked = [entry for entry in self.entries() if entry.provenance.model]
-        if self._drops and all(entry.status == "dropped" for entry in asked):
-            raise StoppedEarlyError(UselessAnswersError(len(asked), asked[-1].reason))
+        from_model = [entry for entry in self.entries() if entry.provenance.model]
+        if self._drops and all(entry.status == "dropped" for entry in from_model):
+            raise StoppedEarlyError(UselessAnswersError(len(from_model), from_model[-1].reason))
 
 
 def _check_prompts(todo: Iterable[tuple[Recipe, PlannedItem]]) -> None:

@@ -1,7 +1,7 @@
 """The journal of a corpus: one line per answer of the model, one per decided item, append-only.
 
 An answer is written as soon as it arrives, in whatever order answers come; a decision follows when
-all items before it are decided. After a kill, no answer has to be asked for again. A line
+all items before it are decided. After a kill, no request has to be repeated. A line
 that was being written when the process died has no line end; it is cut off before anything is
 appended. Any other damage is an error.
 """
@@ -30,7 +30,7 @@ _SYNC_SECONDS = 1.0  # a power cut loses at most the lines of this time; a kill 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Why a try made no record: a name to count by, and the reason in words."""
+    """Why a try yielded no record: a name to count by, and the reason in words."""
 
     name: str
     reason: str
@@ -94,11 +94,11 @@ class ItemJournal:
         self._lock = threading.Lock()
 
     def answer_to(self, key: str, request: ChatRequest) -> ChatAnswer | None:
-        """The answer that an undecided item has already got to this request, if any."""
+        """The answer to this request that the journal has for an undecided item, if any."""
         return self._answers.get(key, {}).get(request.digest())
 
     def add_answer(self, key: str, request: ChatRequest, answer: ChatAnswer) -> None:
-        """Write an answer for item `key`; it survives a kill at once."""
+        """Write an answer for item `key`; from then on it survives a kill."""
         fields = {name: getattr(answer, name) for name in _ANSWER if hasattr(answer, name)}
         with self._lock:
             self._write({"answer_to": key, "request": request.digest(), **fields})
@@ -131,7 +131,7 @@ class ItemJournal:
 
 @contextmanager
 def corpus_lock(folder: Path) -> Iterator[None]:
-    """Own a corpus folder, which is created where missing.
+    """Own a corpus folder, created if missing.
 
     Raises UserError if another process owns it.
     """
@@ -181,7 +181,7 @@ def _damaged(where: str, error: Exception) -> UserError:
     found = " ".join(str(error).split())[:160]
     return UserError(
         f"{where}: not a line of a journal: {found}",
-        "Restore the file from a good copy, or delete the line: its item is made again.",
+        "Restore the file from a good copy, or delete the line: its item is generated again.",
     )
 
 
@@ -189,7 +189,7 @@ def _line(fields: Mapping[str, Any]) -> str:
     try:
         line = json.dumps(fields, ensure_ascii=False)
         line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair in what a model wrote
+    except UnicodeEncodeError:  # half of a surrogate pair in a model's text
         line = json.dumps(fields)
     return line
 

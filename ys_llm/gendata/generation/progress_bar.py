@@ -54,7 +54,7 @@ class ProgressBar:
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Finish the bar, which stays on screen."""
         with suppress(OSError, ValueError):
             self._bar.close()
 

@@ -107,7 +107,7 @@ def _lines(source: SlotSource, folder: Path) -> tuple[str, ...]:
 
 
 def _topic_file(folder: Path, name: str) -> Path:
-    """A topic file; a copied kind file may go on using the shipped topics."""
+    """A topic file; a copied kind file may continue to use the shipped topics."""
     own, shipped = folder / name, shipped_kinds() / name
     return shipped if not own.exists() and shipped.exists() else own
 

@@ -207,11 +207,11 @@ class _Pass:
         if self.starts is not None:
             arguments.starts = self.kernels.library.pointer(self.starts)
         packed = []  # kept alive until the pass is done
-        for struct, summary, given, saved in zip(
+        for struct, summary, grads, saved in zip(
             arguments.summaries, self.summaries, of_summaries, self.saved_of_summaries, strict=True
         ):
             packed.append(_packed(summary, pack))
-            self.kernels.fill(struct, packed[-1] | saved | given)
+            self.kernels.fill(struct, packed[-1] | saved | grads)
             if summary:
                 struct.interval, struct.width = summary.every, len(summary.gain)
         self.kernels.run(arguments, backward=backward)
@@ -246,7 +246,7 @@ class _Pass:
 
     def _summary_grads(self, grads_of: list[_Tensors]) -> list[Tensor | None]:
         grads: list[Tensor | None] = []
-        for summary, saved, made in zip(
+        for summary, saved, own in zip(
             self.summaries, self.saved_of_summaries, grads_of, strict=True
         ):
             if summary is None:
@@ -254,14 +254,14 @@ class _Pass:
                 continue
             old_value, normed, d_value, d_pre = (
                 cast(Tensor, value).flatten(0, 1)
-                for value in (saved["old_value"], saved["normed"], made["d_value"], made["d_pre"])
+                for value in (saved["old_value"], saved["normed"], own["d_value"], own["d_pre"])
             )
             grads += [
                 weight_grad(old_value, d_pre, summary.state_controller),
                 weight_grad(self._summary_input(summary), d_pre, summary.input_influencer),
                 weight_grad(normed, d_value, summary.output_shaper),
-                made["d_gain"],
-                made["d_bias"],
+                own["d_gain"],
+                own["d_bias"],
             ]
         return grads
 
@@ -321,10 +321,10 @@ class _Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Gradients of drive, h0, L0, G0 and every weight."""
-        given = ctx.run.backward(grads[0], list(grads[1:]))
+        results = ctx.run.backward(grads[0], list(grads[1:]))
         return (None,) * 4 + tuple(
             grad if grad is None else grad.to(dtype)
-            for grad, dtype in zip(given, ctx.dtypes, strict=True)
+            for grad, dtype in zip(results, ctx.dtypes, strict=True)
         )
 
 

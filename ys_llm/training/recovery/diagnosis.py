@@ -188,13 +188,13 @@ class _ModuleHooks:
         )
 
     def _after(self, name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        made = list(_tensors(output))
-        bad = [tensor for tensor in made if not _finite(tensor)]
+        outputs = list(_tensors(output))
+        bad = [tensor for tensor in outputs if not _finite(tensor)]
         if not self.culprit and bad and all(map(_finite, _tensors(args))):
             self.culprit = name
             self.position = self._position(name, bad[0], last=False)
-        read = [arg for arg in args if torch.is_tensor(arg) and not any(arg is m for m in made)]
-        for tensors, of_input in ((made, False), (read, True)):
+        read = [arg for arg in args if torch.is_tensor(arg) and not any(arg is m for m in outputs)]
+        for tensors, of_input in ((outputs, False), (read, True)):
             for tensor in tensors:
                 if tensor.requires_grad:
                     tensor.register_hook(partial(self._gradient, name, of_input))
@@ -299,8 +299,8 @@ def _in_backward(model: Model, hooks: _ModuleHooks) -> Diagnosis | None:
         where = first.name
     else:  # the gradient of an output comes from the module around this one, or from the loss
         where = first.name.rpartition(".")[0] or "output"
-    whole = hooks.mixer_of(where) or where
-    inputs = [e.position for e in hooks.events if e.name == whole and e.of_input and not e.finite]
+    module = hooks.mixer_of(where) or where
+    inputs = [e.position for e in hooks.events if e.name == module and e.of_input and not e.finite]
     position = next(iter(inputs), first.position if first else _Position())
     return Diagnosis("backward", where, _layer(where), (), *position, parameters=bad)
 

@@ -141,6 +141,7 @@ class Ollama:
         """Run `work` until it ends, the total timeout passes or `stop` is true."""
 
         async def watched() -> T:
+            """The result of `work`; raises when stopped or out of time."""
             asyncio.get_running_loop().set_default_executor(_Abandonable())
             task = asyncio.create_task(work())
             ends = time.monotonic() + self._total_seconds

@@ -113,7 +113,7 @@ def load(path: Path) -> tuple[StepInputs, dict[str, Tensor]]:
     if missing:
         raise UserError(
             f"{source} is not a post-mortem: it lacks {missing[0]}",
-            f"Name a .json that `ys train` wrote to {path.parent}, with its .safetensors.",
+            f"Name a .json that training wrote to {path.parent}, with its .safetensors.",
         )
     starts_BT, state = tensors["starts_BT"], _with_prefix(_STATE, tensors)
     weights = _with_prefix(_WEIGHTS, tensors)

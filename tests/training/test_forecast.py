@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -157,12 +158,15 @@ def test_time_is_not_measured_where_the_memory_would_not_suffice(
 
 
 def test_what_training_would_refuse_is_refused(dry_run: DryRun, train_run: TrainRun) -> None:
-    train_run()
+    run = train_run().run
     with pytest.raises(UserError, match=r"model\.d_mlp was 24 and is now 32") as caught:
         dry_run("model.d_mlp=32")
     assert caught.value.exit_code == EXIT_USAGE
     with pytest.raises(UserError):
         dry_run("run=other", "train.seq_len=1000000")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint to resume from"):
+        dry_run()
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from ys_llm.data.split import BY_CONTENT_HASH, BY_DOCUMENT_ID, SplitRecord, load
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import select
-from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.folder import checkpoints, list_removals, remove
 from ys_llm.runs.model_files import load_run, read_json
 from ys_llm.system.files import sha256_of
 from ys_llm.training.loop import train
@@ -270,6 +270,52 @@ def test_where_every_checkpoint_is_damaged_the_model_still_works(
     ):
         train_run("train.max_steps=8")
     assert load_run(run).step == 6
+
+
+def test_a_run_whose_checkpoints_are_gone_is_refused_and_not_overwritten(
+    train_run: TrainRun, corpus: Path
+) -> None:
+    run = train_run().run
+    shutil.rmtree(run / "checkpoints")
+    before = snapshot(run)
+    with pytest.raises(UserError) as caught:
+        train_run("train.max_steps=8")
+    assert snapshot(run) == before
+    assert str(caught.value) == (
+        f"{run} has model.safetensors, config.json, metrics.jsonl, but no checkpoint to resume "
+        f"from. Put them back into {run}/checkpoints, or start a new run from its weights: "
+        f"ys train --init-from mine --data {corpus}, "
+        "or remove these files and start again: ys train clean --run mine"
+    )
+    assert column(train_run(clean="model").run, "step") == list(range(1, 7))
+
+
+@pytest.mark.parametrize("left", ["config.json", "metrics.jsonl"])
+def test_without_weights_no_run_is_started_from_them(train_run: TrainRun, left: str) -> None:
+    run = train_run().run
+    shutil.rmtree(run / "checkpoints")
+    for name in {"model.safetensors", "config.json", "metrics.jsonl"} - {left}:
+        (run / name).unlink()
+    with pytest.raises(UserError, match=f"has {left}, but no checkpoint") as caught:
+        train_run()
+    assert "--init-from" not in str(caught.value)
+
+
+def test_a_clean_that_was_interrupted_is_finished(
+    train_run: TrainRun, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train_run().run
+    removals = list_removals(run, "model", corpus=corpus)
+    monkeypatch.setattr(shutil, "rmtree", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        remove(removals[:2])
+    monkeypatch.undo()
+    assert (run / "model.safetensors").exists()
+    assert column(train_run("train.max_steps=3").run, "step") == [1, 2, 3]
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_refused_run_keeps_its_configuration(train_run: TrainRun) -> None:

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Literal
 
 from ys_llm.errors import EXIT_NO_MODEL, UserError, command_line
-from ys_llm.system.files import move_into, readable_os_errors, remove_folder
-from ys_llm.system.lock import RUN_LOCK, hold_lock, is_run
+from ys_llm.system.files import hide_folder, move_into, readable_os_errors
+from ys_llm.system.lock import RUN_LOCK, HeldLock, hold_lock, is_run
 
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 SPLIT = "split.json"
 _MODEL_NAMES = (
-    CHECKPOINTS,  # first: after a kill halfway, training starts from scratch with no row missing
+    CHECKPOINTS,  # first: without it nothing resumes from what is only partly there
     "config.json",
     "model.safetensors",
     "generation_config.json",
@@ -108,7 +108,7 @@ def _trained_at(run: Path) -> float:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path) -> Iterator[HeldLock]:
     """Own the run's folder, created if missing, until the context ends.
 
     Raises UserError where another process owns it, or where the folder is not a run's.
@@ -119,8 +119,8 @@ def locked(run: Path) -> Iterator[None]:
         file=RUN_LOCK,
         activity="being trained",
         fix="Wait until it is done, stop it with Ctrl-C, or choose another --run",
-    ):
-        yield
+    ) as lock:
+        yield lock
 
 
 def _refuse_foreign(run: Path) -> None:
@@ -181,12 +181,29 @@ def _size(path: Path) -> int:
 
 
 def remove(removals: list[Removal]) -> None:
-    """Remove files and folders; a link is removed, never followed."""
+    """Remove files and folders; a link is removed, never followed.
+
+    Folders are hidden first and removed last, so that `finish_clean` can tell an interrupted clean.
+    """
+    hidden = []
     for item in removals:
         if item.path.is_dir() and not item.path.is_symlink():
-            remove_folder(item.path)
+            hidden.append(hide_folder(item.path))
         else:
             _remove(item.path)
+    for folder in hidden:
+        _remove(folder)
+
+
+def is_half_cleaned(run: Path) -> bool:
+    """Whether a clean was interrupted after it had hidden the checkpoints."""
+    return not checkpoints(run) and any(run.glob(f".{CHECKPOINTS}.*.tmp"))
+
+
+def finish_clean(run: Path, *, corpus: Path) -> None:
+    """Remove what an interrupted clean has left of the model; only the owner of the lock may."""
+    if is_half_cleaned(run):
+        remove(list_removals(run, "model", corpus=corpus))
 
 
 def _remove(path: Path) -> None:

@@ -69,11 +69,18 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder and its content; a partial folder never has the final name."""
+    hidden = hide_folder(folder)
+    with readable_os_errors(folder):
+        shutil.rmtree(hidden)
+
+
+def hide_folder(folder: Path) -> Path:
+    """Rename a folder to `.NAME.XXXXXXXX.tmp`, to be removed later; returns that path."""
     with readable_os_errors(folder):
         temporary = _temp_path(folder)
         os.replace(folder, temporary)
         sync_folder(folder.parent)
-        shutil.rmtree(temporary)
+    return temporary
 
 
 def move_into(folder: Path, path: Path) -> Path:

@@ -24,7 +24,7 @@ from ys_llm.training.compute import process_settings, select_backends
 from ys_llm.training.loop import forward_backward, optimizer_step
 from ys_llm.training.memory import FORECAST_ERROR, available_bytes, forecast_memory
 from ys_llm.training.memory_probe import peak_bytes
-from ys_llm.training.resume import check_config
+from ys_llm.training.resume import check_checkpoints_exist, check_config
 from ys_llm.training.setup import (
     build,
     check_model,
@@ -51,6 +51,7 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
     """The forecast, one fact per line. Raises UserError wherever training would."""
     folder = runs_dir / resolved.config.run
     check_model(resolved.config)
+    check_checkpoints_exist(folder, resolved.config)
     config = with_saved_batch_size(folder, resolved.config)
     check_config(folder, config)
     with (

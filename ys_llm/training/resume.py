@@ -23,7 +23,7 @@ from ys_llm.data.records import Document
 from ys_llm.data.split import Split
 from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.runs.checkpoint import Checkpoint, CorruptCheckpointError, read_checkpoint
-from ys_llm.runs.folder import SUPERSEDED, archive, checkpoints
+from ys_llm.runs.folder import CHECKPOINTS, SUPERSEDED, archive, checkpoints, is_half_cleaned
 from ys_llm.runs.model_files import read_json
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import Compute, machine_identity
@@ -204,6 +204,24 @@ def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
     """Replace the list atomically."""
     text = json.dumps({"rollbacks": [asdict(item) for item in rollbacks]}, indent=2)
     write_atomically(folder / _ROLLBACKS, text + "\n")
+
+
+def check_checkpoints_exist(folder: Path, config: Config) -> None:
+    """Raise UserError where a run has results but no checkpoint: step 0 would overwrite them."""
+    names = ("model.safetensors", "config.json", "metrics.jsonl")
+    found = [name for name in names if (folder / name).exists()]
+    if not found or checkpoints(folder) or is_half_cleaned(folder):
+        return
+    from_weights = command_line("train", init_from=folder.name, data=config.data.path)
+    fixes = [
+        f"Put them back into {folder}/{CHECKPOINTS}",
+        *([f"start a new run from its weights: {from_weights}"] if names[0] in found else []),
+        f"remove these files and start again: {_clean(folder)}",
+    ]
+    raise UserError(
+        f"{folder} has {', '.join(found)}, but no checkpoint to resume from",
+        ", or ".join(fixes),
+    )
 
 
 def check_config(folder: Path, config: Config) -> list[str]:

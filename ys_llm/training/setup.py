@@ -19,7 +19,7 @@ from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.baselines import cached_baselines
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import Checkpoint
-from ys_llm.runs.folder import SPLIT, checkpoints, find_run, remove_temp_files
+from ys_llm.runs.folder import SPLIT, checkpoints, find_run, finish_clean, remove_temp_files
 from ys_llm.runs.model_files import load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
@@ -29,6 +29,7 @@ from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.resume import (
     ENVIRONMENT,
+    check_checkpoints_exist,
     check_config,
     check_resume_step,
     environment_changes,
@@ -56,10 +57,12 @@ def set_up(
     The run's own files are written last: a run that is refused keeps its configuration.
     """
     check_model(config)
+    check_checkpoints_exist(folder, config)
     config = with_saved_batch_size(folder, config)
     changes = check_config(folder, config)
     if resume_step is not None:
         check_resume_step(folder, resume_step)
+    finish_clean(folder, corpus=Path(config.data.path))
     remove_temp_files(folder)
     split = load_split(
         config.data,

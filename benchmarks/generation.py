@@ -68,6 +68,7 @@ def save_run(run: Path, tokenizer: Tokenizer) -> None:
         **{"step": 0, "tokens": 0, "parameters": parameter_count(model), "sources": []},
         **{"val_bits_per_byte": None, "has_records": False},
     }
+    run.mkdir(parents=True, exist_ok=True)
     save_model(run, Config(run=run.name, model=TEN_MILLION), model, tokenizer, facts)
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.forked import until
 from support.harmed_runs import HarmedRun, Uninterrupted, error_line, points
 from support.power_cut import REFUSED
-from support.training_runs import NEVER, column, rows_of
+from support.training_runs import NEVER, TrainRun, column, rows_of, snapshot
 
-from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED
+from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from ys_llm.evaluation.bits_per_byte import evaluate_run
 from ys_llm.runs.checkpoint import read_checkpoint
 from ys_llm.runs.folder import checkpoints
+from ys_llm.training import loop
 
 
 def operations_of_a_save(whole: Uninterrupted) -> list[int]:
@@ -125,6 +129,49 @@ def test_a_second_training_of_the_same_run_is_refused(harmed: Callable[..., Harm
     steps = column(run.run, "step")
     assert steps == [*range(1, len(steps) + 1)]
     assert run.forks.run("run", "mine", "--prompt", "x", folder=run.folder).code == 0
+
+
+@pytest.mark.parametrize("fate", ["moved", "deleted", "replaced"])
+def test_a_run_whose_folder_is_gone_ends_and_is_not_recreated(
+    harmed: Callable[..., HarmedRun], fate: str
+) -> None:
+    run = harmed()
+    run.folder.mkdir()
+    child = run.forks.start(
+        *run.whole.words, "--set", f"train.max_steps={NEVER}", folder=run.folder
+    )
+    until(lambda: (run.run / "metrics.jsonl").exists() and rows_of(run.run))
+    elsewhere = run.run.with_name("elsewhere")
+    run.run.rename(elsewhere)
+    if fate == "deleted":
+        shutil.rmtree(elsewhere, ignore_errors=True)
+    if fate == "replaced":
+        shutil.copytree(elsewhere, run.run)
+        replaced = snapshot(run.run)
+    ended = child.wait()
+    assert ended.code == EXIT_FAILED
+    assert error_line(ended) == (
+        "ys: runs/mine was moved or deleted while it was being trained. "
+        "Move it back, and resume from its latest checkpoint: ys train --run mine"
+    )
+    assert "done " not in ended.stderr
+    if fate == "replaced":
+        assert snapshot(run.run) == replaced
+    else:
+        assert not run.run.exists()
+
+
+def test_a_run_that_is_moved_before_its_last_evaluation_is_not_called_done(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(*arguments: Any) -> Any:
+        run = arguments[0].path
+        run.rename(run.with_name("elsewhere"))
+        return evaluate_run(*arguments)
+
+    monkeypatch.setattr(loop, "evaluate_run", moved)
+    with pytest.raises(UserError, match="was moved or deleted"):
+        train_run()
 
 
 def test_the_lock_of_a_killed_training_does_not_block(harmed: Callable[..., HarmedRun]) -> None:

@@ -8,6 +8,7 @@ Nothing here is unpickled: tensors are safetensors, the rest is JSON and YAML.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ def write_checkpoint(
     """Write a checkpoint of these tensors, by file name; replaces one of the same name."""
     temporary = final.with_name(f".{final.name}.tmp")
     with readable_os_errors(final):
+        os.stat(final.parent.parent)  # refuses where the run was moved; its folder is not created
         make_folder(temporary)
     sums: dict[str, str] = {}
     try:

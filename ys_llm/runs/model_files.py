@@ -89,12 +89,16 @@ def save_model(
         **facts,
         **architecture(config.model),
     }
-    write_atomically(run / "config.yaml", to_yaml(config))
-    write_json(run / "generation_config.json", to_mapping(config)["generate"])
-    write_json(run / "config.json", described)
-    write_atomically(run / "README.md", model_card(config, described))
-    # Last: `find_run` recognises a model by this file, and it is then complete.
-    write_atomically(run / "model.safetensors", tensor_bytes(weights(model)))
+    contents: dict[str, bytes | str] = {
+        "config.yaml": to_yaml(config),
+        "generation_config.json": json_text(to_mapping(config)["generate"]),
+        "config.json": json_text(described),
+        "README.md": model_card(config, described),
+        # Last: `find_run` recognises a model by this file, and it is then complete.
+        "model.safetensors": tensor_bytes(weights(model)),
+    }
+    for name, content in contents.items():
+        write_atomically(run / name, content, create_folder=False)
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:

@@ -17,13 +17,15 @@ from ys_llm.errors import UserError
 _HASH_CHUNK_BYTES = 1 << 20
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Replace the content of `path` by `data` (text as UTF-8) in one step; creates its folder.
+def write_atomically(path: Path, data: bytes | str, *, create_folder: bool = True) -> None:
+    """Replace the content of `path` by `data` (text as UTF-8) in one step.
 
+    `create_folder` False refuses where its folder does not exist, as that of a run that was moved.
     Raises UserError where the file cannot be written; the old content is then still there.
     """
     with readable_os_errors(path):
-        make_folder(path.parent)
+        if create_folder:
+            make_folder(path.parent)
         temporary = _temp_path(path)
         try:
             _write_synced(temporary, data)

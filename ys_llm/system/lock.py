@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,23 @@ RUN_LOCK = ".ys-lock"  # in a run's folder: marks it as one, and is locked while
 _MOST_BYTES = 1000  # of a lock file
 
 
+@dataclass(frozen=True)
+class HeldLock:
+    """A lock while it is held, on the open file `descriptor`, which was at `path`."""
+
+    path: Path
+    descriptor: int
+
+    def is_at_path(self) -> bool:
+        """Whether its file is still there: not moved, deleted or replaced with its folder."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+
+
 @contextmanager
-def hold_lock(folder: Path, *, file: str = "", activity: str, fix: str) -> Iterator[None]:
+def hold_lock(folder: Path, *, file: str = "", activity: str, fix: str) -> Iterator[HeldLock]:
     """Own `folder`, created if missing, until the context ends.
 
     The lock is on `file` in the folder, which records the owner and the time and is left in place,
@@ -42,7 +58,7 @@ def hold_lock(folder: Path, *, file: str = "", activity: str, fix: str) -> Itera
         if file:
             with readable_os_errors(path):
                 _write_owner(descriptor)
-        yield
+        yield HeldLock(path, descriptor)
     finally:
         os.close(descriptor)
 

@@ -188,9 +188,7 @@ def _saving_seconds(run: Run, scratch: Path) -> float:
     """One checkpoint, written to the temporary folder."""
     began = time.perf_counter()
     tensors = random_state(run.device)
-    save_checkpoint(
-        scratch / "run", run.model, run.optimizer, progress={"step": 0}, tensors=tensors
-    )
+    save_checkpoint(scratch, run.model, run.optimizer, progress={"step": 0}, tensors=tensors)
     return time.perf_counter() - began
 
 

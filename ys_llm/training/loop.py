@@ -46,6 +46,7 @@ from ys_llm.training.trainer import (
     Run,
     TrainState,
     batch_position,
+    check_folder,
     is_finished,
     next_batch,
     save,
@@ -85,8 +86,8 @@ def train(
     configuration (exit code 2), data or files (1), divergence (5), stop by a signal (128 + signal).
     """
     config, folder = resolved.config, runs_dir / resolved.config.run
-    with locked(folder), process_settings(config.train):
-        run, state = set_up(config, folder, resume_step=resume_step)
+    with locked(folder) as lock, process_settings(config.train):
+        run, state = set_up(config, folder, lock, resume_step=resume_step)
         metrics = Metrics(folder / "metrics.jsonl", keep_to_step=state.progress.step)
         display = Progress(begin=state.progress.step, total=run.total_steps)
         with (
@@ -101,10 +102,14 @@ def train(
 
 @contextmanager
 def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
-    """Turn a second Ctrl-C and a shortage of memory into one line for the user."""
+    """Turn a second Ctrl-C, a moved folder and a shortage of memory into one line for the user."""
     try:
         yield
+    except UserError:
+        check_folder(run.folder, run.lock)  # a write that failed for it says less
+        raise
     except KeyboardInterrupt as error:
+        check_folder(run.folder, run.lock)
         saved = [path.name.removeprefix("step-") for path in checkpoints(run.folder)]
         raise UserError(
             f"stopped immediately; the latest checkpoint is that of step {int(max(saved)):,}",
@@ -264,6 +269,7 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
 
 def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:
     """Make these weights the run's model."""
+    check_folder(run.folder, run.lock)
     facts = {
         "step": state.progress.step,
         "tokens": state.progress.tokens,
@@ -301,11 +307,13 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
 
     Returns the summary.
     """
+    check_folder(run.folder, run.lock)
     _publish_if_none(run, state)
     progress, result = state.progress, None
     if run.data.validation is not None:
         loaded = model_files.load_run(run.folder, device=str(run.device))
         result = evaluate_run(loaded, run.data.validation)
+        check_folder(run.folder, run.lock)
     summary = TrainSummary(
         run.folder,
         parameter_count(run.model),

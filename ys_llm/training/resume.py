@@ -203,7 +203,7 @@ def read_rollbacks(folder: Path) -> list[Rollback]:
 def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
     """Replace the list atomically."""
     text = json.dumps({"rollbacks": [asdict(item) for item in rollbacks]}, indent=2)
-    write_atomically(folder / _ROLLBACKS, text + "\n")
+    write_atomically(folder / _ROLLBACKS, text + "\n", create_folder=False)
 
 
 def check_checkpoints_exist(folder: Path, config: Config) -> None:

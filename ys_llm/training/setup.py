@@ -22,6 +22,7 @@ from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import SPLIT, checkpoints, find_run, finish_clean, remove_temp_files
 from ys_llm.runs.model_files import load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
+from ys_llm.system.lock import HeldLock
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
 from ys_llm.training.header import header_lines, writers_text
 from ys_llm.training.memory import check_fits, largest_batch_size
@@ -44,13 +45,14 @@ from ys_llm.training.trainer import (
     TrainingData,
     TrainState,
     batch_plan,
+    check_folder,
     restore_checkpoint,
     save,
 )
 
 
 def set_up(
-    config: Config, folder: Path, *, resume_step: int | None = None
+    config: Config, folder: Path, lock: HeldLock, *, resume_step: int | None = None
 ) -> tuple[Run, TrainState]:
     """Everything the loop needs, resumed from the run's latest checkpoint where there is one.
 
@@ -71,7 +73,8 @@ def set_up(
         scratch=folder / "cache",
     )
     run, state = build(config, folder, split, cache=folder / "cache")
-    run = replace(run, data=replace(run.data, sources=_sources(config, split.training)))
+    sources = _sources(config, split.training)
+    run = replace(run, data=replace(run.data, sources=sources), lock=lock)
     for line in header_lines(run):
         log_line(line)
     if resume_step is not None:
@@ -85,6 +88,7 @@ def set_up(
     _restore_or_initialise(run, state, saved)
     for line in (*changes, *environment_changes(before, run.environment)):
         log_line(f"changed      {line}")
+    check_folder(folder, lock)
     write_atomically(folder / "config.yaml", to_yaml(run.config))
     split.record.save(folder / SPLIT)
     run.tokenizer.save(folder / "tokenizer.json")

@@ -18,6 +18,7 @@ from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, tensors_of, to_device, unflatten
 from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_checkpoint
 from ys_llm.runs.model_files import check_tokenizer
+from ys_llm.system.lock import HeldLock
 from ys_llm.training.compute import Compute
 from ys_llm.training.resume import (
     ENVIRONMENT,
@@ -58,6 +59,7 @@ class Run:
     optimizer: torch.optim.AdamW
     compute: Compute
     environment: Mapping[str, Any] = field(default_factory=dict)
+    lock: HeldLock | None = None  # on the folder; None where nothing is written to it
 
     @property
     def total_steps(self) -> int:
@@ -160,8 +162,19 @@ def set_random_state(tensors: Mapping[str, Tensor], device: torch.device) -> Non
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
+def check_folder(folder: Path, lock: HeldLock | None) -> None:
+    """Raise UserError where the run's folder was moved or deleted: a write would recreate it."""
+    if lock is not None and not lock.is_at_path():
+        raise UserError(
+            f"{folder} was moved or deleted while it was being trained",
+            f"Move it back, and resume from its latest checkpoint: "
+            f"{command_line('train', run=folder.name)}",
+        )
+
+
 def save(run: Run, state: TrainState) -> None:
     """Write a checkpoint of this step and remove those that it supersedes."""
+    check_folder(run.folder, run.lock)
     began = time.perf_counter()
     tensors, config = random_state(run.device), run.config.train
     if state.carried is not None:

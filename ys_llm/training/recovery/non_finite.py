@@ -22,7 +22,13 @@ from ys_llm.training.recovery.diagnosis import StepInputs, diagnose_step
 from ys_llm.training.recovery.report import Diagnosis
 from ys_llm.training.resume import Rollback, latest_valid_checkpoint, write_rollbacks
 from ys_llm.training.schedule import learning_rate
-from ys_llm.training.trainer import BatchPosition, Run, TrainState, restore_checkpoint
+from ys_llm.training.trainer import (
+    BatchPosition,
+    Run,
+    TrainState,
+    check_folder,
+    restore_checkpoint,
+)
 
 SPIKE_WINDOW = 50  # steps that a loss is compared with
 SPIKE_DEVIATIONS = 8.0  # robust standard deviations above their median
@@ -88,6 +94,7 @@ def roll_back(run: Run, state: TrainState, gradients: StepGradients, *, reason: 
     A checkpoint is good if a step was done from it; otherwise the damage predates it, and the one
     before is used. Raises UserError (exit code 5) after `train.max_rollbacks` of them.
     """
+    check_folder(run.folder, run.lock)
     run.optimizer.zero_grad(set_to_none=True)
     log_line(f"bad step     step {gradients.step + 1:,}: {reason}")
     _write_post_mortem(run, state, gradients, reason)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import select
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +22,7 @@ from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_jso
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 
 
@@ -83,7 +88,109 @@ def test_prompt_after_prompt_each_from_a_fresh_state(
     assert capsys.readouterr().out == "".join(text + "\n" for text in expected)
 
 
-@pytest.mark.parametrize("last", ["exit", "quit", " exit ", EOFError, KeyboardInterrupt])
+def test_ctrl_c_at_the_prompt_does_not_leave(
+    loaded: LoadedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("builtins.input", typed("the mat", KeyboardInterrupt, "the cat"))
+    run_interactive(loaded, SAMPLING, raw=True)
+    expected = [answer(loaded, "the mat", raw=True), "", answer(loaded, "the cat", raw=True)]
+    assert capsys.readouterr().out == "".join(text + "\n" for text in expected)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['"""', "the mat", "", "the cat", '"""'],
+        ['"""the mat', "", 'the cat"""'],
+        ['  """the mat', "", "the cat", '"""  '],
+    ],
+)
+def test_three_quotes_begin_and_end_a_prompt_of_several_lines(
+    loaded: LoadedRun,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lines: list[str],
+) -> None:
+    monkeypatch.setattr("builtins.input", typed(*lines))
+    run_interactive(loaded, SAMPLING, raw=True)
+    assert capsys.readouterr().out == answer(loaded, "the mat\n\nthe cat", raw=True) + "\n"
+
+
+ENDLESS = "the cat"  # its answer ends when it is interrupted
+SESSION = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
+sys.path.insert(0, sys.argv[1])
+if sys.argv[2] == "without readline":
+    sys.modules["readline"] = None
+from ys_llm.inference import repl
+def answer(engine, pieces, sampling, *, raw):
+    print("answering", ascii("".join(pieces)), flush=True)
+    while "".join(pieces) == sys.argv[3]:
+        pass
+repl.Engine, repl._stream_answer = lambda loaded: None, answer
+repl.run_interactive(None, None)
+print("left", flush=True)
+"""
+
+
+class Conversation:
+    """`run_interactive` at a pseudo-terminal, with answers that repeat the prompt."""
+
+    def __init__(self, how: str) -> None:
+        ours, theirs = os.openpty()
+        self._terminal, self._shown = ours, ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SESSION, str(ROOT), how, ENDLESS],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=os.environ | {"TERM": "xterm", "LC_ALL": "C.UTF-8"},
+            start_new_session=True,
+        )
+        os.close(theirs)
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def wait_for(self, text: str) -> None:
+        """Read what is shown until it contains `text`; what came before is forgotten."""
+        ends = time.monotonic() + 60
+        while text not in self._shown:
+            left = ends - time.monotonic()
+            assert left > 0 and select.select([self._terminal], [], [], left)[0], self._shown
+            self._shown += os.read(self._terminal, 4096).decode(errors="replace")
+        self._shown = self._shown.split(text, 1)[1]
+
+
+@pytest.mark.parametrize("how", ["with readline", "without readline"])
+def test_a_conversation_at_a_terminal(how: str) -> None:
+    talk = Conversation(how)
+    talk.wait_for("> ")
+    talk.type("one\n")
+    talk.wait_for("answering 'one'")
+    talk.wait_for("> ")
+    talk.type("\x03")  # just after an answer
+    talk.wait_for("> ")
+    talk.type("a word\x03")
+    talk.wait_for("> ")
+    talk.type(f"{ENDLESS}\n")
+    talk.wait_for(f"answering '{ENDLESS}'")
+    talk.type("\x03")
+    talk.wait_for("> ")
+    talk.type("a\n\nparagraph\n")  # a paste into a terminal that does not mark pastes
+    talk.wait_for(r"answering 'a\n\nparagraph'")
+    talk.wait_for("> ")
+    if how == "with readline":
+        talk.type("\x1b[200~two\nlines\x1b[201~\n")
+        talk.wait_for(r"answering 'two\nlines'")
+        talk.wait_for("> ")
+    talk.type("\x04")
+    talk.wait_for("left")
+    assert talk.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("last", ["exit", "quit", " exit ", EOFError])
 def test_the_conversation_can_be_left(
     loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch, last: str | type[BaseException]
 ) -> None:

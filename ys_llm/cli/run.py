@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  ys run                                        prompt after prompt; `exit` leaves
+  ys run                                        prompt after prompt; `exit` or Ctrl-D leaves
   ys run mine --prompt "Once upon a time" --max-tokens 100 --seed 1
   ys run < letter.txt                           complete a text; its last line break is dropped
   ys run --json --logprobs 5 --max-tokens 0 --prompt "score this"
   ys run --prompts questions.txt --seed 1 > answers.jsonl
 
+At the prompt, Ctrl-C stops an answer or drops what was typed. Pasted lines are one prompt; to type
+several lines, begin and end them with three quotes.
 Text goes to stdout, timings to stderr. Defaults come from the run's `generate` section and from
 YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
 as fast as one by one, and printed as --json prints one answer. With a seed each line gets the

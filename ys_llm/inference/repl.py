@@ -6,6 +6,7 @@ Answers go to stdout, timings to stderr.
 from __future__ import annotations
 
 import json
+import select
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,8 @@ from ys_llm.inference.engine import Engine
 from ys_llm.runs.model_files import LoadedRun
 
 _PIECE_CHARS = 1 << 16  # read from stdin at a time
+_PASTE_SECONDS = 0.05  # between two lines of one paste
+_MARK = '"""'  # begins and ends a prompt of several lines
 
 
 def pieces_of(file: TextIO) -> Iterator[str]:
@@ -30,37 +33,65 @@ def run_interactive(loaded: LoadedRun, sampling: GenerateConfig, *, raw: bool = 
     """Read prompts with `input()` and stream each answer to stdout, timings to stderr.
 
     Every prompt starts from a fresh state. `raw` continues a prompt as a text instead of answering
-    it. `exit`, `quit` or the end of the input leaves; Ctrl-C stops an answer, and leaves where
-    none is being generated. An empty line is no prompt.
+    it. `exit`, `quit` or the end of the input leaves; Ctrl-C stops an answer, or drops what was
+    typed. Lines that arrive together, as when a paragraph is pasted, are one prompt, and so is all
+    between two marks of three quotes. An empty line is no prompt.
     """
-    with suppress(ImportError):  # gives input() history and line editing, where it exists
-        import readline  # noqa: F401
+    _edit_lines()
     engine = Engine(loaded)
     while True:
         try:
-            prompt = _input_line()
-        except (EOFError, KeyboardInterrupt):
+            prompt = _read_prompt()
+            if prompt.strip() in ("exit", "quit"):
+                return
+            if prompt.strip():
+                _stream_answer(engine, [prompt], sampling, raw=raw)
+        except EOFError:
             return
+        except KeyboardInterrupt:
+            print(flush=True)
         except UnicodeDecodeError:
             print("ys: this line is not UTF-8 text and was skipped", file=sys.stderr)
-            continue
-        if prompt.strip() in ("exit", "quit"):
-            return
-        if prompt.strip():
-            try:
-                _stream_answer(engine, [prompt], sampling, raw=raw)
-            except KeyboardInterrupt:
-                print(flush=True)
 
 
-def _input_line() -> str:
-    """A line from stdin; the prompt `> ` is shown on a terminal only, never in piped output."""
+def _edit_lines() -> None:
+    """Give `input` history and line editing, and pastes in one piece, where that exists."""
+    with suppress(ImportError):
+        import readline
+
+        if "libedit" not in (readline.__doc__ or ""):
+            readline.parse_and_bind("set enable-bracketed-paste on")
+
+
+def _read_prompt() -> str:
+    """The next prompt: a line, the lines that arrived with it, or a text between two marks."""
+    lines = [_input_line("> ")]
+    if not lines[0].lstrip().startswith(_MARK):
+        while _more_is_waiting():
+            lines.append(_input_line(""))
+        return "\n".join(lines)
+    text = lines[0].lstrip().removeprefix(_MARK)
+    while not text.rstrip().endswith(_MARK):
+        text += "\n" + _input_line("... ")
+    return text.rstrip().removesuffix(_MARK).removeprefix("\n").removesuffix("\n")
+
+
+def _input_line(sign: str) -> str:
+    """A line from stdin; the prompt `sign` is shown on a terminal only, never in piped output."""
     if not sys.stdin.isatty():
         return input()
     if sys.stdout.isatty():
-        return input("> ")
-    print("> ", end="", file=sys.stderr, flush=True)
+        return input(sign)
+    print(sign, end="", file=sys.stderr, flush=True)
     return input()
+
+
+def _more_is_waiting() -> bool:
+    """Whether a terminal has more to read already."""
+    with suppress(OSError, ValueError):  # stdin has no descriptor
+        if sys.stdin.isatty():
+            return bool(select.select([sys.stdin.fileno()], [], [], _PASTE_SECONDS)[0])
+    return False
 
 
 def run_once(

@@ -5,9 +5,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -655,6 +656,71 @@ def test_what_is_advised_is_about_the_same_run(
     assert advised.yes
     for name in ("action", "run", "config", "data", "set"):
         assert getattr(advised, name) == getattr(first, name)
+
+
+def no_checkpoints() -> None:
+    shutil.rmtree("runs/tiny/checkpoints")
+
+
+def damaged_weights() -> None:
+    Path("runs/tiny/model.safetensors").write_bytes(b"half")
+
+
+def damaged_checkpoints() -> None:
+    for path in Path("runs/tiny/checkpoints").glob("step-*"):
+        (path / "SHA256SUMS").unlink()
+
+
+def of_an_earlier_version() -> None:
+    path = Path("runs/tiny/config.yaml")
+    path.write_text(path.read_text().replace("batching:", "layout:"))
+
+
+def no_text() -> None:
+    shutil.rmtree("corpus")
+
+
+def no_model() -> None:
+    Path("runs/tiny/model.safetensors").unlink()
+
+
+FAILURES: list[tuple[Callable[[], object], str]] = [
+    (Path, "train clean --run tiny"),
+    (Path, "train --run tiny --set model.d_model=32"),
+    (no_checkpoints, "train --run tiny"),
+    (no_checkpoints, "train --run tiny --dry-run"),
+    (damaged_checkpoints, "train --run tiny --set train.max_steps=8"),
+    (damaged_weights, "run tiny --prompt x"),
+    (damaged_weights, "eval tiny corpus"),
+    (of_an_earlier_version, "run tiny --prompt x"),
+    (of_an_earlier_version, "train --run tiny"),
+    (no_text, "train --run tiny"),
+    (no_model, "run tiny --prompt x"),
+]
+
+
+@pytest.mark.parametrize(("harm", "typed"), FAILURES)
+def test_every_advised_command_is_accepted_and_is_about_the_same_run(
+    harm: Callable[[], object],
+    typed: str,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    harm()
+    send(monkeypatch, "")
+    assert main(shlex.split(typed)) != 0
+    said = capsys.readouterr().err.splitlines()[-1]
+    advised = re.findall(r"\bys ((?:train|run|eval|convert|gen-data)\b[^,.`]*)", said)
+    assert advised, said
+    for command in advised:
+        accepted = parse(shlex.split(command))
+        named = [getattr(accepted, name, None) for name in ("run", "name", "init_from")]
+        assert {Path(name).name for name in named if name} == {"tiny"}, command
+        assert getattr(accepted, "data", None) in (None, "corpus", "PATH"), command
 
 
 def test_a_command_to_type_is_quoted_for_the_shell() -> None:

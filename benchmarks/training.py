@@ -17,7 +17,7 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config
 from ys_llm.data.split import Split
 from ys_llm.model.costs import flops_per_token, parameter_count
-from ys_llm.training import loop
+from ys_llm.training import steps
 from ys_llm.training.compute import process_settings, select_backends
 from ys_llm.training.memory import keep_freed_memory
 from ys_llm.training.metrics import Metrics, Progress
@@ -97,9 +97,9 @@ def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
     state, display = TrainState(), Progress(begin=0, total=run.total_steps)
 
     def step() -> None:
-        gradients = loop.forward_backward(run, state)
+        gradients = steps.forward_backward(run, state)
         check_gradients(run, state, gradients)
-        row = loop.optimizer_step(run, state, gradients)
+        row = steps.optimizer_step(run, state, gradients)
         display.step(row, speed=gradients.tokens / row["step_seconds"], seconds_left=0.0)
         metrics.write(row)
 
@@ -141,7 +141,7 @@ def _timed_parts(run: Run) -> Iterator[dict[str, float]]:
     parts: tuple[tuple[Any, str, str], ...] = (
         (run.model, "forward", "forward"),
         (torch.autograd, "backward", "backward"),
-        (loop, "clip_gradients", "backward"),
+        (steps, "clip_gradients", "backward"),
         (run.optimizer, "step", "optimizer"),
     )
     before = [getattr(owner, name) for owner, name, _ in parts]
@@ -153,4 +153,4 @@ def _timed_parts(run: Run) -> Iterator[dict[str, float]]:
         for (owner, name, _), function in zip(parts, before, strict=True):
             setattr(owner, name, function)
     for (_, name, _), function in zip(parts, before, strict=True):
-        assert function in called, f"{name} was never called: the loop calls it by another name"
+        assert function in called, f"{name} was never called: the step calls it by another name"

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks import command, figure, layer, machine, rounds, startup, targets, training
 from benchmarks.rounds import Effort, Group
-from ys_llm.training import loop
+from ys_llm.training import steps
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Effort(rounds=2, quick=True)
@@ -241,10 +241,10 @@ def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_training_is_measured_whole_and_in_parts(corpus: Path, tmp_path: Path) -> None:
-    before = (torch.autograd.backward, loop.clip_gradients)
+    before = (torch.autograd.backward, steps.clip_gradients)
     split = startup.read_split(corpus)
     groups = training.measure(QUICK, corpus=corpus, split=split, folder=tmp_path / "run")
-    assert before == (torch.autograd.backward, loop.clip_gradients)
+    assert before == (torch.autograd.backward, steps.clip_gradients)
     assert [group.name for group in groups] == [
         *("training T 32", "step T 32"),
         *("training T 64", "step T 64"),
@@ -256,12 +256,12 @@ def test_training_is_measured_whole_and_in_parts(corpus: Path, tmp_path: Path) -
             assert 0 < sum(spent) < step
 
 
-def test_a_part_that_the_loop_calls_by_another_name_is_noticed(
+def test_a_part_that_the_step_calls_by_another_name_is_noticed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop then never calls the timed function: its seconds would count as overhead."""
-    unpatched = FunctionType(loop.forward_backward.__code__, dict(vars(loop)))
-    monkeypatch.setattr(loop, "forward_backward", unpatched)
+    """The step then never calls the timed function: its seconds would count as overhead."""
+    unpatched = FunctionType(steps.forward_backward.__code__, dict(vars(steps)))
+    monkeypatch.setattr(steps, "forward_backward", unpatched)
     split = startup.read_split(corpus)
     with pytest.raises(AssertionError, match="clip_gradients"):
         training.measure(QUICK, corpus=corpus, split=split, folder=tmp_path / "run")

@@ -21,7 +21,6 @@ from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS, evaluate_tokens
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.runs.checkpoint import save_checkpoint
 from ys_llm.training.compute import process_settings, select_backends
-from ys_llm.training.loop import forward_backward, optimizer_step
 from ys_llm.training.memory import FORECAST_ERROR, available_bytes, forecast_memory
 from ys_llm.training.memory_probe import peak_bytes
 from ys_llm.training.resume import check_checkpoints_exist, check_config
@@ -32,6 +31,7 @@ from ys_llm.training.setup import (
     saved_split,
     with_saved_batch_size,
 )
+from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import Run, TrainState, batch_plan, random_state
 
 BURST_SECONDS = 4.0  # of steps for each stage, after a first one that warms up

@@ -6,22 +6,18 @@ sample of text.
 """
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ys_llm.config.sources import Resolved
 from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
 from ys_llm.evaluation.bits_per_byte import evaluate_run, evaluate_tokens
 from ys_llm.inference.generate import complete
 from ys_llm.model.costs import parameter_count
-from ys_llm.model.state import detach
 from ys_llm.runs import model_files
 from ys_llm.runs.folder import checkpoints, locked
 from ys_llm.system.signals import StopRequest, stop_requested
@@ -29,28 +25,20 @@ from ys_llm.training.compute import process_settings
 from ys_llm.training.header import baseline_text
 from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import Metrics, Progress, log_line
-from ys_llm.training.optimizer import set_learning_rate
-from ys_llm.training.recovery.diagnosis import capture_inputs
 from ys_llm.training.recovery.non_finite import (
-    SPIKE_WINDOW,
     NonFiniteError,
-    StepGradients,
     check_gradients,
     check_weights,
-    is_spike,
     roll_back,
 )
-from ys_llm.training.schedule import learning_rate
 from ys_llm.training.setup import set_up
+from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import (
     Run,
     TrainState,
-    batch_position,
     check_folder,
     is_finished,
-    next_batch,
     save,
-    stage_at,
     stopped_early,
 )
 
@@ -165,71 +153,6 @@ def _loop(
                 f"To resume, type: {command_line('train', run=run.config.run)}",
                 exit_code=stop.exit_code,
             )
-
-
-def forward_backward(run: Run, state: TrainState) -> StepGradients:
-    """Loss and clipped gradients of `grad_accum_steps` batches; no weight changes."""
-    began, config, mean_loss = time.perf_counter(), run.config.train, 0.0
-    step, position, captured = state.progress.step, batch_position(run, state), []
-    for micro_step in range(config.grad_accum_steps):
-        batch = next_batch(run, state, micro_step)
-        carried = state.carried if batch.carry else None
-        starts_BT = batch.starts_BT if run.config.data.reset_at_document else None
-        captured.append(capture_inputs(batch, carried, starts_BT))
-        with run.compute.autocast():
-            loss, carried = run.model(
-                batch.inputs_BT, carried, starts_BT, targets_BT=batch.targets_BT
-            )
-        if run.config.data.batching == "contiguous":
-            state.carried = detach(carried)
-        torch.autograd.backward(loss / config.grad_accum_steps)
-        mean_loss += loss.item() / config.grad_accum_steps
-        del loss, carried  # or their graph stays in memory through the next forward pass
-    grad_norm = clip_gradients(run)
-    return StepGradients(began, step, position, mean_loss, grad_norm, captured)
-
-
-def clip_gradients(run: Run) -> float:
-    """Scale the gradients down to a norm of `grad_clip`; returns the norm before."""
-    trained = [p for p in run.model.parameters() if p.grad is not None]
-    norm = get_total_norm([p.grad for p in trained if p.grad is not None])
-    grad_norm, limit = norm.item(), run.config.train.grad_clip
-    if limit and grad_norm > limit:
-        clip_grads_with_norm_(trained, limit, norm)
-    return grad_norm
-
-
-def optimizer_step(run: Run, state: TrainState, gradients: StepGradients) -> dict[str, Any]:
-    """Update the weights by the gradients; returns the step's row of metrics."""
-    progress = state.progress
-    rate = learning_rate(progress.step, run.config.train, state.rollbacks)
-    set_learning_rate(run.optimizer, rate)
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    progress.step, progress.tokens = progress.step + 1, progress.tokens + gradients.tokens
-    # At least a nanosecond: two readings of a coarse clock may be equal.
-    step_seconds = max(time.perf_counter() - gradients.began, 1e-9)
-    progress.seconds += step_seconds
-    row: dict[str, Any] = {
-        "step": progress.step,
-        "tokens": progress.tokens,
-        "loss": gradients.loss,
-        "learning_rate": rate,
-        "grad_norm": gradients.grad_norm,
-        "step_seconds": step_seconds,
-        "seconds": progress.seconds,
-    }
-    if is_spike(gradients.loss, progress.recent_losses):
-        row["spike"] = True
-        log_line(f"loss spike   step {progress.step:,}: loss {gradients.loss:.3f}")
-    progress.recent_losses = [*progress.recent_losses, gradients.loss][-SPIKE_WINDOW:]
-    if _starts_stage(run, progress.step):  # losses of another sequence length do not compare
-        progress.recent_losses = []
-    return row
-
-
-def _starts_stage(run: Run, step: int) -> bool:
-    return step < run.total_steps and stage_at(run.config.train, step)[2] == 0
 
 
 def _seconds_left(run: Run, state: TrainState) -> float:

@@ -24,9 +24,9 @@ from ys_llm.model.costs import state_bytes
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import save_checkpoint
 from ys_llm.training.compute import Compute, process_settings
-from ys_llm.training.loop import forward_backward, optimizer_step
 from ys_llm.training.memory import keep_freed_memory, release_freed_memory
 from ys_llm.training.optimizer import make_optimizer
+from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import Run, TrainingData, TrainState
 
 ENOUGH_GROWTH = 48_000_000  # bytes from one batch size to the next: well above allocator noise

@@ -17,7 +17,8 @@ import tokenizers
 import torch
 
 from ys_llm import __version__
-from ys_llm.system.machine import Machine, inspect_machine, versions
+from ys_llm.errors import UserError
+from ys_llm.system.machine import Machine, cpu_class, cpu_features, inspect_machine, versions
 
 Write = Callable[[str, str], None]
 TWO_SOCKETS = "\n\n".join(
@@ -89,6 +90,67 @@ def test_the_processor_is_named_with_its_instruction_sets(tmp_path: Path, write:
     machine = inspect_machine(tmp_path)
     assert machine.processor == "Xeon"
     assert machine.features == {"fpu", "avx2", "amx_bf16"}
+
+
+NEW = "fpu avx avx2 fma f16c avx_vnni avx512f avx512vl avx512_bf16 amx_bf16 amx_tile"
+
+
+@pytest.mark.parametrize(
+    ("level", "hidden", "cpu"),
+    [
+        ("", set(), "AMX"),
+        ("native", set(), "AMX"),
+        ("avx512", {"avx512_bf16", "amx_bf16", "amx_tile"}, "AVX-512"),
+        (
+            "avx2",
+            {"avx_vnni", "avx512f", "avx512vl", "avx512_bf16", "amx_bf16", "amx_tile"},
+            "AVX2",
+        ),
+    ],
+)
+def test_a_level_hides_the_newer_instruction_sets(
+    tmp_path: Path,
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    level: str,
+    hidden: set[str],
+    cpu: str,
+) -> None:
+    write("proc/cpuinfo", f"flags\t\t: {NEW}\n")
+    monkeypatch.setenv("YS_CPU_LEVEL", level)
+    assert cpu_features(tmp_path) == set(NEW.split()) - hidden
+    assert inspect_machine(tmp_path).features == cpu_features(tmp_path)
+    assert cpu_class(tmp_path) == cpu
+
+
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YS_CPU_LEVEL", "sse2")
+    with pytest.raises(UserError, match="YS_CPU_LEVEL=sse2 is none of avx2, avx512, native"):
+        cpu_features()
+
+
+@pytest.mark.parametrize(
+    ("flags", "architecture", "cpu"),
+    [
+        ("flags: fpu avx2 avx512f avx512_bf16", "x86_64", "AVX512-BF16"),
+        ("flags: fpu sse2", "x86_64", "other"),
+        ("Features: fp asimd bf16", "aarch64", "NEON"),
+        ("", "arm64", "NEON"),
+        ("", "x86_64", "other"),
+    ],
+)
+def test_processors_are_told_apart_by_class(
+    tmp_path: Path,
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str,
+    architecture: str,
+    cpu: str,
+) -> None:
+    monkeypatch.delenv("YS_CPU_LEVEL", raising=False)
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    write("proc/cpuinfo", f"{flags}\n")
+    assert cpu_class(tmp_path) == cpu
 
 
 def test_an_arm_processor_is_described_too(tmp_path: Path, write: Write) -> None:

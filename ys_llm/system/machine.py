@@ -10,12 +10,27 @@ import platform
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 from ys_llm import __version__
+from ys_llm.errors import UserError
 
+CPU_LEVEL = "YS_CPU_LEVEL"
+_HIDDEN: dict[str, tuple[str, ...]] = {  # by level: the features whose names begin so
+    "native": (),
+    "avx512": ("avx512_bf16", "avx512_fp16", "avx10", "amx"),
+    "avx2": ("avx512", "avx10", "avx_", "avxvnni", "amx"),
+}
+_CLASSES = (  # the first that the processor has
+    ("amx_bf16", "AMX"),
+    ("avx512_bf16", "AVX512-BF16"),
+    ("avx512f", "AVX-512"),
+    ("avx2", "AVX2"),
+    ("asimd", "NEON"),
+)
 _NO_LIMIT = 1 << 60  # version 1 of control groups writes "no limit" as a huge number
 
 
@@ -60,7 +75,7 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         processor=processor.get("model name") or platform.processor() or platform.machine(),
-        features=frozenset((processor.get("flags") or processor.get("Features") or "").split()),
+        features=cpu_features(root),
         logical_cores=logical,
         physical_cores=psutil.cpu_count(logical=False),
         allowed_cores=_allowed_cores(logical),
@@ -74,6 +89,33 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
             (root / path).exists() for path in ("proc/driver/nvidia/version", "dev/nvidiactl")
         ),
     )
+
+
+def cpu_features(root: Path = Path("/")) -> frozenset[str]:
+    """The instruction sets that may be used here, as /proc/cpuinfo names them; empty without it.
+
+    `YS_CPU_LEVEL` (avx2, avx512, native) hides the newer ones, to imitate an older processor.
+    """
+    level = os.environ.get(CPU_LEVEL) or "native"
+    if level not in _HIDDEN:
+        raise UserError(
+            f"{CPU_LEVEL}={level} is none of {', '.join(sorted(_HIDDEN))}", f"unset {CPU_LEVEL}"
+        )
+    return frozenset(f for f in _all_features(root) if not f.startswith(_HIDDEN[level]))
+
+
+def cpu_class(root: Path = Path("/")) -> str:
+    """AMX, AVX512-BF16, AVX-512, AVX2, NEON or other: by the best unit for matmuls."""
+    features = cpu_features(root)
+    found = next((name for feature, name in _CLASSES if feature in features), "")
+    is_arm = platform.machine().lower() in ("arm64", "aarch64")  # macOS has no /proc
+    return found or ("NEON" if is_arm and not features else "other")
+
+
+@cache
+def _all_features(root: Path) -> frozenset[str]:
+    processor = _processor(root)
+    return frozenset((processor.get("flags") or processor.get("Features") or "").split())
 
 
 def versions() -> dict[str, str]:

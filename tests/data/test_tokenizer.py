@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,26 @@ def test_a_stream_of_any_ids_reads_as_the_whole(
 @given(text=tricky_text | any_text)
 def test_decoding_case_undoes_encoding_it(text: str) -> None:
     assert decode_case(encode_case(text)) == text
+
+
+UPPER = "[A-ZÀ-ÖØ-ÞΑ-ΡΣ-Ϋ]"
+LOWER = "[a-zà-öø-þα-ρσ-ϋ]"
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=st.text("aBÉéΣσςß 'sS\t\x0e\x0f\x10NOP.日", max_size=30))
+def test_case_is_encoded_by_three_rules(text: str) -> None:
+    """A capital before a small letter; two or more that none follows; a control character."""
+    rules = f"{UPPER}(?={LOWER})|{UPPER}{{2,}}(?:(?={UPPER}{LOWER})|(?!{LOWER}))|[\x0e-\x10]"
+    lower = {ord(upper): upper.lower() for upper in "BÉΣSNOP"}
+    escaped = {"\x0e": "\x10N", "\x0f": "\x10O", "\x10": "\x10P"}
+
+    def encode(match: re.Match[str]) -> str:
+        marker = CAPITAL if len(match[0]) == 1 else ALL_CAPS
+        return escaped.get(match[0]) or marker + match[0].translate(lower)
+
+    expected = re.sub(rules, encode, text)
+    assert encode_case(text) == re.sub(" ([\x0e\x0f])", r"\1 ", expected)
 
 
 @settings(max_examples=300, deadline=None)

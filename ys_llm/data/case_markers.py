@@ -11,6 +11,7 @@ import re
 # read contains none of them. If a text does, it becomes ESCAPE and a letter.
 CAPITAL, ALL_CAPS, ESCAPE = "\x0e", "\x0f", "\x10"
 MARKERS = CAPITAL + ALL_CAPS
+_CONTROLS = MARKERS + ESCAPE
 
 _ESCAPED = {CAPITAL: ESCAPE + "N", ALL_CAPS: ESCAPE + "O", ESCAPE: ESCAPE + "P"}
 _UNESCAPED = {escaped: char for char, escaped in _ESCAPED.items()}
@@ -25,13 +26,15 @@ _LOWER = {
 }
 _UPPERS = "".join(map(chr, _LOWER))
 _LOWERS = "".join(_LOWER.values())
+# What a capital before a small letter, or a control character, is written as.
+_OF_ONE = _ESCAPED | {chr(code): CAPITAL + lower for code, lower in _LOWER.items()}
 
 # ALL_CAPS ends where the lower-case letters end, so a run of capitals must not be followed by one:
 # `HTTPServer` is ALL_CAPS + `http`, CAPITAL + `server`.
+# It begins with one set of characters, so that `re` skips all others without trying alternatives.
 _TO_ENCODE = re.compile(
-    f"[{_UPPERS}](?=[{_LOWERS}])"
-    f"|[{_UPPERS}]{{2,}}(?:(?=[{_UPPERS}][{_LOWERS}])|(?![{_LOWERS}]))"
-    f"|[{CAPITAL}{ALL_CAPS}{ESCAPE}]"
+    f"([{_UPPERS}{_CONTROLS}](?:(?<=[{_CONTROLS}])|(?=[{_LOWERS}])"
+    f"|[{_UPPERS}]+(?:(?=[{_UPPERS}][{_LOWERS}])|(?![{_LOWERS}]))))"
 )
 _TO_DECODE = re.compile(f"{CAPITAL}( ?)([{_LOWERS}]?)|{ALL_CAPS}( ?)([{_LOWERS}]*)|{ESCAPE}[NOP]?")
 _UNFINISHED = re.compile(rf"(?:{CAPITAL} ?|{ALL_CAPS} ?[{_LOWERS}]*|{ESCAPE})\Z")
@@ -39,7 +42,9 @@ _UNFINISHED = re.compile(rf"(?:{CAPITAL} ?|{ALL_CAPS} ?[{_LOWERS}]*|{ESCAPE})\Z"
 
 def encode_case(text: str) -> str:
     """Replace capitals by markers where `decode_case` can restore them."""
-    encoded = _TO_ENCODE.sub(_encode_one, text)
+    parts = _TO_ENCODE.split(text)  # half the time of `sub` with a function
+    parts[1::2] = [_OF_ONE.get(found) or _all_caps(found) for found in parts[1::2]]
+    encoded = "".join(parts)
     # A marker goes before the space of its word, so that ` usa` stays one piece.
     return encoded.replace(f" {CAPITAL}", f"{CAPITAL} ").replace(f" {ALL_CAPS}", f"{ALL_CAPS} ")
 
@@ -69,13 +74,9 @@ class CaseDecoder:
         return decode_case(pending)
 
 
-def _encode_one(match: re.Match[str]) -> str:
-    found = match[0]
-    if found in _ESCAPED:
-        return _ESCAPED[found]
+def _all_caps(found: str) -> str:
     # Not str.lower: it writes the last sigma of a word as `ς`, which has no capital of its own.
-    lower = found.translate(_LOWER)
-    return (CAPITAL if len(found) == 1 else ALL_CAPS) + lower
+    return ALL_CAPS + found.translate(_LOWER)
 
 
 def _decode_one(match: re.Match[str]) -> str:

@@ -28,17 +28,18 @@ Differs from the source: channel c is paired with c + P/2 (Su et al. pair neighb
 permutation of the projections' columns; weights start at N(0, 0.02) at every depth.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.ops.attention import attention, reference
+from ys_llm.ops.linear import fused_backward, is_plain, linear
 from ys_llm.ops.precision import Precision
+from ys_llm.ops.rotary import angles, rotate
 
 INIT_STD = 0.02  # of GPT-2 and its descendants
 
@@ -113,18 +114,22 @@ class Mixer(nn.Module):
         position_B: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mix `x_BTD` along time; `starts_BT` marks tokens that see nothing before themselves."""
-        rotation = self._rotation(position_B, x_BTD)
-        query_BTHP = _rotate(self._heads(self.q_proj(x_BTD)), rotation)
-        new_keys = _rotate(self._heads(self.k_proj(x_BTD)), rotation)
+        n_rotated = self.n_heads + self.n_kv_heads
+        heads_BTHP = self._project(x_BTD).unflatten(-1, (-1, self.d_head))
+        turned_BTHP, new_values = heads_BTHP.split([n_rotated, self.n_kv_heads], dim=2)
+        clocks, n_tokens = tuple(position_B.tolist()), x_BTD.shape[1]
+        table = angles(clocks, n_tokens, self.d_head, self.rope_theta, x_BTD)
+        turned_BTHP = rotate(turned_BTHP, *table)
+        query_BTHP, new_keys = turned_BTHP.split([self.n_heads, self.n_kv_heads], dim=2)
         keys_BNGP = _append(state["keys"], new_keys)
-        values_BNGP = _append(state["values"], self._heads(self.v_proj(x_BTD)))
+        values_BNGP = _append(state["values"], new_values)
         document_BN = _append(state["document"], _documents(x_BTD, state, starts_BT))
-        plain = starts_BT is None and state["keys"].shape[1] == 0
-        mixed_BTHP = self._attend(query_BTHP, keys_BNGP, values_BNGP, document_BN, plain=plain)
-        n_keys, n_read = keys_BNGP.shape[1], int(position_B.max()) + x_BTD.shape[1]
+        attend = reference if self.backend == "reference" else attention
+        mixed_BTHP = attend(query_BTHP, keys_BNGP, values_BNGP, document_BN, self.window)
+        n_keys, n_read = keys_BNGP.shape[1], max(clocks) + n_tokens
         # Keys before the first token of the row that has read most are padding of every row.
         kept = slice(max(_first_kept(n_keys, self.window), n_keys - n_read), None)
-        return self.out_proj(mixed_BTHP.flatten(2)), {
+        return linear(self.out_proj, mixed_BTHP.flatten(2)), {
             "keys": keys_BNGP[:, kept],
             "values": values_BNGP[:, kept],
             "document": document_BN[:, kept],
@@ -133,8 +138,8 @@ class Mixer(nn.Module):
     def select_backend(
         self, *, batch_size: int, precision: Precision, previous: str = "", timed: bool = True
     ) -> tuple[str, str]:
-        """sdpa unless the configuration says otherwise: torch picks its own kernel inside."""
-        return self.backend, "torch's scaled_dot_product_attention"
+        """sdpa unless the configuration says otherwise: `ops/attention` picks the path inside."""
+        return self.backend, "tiles of one document on a CPU, else torch's fused attention"
 
     def decode_spec(self) -> None:
         """None: torch decodes this mixer."""
@@ -173,59 +178,12 @@ class Mixer(nn.Module):
         """Show what the weights' shapes do not."""
         return f"n_heads={self.n_heads}, window={self.window}, rope_theta={self.rope_theta}"
 
-    def _heads(self, x_BTC: Tensor) -> Tensor:
-        return x_BTC.view(*x_BTC.shape[:2], -1, self.d_head)
-
-    def _rotation(self, position_B: Tensor, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every angle, B x T x 1 x P/2; B is 1 where all rows share a clock."""
-        # float64: at clock 100,000 a float32 angle is already wrong by 0.004 rad.
-        here: dict[str, Any] = {"dtype": torch.float64, "device": x_BTD.device}
-        if len(set(position_B.tolist())) == 1:
-            position_B = position_B[:1]
-        pair = torch.arange(0, self.d_head, 2, **here) / self.d_head
-        clock_BT = position_B.to(**here)[:, None] + torch.arange(x_BTD.shape[1], **here)
-        angle = clock_BT[:, :, None, None] * self.rope_theta**-pair
-        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
-
-    def _attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, document: Tensor, *, plain: bool
-    ) -> Tensor:
-        """B x T x H x P, from keys and values of B x N x G x P."""
-        query, keys, values = (x.transpose(1, 2) for x in (query, keys, values))
-        grouped = self.n_kv_heads != self.n_heads
-        outgrown = 0 < self.window < keys.shape[2]
-        if self.backend == "reference":
-            share = self.n_heads // self.n_kv_heads
-            keys, values = (x.repeat_interleave(share, dim=1) for x in (keys, values))
-            mixed = attend_by_step(query, keys, values, document, window=self.window)
-        elif plain and not outgrown:
-            mixed = F.scaled_dot_product_attention(
-                query, keys, values, is_causal=True, enable_gqa=grouped
-            )
-        else:
-            visible = _visible(document, query.shape[2], self.window)
-            mixed = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=visible[:, None], enable_gqa=grouped
-            )
-        return mixed.transpose(1, 2)
-
-
-def attend_by_step(
-    query_BHTP: Tensor, keys_BHNP: Tensor, values_BHNP: Tensor, document_BN: Tensor, *, window: int
-) -> Tensor:
-    """Attend one token at a time: the definition that the fused kernel is tested against."""
-    past = keys_BHNP.shape[2] - query_BHTP.shape[2]
-    mixed = []
-    for t in range(query_BHTP.shape[2]):
-        end = past + t + 1
-        view = slice(max(0, end - window) if window else 0, end)
-        scores_BHN = keys_BHNP[:, :, view] @ query_BHTP[:, :, t, :, None]
-        foreign_BN = document_BN[:, view] != document_BN[:, end - 1, None]
-        scores_BHN = scores_BHN[..., 0] / math.sqrt(query_BHTP.shape[3])
-        weights_BHN = scores_BHN.masked_fill(foreign_BN[:, None], -math.inf).softmax(-1)
-        mixed.append(weights_BHN[:, :, None] @ values_BHNP[:, :, view])
-    return torch.cat(mixed, dim=2)
+    def _project(self, x_BTD: Tensor) -> Tensor:
+        """Queries, keys and values side by side, by one matmul where the layers are plain ones."""
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        if all(is_plain(layer) for layer in layers):
+            return fused_backward(x_BTD, torch.cat([layer.weight for layer in layers]))
+        return torch.cat([layer(x_BTD) for layer in layers], dim=-1)
 
 
 def _resolve(backend: str) -> str:
@@ -249,13 +207,6 @@ def _first_kept(n_keys: int, window: int) -> int:
     return max(0, n_keys - (window - 1)) if window else 0
 
 
-def _rotate(x_BTHP: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    cos, sin = rotation
-    left, right = x_BTHP.to(cos.dtype).chunk(2, dim=-1)
-    turned = torch.cat([left * cos - right * sin, left * sin + right * cos], dim=-1)
-    return turned.to(x_BTHP.dtype)
-
-
 def _documents(x_BTD: Tensor, state: dict[str, Tensor], starts_BT: Tensor | None) -> Tensor:
     past_BN = state["document"]
     last_B1 = past_BN[:, -1:] if past_BN.shape[1] else past_BN.new_zeros(x_BTD.shape[0], 1)
@@ -263,12 +214,3 @@ def _documents(x_BTD: Tensor, state: dict[str, Tensor], starts_BT: Tensor | None
     if starts_BT is None:
         return last_B1.repeat(1, x_BTD.shape[1])
     return last_B1 + starts_BT.cumsum(dim=1, dtype=torch.int32)
-
-
-def _visible(document_BN: Tensor, n_queries: int, window: int) -> Tensor:
-    n_keys = document_BN.shape[1]
-    key_N = torch.arange(n_keys, device=document_BN.device)
-    age_TN = key_N[n_keys - n_queries :, None] - key_N
-    in_view_TN = (age_TN >= 0) & (age_TN < window) if window else age_TN >= 0
-    own_BTN = document_BN[:, n_keys - n_queries :, None] == document_BN[:, None]
-    return own_BTN & in_view_TN

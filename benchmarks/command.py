@@ -1,13 +1,16 @@
-"""Measure the speed of ys and its baselines, and compare it with its targets.
+"""Measure the speed of ys and its baselines on this machine.
 
-python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--rounds N] [--quick]
+python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--minutes M] [--quick]
+python -m benchmarks all --cpu-level avx2 --out benchmarks/avx2.json
 python -m benchmarks figure benchmarks/NAME.json
 python -m benchmarks table benchmarks/NAME.json
+python -m benchmarks tables [--write]
 
-Every figure is a ratio of times measured in interleaved rounds of one process, with its spread and
-its share of the rate of this machine's large matmuls or memory. A backend that differs from
-`reference` is not timed. Run nothing else at the same time: another process on a core can make
-threads that wait for each other three times as slow.
+Every figure is a ratio of times measured in interleaved rounds of one process, with its spread, or
+a share of the rate of this machine's large matmuls or memory. It is judged by the bars of the
+processor's class (benchmarks/bars.py). A backend that differs from `reference` is not timed, and
+neither is a dtype that the processor would emulate. Run nothing else at the same time: another
+process on a core can make threads that wait for each other three times as slow.
 """
 
 from __future__ import annotations
@@ -18,34 +21,40 @@ import json
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks import figure, generation, layer, machine, startup, training
-from benchmarks.rounds import Effort, Group
-from benchmarks.targets import Target, judge, table
+from benchmarks import figure, machine, tables
+from benchmarks.rounds import Budget, Group
+from benchmarks.sections import SECTIONS, Bench, selected
+from benchmarks.targets import judge, table
 from ys_llm.config.cache import CACHE_VARIABLE
 from ys_llm.csrc import loader
-from ys_llm.data.readers import read_documents
-from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import EXIT_FAILED, UserError
 from ys_llm.system.files import write_atomically
 
-SECTIONS = ("machine", "layer", "model", "generate", "data", "start")
-QUICK_TEXT_BYTES = 200_000  # of the corpus, enough for every section to run
+MINUTES = 8.0  # leaves two of ten for compiling, and for what cannot be cut short
+_READERS = ("figure", "table", "tables")
 
 
 def main(words: Sequence[str]) -> int:
     """Run the requested sections; exit code 1 where a backend failed its test."""
     arguments = read_arguments(words)
+    restriction = machine.RESTRICTIONS.get(arguments.cpu_level, {})
+    if any(os.environ.get(name) != value for name, value in restriction.items()):
+        # Torch and its libraries read these before the first line of any program.
+        command = [sys.executable, "-m", "benchmarks", *words]
+        return subprocess.run(command, env={**os.environ, **restriction}).returncode
     try:
-        if arguments.sections[0] in ("figure", "table"):
+        if arguments.sections[0] in _READERS:
             return redraw(arguments)
         report = measure(arguments, command=shlex.join(["python", "-m", "benchmarks", *words]))
     except UserError as error:
@@ -68,35 +77,38 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("sections", nargs="*", default=["all"], metavar="SECTION", help=", ".join(SECTIONS))
-    add("--rounds", type=int, default=5, metavar="N", help="turns of each case (default: 5)")
+    add("--minutes", type=float, default=MINUTES, metavar="M",
+        help=f"time for all sections, compiling included (default: {MINUTES:g}); what does not "
+        "fit is made smaller or left out, and the file says so")  # fmt: skip
     add("--quick", action="store_true", help="small shapes: shows that all of it runs")
+    add("--cpu-level", choices=machine.RESTRICTIONS, default="",
+        help="use only the instructions of an older processor")  # fmt: skip
     add("--threads", type=int, default=0, metavar="N", help="torch's threads (default: its own)")
     add("--corpus", type=Path, default=machine.ROOT / "training_data", help="text to train on")
     add("--without-compiler", action="store_true", help="as on a machine that has none")
-    add("--out", type=Path, metavar="FILE", help="write all times and targets there, as JSON")
+    add("--out", type=Path, metavar="FILE", help="write all times there, as JSON")
+    add("--write", action="store_true", help="tables: into README.md, docs/speed.md and figures")
     arguments = parser.parse_args(words)
-    if (what := arguments.sections[0]) in ("figure", "table"):
-        if len(arguments.sections) != 2:
-            parser.error(f"{what} takes one file: {what} benchmarks/NAME.json")
+    first, *files = arguments.sections
+    if first in _READERS:
+        if len(files) != (0 if first == "tables" else 1):
+            parser.error(f"type: {first} benchmarks/NAME.json, or: tables [--write]")
         return arguments
     unknown = [name for name in arguments.sections if name not in (*SECTIONS, "all")]
-    if unknown or arguments.rounds < 1:
-        parser.error(f"no such section: {', '.join(unknown)}" if unknown else "--rounds below 1")
+    if unknown or arguments.minutes <= 0:
+        parser.error(f"no such section: {', '.join(unknown)}" if unknown else "--minutes below 0")
     return arguments
 
 
 def redraw(arguments: argparse.Namespace) -> int:
-    """The figure of a saved file, next to it or at --out; or its table, as README shows it."""
+    """The figure of a saved file, next to it or at --out; its table; or the tables of the docs."""
+    if arguments.sections[0] == "tables":
+        print("\n".join(tables.write(machine.ROOT) if arguments.write else tables.show()))
+        return 0
     path = Path(arguments.sections[1])
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}", "Make it: python -m benchmarks layer --out FILE"
-        ) from error
+    report = tables.read(path)
     if arguments.sections[0] == "table":
-        groups = [Group(**group) for group in report["groups"]]
-        print(table(judge(groups, with_compiler=report["with_compiler"])))
+        print(table(judge(report)))
         return 0
     out = arguments.out or path.with_suffix(".svg")
     write_atomically(out, figure.svg(report))
@@ -106,6 +118,7 @@ def redraw(arguments: argparse.Namespace) -> int:
 
 def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
     """All requested sections, printed as they are measured, as one JSON object."""
+    began = time.perf_counter()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with_compiler = not arguments.without_compiler
@@ -113,24 +126,26 @@ def measure(arguments: argparse.Namespace, *, command: str) -> dict[str, Any]:
         left_out = kernels(Path(folder), with_compiler=with_compiler)
         facts = machine.environment(command, with_compiler=with_compiler)
         facts["date"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        for name in ("processor", "threads", "torch", "compiler", "commit"):
+        for name in ("processor", "class", "threads", "torch", "compiler", "commit"):
             print(f"{name:<10} {facts[name]}")
+        parts = selected(arguments.sections)
+        budget = Budget(began + 60 * arguments.minutes, {p.name: p.weight for p in parts})
+        bench = Bench(Path(folder), arguments.corpus, left_out, quick=arguments.quick)
         groups: list[Group] = []
-        for made in sections(arguments, left_out, Path(folder)):
+        for part in parts:
+            made = bench.measure(part, budget.share(part.name))
             groups += made
             show(made)
-    targets = judge(groups, with_compiler=with_compiler)
-    print()
-    for target in targets:
-        print(target.line())
-    return {
+    report = {
         **facts,
         "with_compiler": with_compiler,
         "quick": arguments.quick,
+        "minutes": round((time.perf_counter() - began) / 60, 1),
         "wrong": wrong(groups),
         "groups": [asdict(group) for group in groups],
-        "targets": [described(target) for target in targets],
     }
+    print("\n" + "\n".join(target.line() for target in judge(report)))
+    return report
 
 
 def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
@@ -146,41 +161,6 @@ def kernels(folder: Path, *, with_compiler: bool) -> dict[str, str]:
     return {}
 
 
-def sections(
-    arguments: argparse.Namespace, left_out: dict[str, str], folder: Path
-) -> Iterator[list[Group]]:
-    """The groups of each requested section; the machine's own limits always come first."""
-    effort = Effort(arguments.rounds, arguments.quick)
-    asked = set(SECTIONS if "all" in arguments.sections else arguments.sections)
-    yield [machine.measure(effort)]
-    if "layer" in asked:
-        yield from ([group] for group in layer.measure(effort, left_out=left_out))
-    if "generate" in asked:
-        yield generation.measure(effort)
-    if not asked & {"model", "data", "start"}:
-        return
-    corpus = quick_corpus(arguments.corpus, folder) if arguments.quick else arguments.corpus
-    split, home = startup.read_split(corpus), folder / "run"
-    yield startup.measure_data(effort, corpus=corpus, split=split, folder=home)
-    if "model" in asked:
-        yield training.measure(effort, corpus=corpus, split=split, folder=home)
-    if "start" in asked:
-        tokenizer = Tokenizer.load(home / "tokenizer.json")
-        yield startup.measure_start(effort, tokenizer=tokenizer, folder=folder)
-
-
-def quick_corpus(corpus: Path, folder: Path) -> Path:
-    """The first documents of the corpus as plain texts."""
-    taken, n_bytes = [], 0
-    for document in read_documents(corpus):
-        taken.append(json.dumps({"text": document.text}))
-        n_bytes += document.n_bytes
-        if n_bytes > QUICK_TEXT_BYTES:
-            break
-    write_atomically(folder / "corpus" / "some.jsonl", "\n".join(taken) + "\n")
-    return folder / "corpus"
-
-
 def show(groups: Sequence[Group]) -> None:
     """The raw times of some groups: median and spread of each case."""
     for group in groups:
@@ -192,6 +172,8 @@ def show(groups: Sequence[Group]) -> None:
                   f"-{1e3 * max(seconds):.3f}){rate}")  # fmt: skip
         for case, why in group.facts.get("left_out", {}).items():
             print(f"  {case:<24} not timed: {why}")
+        if "note" in group.facts:
+            print(f"  {group.facts['note']}")
     sys.stdout.flush()
 
 
@@ -213,9 +195,3 @@ def wrong(groups: Sequence[Group]) -> list[str]:
         for case, why in group.facts.get("left_out", {}).items()
         if why.startswith("wrong")
     ]
-
-
-def described(target: Target) -> dict[str, Any]:
-    """A target with the figures derived from its values."""
-    figure = target.figure if target.values else None
-    return {**asdict(target), "figure": figure, "met": target.met}

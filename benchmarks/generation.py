@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.machine import rate
 from benchmarks.rounds import Effort, Group, interleaved
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.inference.decoder import decoder_of
-from ys_llm.inference.generate import Prefilled, generate, prefill
+from ys_llm.inference.generate import Prefilled, generate, generate_batch, prefill
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import save_model
@@ -22,30 +23,45 @@ TEN_MILLION = ModelConfig(
     d_model=320, n_layers=6, d_mlp=864, options={"three_tier": {"d_state": 320}}
 )
 _SMALL = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
+FLOPS_PER_TOKEN = 20e6  # of reading with this model, about
+TEXTS = 64
 _NEVER = -1  # an id that no model chooses: every answer has its full length
 
 
-def measure(effort: Effort) -> list[Group]:
+def measure(effort: Effort, limits: Group) -> list[Group]:
     """Seconds of generated tokens, or of one prefill, for each case."""
     model = random_model(quick=effort.quick)
     near, far, prefix, answer = (10, 200, 32, 8) if effort.quick else (100, 100_000, 512, 64)
+    while far > 1000 and far * FLOPS_PER_TOKEN / rate(limits, "matmul fp32") > effort.seconds / 4:
+        far //= 10
     ids = torch.randint(2, model.vocab_size, (far,)).tolist()
-    cases: dict[str, Callable[[], object]] = {
-        f"{answer} tokens after {near}": _answer(model, prefill(model, ids[:near]), answer),
-        f"{answer} tokens after {far}": _answer(model, prefill(model, ids), answer),
-        f"read {prefix} tokens": lambda: prefill(model, ids[:prefix]),
-        f"write {prefix} tokens": _answer(model, prefill(model, ids[:1]), prefix),
+    after_near = prefill(model, ids[:near])
+    named = {
+        "near": (f"{answer} tokens after {near:,}", _answer(model, after_near, answer)),
+        "far": (f"{answer} tokens after {far:,}", _answer(model, prefill(model, ids), answer)),
+        "read": (f"read {prefix} tokens", lambda: prefill(model, ids[:prefix])),
+        "write": (f"write {prefix} tokens", _answer(model, prefill(model, ids[:1]), prefix)),
+        "texts": (f"{TEXTS} texts at once", _answers(model, after_near, answer)),
     }
-    seconds, _ = interleaved(cases, rounds=2 * effort.rounds)
-    one_row = model.embedding.weight[0].numel() * 4
+    reading = "read as many bytes"
+    vector = torch.ones(_bytes_per_token(model) // 4)  # a large cache may hold them
+    cases: dict[str, Callable[[], object]] = {**dict(named.values()), reading: lambda: vector.sum()}
+    seconds, _ = interleaved(cases, effort, keep=cases)
+    names = [name for name, _ in named.values()]
     facts: dict[str, Any] = {
         "parameters": parameter_count(model),
-        "cases": dict(zip(("near", "far", "read", "write"), cases, strict=True)),
-        "tokens": dict(zip(cases, (answer, answer, prefix, prefix), strict=True)),
-        # One row of the embedding is read per token, and all of every other weight.
-        "bytes_per_token": 4 * (parameter_count(model) - model.embedding.weight.numel()) + one_row,
+        "cases": dict(zip(named, names, strict=True)),
+        "tokens": dict(zip(names, (answer, answer, prefix, prefix, TEXTS * answer), strict=True)),
+        "bytes_per_token": _bytes_per_token(model),
+        "work": {reading: _bytes_per_token(model)},
     }
-    return [Group("generation", seconds, facts), _memory_of(facts["bytes_per_token"], effort)]
+    return [Group("generation", seconds, facts)]
+
+
+def _bytes_per_token(model: Model) -> int:
+    """One row of the embedding is read per token, and all of every other weight."""
+    one_row = model.embedding.weight[0].numel()
+    return 4 * (parameter_count(model) - model.embedding.weight.numel() + one_row)
 
 
 def random_model(*, quick: bool) -> Model:
@@ -83,8 +99,20 @@ def _answer(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], o
     return run
 
 
-def _memory_of(n_bytes: int, effort: Effort) -> Group:
-    """Reading as many bytes as the weights have: a large cache may hold them."""
-    vector = torch.ones(n_bytes // 4)
-    seconds, _ = interleaved({"read as many bytes": lambda: vector.sum()}, rounds=effort.rounds)
-    return Group("weights", seconds, {"bytes": n_bytes})
+def _answers(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], object]:
+    """`TEXTS` answers to one prompt, decoded together."""
+    sampling, decoder = GenerateConfig(max_tokens=n_tokens, seed=1), decoder_of(model)
+
+    def run() -> None:
+        answers = generate_batch(
+            model,
+            [prefilled] * TEXTS,
+            sampling=sampling,
+            end_id=_NEVER,
+            max_batch=TEXTS,
+            decoder=decoder,
+        )
+        made = sum(len(tokens) for _, tokens in answers)
+        assert made == TEXTS * n_tokens, made
+
+    return run

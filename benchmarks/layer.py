@@ -6,7 +6,7 @@ A backend is checked before it is timed: outputs, state and every gradient of a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
@@ -14,19 +14,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from benchmarks.machine import dtypes
+from benchmarks.machine import bars, dtypes, large_matmul, matmul_flops, matmul_name, rate
 from benchmarks.rounds import Effort, Group, interleaved
-from ys_llm.config.schema import TrainConfig
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.state import initial_positions
 from ys_llm.ops.accuracy import TOLERANCES, largest_error
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.select import BACKENDS, is_available
 from ys_llm.ops.three_tier.types import State
-from ys_llm.training.compute import resolve_dtype
 
 LOOP = "reference fp32"  # the literal loop, the baseline of every target
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")
+FEWEST_TOKENS = 64  # of a row that is shortened for want of time: one interval of global summaries
+# Runs of the cases that are kept, in the seconds that their products alone would take.
+KEPT_RUNS = 6 * 4 * 2.0
 
 
 @dataclass(frozen=True)
@@ -52,22 +53,64 @@ SHAPES = (
 )
 
 
-def measure(effort: Effort, *, left_out: dict[str, str]) -> list[Group]:
-    """One group per shape; `left_out` names backends that must not run, and why."""
+def measure(
+    shape: Shape, effort: Effort, *, limits: Group, left_out: Mapping[str, str]
+) -> list[Group]:
+    """The group of one shape; `left_out` names backends that must not run, and why.
+
+    `limits`: the group of the machine, by which fewer tokens a row are taken where time is short.
+    """
     names = [name for name in BACKENDS if is_available(name, "cpu") and name not in left_out]
-    groups = []
-    for shape in SHAPES:
-        small = replace(shape, B=2, T=32, E=32, S=shape.S // 16) if effort.quick else shape
-        groups.append(_measure_shape(small, names, effort, dict(left_out)))
-    return groups
+    asked = replace(shape, B=2, T=32, E=32, S=shape.S // 16) if effort.quick else shape
+    shape = fitting(asked, effort, rate(limits, matmul_name("fp32")))
+    mixer, default = _mixer(shape, "reference"), default_case(shape)
+    cases, errors, wrong = _backends(shape, mixer, names)
+    if default in cases:
+        cases["recurrence alone"] = recurrence_run(shape, mixer, *default.split())
+    torch_cases = {} if shape.n_heads > 1 else dict(_torch_layers(shape))
+    limit = matmul_name(bars().dtype)
+    cases = {limit: large_matmul(bars().dtype, effort), **cases, **torch_cases}
+    keep = {limit, LOOP, default, "windowed fp32", "recurrence alone", *_lstm(torch_cases)}
+    seconds, dropped = interleaved(cases, effort, keep=keep, may_fail=torch_cases.keys())
+    facts = {
+        "shape": asdict(shape),
+        "tokens": shape.B * shape.T,
+        **_flops(shape, mixer),
+        "work": {limit: matmul_flops(effort)},
+        "default": default,
+        "errors": errors,
+        "left_out": {**left_out, **wrong, **dropped},
+    }
+    if shape != asked:
+        facts["note"] = f"{shape.T} tokens a row instead of {asked.T}: there was no time for more"
+    return [Group(f"layer {asked}", seconds, facts)]
 
 
-def _measure_shape(
-    shape: Shape, names: list[str], effort: Effort, left_out: dict[str, str]
-) -> Group:
+def fitting(shape: Shape, effort: Effort, fp32_rate: float) -> Shape:
+    """This shape, with fewer tokens a row if the cases that are kept would not fit."""
+    work = _flops(shape, _mixer(shape, "reference"))["flops"]
+    while shape.T > FEWEST_TOKENS and KEPT_RUNS * work / fp32_rate > effort.seconds:
+        shape, work = replace(shape, T=shape.T // 2), work // 2
+    return shape
+
+
+def _flops(shape: Shape, mixer: Mixer) -> dict[str, int]:
+    """FLOP of forward and backward: of the layer, and without the projections around."""
+    per_token, around = mixer.flops_per_token(shape.T), 4 * shape.E * shape.S
+    tokens = shape.B * shape.T
+    return {
+        "flops": 3 * per_token * tokens,
+        "recurrence_flops": 3 * (per_token - around) * tokens,
+    }
+
+
+def _backends(
+    shape: Shape, mixer: Mixer, names: Sequence[str]
+) -> tuple[dict[str, Callable[[], object]], dict[str, float], dict[str, str]]:
+    """The backends that are right, the error of each, and those that are not, with the reason."""
     cases: dict[str, Callable[[], object]] = {}
     errors: dict[str, float] = {}
-    mixer = _mixer(shape, "reference")
+    wrong: dict[str, str] = {}
     for name in names:
         for dtype in dtypes():
             case = f"{name} {dtype}"
@@ -77,37 +120,21 @@ def _measure_shape(
             if found == found:  # not NaN: it ran
                 errors[case] = found
             if why:
-                left_out[case] = why
+                wrong[case] = why
             else:
                 cases[case] = layer_run(shape, mixer, name, dtype)
-    default = default_case(shape)
-    if default in cases:
-        cases["recurrence alone"] = recurrence_run(shape, mixer, *default.split())
-    torch_cases = {} if shape.n_heads > 1 else dict(_torch_layers(shape))
-    seconds, failed = interleaved(
-        cases | torch_cases, rounds=effort.rounds, may_fail=torch_cases.keys()
-    )
-    per_token = mixer.flops_per_token(shape.T)
-    around = 4 * shape.E * shape.S
-    facts = {
-        "shape": asdict(shape),
-        "tokens": shape.B * shape.T,
-        "flops": 3 * per_token * shape.B * shape.T,
-        "recurrence_flops": 3 * (per_token - around) * shape.B * shape.T,
-        "default": default,
-        "errors": errors,
-        "left_out": left_out | failed,
-    }
-    return Group(f"layer {shape}", seconds, facts)
+    return cases, errors, wrong
 
 
 def default_case(shape: Shape) -> str:
-    """What `ys train` would choose here: the backend and the dtype of `auto`."""
-    dtype, _ = resolve_dtype(TrainConfig(), torch.device("cpu"))
-    mixer = _mixer(shape, "auto")
-    precision: Precision = "bf16" if dtype == "bf16" else "fp32"
-    name, _ = mixer.select_backend(batch_size=shape.B, precision=precision)
+    """What `ys train` would choose here: the backend of `auto`, in the dtype that is judged."""
+    dtype: Precision = "bf16" if bars().dtype == "bf16" else "fp32"
+    name, _ = _mixer(shape, "auto").select_backend(batch_size=shape.B, precision=dtype)
     return f"{name} {dtype}"
+
+
+def _lstm(cases: Iterable[str]) -> list[str]:
+    return [case for case in cases if case.startswith("nn.LSTM")]
 
 
 def _mixer(shape: Shape, backend: str) -> Mixer:
@@ -199,9 +226,13 @@ def _autocast(dtype: str) -> torch.autocast:
 
 
 def _torch_layers(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
-    """nn.LSTM, nn.GRU and nn.RNN with hidden size S: float32, bfloat16, float32 by oneDNN."""
+    """nn.LSTM, nn.GRU and nn.RNN with hidden size S: float32, bfloat16, float32 by oneDNN.
+
+    The last may round to bfloat16, so it is not tried where that would be emulated.
+    """
+    modes = (*dtypes(), "onednn") if "bf16" in dtypes() else dtypes()
     for kind in TORCH_LAYERS:
-        for mode in (*dtypes(), "onednn"):
+        for mode in modes:
             yield f"nn.{kind} {mode}", _torch_layer_run(shape, kind, mode)
 
 

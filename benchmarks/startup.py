@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import generation
 from benchmarks.machine import ROOT
-from benchmarks.rounds import Effort, Group, seconds_of
-from ys_llm.config.sources import load_config
+from benchmarks.rounds import Effort, Group, interleaved
+from benchmarks.training import OURS, Workplace
 from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, split_documents
 from ys_llm.data.tokenizer import Tokenizer
-from ys_llm.training.setup import build
 
 _LONGEST_SECONDS = 120
 
@@ -27,30 +26,29 @@ def read_split(corpus: Path) -> Split:
     return split_documents(read_documents(corpus), validation_fraction=0.05)
 
 
-def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) -> list[Group]:
+def measure_data(effort: Effort, place: Workplace) -> list[Group]:
     """Encoding the training documents as on the first start; later starts up to the first step."""
-    overrides = [f"data.path={corpus}", *(["tokenizer.vocab_size=300"] if effort.quick else [])]
-    config = load_config(ROOT / "configs/default.yaml", overrides=overrides).config
-    run, _ = build(config, folder, split, cache=folder / "cache")
-    run.tokenizer.save(folder / "tokenizer.json")
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    seconds: dict[str, list[float]] = {"encoding": [], "second start": []}
-    for number in range(effort.rounds):
-        aside = folder / f"encoded-{number}"
-        fresh = Tokenizer.load(folder / "tokenizer.json")  # its cache of pieces is empty
+    tokenizer = place.build(OURS, [], quick=effort.quick).tokenizer
+    saved = place.folder / "tokenizer.json"
+    tokenizer.save(saved)
+    numbers = itertools.count()
 
-        def encode(aside: Path = aside, fresh: Tokenizer = fresh) -> object:
-            return load_or_tokenize(split.training, fresh, cache_dir=aside, label="training")
+    with tempfile.TemporaryDirectory(dir=place.folder) as aside:
+
+        def encode() -> object:
+            fresh = Tokenizer.load(saved)  # its cache of pieces is empty
+            folder = Path(aside) / str(next(numbers))
+            return load_or_tokenize(place.split.training, fresh, cache_dir=folder, label="training")
 
         def start_again() -> object:
-            return build(config, folder, read_split(corpus), cache=folder / "cache")
+            again = Workplace(place.corpus, read_split(place.corpus), place.folder)
+            return again.build(OURS, [], quick=effort.quick)
 
-        seconds["encoding"].append(seconds_of(encode))
-        shutil.rmtree(aside)
-        seconds["second start"].append(seconds_of(start_again))
-    documents = [*split.training, *split.validation]
+        cases: dict[str, Callable[[], object]] = {"encoding": encode, "second start": start_again}
+        seconds, _ = interleaved(cases, effort, keep=cases)
+    documents = [*place.split.training, *place.split.validation]
     facts = {
-        "encoded_bytes": sum(document.n_bytes for document in split.training),
+        "encoded_bytes": sum(document.n_bytes for document in place.split.training),
         "corpus_bytes": sum(document.n_bytes for document in documents),
         "documents": len(documents),
         "vocab_size": tokenizer.vocab_size,
@@ -58,30 +56,31 @@ def measure_data(effort: Effort, *, corpus: Path, split: Split, folder: Path) ->
     return [Group("data", seconds, facts)]
 
 
-def measure_start(effort: Effort, *, tokenizer: Tokenizer, folder: Path) -> list[Group]:
-    """`ys --help` until it ends; `ys run` until its first token is on stdout."""
-    generation.save_run(folder / "runs" / "bench", tokenizer)
+def measure_start(effort: Effort, place: Workplace) -> list[Group]:
+    """Seconds of whole processes: `ys --help`, `ys run` for one token, `ys doctor`."""
+    folder = place.folder / "runs" / "bench"
+    generation.save_run(folder, place.build(OURS, [], quick=effort.quick).tokenizer)
     ys = [sys.executable, "-m", "ys_llm"]
-    run = [*ys, "run", str(folder / "runs" / "bench"), "--prompt", "One day", "--seed", "1"]
-    seconds: dict[str, list[float]] = {"--help": [], "first token": [], "import torch": []}
-    for _ in range(effort.rounds + 1):
-        seconds["--help"].append(_until_first_byte([*ys, "--help"]))
-        seconds["first token"].append(_until_first_byte(run))
-        seconds["import torch"].append(
-            _until_first_byte([sys.executable, "-c", "import torch; print(1)"])
+    commands = {
+        "--help": [*ys, "--help"],
+        "first token": [*ys, "run", str(folder), "--prompt", "One day", "--max-tokens", "1"],
+        "import torch": [sys.executable, "-c", "import torch"],
+        "doctor": [*ys, "doctor"],
+    }
+    cases = {name: _process(command) for name, command in commands.items()}
+    seconds, _ = interleaved(cases, effort, keep=cases)
+    return [Group("start", seconds, {})]
+
+
+def _process(command: Sequence[str]) -> Callable[[], None]:
+    def run() -> None:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=_LONGEST_SECONDS,
         )
-    warm = {name: values[1:] for name, values in seconds.items()}  # the first reads the disk
-    return [Group("start", warm, {})]
+        assert done.returncode == 0, done.stderr.decode("utf-8", "replace")[-500:]
 
-
-def _until_first_byte(command: Sequence[str]) -> float:
-    begin = time.perf_counter()
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-    ) as process:
-        assert process.stdout is not None
-        first = process.stdout.read(1)
-        seconds = time.perf_counter() - begin
-        _, errors = process.communicate(timeout=_LONGEST_SECONDS)
-    assert first and process.returncode == 0, errors.decode("utf-8", "replace")[-500:]
-    return seconds
+    return run

@@ -1,19 +1,27 @@
-"""Full training steps: the default model and the Llama block, and the parts of a step."""
+"""Full training steps: the default model beside its baselines, and the parts of our own steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.machine import ROOT
+from benchmarks.machine import (
+    ROOT,
+    bars,
+    dtypes,
+    large_matmul,
+    matmul_flops,
+    matmul_name,
+    rate,
+)
 from benchmarks.rounds import Effort, Group, interleaved
-from ys_llm.config.schema import Config
+from ys_llm.config.schema import TrainConfig
 from ys_llm.config.sources import load_config
 from ys_llm.data.split import Split
 from ys_llm.model.costs import flops_per_token, parameter_count
@@ -25,71 +33,100 @@ from ys_llm.training.recovery.non_finite import check_gradients
 from ys_llm.training.setup import build
 from ys_llm.training.trainer import Run, TrainState
 
-OURS, LLAMA = "ours", "llama"
-PARTS = ("forward", "backward", "optimizer")  # backward with clipping
+OURS, LLAMA = "default", "llama"  # names of configurations, all of about as many parameters
+SIDES = (OURS, LLAMA)
+LENGTHS = (256, 2048)  # tokens a row
+STEPS = (OURS, "quickstart")  # the models whose steps are taken apart
+PARTS = ("forward", "backward", "gradient norm", "optimizer", "data")
 TOKENS_PER_STEP = 8192
+FLOPS_PER_TOKEN = 24e6  # of a training step of the default model, about
+STEPS_THAT_FIT = 4 * 2.0  # of each side, in the seconds that its products alone would take
 _SMALL = ("model.d_model=32", "model.n_layers=2", "model.d_mlp=64", "tokenizer.vocab_size=300")
 
 
-def measure(effort: Effort, *, corpus: Path, split: Split, folder: Path) -> list[Group]:
-    """One group for each length of row, and one with the parts of our own steps."""
+class Workplace:
+    """The corpus, split as `ys train` splits it, and the folder for runs and caches."""
+
+    def __init__(self, corpus: Path, split: Split, folder: Path) -> None:
+        self.corpus, self.split, self.folder = corpus, split, folder
+
+    def build(self, name: str, overrides: Sequence[str], *, quick: bool) -> Run:
+        """What a start costs before backends are chosen.
+
+        Runs of one vocabulary share tokenizer and shards.
+        """
+        more = [f"data.path={self.corpus}", *overrides, *(_SMALL if quick else ())]
+        config = load_config(ROOT / f"configs/{name}.yaml", overrides=more).config
+        folder = self.folder / f"vocabulary-{config.tokenizer.vocab_size}"
+        run, _ = build(config, folder, self.split, cache=folder / "cache")
+        run.tokenizer.save(folder / "tokenizer.json")
+        return run
+
+    def run(self, name: str, overrides: Sequence[str], *, quick: bool) -> Run:
+        """As `ys train` prepares it."""
+        run = self.build(name, overrides, quick=quick)
+        run.model.train()
+        with process_settings(run.config.train):
+            compute = select_backends(run.config.train, run.model, run.compute)
+        return replace(run, compute=compute)
+
+
+def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> list[Group]:
+    """Tokens/s of each side in each dtype; rows of `seq_len` tokens."""
     keep_freed_memory()
-    groups = []
-    for seq_len in (32, 64) if effort.quick else (256, 2048):
-        configs = {
-            OURS: _config("default", corpus, seq_len, effort, []),
-            # Attention over the whole row, as the state covers it.
-            LLAMA: _config(
-                "llama",
-                corpus,
-                seq_len,
-                effort,
-                [f"model.options.softmax_attention.window={seq_len}"],
-            ),
-        }
-        with process_settings(configs[OURS].train):
-            runs = {name: _run(config, split, folder) for name, config in configs.items()}
-            groups.append(_side_by_side(runs, seq_len, effort, folder))
-            groups.append(_parts(runs[OURS], seq_len, effort, folder))
-    return groups
+    n_tokens = fitting(seq_len, effort, rate(limits, matmul_name("fp32")))
+    limit = matmul_name(bars().dtype)
+    cases: dict[str, Callable[[], object]] = {limit: large_matmul(bars().dtype, effort)}
+    facts: dict[str, Any] = {}
+    with ExitStack() as stack:
+        for side in SIDES:
+            for dtype in dtypes():
+                run = place.run(side, _shape(seq_len, n_tokens, dtype, side), quick=effort.quick)
+                cases[f"{side} {dtype}"] = _step(run, stack.enter_context(_metrics(place)))
+                facts[f"{side} {dtype}"] = _facts_of(run, seq_len)
+        stack.enter_context(process_settings(TrainConfig()))
+        keep = {limit, *(f"{side} {bars().dtype}" for side in SIDES)}
+        seconds, left_out = interleaved(cases, effort, keep=keep)
+    facts |= {"work": {limit: matmul_flops(effort)}, "left_out": left_out}
+    facts["tokens"] = dict.fromkeys(cases.keys() - {limit}, n_tokens)
+    return [Group(f"training T {seq_len}", seconds, facts)]
 
 
-def _config(name: str, corpus: Path, seq_len: int, effort: Effort, more: list[str]) -> Config:
-    tokens = 128 if effort.quick else TOKENS_PER_STEP
+def fitting(seq_len: int, effort: Effort, fp32_rate: float) -> int:
+    """Tokens of a step: fewer where the sides that are judged would not fit into the time."""
+    n_tokens = max(128, seq_len) if effort.quick else TOKENS_PER_STEP
+    work = len(SIDES) * STEPS_THAT_FIT * FLOPS_PER_TOKEN
+    while n_tokens > max(seq_len, 1024) and n_tokens * work / fp32_rate > effort.seconds:
+        n_tokens //= 2
+    return n_tokens
+
+
+def _shape(seq_len: int, n_tokens: int, dtype: str, side: str) -> list[str]:
     overrides = [
-        *(f"data.path={corpus}", "train.max_steps=1000000", f"train.seq_len={seq_len}"),
-        *(f"train.batch_size={tokens // seq_len}", *more, *(_SMALL if effort.quick else ())),
+        *(f"train.seq_len={seq_len}", f"train.batch_size={n_tokens // seq_len}"),
+        *("train.max_steps=1000000", f"train.dtype={dtype}"),
     ]
-    return load_config(ROOT / f"configs/{name}.yaml", overrides=overrides).config
+    if side == LLAMA:  # attention over the whole row, as the state covers it
+        overrides.append(f"model.options.softmax_attention.window={seq_len}")
+    return overrides
 
 
-def _run(config: Config, split: Split, folder: Path) -> Run:
-    """As `ys train` prepares it; tokenizer and shards are shared by all."""
-    run, _ = build(config, folder, split, cache=folder / "cache")
-    run.tokenizer.save(folder / "tokenizer.json")
-    run.model.train()
-    return replace(run, compute=select_backends(config.train, run.model, run.compute))
-
-
-def _side_by_side(runs: dict[str, Run], seq_len: int, effort: Effort, folder: Path) -> Group:
-    with closing(Metrics(folder / "metrics.jsonl", keep_to_step=0)) as metrics:
-        cases = {name: _step(run, metrics) for name, run in runs.items()}
-        seconds, _ = interleaved(cases, rounds=2 * effort.rounds)
-    facts = {
-        name: {
-            "parameters": parameter_count(run.model),
-            "dtype": run.compute.dtype,
-            "backend": ", ".join(run.compute.backends.values()),
-            "flops": 3 * flops_per_token(run.model, seq_len) * _tokens(run),
-        }
-        for name, run in runs.items()
+def _facts_of(run: Run, seq_len: int) -> dict[str, Any]:
+    return {
+        "parameters": parameter_count(run.model),
+        "dtype": run.compute.dtype,
+        "backend": ", ".join(run.compute.backends.values()),
+        "flops": 3 * flops_per_token(run.model, seq_len) * _tokens(run),
     }
-    return Group(f"training T {seq_len}", seconds, {"tokens": _tokens(runs[OURS]), **facts})
 
 
 def _tokens(run: Run) -> int:
     (stage,) = run.config.train.plan
     return int(stage.seq_len * stage.batch_size)
+
+
+def _metrics(place: Workplace) -> closing[Metrics]:
+    return closing(Metrics(place.folder / "metrics.jsonl", keep_to_step=0))
 
 
 def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
@@ -106,20 +143,31 @@ def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
     return step
 
 
-def _parts(run: Run, seq_len: int, effort: Effort, folder: Path) -> Group:
-    """Seconds of forward, backward (with clipping) and optimizer inside full steps."""
-    seconds: dict[str, list[float]] = {"step": [], **{part: [] for part in PARTS}}
-    with closing(Metrics(folder / "metrics.jsonl", keep_to_step=0)) as metrics:
+def measure_steps(effort: Effort, place: Workplace) -> list[Group]:
+    """A group for each model of `STEPS`: seconds of a whole step and of its parts."""
+    share = replace(effort, seconds=effort.seconds / len(STEPS))
+    return [_measure_step(name, share, place) for name in STEPS]
+
+
+def _measure_step(name: str, effort: Effort, place: Workplace) -> Group:
+    seq_len, n_tokens = (32, 128) if effort.quick else (LENGTHS[0], TOKENS_PER_STEP)
+    run = place.run(name, _shape(seq_len, n_tokens, bars().dtype, name), quick=effort.quick)
+    limit = matmul_name(bars().dtype)
+    rows: list[dict[str, float]] = []
+    with process_settings(run.config.train), _metrics(place) as metrics:
         step = _step(run, metrics)
-        step()
-        for _ in range(2 * effort.rounds):
+
+        def taken_apart() -> None:
             with _timed_parts(run) as spent:
                 begin = time.perf_counter()
                 step()
-                seconds["step"].append(time.perf_counter() - begin)
-            for part, value in spent.items():
-                seconds[part].append(value)
-    return Group(f"step T {seq_len}", seconds, {})
+                rows.append({"step": time.perf_counter() - begin, **spent})
+
+        cases = {limit: large_matmul(bars().dtype, effort), "step": taken_apart}
+        seconds, _ = interleaved(cases, effort, keep=cases)
+    seconds |= {part: [row[part] for row in rows[-len(seconds["step"]) :]] for part in rows[0]}
+    facts = {"tokens": {"step": n_tokens}, "work": {limit: matmul_flops(effort)}}
+    return Group(f"step {name}", seconds, {**facts, **_facts_of(run, seq_len)})
 
 
 @contextmanager
@@ -141,8 +189,10 @@ def _timed_parts(run: Run) -> Iterator[dict[str, float]]:
     parts: tuple[tuple[Any, str, str], ...] = (
         (run.model, "forward", "forward"),
         (torch.autograd, "backward", "backward"),
-        (steps, "clip_gradients", "backward"),
+        (steps, "clip_gradients", "gradient norm"),
         (run.optimizer, "step", "optimizer"),
+        (run.optimizer, "zero_grad", "optimizer"),
+        (steps, "next_batch", "data"),
     )
     before = [getattr(owner, name) for owner, name, _ in parts]
     for (owner, name, part), function in zip(parts, before, strict=True):

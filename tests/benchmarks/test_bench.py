@@ -21,13 +21,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import command, figure, layer, machine, rounds, startup, targets, training
-from benchmarks.rounds import Effort, Group
+from benchmarks import command, figure, layer, machine, rounds, sections, targets, training
+from benchmarks.bars import BARS, FILES
+from benchmarks.rounds import Budget, Effort, Group
+from benchmarks.startup import read_split
+from benchmarks.training import Workplace
+from ys_llm.config.sources import load_config
+from ys_llm.model.costs import parameter_count
+from ys_llm.model.language_model import Model
 from ys_llm.training import steps
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = Effort(rounds=2, quick=True)
-ENVIRONMENT = ("command", "commit", "dirty", "date", "processor", "cores", "threads", "torch")
+QUICK = Effort(quick=True)
+ENVIRONMENT = (
+    *("command", "commit", "dirty", "date", "class", "processor", "cores", "threads", "torch"),
+)
+LIMITS = Group("machine", {"matmul fp32": [1.0]}, {"work": {"matmul fp32": 1e12}})
 
 
 @pytest.fixture
@@ -43,32 +52,94 @@ def wrong_gain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer, "SHAPES", layer.SHAPES[:1])
+    kept = [part for part in sections.PARTS if not part.name.startswith("layer ")]
+    kept.append(sections.Part("layer", "layer", 1, layer.SHAPES[0]))
+    monkeypatch.setattr(sections, "PARTS", tuple(kept))
+
+
+@pytest.fixture
+def bf16_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor with bf16 instructions; tiny shapes run anywhere."""
+    monkeypatch.setattr(machine, "BF16_FEATURES", machine.inspect_machine().features)
+
+
+def layer_group(left_out: dict[str, str] | None = None) -> Group:
+    (group,) = layer.measure(layer.SHAPES[0], QUICK, limits=LIMITS, left_out=left_out or {})
+    return group
+
+
+def waits(seconds: float, *, seen: list[str] | None = None, name: str = "") -> Callable[[], None]:
+    def run() -> None:
+        if seen is not None:
+            seen.append(name)
+        time.sleep(seconds)
+
+    return run
 
 
 def test_cases_are_run_in_turns_after_a_warm_up() -> None:
     seen: list[str] = []
+    cases = {n: waits(rounds.SHORTEST_SECONDS, seen=seen, name=n) for n in ("a", "b")}
+    seconds, left_out = rounds.interleaved(cases, QUICK)
+    assert seen == ["a", "a", "b", "b", *("a", "b") * rounds.FEWEST_ROUNDS]
+    assert left_out == {} and all(len(v) == rounds.FEWEST_ROUNDS for v in seconds.values())
 
-    def slow(name: str) -> Callable[[], None]:
-        def run() -> None:
-            seen.append(name)
-            time.sleep(rounds.SHORTEST_SECONDS)
 
-        return run
+def test_time_that_is_left_gives_more_rounds_up_to_a_limit() -> None:
+    cases = {"a": waits(rounds.SHORTEST_SECONDS)}
+    seconds, _ = rounds.interleaved(cases, Effort())
+    assert len(seconds["a"]) == rounds.MOST_ROUNDS
+    seconds, _ = rounds.interleaved(cases, Effort(0.0), keep=["a"])
+    assert len(seconds["a"]) == rounds.FEWEST_ROUNDS
 
-    seconds, left_out = rounds.interleaved({"a": slow("a"), "b": slow("b")}, rounds=3)
-    assert seen == ["a", "a", "b", "b", *("a", "b") * 3]
-    assert left_out == {} and all(len(values) == 3 for values in seconds.values())
+
+def test_what_does_not_fit_is_left_out_the_slowest_first_and_named() -> None:
+    cases = {"kept": waits(0.05), "slow": waits(0.5), "quick": waits(0.02)}
+    seconds, left_out = rounds.interleaved(cases, Effort(1.9), keep=["kept"])
+    assert set(seconds) == {"kept", "quick"}
+    assert left_out == {"slow": "no time for it: one run takes 0.5 s"}
+    seconds, left_out = rounds.interleaved(cases, Effort(0.0), keep=["kept"])
+    assert set(seconds) == {"kept"}
+    assert set(left_out.values()) == {"no time was left for it"}
+
+
+def test_what_one_part_leaves_the_others_get() -> None:
+    budget = Budget(time.perf_counter() + 100, {"a": 1, "b": 1, "c": 2})
+    assert budget.share("a") == pytest.approx(25, rel=0.1)
+    assert budget.share("b") == pytest.approx(100 / 3, rel=0.1)
+    assert budget.share("c") == pytest.approx(100, rel=0.1)
+    assert Budget(time.perf_counter() - 1, {"late": 1}).share("late") == 0
+
+
+def test_a_slow_machine_gets_shorter_rows_and_smaller_steps() -> None:
+    shape, effort = layer.SHAPES[0], Effort(60)
+    assert layer.fitting(shape, effort, 1e12) == shape
+    slow = layer.fitting(shape, effort, 2e10)
+    assert slow.T < shape.T and slow.B == shape.B
+    assert layer.fitting(shape, effort, 1e6).T == layer.FEWEST_TOKENS
+    assert training.fitting(2048, effort, 1e12) == training.TOKENS_PER_STEP
+    assert training.fitting(2048, effort, 1e6) == 2048
+    assert training.fitting(256, effort, 1e6) < training.TOKENS_PER_STEP
+
+
+def test_a_row_that_was_shortened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer, "FEWEST_TOKENS", 16)
+    slow = Group("machine", {"matmul fp32": [1.0]}, {"work": {"matmul fp32": 1.0}})
+    (group,) = layer.measure(
+        layer.SHAPES[2], Effort(0.0, quick=True), limits=slow, left_out={"cpp": "not now"}
+    )
+    assert group.name == "layer 2,32,32,16" and group.facts["shape"]["T"] == 16
+    assert group.facts["note"].startswith("16 tokens a row instead of 32")
 
 
 def test_what_torch_cannot_run_is_left_out_with_its_reason_and_only_where_it_may_be() -> None:
     def broken() -> None:
         raise RuntimeError("not implemented for BFloat16\nand more")
 
-    seconds, left_out = rounds.interleaved({"a": broken}, rounds=1, may_fail=["a"])
+    seconds, left_out = rounds.interleaved({"a": broken}, QUICK, may_fail=["a"])
     assert (seconds, left_out) == ({}, {"a": "not implemented for BFloat16"})
     with pytest.raises(RuntimeError, match="BFloat16"):
-        rounds.interleaved({"a": broken}, rounds=1)
+        rounds.interleaved({"a": broken}, QUICK)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
@@ -79,8 +150,8 @@ def test_right_implementations_may_be_timed(name: str, n_heads: int, dtype: str)
     assert why == ""
 
 
-def test_a_wrong_gradient_is_not_timed_and_is_reported(wrong_gain: None, one_shape: None) -> None:
-    (group,) = layer.measure(QUICK, left_out={})
+def test_a_wrong_gradient_is_not_timed_and_is_reported(wrong_gain: None, bf16_here: None) -> None:
+    group = layer_group()
     assert not [case for case in group.seconds if "careless" in case]
     for case in ("careless fp32", "careless bf16"):
         assert group.facts["left_out"][case].startswith("wrong: error ")
@@ -92,22 +163,26 @@ def test_a_wrong_gradient_is_not_timed_and_is_reported(wrong_gain: None, one_sha
 
 
 def test_a_wrong_implementation_ends_in_exit_code_1(
-    wrong_gain: None, one_shape: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong_gain: None,
+    one_shape: None,
+    bf16_here: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "layer.json"
-    assert command.main(["layer", "--quick", "--rounds", "1", "--out", str(out)]) == 1
+    assert command.main(["layer", "--quick", "--out", str(out)]) == 1
     assert "careless fp32" in capsys.readouterr().out
     assert len(json.loads(out.read_text(encoding="utf-8"))["wrong"]) == 2
 
 
 def test_a_backend_that_cannot_run_is_named_and_is_no_failure(
-    monkeypatch: pytest.MonkeyPatch, one_shape: None
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def absent(*arguments: Any, **options: Any) -> Any:
         raise OSError("there is no compiler")
 
     monkeypatch.setitem(layer.BACKENDS, "absent", absent)
-    (group,) = layer.measure(QUICK, left_out={"cpp": "--without-compiler"})
+    group = layer_group({"cpp": "--without-compiler"})
     assert group.facts["left_out"]["absent fp32"] == "it does not run here: there is no compiler"
     assert group.facts["left_out"]["cpp"] == "--without-compiler"
     assert not [case for case in group.seconds if case.startswith(("absent", "cpp"))]
@@ -127,7 +202,7 @@ def test_onednn_is_asked_for_only_while_its_cases_run() -> None:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """What `bench.py layer generate --quick` writes."""
     out = tmp_path_factory.mktemp("bench") / "quick.json"
-    words = ["layer", "generate", "--quick", "--rounds", "2", "--out", str(out)]
+    words = ["layer", "generate", "--quick", "--out", str(out)]
     assert command.main(words) == 0
     yield json.loads(out.read_text(encoding="utf-8"))
 
@@ -142,66 +217,105 @@ def test_the_file_says_what_its_figures_depend_on(report: dict[str, Any]) -> Non
         assert len(lengths) == 1 and all(s > 0 for v in group["seconds"].values() for s in v)
 
 
-def test_every_target_is_what_the_raw_times_give(report: dict[str, Any]) -> None:
-    groups = {group["name"]: group for group in report["groups"]}
-    layers = [group for name, group in groups.items() if name.startswith("layer ")]
-    c1 = [target for target in report["targets"] if target["name"] == "C1"]
-    assert len(layers) == 4 and len(c1) == 3
-    for group, target in zip(layers, c1, strict=False):
-        times = group["seconds"]
-        default = group["facts"]["default"]
+def test_every_figure_is_what_the_raw_times_give(report: dict[str, Any]) -> None:
+    judged = {target.key: target for target in targets.judge(report)}
+    layers = [group for group in report["groups"] if group["name"].startswith("layer ")]
+    assert len(layers) == 4
+    for group in layers:
+        times, default, dtype = group["seconds"], group["facts"]["default"], machine.bars().dtype
         expected = [a / b for a, b in zip(times["reference fp32"], times[default], strict=True)]
-        assert target["values"] == pytest.approx(expected)
-        assert target["figure"] == pytest.approx(statistics.median(expected))
-        best = min(groups["machine"]["seconds"]["matmul bf16"])
-        rate = groups["machine"]["facts"]["work"]["matmul bf16"] / best
-        if default.endswith("bf16"):
-            share = group["facts"]["flops"] / statistics.median(times[default]) / rate
-            assert target["share"] == pytest.approx(share)
-
-
-def test_a_saved_file_is_judged_again_alike(report: dict[str, Any]) -> None:
-    groups = [Group(**group) for group in report["groups"]]
-    again = targets.judge(groups, with_compiler=report["with_compiler"])
-    assert [json.loads(json.dumps(asdict(target))) for target in again] == [
-        {name: target[name] for name in asdict(again[0])} for target in report["targets"]
-    ]
+        assert judged[f"{group['name']} / loop"].values == pytest.approx(expected)
+        if "8 heads" in group["name"]:
+            continue
+        limit = zip(times[default], times[f"matmul {dtype}"], strict=True)
+        work = group["facts"]["work"][f"matmul {dtype}"]
+        expected = [100 * group["facts"]["flops"] / s / (work / m) for s, m in limit]
+        share = judged[f"{group['name']} share"]
+        assert share.values == pytest.approx(expected)
+        assert share.figure == pytest.approx(statistics.median(expected))
+    texts = judged["64 texts"]
+    (generation,) = (group for group in report["groups"] if group["name"] == "generation")
+    near, many = (generation["seconds"][generation["facts"]["cases"][n]] for n in ("near", "texts"))
+    assert texts.values == pytest.approx([64 * a / b for a, b in zip(near, many, strict=True)])
 
 
 @pytest.mark.parametrize(
     ("target", "met"),
     [
-        (targets.Target("C1", "", 7.0, [6.0, 7.0, 9.0]), True),
-        (targets.Target("C1", "", 7.0, [8.0, 6.9, 6.0]), False),
-        (targets.Target("C8", "", 1.05, [1.0, 1.06, 1.04], at_most=True), True),
-        (targets.Target("C8", "", 1.05, [1.1, 1.06, 1.04], at_most=True), False),
-        (targets.Target("C3", "", 12.0, []), False),
+        (targets.Target("a", "", [6.0, 7.0, 9.0], 7.0), True),
+        (targets.Target("a", "", [8.0, 6.9, 6.0], 7.0), False),
+        (targets.Target("a", "", [1.0, 1.06, 1.04], 1.05, at_most=True), True),
+        (targets.Target("a", "", [1.1, 1.06, 1.04], 1.05, at_most=True), False),
+        (targets.Target("a", "", [], 12.0), False),
+        (targets.Target("a", "", [1.0], None), True),
     ],
 )
 def test_a_target_is_met_by_the_median_of_its_rounds(target: targets.Target, met: bool) -> None:
     assert target.met is met
-    assert ("met" in target.line().split(", ")) is met
+    assert ("not met" in target.verdict) is (not met and bool(target.values))
     assert ("not measured" in target.line()) is not bool(target.values)
 
 
-def test_without_a_compiler_the_targets_are_others() -> None:
-    facts = {
-        **{"default": "windowed fp32", "flops": 1.0, "errors": {"windowed fp32": 1e-7}},
-        "shape": asdict(layer.SHAPES[1]),
+def report_of(cpu_class: str, *, with_compiler: bool = True) -> dict[str, Any]:
+    """One layer and one training on a processor of this class, all at half the large matmul."""
+    dtype = BARS[cpu_class].dtype
+    default, limit = f"cpp {dtype}", f"matmul {dtype}"
+    layers = {
+        "facts": {
+            **{"default": default, "flops": 1.0, "recurrence_flops": 1.0, "work": {limit: 2.0}},
+            **{"shape": asdict(layer.SHAPES[1]), "errors": {"cpp fp32": 1e-7}, "left_out": {}},
+        },
+        "seconds": {
+            **{"reference fp32": [5.0], f"windowed {dtype}": [1.2], "nn.LSTM fp32": [2.9]},
+            **{default: [1.0], limit: [1.0]},
+        },
     }
-    seconds = {"reference fp32": [2.0], "windowed fp32": [1.0], "nn.LSTM fp32": [3.0]}
-    group = Group(f"layer {layer.SHAPES[1]}", seconds, facts)
-    limits = Group("machine", {"matmul fp32": [1.0]}, {"work": {"matmul fp32": 8.0}})
-    with_one, without = (
-        {
-            target.name + target.what[:5]: target
-            for target in targets.judge([limits, group], with_compiler=c)
-        }
-        for c in (True, False)
-    )
-    assert (with_one["C1layer"].target, without["C1layer"].target) == (6.0, 2.5)
-    assert with_one["C1layer"].share == 1 / 8
-    assert {str(shape) for shape in layer.SHAPES} == {*targets.C1, targets.HEADS}
+    facts = {"backend": "cpp", "dtype": dtype, "parameters": 5, "flops": 1.0}
+    cases = [f"default {dtype}", f"llama {dtype}"]
+    trained = {
+        "facts": {"tokens": dict.fromkeys(cases, 8192), **dict.fromkeys(cases, facts)},
+        "seconds": dict(zip(cases, ([1.0], [1.7]), strict=True)),
+    }
+    return {
+        "class": cpu_class,
+        "with_compiler": with_compiler,
+        "groups": [
+            {"name": "machine", "seconds": {limit: [1.0]}, "facts": {"work": {limit: 2.0}}},
+            {"name": f"layer {layer.SHAPES[1]}", **layers},
+            {"name": "training T 256", **trained},
+        ],
+    }
+
+
+def bars_of(report: dict[str, Any]) -> dict[str, tuple[float | None, bool]]:
+    return {t.key: (t.bar, t.met) for t in targets.judge(report)}
+
+
+def test_each_class_is_judged_by_its_own_bars() -> None:
+    layer_name = f"layer {layer.SHAPES[1]}"
+    old, new = bars_of(report_of("AVX2")), bars_of(report_of("AMX"))
+    assert old[f"{layer_name} / LSTM"] == (3.0, False)
+    assert new[f"{layer_name} / LSTM"] == (2.5, True)
+    assert old[f"{layer_name} / windowed"] == (1.25, False)
+    assert new[f"{layer_name} / windowed"] == (None, True)
+    assert old[f"{layer_name} share"] == (70.0, False)
+    assert new[f"{layer_name} share"] == (55.0, False)
+    assert old["training T 256 / llama fp32"] == (1.5, True)
+    assert new["training T 256 / llama bf16"] == (1.8, False)
+    assert set(FILES) == set(BARS) - {"other"}
+
+
+def test_without_a_compiler_the_bars_are_others() -> None:
+    key = f"layer {layer.SHAPES[1]} / loop"
+    assert bars_of(report_of("AMX"))[key] == (6.0, False)
+    assert bars_of(report_of("AMX", with_compiler=False))[key] == (2.5, True)
+    assert set(BARS["AMX"].over_loop) == {shape.S for shape in layer.SHAPES}
+
+
+def test_a_comparison_that_is_not_fair_is_shown_and_not_judged() -> None:
+    report = report_of("AVX2")
+    report["groups"][2]["facts"]["note"] = "the other side was slow for another reason"
+    assert bars_of(report)["training T 256 / llama fp32"] == (None, True)
 
 
 def test_the_figure_shows_every_named_case_to_scale(report: dict[str, Any]) -> None:
@@ -232,7 +346,7 @@ def test_a_figure_is_drawn_again_from_its_file(report: dict[str, Any], tmp_path:
 
 
 def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["layers"], ["figure"], ["layer", "--rounds", "0"]):
+    for words in (["layers"], ["figure"], ["layer", "--minutes", "0"], ["tables", "x"]):
         with pytest.raises(SystemExit) as stopped:
             command.main(words)
         assert stopped.value.code == 2
@@ -240,31 +354,49 @@ def test_wrong_words_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "cannot be read" in capsys.readouterr().err
 
 
-def test_training_is_measured_whole_and_in_parts(corpus: Path, tmp_path: Path) -> None:
-    before = (torch.autograd.backward, steps.clip_gradients)
-    split = startup.read_split(corpus)
-    groups = training.measure(QUICK, corpus=corpus, split=split, folder=tmp_path / "run")
-    assert before == (torch.autograd.backward, steps.clip_gradients)
-    assert [group.name for group in groups] == [
-        *("training T 32", "step T 32"),
-        *("training T 64", "step T 64"),
-    ]
-    for whole, parts in zip(groups[::2], groups[1::2], strict=True):
-        assert set(whole.seconds) == {training.OURS, training.LLAMA}
-        sums = zip(*(parts.seconds[p] for p in ("forward", "backward", "optimizer")), strict=True)
-        for spent, step in zip(sums, parts.seconds["step"], strict=True):
-            assert 0 < sum(spent) < step
+@pytest.fixture
+def place(corpus: Path, tmp_path: Path) -> Workplace:
+    return Workplace(corpus, read_split(corpus), tmp_path / "run")
+
+
+def test_training_is_timed_for_each_side_in_each_dtype(place: Workplace, bf16_here: None) -> None:
+    (group,) = training.measure(32, QUICK, place, LIMITS)
+    cases = {f"{side} {dtype}" for side in training.SIDES for dtype in ("fp32", "bf16")}
+    assert set(group.seconds) == {*cases, f"matmul {machine.bars().dtype}"}
+    assert all(group.facts[case]["dtype"] == case.split()[1] for case in cases)
+    assert group.facts["default fp32"]["backend"] != group.facts["llama fp32"]["backend"]
+
+
+def test_a_step_is_taken_apart(place: Workplace) -> None:
+    before = (torch.autograd.backward, steps.clip_gradients, steps.next_batch)
+    groups = training.measure_steps(QUICK, place)
+    assert before == (torch.autograd.backward, steps.clip_gradients, steps.next_batch)
+    assert [group.name for group in groups] == ["step default", "step quickstart"]
+    for group in groups:
+        whole, *parts = (group.seconds[name] for name in ("step", *training.PARTS))
+        assert all(0 < sum(spent) < step for step, *spent in zip(whole, *parts, strict=True))
+        counted = [sum(spent[:4]) for spent in zip(*parts, strict=True)]
+        expected = [100 * (1 - part / step) for part, step in zip(counted, whole, strict=True)]
+        assert targets.overhead(group) == pytest.approx(expected)
+
+
+def test_the_sides_of_the_comparison_have_equal_numbers_of_parameters() -> None:
+    counts = []
+    for side in training.SIDES:
+        with torch.device("meta"):
+            model = Model(load_config(ROOT / f"configs/{side}.yaml").config.model, vocab_size=4096)
+        counts.append(parameter_count(model))
+    assert max(counts) < 1.02 * min(counts)
 
 
 def test_a_part_that_the_step_calls_by_another_name_is_noticed(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Workplace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step then never calls the timed function: its seconds would count as overhead."""
     unpatched = FunctionType(steps.forward_backward.__code__, dict(vars(steps)))
     monkeypatch.setattr(steps, "forward_backward", unpatched)
-    split = startup.read_split(corpus)
     with pytest.raises(AssertionError, match="clip_gradients"):
-        training.measure(QUICK, corpus=corpus, split=split, folder=tmp_path / "run")
+        training.measure_steps(QUICK, place)
 
 
 def test_no_dtype_is_timed_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,34 +405,45 @@ def test_no_dtype_is_timed_that_the_processor_lacks(monkeypatch: pytest.MonkeyPa
     assert set(group.seconds) == {"read memory", "matmul fp32"}
 
 
+def test_an_older_processor_is_imitated_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], *, env: dict[str, str]) -> Any:
+        started.append((command, env))
+        return subprocess.CompletedProcess(command, 3)
+
+    for name in machine.RESTRICTIONS["avx2"]:
+        monkeypatch.delenv(name, raising=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(command.subprocess, "run", run)
+        assert command.main(["layer", "--cpu-level", "avx2"]) == 3
+    ((words, environment),) = started
+    assert words[1:] == ["-m", "benchmarks", "layer", "--cpu-level", "avx2"]
+    assert machine.RESTRICTIONS["avx2"].items() <= environment.items()
+    for name, value in machine.RESTRICTIONS["avx2"].items():
+        monkeypatch.setenv(name, value)
+    if machine.cpu_class() == "AVX2":
+        facts = machine.environment("", with_compiler=False)
+        assert (facts["class"], facts["variables"]) == ("AVX2", machine.RESTRICTIONS["avx2"])
+        assert machine.dtypes() == ("fp32",) and machine.bars().dtype == "fp32"
+
+
 @pytest.mark.slow
-def test_all_sections_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [[], ["--cpu-level", "avx2"]])
+def test_all_sections_run(tmp_path: Path, level: list[str]) -> None:
     out = tmp_path / "all.json"
-    words = ["all", "--quick", "--rounds", "2", "--out", str(out)]
+    words = ["all", "--quick", *level, "--out", str(out)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *words], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(out.read_text(encoding="utf-8"))
-    names = {target["name"] for target in report["targets"]}
-    assert names == {"C1", "C2", "C3", "C4", "C5", "C7", "C8", "C9", "start"}
-    assert all(target["values"] for target in report["targets"])
-
-
-def test_the_speeds_that_are_shown_are_those_of_the_file_that_is_named() -> None:
-    paths = (ROOT / "README.md", *ROOT.glob("docs/*.md"))
-    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
-    saved = json.loads((ROOT / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))
-    assert saved["command"] in text
-    assert not saved["dirty"] and not saved["wrong"]
-    groups = [Group(**group) for group in saved["groups"]]
-    rows = targets.table(targets.judge(groups, with_compiler=True)).splitlines()[2:]
-    missing = [row for row in rows if row not in text]
-    assert not missing, "take them from: python -m benchmarks table benchmarks/cpu.json"
-
-
-def test_the_figure_of_the_readme_is_drawn_from_that_file(tmp_path: Path) -> None:
-    drawn = tmp_path / "cpu.svg"
-    saved = ROOT / "benchmarks" / "cpu.json"
-    assert command.main(["figure", str(saved), "--out", str(drawn)]) == 0
-    assert drawn.read_bytes() == (ROOT / "benchmarks" / "cpu.svg").read_bytes()
+    assert {part.section for part in sections.PARTS} == set(sections.SECTIONS)
+    groups = {group["name"].split()[0] for group in report["groups"]}
+    assert groups == {"machine", "layer", "generation", "data", "training", "step", "start"}
+    assert all(target.values for target in targets.judge(report))
+    if level:
+        assert report["class"] == "AVX2"
+        assert not [c for group in report["groups"] for c in group["seconds"] if "bf16" in c]

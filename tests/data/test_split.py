@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ys_llm.config.schema import DataConfig
+from ys_llm.data import records
 from ys_llm.data import split as split_module
 from ys_llm.data.records import Document
 from ys_llm.data.split import (
@@ -187,7 +188,7 @@ def test_a_cut_divides_a_text_exactly_wherever_it_falls(
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(split_module, "LONG_DOCUMENT_CHARS", 10)
-        patch.setattr(split_module, "_BLOCK_CHARS", 7)
+        patch.setattr(records, "_BLOCK_CHARS", 7)
         text = f"b{text}"  # so that there is something to train on
         documents = [Document(text), Document("x")]
         first = split_documents(documents, validation_fraction=fraction)

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import MARKERS
@@ -50,6 +50,24 @@ def split_chunks(text: str, size: int = _CHUNK_CHARS) -> Iterator[str]:
         yield text[start : cut.start()]
         start = cut.start()
     yield text[start:]
+
+
+def chunks_of(blocks: Iterable[str], size: int = _CHUNK_CHARS) -> Iterator[str]:
+    """Cut a text that comes in blocks into the chunks of `split_chunks`.
+
+    No more than a chunk and a block are in memory, except of a text without spaces.
+    """
+    parts: list[str] = []
+    length, wanted = 0, size
+    for block in blocks:
+        parts.append(block)
+        length += len(block)
+        if length > wanted:
+            *whole, rest = split_chunks("".join(parts), size)
+            yield from whole
+            # Where there was nothing to cut, what is searched again at least doubles each time.
+            parts, length, wanted = [rest], len(rest), max(size, 2 * len(rest))
+    yield from split_chunks("".join(parts), size)
 
 
 def split_long_piece(piece: str) -> list[str]:

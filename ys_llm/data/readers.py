@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 from ys_llm.config.schema import DataFormat
@@ -21,7 +20,7 @@ from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_
 from ys_llm.errors import UserError, command_line
 
 ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
-SPOOL_BYTES = 100_000_000  # a corpus from this size on is not kept in memory
+SPOOL_BYTES = 4_000_000  # a corpus from this size on is not kept in memory
 LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; more is no record
 
 _TAG = re.compile(f"{START}|{END}")
@@ -54,10 +53,14 @@ class Item:
 
 
 def read_documents(
-    path: Path, *, data_format: DataFormat = "auto", command: str = ADVICE
+    path: Path,
+    *,
+    data_format: DataFormat = "auto",
+    command: str = ADVICE,
+    scratch: Path | None = None,
 ) -> list[Document]:
     """Return the documents of `read_corpus`."""
-    return read_corpus(path, data_format=data_format, command=command).documents
+    return read_corpus(path, data_format=data_format, command=command, scratch=scratch).documents
 
 
 def read_corpus(
@@ -74,13 +77,13 @@ def read_corpus(
     `records` each must hold records. Raises UserError, with file and line, for anything that
     cannot be read in full; `command` is what it advises to type where the path itself is wrong.
 
-    The texts of a large corpus go to a temporary file in the folder `scratch`, if one is given:
-    memory then holds no more than twice the longest text, and a line for each document.
+    Texts of SPOOL_BYTES or more go to a temporary file in the folder `scratch`, if one is given:
+    memory then holds no more than a few times the longest record, and a line for each document.
     """
     files = find_files(path, command=command)
-    read = (document for file in files.paths for document in _read_file(file, data_format))
     is_large = scratch is not None and _size(files.paths) >= SPOOL_BYTES
-    documents = list(map(Spool(scratch).add, read) if scratch and is_large else read)
+    spool = Spool(scratch) if scratch and is_large else None
+    documents = [d for file in files.paths for d in _read_file(file, data_format, spool)]
     if not documents:
         raise _no_text(path, files.passed_over, command)
     documents.sort(key=lambda document: (document.content_hash, document.source))
@@ -101,7 +104,7 @@ def read_items(path: Path) -> Iterator[Item]:
 
 def is_record_file(path: Path) -> bool:
     """Return whether a file holds records; if not, it is one plain text."""
-    return _is_jsonl(path) or _begins_with_record(read_blocks(path, errors="replace"), [])
+    return _is_jsonl(path) or _begins_with_record(read_blocks(path, errors="replace"))
 
 
 def _size(paths: Iterable[Path]) -> int:
@@ -125,26 +128,36 @@ def _is_jsonl(path: Path) -> bool:
     return path.suffix.lower() == ".jsonl"
 
 
-def _read_file(path: Path, data_format: DataFormat) -> Iterator[Document]:
-    name, blocks = shown(path), read_blocks(path)
+def _read_file(path: Path, data_format: DataFormat, spool: Spool | None) -> Iterator[Document]:
+    name = shown(path)
     if _is_jsonl(path):
-        return _documents_of_jsonl(blocks, name)
-    begun: list[str] = []
-    if data_format == "records" or (data_format == "auto" and _begins_with_record(blocks, begun)):
-        return _documents_of_records(_record_items(chain(begun, blocks)), name, data_format)
-    text = "".join(chain(begun, blocks))
-    return iter([] if _is_blank(text) else [Document(text, source=name)])
+        documents = _documents_of_jsonl(read_blocks(path), name)
+    elif data_format == "records" or (
+        data_format == "auto" and _begins_with_record(read_blocks(path))
+    ):
+        documents = _documents_of_records(_record_items(read_blocks(path)), name, data_format)
+    else:
+        return _plain_document(read_blocks(path), name, spool)
+    return map(spool.add, documents) if spool else documents
+
+
+def _plain_document(blocks: Iterable[str], name: str, spool: Spool | None) -> Iterator[Document]:
+    if spool:
+        document = spool.add_text(blocks, source=name)
+    else:
+        text = "".join(blocks)
+        document = None if _is_blank(text) else Document(text, source=name)
+    return iter([document] if document else [])
 
 
 def _is_blank(text: str) -> bool:
     return not text or text.isspace()  # strip() would copy the text
 
 
-def _begins_with_record(blocks: Iterable[str], read: list[str]) -> bool:
-    """Read on to the first tag and return whether it is `<start>`; `read` takes what was read."""
+def _begins_with_record(blocks: Iterable[str]) -> bool:
+    """Read on to the first tag and return whether it is `<start>`."""
     tail = ""
     for block in blocks:
-        read.append(block)
         if found := _TAG.search(tail + block):
             return found[0] == START
         tail = (tail + block)[1 - len(START) :]  # a tag may span two blocks

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from ys_llm.data.pieces import chunks_of
+
 START, END = "<start>", "<end>"
 
 _BLANKS = " \t\r\n"
-_BLOCK_CHARS = 1 << 20
+_BLOCK_CHARS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,27 @@ class Document:
         """Return `document_id`: the same for texts that differ in line ends alone."""
         if self._is_canonical:
             return self.content_hash
-        return document_id(self.text, self.prompt)
+        prompt = None if self.prompt is None else _blocks(self.prompt)
+        return _id_of(self.blocks(), prompt)
 
     @cached_property
     def content_hash(self) -> str:
         """Return the hash of prompt and text to the character; token caches depend on it."""
-        return content_hash(self.text, self.prompt)
+        return _digest(self.blocks(), None if self.prompt is None else _blocks(self.prompt))
+
+    @cached_property
+    def n_chars(self) -> int:
+        """Return the length of the text."""
+        return len(self.text)
 
     @cached_property
     def n_bytes(self) -> int:
         """Return the length of prompt and text as UTF-8."""
         return utf8_length(self.prompt or "") + utf8_length(self.text)
+
+    def blocks(self) -> Iterator[str]:
+        """Yield the text in parts, in order: a document may be larger than memory."""
+        return _blocks(self.text)
 
     def part(self, begin: int, end: int) -> "Document":
         """Return the characters from `begin` to `end` as a plain document of their own."""
@@ -65,7 +77,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Texts:
-    """The prompts and texts of documents, read again in each iteration."""
+    """The prompts and texts of documents, read again in each iteration.
+
+    Long ones come in chunks that have the same pieces.
+    """
 
     documents: Sequence[Document]
 
@@ -73,7 +88,7 @@ class Texts:
         for document in self.documents:
             if document.prompt:
                 yield document.prompt
-            yield document.text
+            yield from chunks_of(document.blocks())
 
 
 def document_id(text: str, prompt: str | None = None) -> str:
@@ -83,7 +98,7 @@ def document_id(text: str, prompt: str | None = None) -> str:
     not count: a conversion of line ends leaves every document what it was. `prompt` is None for
     plain text.
     """
-    return _digest(_canonical_blocks(text), None if prompt is None else _canonical_blocks(prompt))
+    return _id_of(_blocks(text), None if prompt is None else _blocks(prompt))
 
 
 def content_hash(text: str, prompt: str | None = None) -> str:
@@ -94,6 +109,10 @@ def content_hash(text: str, prompt: str | None = None) -> str:
 def utf8_length(text: str) -> int:
     """Return the length of a text as UTF-8."""
     return len(text) if text.isascii() else sum(len(block.encode()) for block in _blocks(text))
+
+
+def _id_of(text: Iterable[str], prompt: Iterable[str] | None) -> str:
+    return _digest(_canonical_blocks(text), None if prompt is None else _canonical_blocks(prompt))
 
 
 def _digest(text: Iterable[str], prompt: Iterable[str] | None) -> str:
@@ -112,13 +131,16 @@ def _blocks(text: str) -> Iterator[str]:
     return (text[start : start + _BLOCK_CHARS] for start in range(0, len(text), _BLOCK_CHARS))
 
 
-def _canonical_blocks(text: str) -> Iterator[str]:
-    """Yield a text in parts, with LF as line end, without trailing blanks or final line ends."""
+def _canonical_blocks(text: Iterable[str]) -> Iterator[str]:
+    """Yield a text with LF as line end, without trailing blanks or final line ends."""
     pending = ""  # blanks and line ends, which count only if something follows them
-    for block in _blocks(text):
+    for block in text:
         block = pending + block
         kept = block.rstrip(_BLANKS)
         pending = block[len(kept) :]
+        if _is_canonical(kept):  # nearly always, and far cheaper to find out
+            yield kept
+            continue
         lines = kept.replace("\r\n", "\n").replace("\r", "\n").split("\n")
         # The last line ends in no blank: what is after it is pending.
         yield "\n".join(line.rstrip(" \t") for line in lines)

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from ys_llm.data.pieces import split_chunks
+from ys_llm.data.pieces import chunks_of, split_chunks
 from ys_llm.data.records import END, START, Document, utf8_length
 from ys_llm.data.tokenizer import Tokenizer, id_format
 from ys_llm.errors import UserError
@@ -189,13 +189,18 @@ class _Part:
 def _parts(documents: Iterable[Document]) -> Iterator[_Part]:
     """Cut the documents into parts that are encoded separately with the same result."""
     for document in documents:
-        texts = [(END, document.text)]
-        if document.prompt is not None:
-            texts = [(END, document.prompt), (START, document.text)]
-        for control, text in texts:
-            for piece in split_chunks(text, _PART_CHARS):
-                yield _Part(control, piece)
-                control = ""
+        control, prompt = END, document.prompt
+        if prompt is not None:
+            yield from _controlled(END, split_chunks(prompt, _PART_CHARS))
+            control = START
+        yield from _controlled(control, chunks_of(document.blocks(), _PART_CHARS))
+
+
+def _controlled(control: str, pieces: Iterable[str]) -> Iterator[_Part]:
+    """Put the control token before the first of the pieces of a text."""
+    for piece in pieces:
+        yield _Part(control, piece)
+        control = ""
 
 
 def _batches(parts: Iterable[_Part]) -> Iterator[list[_Part]]:

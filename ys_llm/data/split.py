@@ -7,9 +7,11 @@ long, or that is the only one, is cut instead: its end is held out. The run stor
 
 import hashlib
 import json
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ SINGLE_DOCUMENT_BYTES = 20_000  # the only document is cut from this size on
 SINGLE_DOCUMENT_FRACTION = 0.05
 
 BY_CONTENT_HASH, BY_DOCUMENT_ID = 1, 2  # versions of how a document gets its side
-_BLOCK_CHARS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,12 @@ def split_documents(
     single = len(every) == 1 and record.version == BY_DOCUMENT_ID
     for document in every:
         fraction = _cut_fraction(document, validation_fraction, single=single)
-        known = _known_cut(document, record.cuts) if validation_fraction else None
-        if known or fraction:
-            cuts.append(known or _new_cut(document.text, fraction))
-            _apply(cuts[-1], document, split)
+        stored = _possible_cuts(document, record.cuts) if validation_fraction else []
+        outline = _Outline(document) if fraction or stored else None
+        known = outline and outline.known_cut(stored)
+        if outline and (known or fraction):
+            cuts.append(known or outline.new_cut(fraction))
+            _apply(cuts[-1], outline, split)
         elif len(every) == 1 or _place(document, record.version) >= validation_fraction:
             split.training.append(document)
         else:
@@ -168,78 +171,109 @@ def _cut_fraction(document: Document, validation_fraction: float, *, single: boo
     n_bytes = document.n_bytes  # compared first: the text itself may have to be read from a file
     if n_bytes < SINGLE_DOCUMENT_BYTES or document.prompt is not None:
         return 0.0
-    if n_bytes > LONG_DOCUMENT_CHARS and len(document.text) > LONG_DOCUMENT_CHARS:
+    if n_bytes > LONG_DOCUMENT_CHARS and document.n_chars > LONG_DOCUMENT_CHARS:
         return validation_fraction
     if single:
         return min(validation_fraction, SINGLE_DOCUMENT_FRACTION)
     return 0.0
 
 
-def _new_cut(text: str, fraction: float) -> Cut:
-    position = int(len(text) * (1 - fraction))
-    begin, end = _count(text, position), _count(text, len(text))
-    return Cut(begin, end, position, _hash_before(text, begin), _hash_before(text, end))
+def _possible_cuts(document: Document, cuts: Sequence[Cut]) -> list[Cut]:
+    """Return the stored cuts that are not behind the end of this document."""
+    possible = [cut for cut in cuts if cut.begin <= document.n_bytes]
+    return possible if possible and document.prompt is None else []
 
 
-def _known_cut(document: Document, cuts: Sequence[Cut]) -> Cut | None:
-    """Return the stored cut of this document, if its text before the cut is what it was."""
-    cuts = [cut for cut in cuts if cut.begin <= document.n_bytes]
-    if not cuts or document.prompt is not None:
-        return None
-    return next(
-        (c for c in cuts if _hash_before(document.text, c.begin) == c.hash_before_begin), None
-    )
+class _Outline:
+    """Where the characters of a document are that are not white space, found in one pass.
+
+    Keeps a line for each block of the text, and reads the block again where more is asked.
+    """
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.count = 0  # characters that are not white space
+        self._chars: list[int] = []  # before each block
+        self._counts: list[int] = []
+        self._digests: list[hashlib.blake2b] = []
+        n_chars, digest = 0, hashlib.blake2b(digest_size=16)
+        for block in document.blocks():
+            self._chars.append(n_chars)
+            self._counts.append(self.count)
+            self._digests.append(digest.copy())
+            solid = _solid(block)
+            digest.update(solid.encode())
+            n_chars += len(block)
+            self.count += len(solid)
+
+    def new_cut(self, fraction: float) -> Cut:
+        """Return the cut that holds out the end of the text."""
+        position = int(self.document.n_chars * (1 - fraction))
+        begin, end = self.count_before(position), self.count
+        return Cut(begin, end, position, self.hash_before(begin), self.hash_before(end))
+
+    def known_cut(self, stored: Sequence[Cut]) -> Cut | None:
+        """Return the stored cut of this text, if its text before the cut is what it was."""
+        return next((c for c in stored if self.hash_before(c.begin) == c.hash_before_begin), None)
+
+    def count_before(self, position: int) -> int:
+        """Count the characters before this position that are not white space."""
+        if position >= self.document.n_chars:
+            return self.count
+        index = bisect_right(self._chars, position) - 1
+        return self._counts[index] + len(
+            _solid(self._block(index)[: position - self._chars[index]])
+        )
+
+    def position_after(self, count: int) -> int:
+        """Return the position after `count` characters that are not white space."""
+        if count == 0:
+            return 0
+        if count > self.count:
+            return self.document.n_chars
+        index = bisect_left(self._counts, count) - 1
+        left = count - self._counts[index]
+        for offset, char in enumerate(self._block(index)):
+            left -= not char.isspace()
+            if left == 0:
+                return self._chars[index] + offset + 1
+        raise AssertionError("the text has changed")
+
+    def hash_before(self, count: int) -> str:
+        """Hash the first `count` characters that are not white space; "" if there are fewer."""
+        if count > self.count:
+            return ""
+        if count == 0:
+            return hashlib.blake2b(digest_size=16).hexdigest()
+        index = bisect_left(self._counts, count) - 1
+        digest = self._digests[index].copy()
+        digest.update(_solid(self._block(index))[: count - self._counts[index]].encode())
+        return digest.hexdigest()
+
+    def _block(self, index: int) -> str:
+        return next(islice(self.document.blocks(), index, None))
 
 
-def _apply(cut: Cut, document: Document, split: Split) -> None:
+def _solid(text: str) -> str:
+    """Return the text without its white space."""
+    return "".join(text.split())
+
+
+def _apply(cut: Cut, outline: _Outline, split: Split) -> None:
     """Divide a document; if the held-out part itself has changed, all after `begin` is held out."""
-    text = document.text
-    begin, end = cut.position, len(text)
-    if _count(text, min(begin, len(text))) != cut.begin:
-        begin = _position(text, cut.begin)
-    if _hash_before(text, cut.end) == cut.hash_before_end:
-        end = _position(text, cut.end)
-        end += len(text) - end - len(text[end:].lstrip())
+    document = outline.document
+    begin, end = cut.position, document.n_chars
+    if outline.count_before(begin) != cut.begin:
+        begin = outline.position_after(cut.begin)
+    if outline.hash_before(cut.end) == cut.hash_before_end and cut.end < outline.count:
+        end = outline.position_after(cut.end + 1) - 1  # white space belongs to what is before it
     for side, first, last in (
         (split.training, 0, begin),
         (split.validation, begin, end),
-        (split.training, end, len(text)),
+        (split.training, end, document.n_chars),
     ):
-        if first < last and not text[first:last].isspace():
+        if outline.count_before(first) < outline.count_before(last):
             side.append(document.part(first, last))
-
-
-def _count(text: str, end: int) -> int:
-    """Count the characters before `end` that are not white space."""
-    starts = range(0, end, _BLOCK_CHARS)
-    return sum(len("".join(text[i : min(i + _BLOCK_CHARS, end)].split())) for i in starts)
-
-
-def _position(text: str, count: int) -> int:
-    """Return the position after `count` characters that are not white space."""
-    start = 0
-    while start < len(text):
-        block = text[start : start + _BLOCK_CHARS]
-        inside = len("".join(block.split()))
-        if inside >= count:
-            break
-        start, count = start + len(block), count - inside
-    while count > 0 and start < len(text):
-        count -= not text[start].isspace()
-        start += 1
-    return start
-
-
-def _hash_before(text: str, count: int) -> str:
-    """Hash the first `count` characters that are not white space; "" if there are fewer."""
-    digest = hashlib.blake2b(digest_size=16)
-    for start in range(0, len(text), _BLOCK_CHARS):
-        block = "".join(text[start : start + _BLOCK_CHARS].split())[:count]
-        digest.update(block.encode())
-        count -= len(block)
-        if count == 0:
-            return digest.hexdigest()
-    return "" if count else digest.hexdigest()
 
 
 def _place(document: Document, version: int) -> float:

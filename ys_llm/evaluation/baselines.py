@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import lzma
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError
 from ys_llm.system.files import write_atomically
 
 _NAMES = ["unigram", "gzip", "xz"]
+_GZIP_FORMAT = 31  # of zlib: the largest window, with the header of gzip
 
 
 def baselines(training: Sequence[Document], validation: Sequence[Document]) -> dict[str, float]:
@@ -26,16 +28,21 @@ def baselines(training: Sequence[Document], validation: Sequence[Document]) -> d
     gzip (level 9) and xz (preset 6): the size of the validation text, compressed on its own.
     """
     counts = np.ones(256)
-    for document in training:
-        counts += np.bincount(np.frombuffer(_bytes_of(document), np.uint8), minlength=256)
-    text = b"".join(map(_bytes_of, validation))
-    if not text:
+    for block in _blocks(training):
+        counts += _bincount(block)
+    seen, gzipped, xzipped = np.zeros(256), 0, 0
+    gzip, xz = zlib.compressobj(9, wbits=_GZIP_FORMAT), lzma.LZMACompressor(preset=6)
+    for block in _blocks(validation):
+        seen += _bincount(block)
+        gzipped += len(gzip.compress(block))
+        xzipped += len(xz.compress(block))
+    n_bytes = int(seen.sum())
+    if not n_bytes:
         raise UserError("The validation split holds no text", "Add documents to it.")
-    seen = np.bincount(np.frombuffer(text, np.uint8), minlength=256)
     return {
-        "unigram": float(seen @ -np.log2(counts / counts.sum())) / len(text),
-        "gzip": 8 * len(gzip.compress(text, 9, mtime=0)) / len(text),
-        "xz": 8 * len(lzma.compress(text, preset=6)) / len(text),
+        "unigram": float(seen @ -np.log2(counts / counts.sum())) / n_bytes,
+        "gzip": 8 * (gzipped + len(gzip.flush())) / n_bytes,
+        "xz": 8 * (xzipped + len(xz.flush())) / n_bytes,
     }
 
 
@@ -71,5 +78,13 @@ def _read_cache(path: Path) -> dict[str, float] | None:
     return read if valid else None
 
 
-def _bytes_of(document: Document) -> bytes:
-    return ((document.prompt or "") + document.text).encode()
+def _blocks(documents: Sequence[Document]) -> Iterator[bytes]:
+    """Yield prompts and texts as UTF-8, a part at a time."""
+    for document in documents:
+        yield (document.prompt or "").encode()
+        for block in document.blocks():
+            yield block.encode()
+
+
+def _bincount(block: bytes) -> npt.NDArray[np.int64]:
+    return np.bincount(np.frombuffer(block, np.uint8), minlength=256)

@@ -132,12 +132,13 @@ def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluat
 def shards_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenShard]]:
     """Tokenize each file or folder; a shard can be read until the next one is requested."""
     for path in paths:
-        documents = read_documents(
-            path,
-            data_format=loaded.config.data.format,
-            command=command_line("eval", loaded.path.name, "PATH"),
-        )
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
+            documents = read_documents(
+                path,
+                data_format=loaded.config.data.format,
+                command=command_line("eval", loaded.path.name, "PATH"),
+                scratch=Path(cache),
+            )
             label = path.name or str(path)
             yield (
                 path,

@@ -234,6 +234,7 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
     _publish_if_none(run, state)
     progress, result = state.progress, None
     if run.data.validation is not None:
+        release_freed_memory()
         loaded = model_files.load_run(run.folder, device=str(run.device))
         result = evaluate_run(loaded, run.data.validation)
         check_folder(run.folder, run.lock)

@@ -25,7 +25,7 @@ from ys_llm.system.files import write_atomically
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
 from ys_llm.training.header import header_lines, writers_text
-from ys_llm.training.memory import check_fits, largest_batch_size
+from ys_llm.training.memory import check_fits, largest_batch_size, release_freed_memory
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.resume import (
@@ -141,6 +141,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
     config = _with_batch_size(config, split, tokenizer, device)
     check_fits(config, vocab_size=tokenizer.vocab_size, device=device)
     data = _encode(config, split, tokenizer, cache=cache)
+    release_freed_memory()  # what reading and encoding took
     for index in range(len(config.train.plan)):  # raises UserError for too little text
         batches_per_epoch(data.training, batch_plan(config, tokenizer, index))
     torch.manual_seed(config.train.seed)
@@ -197,12 +198,13 @@ def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) 
             split.validation, tokenizer, cache_dir=cache, label="validation"
         )
         baselines = cached_baselines(split.training, split.validation, cache_dir=cache)
-    prompts = [d.prompt for d in (split.validation or split.training) if d.prompt is not None]
+    shown = split.validation or split.training
+    prompt = next((d.prompt for d in shown if d.prompt is not None), "")
     return TrainingData(
         training,
         validation,
         has_records=any(d.prompt is not None for d in split.training),
-        sample_prompt=config.train.sample_prompt or (prompts[0] if prompts else ""),
+        sample_prompt=config.train.sample_prompt or prompt,
         baselines=baselines,
     )
 

@@ -172,6 +172,9 @@ WRONG_WORDS = [
     (["run", "--prompt", "x", "--logprobs", "2"], "--logprobs needs --json"),
     (["run", "--json", "--logprobs", "-1"], "--logprobs must be at least 0, found -1"),
     (["run", "--prompts", "x", "--prompt", "y"], "--prompts prints JSON by itself"),
+    (["run", "--cache-mb", "-1"], "--cache-mb must be at least 0, found -1"),
+    (["run", "--cache", "x", "--cache-mb", "0"], "--cache-mb 0 keeps nothing"),
+    (["run", "--json", "--cache", "x", "--logprobs", "2"], "--logprobs reads every token"),
     (["run", "--quantize", "int4"], "argument --quantize: invalid choice: 'int4'"),
     (["eval", "default"], "the following arguments are required: PATH"),
     (["config"], "the following arguments are required: action"),
@@ -388,6 +391,48 @@ def test_prompts_in_a_file_are_answered_line_by_line_each_as_if_alone(
     file.write_bytes(b"caf\xe9")
     assert main(["run", "tiny", "--prompts", str(file)]) == EXIT_FAILED
     assert f"{file} is not UTF-8 text" in capsys.readouterr().err
+
+
+def test_states_of_prompts_are_kept_in_a_file_for_the_same_model(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(trained)
+    kept, prompt = tmp_path / "kept.states", "The 3th fox saw the 3th hen. " * 9
+    command = ["run", "tiny", "--seed", "1", "--cache", str(kept), "--prompt"]
+    assert main([*command, prompt]) == 0
+    first = capsys.readouterr()
+    assert main([*command, prompt]) == 0
+    second = capsys.readouterr()
+    assert main([*command, prompt + "The"]) == 0
+    longer = capsys.readouterr()
+    assert (first.out, "cache" in first.err) == (second.out, False)
+    assert "read 0 of 262 prompt tokens" in second.err
+    assert "read 9 of 265 prompt tokens" in longer.err
+    assert main(["run", "tiny", "--seed", "1", "--prompt", prompt + "The"]) == 0
+    assert capsys.readouterr().out == longer.out
+    assert main([*command, prompt, "--quantize", "int8"]) == EXIT_FAILED
+    assert f"{kept} was written with another model" in capsys.readouterr().err
+    assert main(["run", "tiny", "--prompt", "x", "--cache", "corpus/1.txt"]) == EXIT_FAILED
+    assert "corpus/1.txt is not a whole file of saved prompts" in capsys.readouterr().err
+    assert (trained / "corpus/1.txt").read_text().startswith("The 1th fox")
+
+
+def test_an_interrupted_batch_keeps_the_states_of_what_it_read(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    kept, prompts = tmp_path / "kept.states", tmp_path / "prompts.txt"
+    prompts.write_text("The fox\nThe hen\n")
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ys_llm.inference.repl.Engine._answer", interrupt)
+    assert main(["run", "tiny", "--prompts", str(prompts), "--cache", str(kept)]) == 130
+    assert kept.exists()
 
 
 def test_what_rounded_weights_lose_is_told_by_eval(

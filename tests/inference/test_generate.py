@@ -103,24 +103,22 @@ def test_a_prompt_is_a_record_or_a_plain_beginning(tokenizer: Tokenizer) -> None
 # Reading
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 7, 64])
-def test_reading_in_chunks_is_reading_at_once(model: Model, chunk_tokens: int) -> None:
+@pytest.mark.parametrize("sizes", [(1,), (7,), (64,), (64, 16, 5)])
+def test_reading_in_pieces_is_reading_at_once(model: Model, sizes: tuple[int, ...]) -> None:
     ids = torch.randint(2, model.vocab_size, (150,)).tolist()
     whole, cut = [], []
-    at_once = prefill(model, ids, observe=whole.append, n_candidates=3)
-    in_chunks = prefill(
-        model, iter(ids), chunk_tokens=chunk_tokens, observe=cut.append, n_candidates=3
-    )
-    assert in_chunks.n_tokens == at_once.n_tokens == 150
-    assert in_chunks.recent == at_once.recent == tuple(ids[-PENALTY_WINDOW:])
-    torch.testing.assert_close(in_chunks.logits_V, at_once.logits_V, atol=1e-4, rtol=1e-4)
+    at_once = prefill(model, ids, piece_sizes=(150,), observe=whole.append, n_candidates=3)
+    in_pieces = prefill(model, iter(ids), piece_sizes=sizes, observe=cut.append, n_candidates=3)
+    assert in_pieces.n_tokens == at_once.n_tokens == 150
+    assert in_pieces.recent == at_once.recent == tuple(ids[-PENALTY_WINDOW:])
+    torch.testing.assert_close(in_pieces.logits_V, at_once.logits_V, atol=1e-4, rtol=1e-4)
     assert [token.id for token in cut] == [token.id for token in whole] == ids[1:]
     for a, b in zip(whole, cut, strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
         assert len(b.candidates) == 3
 
 
-def test_the_prompt_is_read_chunk_by_chunk(model: Model) -> None:
+def test_the_prompt_is_read_piece_by_piece(model: Model) -> None:
     n_read = 0
 
     def source() -> Iterator[int]:
@@ -130,8 +128,8 @@ def test_the_prompt_is_read_chunk_by_chunk(model: Model) -> None:
             yield id
 
     ahead: list[int] = []
-    prefill(model, source(), chunk_tokens=10, observe=lambda _: ahead.append(n_read))
-    # Token i (the first has no score) is scored with its own chunk, before the next is read.
+    prefill(model, source(), piece_sizes=(10,), observe=lambda _: ahead.append(n_read))
+    # Token i (the first has no score) is scored with its own piece, before the next is read.
     assert ahead == [10 * (i // 10 + 1) for i in range(1, 100)]
 
 
@@ -145,7 +143,7 @@ def test_a_carried_state_goes_on_where_it_stopped(model: Model) -> None:
 def test_scores_are_the_models_log_softmax(model: Model) -> None:
     ids = torch.randint(2, model.vocab_size, (300,)).tolist()
     tokens: list[ScoredToken] = []
-    prefill(model, ids, chunk_tokens=256, observe=tokens.append, n_candidates=2)
+    prefill(model, ids, observe=tokens.append, n_candidates=2)
     expected = torch.log_softmax(full_logits(model, ids), dim=-1)
     for position, token in enumerate(tokens):
         best, best_ids = expected[position].topk(2)

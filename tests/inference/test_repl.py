@@ -18,6 +18,7 @@ import torch
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.inference.engine import Engine
+from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_json, run_once
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
@@ -88,6 +89,36 @@ def test_prompt_after_prompt_each_from_a_fresh_state(
     assert capsys.readouterr().out == "".join(text + "\n" for text in expected)
 
 
+def test_the_timings_tell_what_came_from_the_cache(
+    loaded: LoadedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = "the cat sat on the mat " * 6
+    monkeypatch.setattr("builtins.input", typed(prompt, prompt + "and", prompt))
+    run_interactive(loaded, SAMPLING, raw=True, cache=PrefixCache(1 << 20))
+    out, err = capsys.readouterr()
+    first, second, third = err.splitlines()
+    assert first.startswith("[prompt 139 tokens in ")  # 138 characters and <end>
+    assert second.startswith("[read 14 of 142 prompt tokens in ")
+    assert ", 128 from the cache; answer 12 tokens in " in second
+    assert third.startswith("[read 0 of 139 prompt tokens in ")
+    expected = [answer(loaded, text, raw=True) for text in (prompt, prompt + "and", prompt)]
+    assert out == "".join(text + "\n" for text in expected)
+
+
+def test_what_the_prompts_of_a_file_have_in_common_is_read_once(
+    loaded: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = "the cat sat on the mat " * 6
+    prompts = [common + word for word in ("sat", "mat", "cat")]
+    run_batch(loaded, prompts, SAMPLING, cache=PrefixCache(1 << 20))
+    cached = capsys.readouterr()
+    run_batch(loaded, prompts, SAMPLING)
+    plain = capsys.readouterr()
+    assert cached.out == plain.out
+    assert cached.err.startswith("[read 173 of 429 prompt tokens, 256 from the cache; answers 36 ")
+    assert plain.err.startswith("[read 429 of 429 prompt tokens, 0 from the cache; ")
+
+
 def test_ctrl_c_at_the_prompt_does_not_leave(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +159,7 @@ def answer(engine, pieces, sampling, *, raw):
     print("answering", ascii("".join(pieces)), flush=True)
     while "".join(pieces) == sys.argv[3]:
         pass
-repl.Engine, repl._stream_answer = lambda loaded: None, answer
+repl.Engine, repl._stream_answer = lambda *_: None, answer
 repl.run_interactive(None, None)
 print("left", flush=True)
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,12 @@ from ys_llm.errors import EXIT_USAGE, UsageError, UserError, command_line
 
 if TYPE_CHECKING:
     from ys_llm.config.schema import GenerateConfig
+    from ys_llm.inference.prefix_cache import PrefixCache
+    from ys_llm.runs.model_files import LoadedRun
 
+DEFAULT_CACHE_MB = (
+    64  # some thousands of states of a three-tier model, a few long ones of attention
+)
 EXAMPLES = """\
 examples:
   ys run                                        prompt after prompt; `exit` or Ctrl-D leaves
@@ -31,6 +37,7 @@ examples:
   ys run < letter.txt                           complete a text; its last line break is dropped
   ys run --json --logprobs 5 --max-tokens 0 --prompt "score this"
   ys run --prompts questions.txt --seed 1 > answers.jsonl
+  ys run --cache letter.states < letter.txt     the same letter is read once, also tomorrow
 
 At the prompt, Ctrl-C stops an answer or drops what was typed. Pasted lines are one prompt; to type
 several lines, begin and end them with three quotes.
@@ -39,6 +46,8 @@ YS_GENERATE__* in the environment. The lines of --prompts are generated in one b
 as fast as one by one, and printed as --json prints one answer. With a seed each line gets the
 same answer as on its own, except where rounding decides a draw: a batch is computed in another
 order on processors without AVX-512, on a GPU, and for models without a compiled decoder.
+A prompt that begins as an earlier one did starts from the state that was saved there, after every
+64 tokens, with the same answer; --cache keeps states for the next time.
 `ys eval --quantize` shows what quantised weights lose.
 """
 
@@ -53,6 +62,8 @@ class Arguments:
     raw: bool
     json: bool
     logprobs: int | None
+    cache: Path | None
+    cache_mb: int
     quantize: Quantization
     device: Device
     max_tokens: int | None
@@ -81,6 +92,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--min-p", metavar="P", type=float, help="drop tokens below P times the most likely one")
     add("--repetition-penalty", metavar="F", type=float, help="above 1: fewer repeated tokens")
     add("--seed", metavar="N", type=int, help="same seed, same text")
+    add(
+        "--cache", metavar="FILE", type=Path, help="keep states of prompts in FILE, made if missing"
+    )
+    cache_help = f"memory for states of prompts, in MB (default: {DEFAULT_CACHE_MB}; 0 = none)"
+    add("--cache-mb", metavar="N", type=int, default=DEFAULT_CACHE_MB, help=cache_help)
     add_quantize_flag(parser)
     add_device_flag(parser)
     add("--plain", action=Renamed, now="--raw")
@@ -97,15 +113,37 @@ def run(arguments: Arguments) -> int:
         find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
     )
     sampling, raw = _sampling(arguments, loaded.path / "config.yaml"), arguments.raw
-    if arguments.prompts:
-        repl.run_batch(loaded, _lines_of(arguments.prompts), sampling, raw=raw)
-    elif prompt is None:
-        repl.run_interactive(loaded, sampling, raw=raw)
-    elif arguments.json:
-        repl.run_json(loaded, prompt, sampling, raw=raw, logprobs=arguments.logprobs)
-    else:
-        repl.run_once(loaded, prompt, sampling, raw=raw)
+    with _prefix_cache(arguments, loaded) as cache:
+        if arguments.prompts:
+            repl.run_batch(loaded, _lines_of(arguments.prompts), sampling, raw=raw, cache=cache)
+        elif prompt is None:
+            repl.run_interactive(loaded, sampling, raw=raw, cache=cache)
+        elif arguments.json:
+            scored = arguments.logprobs
+            repl.run_json(loaded, prompt, sampling, raw=raw, logprobs=scored, cache=cache)
+        else:
+            repl.run_once(loaded, prompt, sampling, raw=raw, cache=cache)
     return 0
+
+
+@contextmanager
+def _prefix_cache(arguments: Arguments, loaded: LoadedRun) -> Iterator[PrefixCache | None]:
+    """The states of prompts: of --cache, where they are kept however the command ends."""
+    from ys_llm.inference.prefix_cache import MEGABYTE, PrefixCache
+
+    max_bytes = arguments.cache_mb * MEGABYTE
+    if arguments.cache is None:
+        yield PrefixCache(max_bytes) if max_bytes else None
+        return
+    from ys_llm.inference.prefix_file import fingerprint_of, load_cache, save_cache
+
+    fingerprint = fingerprint_of(loaded)
+    cache = load_cache(arguments.cache, loaded.model, fingerprint, max_bytes=max_bytes)
+    try:
+        yield cache
+    finally:
+        if cache.changed:
+            save_cache(cache, arguments.cache, fingerprint)
 
 
 def _check(arguments: Arguments) -> None:
@@ -116,6 +154,12 @@ def _check(arguments: Arguments) -> None:
         raise UsageError("--logprobs needs --json")
     if arguments.prompts is not None and (arguments.prompt is not None or arguments.json):
         raise UsageError("--prompts prints JSON by itself; leave out --prompt and --json")
+    if arguments.cache_mb < 0:
+        raise UsageError(f"--cache-mb must be at least 0, found {arguments.cache_mb}")
+    if arguments.cache is not None and arguments.cache_mb == 0:
+        raise UsageError("--cache-mb 0 keeps nothing; leave out --cache, or allow more")
+    if arguments.cache is not None and arguments.logprobs is not None:
+        raise UsageError("--logprobs reads every token of the prompt; leave out --cache")
 
 
 def _sampling(arguments: Arguments, saved: Path) -> GenerateConfig:

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.inference.decoder import decoder_of
-from ys_llm.inference.generate import Prefilled, generate, generate_batch, prefill, prompt_ids
+from ys_llm.inference.generate import (
+    Prefilled,
+    generate,
+    generate_batch,
+    prefill,
+    prefill_cached,
+    prompt_ids,
+)
+from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.inference.sampling import ScoredToken
 from ys_llm.runs.model_files import LoadedRun
 
@@ -42,7 +50,8 @@ class Answer:
     `ids` are the tokens of the answer, the last one `<end>` where `finish_reason` is "stop";
     "length" means that the limit of tokens was reached. `seed` reproduces the answer.
     `prompt_tokens` include what the format adds (`<end>`, `<start>`). In a batch, `answer_seconds`
-    is the time until this answer was complete, in which others were generated too.
+    is the time until this answer was complete, in which others were generated too. The state after
+    `cached_tokens` of the prompt was saved, so that these were not read again.
     """
 
     run: str
@@ -56,13 +65,15 @@ class Answer:
     answer_tokens: int
     prompt_seconds: float
     answer_seconds: float
+    cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None
     answer_logprobs: tuple[TokenLogprob, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """One flat object; `logprobs: {prompt: [...], answer: [...]}` only on request.
 
-        Without the seconds, so that the same command prints the same bytes.
+        Without the seconds and what came from a cache, so that the same command prints the same
+        bytes.
         """
         described = {
             "run": self.run,
@@ -85,10 +96,11 @@ class Answer:
 
 @dataclass
 class _Reading:
-    """A prompt of a batch: its text, and how long it took to read."""
+    """A prompt that was read: its text, and how long that took."""
 
     prompt: str
     prompt_tokens: int
+    cached_tokens: int
     seconds: float
     finished_reading: float
 
@@ -97,16 +109,17 @@ class Engine:
     """A loaded run with its compiled decoder, which is built once, from the weights as they are.
 
     `raw` continues the prompt as a text instead of answering it; so does a run without prompts in
-    its training data.
+    its training data. A prompt that begins as one in `cache` does starts from its state.
     """
 
-    def __init__(self, loaded: LoadedRun) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedRun, cache: PrefixCache | None = None) -> None:
+        self.loaded, self.cache = loaded, cache
         self.decoder = decoder_of(loaded.model)
 
     def read(self, pieces: Iterable[str], *, raw: bool) -> Prefilled:
         """Read a prompt that comes in pieces, in memory that does not grow with its length."""
-        return prefill(self.loaded.model, self._ids(pieces, raw=raw))
+        model, ids = self.loaded.model, self._ids(pieces, raw=raw)
+        return prefill(model, ids) if self.cache is None else prefill_cached(model, ids, self.cache)
 
     def generate(self, prefilled: Prefilled, sampling: GenerateConfig) -> Iterator[ScoredToken]:
         """The tokens of the answer, as they are drawn."""
@@ -129,12 +142,11 @@ class Engine:
         """Answer one prompt; with `logprobs` each token is scored, with that many alternatives."""
         sampling, tokenizer, model = _seeded(sampling), self.loaded.tokenizer, self.loaded.model
         began, n_candidates, scored = time.perf_counter(), logprobs or 0, list[ScoredToken]()
-        prefilled = prefill(
-            model,
-            self._ids([prompt], raw=raw),
-            observe=None if logprobs is None else scored.append,
-            n_candidates=n_candidates,
-        )
+        if logprobs is None:
+            prefilled = self.read([prompt], raw=raw)
+        else:  # every token of the prompt is read, to be scored
+            ids = self._ids([prompt], raw=raw)
+            prefilled = prefill(model, ids, observe=scored.append, n_candidates=n_candidates)
         finished_reading = time.perf_counter()
         tokens = list(
             generate(
@@ -146,7 +158,7 @@ class Engine:
                 decoder=self.decoder,
             )
         )
-        reading = _Reading(prompt, prefilled.n_tokens, finished_reading - began, finished_reading)
+        reading = _reading(prompt, prefilled, began, finished_reading)
         answer = self._answer(reading, tokens, sampling)
         if logprobs is None:
             return answer
@@ -173,8 +185,7 @@ class Engine:
             for number, prompt in enumerate(prompts):
                 began = time.perf_counter()
                 prefilled = self.read([prompt], raw=raw)
-                now = time.perf_counter()
-                readings[number] = _Reading(prompt, prefilled.n_tokens, now - began, now)
+                readings[number] = _reading(prompt, prefilled, began, time.perf_counter())
                 yield prefilled
 
         done: dict[int, Answer] = {}
@@ -213,12 +224,17 @@ class Engine:
             answer_tokens=len(ids),
             prompt_seconds=reading.seconds,
             answer_seconds=time.perf_counter() - reading.finished_reading,
+            cached_tokens=reading.cached_tokens,
         )
 
     def _logprob(self, token: ScoredToken) -> TokenLogprob:
         text = self.loaded.tokenizer.token_text
         top = tuple(TokenLogprob(c.id, text(c.id), c.logprob) for c in token.candidates)
         return TokenLogprob(token.id, text(token.id), token.logprob, top)
+
+
+def _reading(prompt: str, read: Prefilled, began: float, ended: float) -> _Reading:
+    return _Reading(prompt, read.n_tokens, read.n_cached, ended - began, ended)
 
 
 def _seeded(sampling: GenerateConfig) -> GenerateConfig:

@@ -1,4 +1,4 @@
-"""Generation: the prompt is read once, in chunks; then each token takes one decode step.
+"""Generation: the prompt is read once, in pieces; then each token takes one decode step.
 
 Memory does not grow with the length of the prompt where the mixer's state does not, and neither
 does the time per token.
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,15 @@ from ys_llm.config.schema import GenerateConfig
 from ys_llm.data.tokenizer import StreamDecoder, Tokenizer
 from ys_llm.inference.decode_step import decode_rows
 from ys_llm.inference.decoder import Decoder
+from ys_llm.inference.prefix_cache import (
+    PIECE_SIZES,
+    ROOT,
+    PrefixCache,
+    SavedPrefix,
+    is_checkpoint,
+    keys_of,
+    pieces_of,
+)
 from ys_llm.inference.sampling import (
     PENALTY_WINDOW,
     Sampler,
@@ -27,10 +37,9 @@ from ys_llm.inference.sampling import (
 )
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
-from ys_llm.model.state import State
+from ys_llm.model.state import State, detach, map_state
 
-_CHUNK_TOKENS = 1024  # of a prompt, read in one forward pass
-_SCORED_TOKENS = 128  # of one forward pass with all logits: 32 MB at a vocabulary of 65,536
+_LOOKED_UP = 256  # pieces of a prompt that are looked up in the cache at once
 _MAX_UNSPLIT_CHARS = 1 << 18  # longest text that is buffered in search of a border
 
 
@@ -42,6 +51,7 @@ class Prefilled:
     state: State
     recent: tuple[int, ...]  # the last PENALTY_WINDOW ids
     n_tokens: int
+    n_cached: int = 0  # of these tokens: their state was saved, and they were not read again
 
 
 @dataclass
@@ -93,31 +103,91 @@ def prefill(
     ids: Iterable[int],
     state: State | None = None,
     *,
-    chunk_tokens: int = _CHUNK_TOKENS,
+    piece_sizes: Sequence[int] = PIECE_SIZES,
     observe: Callable[[ScoredToken], None] | None = None,
     n_candidates: int = 0,
 ) -> Prefilled:
-    """Read `ids` (at least one) after `state`, `chunk_tokens` at a time.
+    """Read `ids` (at least one) after `state`, piece by piece (`pieces_of`).
 
     `observe` is called with every token but the first, in order, each scored by what came before.
     """
-    source, recent = iter(ids), deque[int](maxlen=PENALTY_WINDOW)
-    logits_V: Tensor | None = None
-    n_tokens = 0
-    chunk_tokens = chunk_tokens if observe is None else min(chunk_tokens, _SCORED_TOKENS)
-    while chunk := list(islice(source, chunk_tokens)):
-        with inference_mode(model):
-            wanted = "last" if observe is None else "all"
-            logits_BTV, state = model(_row(model, chunk), state, logits=wanted)
-        if observe is not None:
-            for token in _scored(chunk, logits_BTV[0], logits_V, n_candidates):
-                observe(token)
-        logits_V = logits_BTV[0, -1]
-        recent.extend(chunk)
-        n_tokens += len(chunk)
-    if logits_V is None or state is None:
-        raise ValueError("prefill needs at least one id; even an empty prompt begins with <end>")
-    return Prefilled(logits_V, state, tuple(recent), n_tokens)
+    reader = _PromptReader(model, state, observe, n_candidates)
+    for piece in pieces_of(ids, piece_sizes):
+        reader.read(piece)
+    return reader.prefilled()
+
+
+def prefill_cached(model: Model, ids: Iterable[int], cache: PrefixCache) -> Prefilled:
+    """Read a prompt from the longest of its beginnings in `cache`, and save what is read there.
+
+    Logits and state are the same bits as those of `prefill(model, ids)`.
+    """
+    reader, pieces, key = _PromptReader(model), pieces_of(ids), ROOT
+    group = list(islice(pieces, _LOOKED_UP))
+    while group:
+        following = list(islice(pieces, _LOOKED_UP))
+        keys = keys_of(group, key)
+        n_known, saved = cache.longest(keys, whole=not following)
+        if saved is not None:
+            reader.skip(group[:n_known], saved)
+        for number in range(n_known, len(group)):
+            reader.read(group[number])
+            whole = not following and number == len(group) - 1
+            if whole or is_checkpoint(reader.n_tokens):
+                cache.add(keys[number], reader.saved(whole=whole))
+        group, key = following, keys[-1]
+    return reader.prefilled()
+
+
+class _PromptReader:
+    """A prompt while it is read."""
+
+    def __init__(
+        self,
+        model: Model,
+        state: State | None = None,
+        observe: Callable[[ScoredToken], None] | None = None,
+        n_candidates: int = 0,
+    ) -> None:
+        self.n_tokens, self.state = 0, state
+        self.logits_V: Tensor | None = None
+        self._model, self._observe, self._n_candidates = model, observe, n_candidates
+        self._recent, self._n_cached = deque[int](maxlen=PENALTY_WINDOW), 0
+
+    def read(self, piece: Sequence[int]) -> None:
+        """Read the next piece."""
+        wanted: Literal["all", "last"] = "last" if self._observe is None else "all"
+        with inference_mode(self._model):
+            logits_BTV, state = self._model(_row(self._model, piece), self.state, logits=wanted)
+        if self._observe is not None:
+            for token in _scored(piece, logits_BTV[0], self.logits_V, self._n_candidates):
+                self._observe(token)
+        # In memory as a state from a file is, whose next piece must be rounded alike.
+        self.state, self.logits_V = map_state(detach(state), Tensor.contiguous), logits_BTV[0, -1]
+        self._pass(piece)
+
+    def skip(self, pieces: Sequence[Sequence[int]], saved: SavedPrefix) -> None:
+        """Take over what is saved of the next pieces."""
+        self.state, self.logits_V = saved.state, saved.logits_V
+        for piece in pieces:
+            self._pass(piece)
+            self._n_cached += len(piece)
+
+    def saved(self, *, whole: bool) -> SavedPrefix:
+        """What is read so far, to be saved; `whole`: it is all of the prompt."""
+        assert self.state is not None
+        return SavedPrefix(self.state, self.logits_V if whole else None)
+
+    def prefilled(self) -> Prefilled:
+        """What was read."""
+        if self.logits_V is None or self.state is None:
+            raise ValueError("prefill needs at least one id; an empty prompt begins with <end>")
+        recent = tuple(self._recent)
+        return Prefilled(self.logits_V, self.state, recent, self.n_tokens, self._n_cached)
+
+    def _pass(self, piece: Sequence[int]) -> None:
+        self._recent.extend(piece)
+        self.n_tokens += len(piece)
 
 
 def _row(model: Model, ids: Sequence[int]) -> Tensor:
@@ -127,7 +197,7 @@ def _row(model: Model, ids: Sequence[int]) -> Tensor:
 def _scored(
     ids: Sequence[int], logits_TV: Tensor, before_V: Tensor | None, n_candidates: int
 ) -> Iterator[ScoredToken]:
-    """The tokens of one chunk; `before_V` are the logits after the chunk before it, if any."""
+    """The tokens of one piece; `before_V` are the logits after the piece before it, if any."""
     if before_V is not None:
         yield score_token(ids[0], log_softmax(before_V), n_candidates)
     for id, logprobs_V in zip(ids[1:], log_softmax(logits_TV[:-1]), strict=True):

@@ -16,6 +16,8 @@ from typing import TextIO
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.data.tokenizer import StreamDecoder
 from ys_llm.inference.engine import Engine
+from ys_llm.inference.generate import Prefilled
+from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.runs.model_files import LoadedRun
 
 _PIECE_CHARS = 1 << 16  # read from stdin at a time
@@ -29,16 +31,22 @@ def pieces_of(file: TextIO) -> Iterator[str]:
         yield piece
 
 
-def run_interactive(loaded: LoadedRun, sampling: GenerateConfig, *, raw: bool = False) -> None:
+def run_interactive(
+    loaded: LoadedRun,
+    sampling: GenerateConfig,
+    *,
+    raw: bool = False,
+    cache: PrefixCache | None = None,
+) -> None:
     """Read prompts with `input()` and stream each answer to stdout, timings to stderr.
 
-    Every prompt starts from a fresh state. `raw` continues a prompt as a text instead of answering
+    No prompt knows what came before it. `raw` continues a prompt as a text instead of answering
     it. `exit`, `quit` or the end of the input leaves; Ctrl-C stops an answer, or drops what was
     typed. Lines that arrive together, as when a paragraph is pasted, are one prompt, and so is all
     between two marks of three quotes. An empty line is no prompt.
     """
     _edit_lines()
-    engine = Engine(loaded)
+    engine = Engine(loaded, cache)
     while True:
         try:
             prompt = _read_prompt()
@@ -95,14 +103,19 @@ def _more_is_waiting() -> bool:
 
 
 def run_once(
-    loaded: LoadedRun, prompt: str | Iterable[str], sampling: GenerateConfig, *, raw: bool = False
+    loaded: LoadedRun,
+    prompt: str | Iterable[str],
+    sampling: GenerateConfig,
+    *,
+    raw: bool = False,
+    cache: PrefixCache | None = None,
 ) -> None:
     """Complete one prompt (a text, or its pieces in order) as text on stdout.
 
     Memory does not grow with the length of the prompt.
     """
     pieces = [prompt] if isinstance(prompt, str) else prompt
-    _stream_answer(Engine(loaded), pieces, sampling, raw=raw)
+    _stream_answer(Engine(loaded, cache), pieces, sampling, raw=raw)
 
 
 def run_json(
@@ -112,10 +125,11 @@ def run_json(
     *,
     raw: bool = False,
     logprobs: int | None = None,
+    cache: PrefixCache | None = None,
 ) -> None:
     """Complete one prompt as an `Answer` in JSON on stdout; `max_tokens` 0 only scores it."""
     text = prompt if isinstance(prompt, str) else "".join(prompt)
-    answer = Engine(loaded).answer(text, sampling, raw=raw, logprobs=logprobs)
+    answer = Engine(loaded, cache).answer(text, sampling, raw=raw, logprobs=logprobs)
     print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
 
 
@@ -125,16 +139,22 @@ def run_batch(
     sampling: GenerateConfig,
     *,
     raw: bool = False,
+    cache: PrefixCache | None = None,
     max_batch: int = 16,
 ) -> None:
     """Complete prompts together: an `Answer` in JSON a line on stdout, in the prompts' order."""
-    began, n_tokens = time.perf_counter(), 0
-    answers = Engine(loaded).answer_batch(prompts, sampling, raw=raw, max_batch=max_batch)
-    for answer in answers:
+    began, n_tokens, n_prompt, n_cached = time.perf_counter(), 0, 0, 0
+    engine = Engine(loaded, cache)
+    for answer in engine.answer_batch(prompts, sampling, raw=raw, max_batch=max_batch):
         n_tokens += answer.answer_tokens
+        n_prompt += answer.prompt_tokens
+        n_cached += answer.cached_tokens
         print(json.dumps(answer.to_json(), ensure_ascii=False), flush=True)
     speed = _speed(n_tokens, time.perf_counter() - began)
-    print(f"[prompts read, answers {speed}]", file=sys.stderr, flush=True)
+    read = (
+        f"read {n_prompt - n_cached:,} of {n_prompt:,} prompt tokens, {n_cached:,} from the cache"
+    )
+    print(f"[{read}; answers {speed}]", file=sys.stderr, flush=True)
 
 
 def _stream_answer(
@@ -149,9 +169,16 @@ def _stream_answer(
         n_tokens += 1
         print(text.push(token.id), end="", flush=True)
     print(text.flush(), flush=True)
-    read = f"prompt {_speed(prefilled.n_tokens, read_seconds)}"
+    read = _reading_speed(prefilled, read_seconds)
     answer = f"answer {_speed(n_tokens, time.perf_counter() - began)}"
     print(f"[{read}; {answer}]", file=sys.stderr, flush=True)
+
+
+def _reading_speed(read: Prefilled, seconds: float) -> str:
+    if not read.n_cached:
+        return f"prompt {_speed(read.n_tokens, seconds)}"
+    of = f"read {read.n_tokens - read.n_cached:,} of {read.n_tokens:,} prompt tokens"
+    return f"{of} in {seconds:.2f} s, {read.n_cached:,} from the cache"
 
 
 def _speed(n_tokens: int, seconds: float) -> str:

@@ -444,8 +444,9 @@ def test_there_are_config_files() -> None:
     assert CONFIGS
 
 
-def test_the_baseline_is_as_large_as_the_default_stack() -> None:
-    baseline = load_config(ROOT / "configs" / "llama.yaml").config
+@pytest.mark.parametrize("name", ["llama", "min_gru"])
+def test_a_baseline_is_as_large_as_the_default_stack(name: str) -> None:
+    baseline = load_config(ROOT / "configs" / f"{name}.yaml").config
     with torch.device("meta"):
         models = [
             Model(config, vocab_size=baseline.tokenizer.vocab_size)

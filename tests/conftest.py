@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,34 @@ from support.training_runs import TrainRun, sentences, settings, write_corpus
 
 from ys_llm.config.sources import load_config
 from ys_llm.csrc import loader
+from ys_llm.ops import choices
 from ys_llm.runs.folder import list_removals, remove
+from ys_llm.system import machine
 from ys_llm.training.loop import TrainSummary, train
 
 # A busy machine is slow, and no example is wrong for that.
 hypothesis.settings.register_profile("ys", deadline=None)
 hypothesis.settings.load_profile("ys")
+
+
+@pytest.fixture(scope="session")
+def folders_of_records(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    base = tmp_path_factory.mktemp("records")
+    return (base / str(number) for number in itertools.count())
+
+
+@pytest.fixture(autouse=True)
+def own_records(folders_of_records: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Measured choices are kept per test: they neither come from nor go to the user's cache."""
+    folder = next(folders_of_records)
+    monkeypatch.setattr(choices, "records_folder", lambda: folder)
+    return folder
+
+
+@pytest.fixture
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other work, whatever runs beside the tests."""
+    monkeypatch.setattr(machine, "waiting_seconds", lambda: 0.0)
 
 
 @pytest.fixture(scope="session", autouse=True)

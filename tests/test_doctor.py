@@ -41,6 +41,7 @@ HEALTHY = Checkup(
         physical_cores=8,
         allowed_cores=16,
         core_quota=None,
+        quota_source="",
         load=0.4,
         memory_bytes=32 * GB,
         free_bytes=24 * GB,
@@ -52,14 +53,18 @@ HEALTHY = Checkup(
     debug_builds=(),
     environment={},
     threads=8,
+    thread_source="physical cores",
     instructions="AVX512",
     cuda_build="",
     gpu="",
     matmul_rates={"fp32": 5e11, "bf16": 1e12},
+    bf16_problem="",
     copy_rate=2e10,
     writing=WriteTest(Path("runs"), 100 * GB, 0.004),
     dtype=("fp32", "as configured"),
     backend=("windowed", "it is faster"),
+    records=("dtype (size 1024): bf16, it is faster", "backend (batch 32): cpp, it is faster"),
+    records_folder=Path("my cache"),
     compiler="g++ 12.2",
     unavailable=None,
 )
@@ -161,7 +166,7 @@ def test_every_rule_explains_itself() -> None:
 
 
 def test_the_facts_are_what_torch_and_the_system_say(checkup: Checkup) -> None:
-    assert checkup.threads == torch.get_num_threads()
+    assert (checkup.threads, checkup.thread_source) == compute.thread_choice()
     assert checkup.instructions == torch.backends.cpu.get_cpu_capability()
     assert bool(checkup.gpu) == torch.cuda.is_available()
     assert checkup.machine.logical_cores == os.cpu_count()
@@ -179,35 +184,104 @@ def test_the_choices_are_the_trainings_own(checkup: Checkup) -> None:
     assert load_config(None).config.model.layers == ("three_tier",)
 
 
-def test_bf16_is_not_measured_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ys_llm.doctor.bf16_unit", lambda device: "")
-    assert set(matmul_rates(torch.device("cpu"))) == {"fp32"}
-    monkeypatch.setattr("ys_llm.doctor.bf16_unit", lambda device: "avx512_bf16")
-    assert set(matmul_rates(torch.device("cpu"))) == {"fp32", "bf16"}
+def test_bf16_is_measured_only_where_it_is_not_emulated() -> None:
+    assert set(matmul_rates(torch.device("cpu"), has_bf16=False)) == {"fp32"}
+    slow = replace(HEALTHY, matmul_rates={"fp32": 1e11}, bf16_problem="no bf16 hardware")
+    assert dict(report(slow))["bf16 matmul"] == "no bf16 hardware"
 
 
-def test_the_threads_are_those_that_a_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    def machine_with(quota: float | None) -> Machine:
-        return replace(HEALTHY.machine, core_quota=quota)
-
-    threads = torch.get_num_threads()
-    for quota, expected in ((None, threads), (64.0, threads), (1.0, 1), (0.5, 1)):
-        monkeypatch.setattr(compute, "inspect_machine", lambda quota=quota: machine_with(quota))
-        assert compute.default_threads() == expected
-        with compute.process_settings(load_config(None).config.train):
-            assert torch.get_num_threads() == expected
-    assert torch.get_num_threads() == threads
-
-
-@pytest.mark.parametrize("quota", [0.5, 1.0, 2.0, 8.0])
-def test_advice_never_contradicts_what_a_quota_makes_a_training_take(
-    quota: float, monkeypatch: pytest.MonkeyPatch
+def test_without_bf16_hardware_no_bf16_matmul_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machine = replace(HEALTHY.machine, core_quota=quota)
-    monkeypatch.setattr(compute, "inspect_machine", lambda: machine)
+    """On two cores with AVX2 alone the full size takes a minute."""
+    monkeypatch.setenv("YS_CPU_LEVEL", "avx2")
+    right, dtypes = compute.matmul_seconds, set[torch.dtype]()
+
+    def counted(dtype: torch.dtype, *arguments: Any, **options: Any) -> float:
+        dtypes.add(dtype)
+        return right(dtype, *arguments, **options)
+
+    monkeypatch.setattr(compute, "matmul_seconds", counted)
+    checkup = examine({}, runs_dir=tmp_path)
+    assert dtypes == {torch.float32}
+    assert checkup.bf16_problem == "no bf16 hardware"
+    assert checkup.dtype == ("fp32", "no bf16 hardware")
+
+
+def test_the_records_are_shown_with_how_to_measure_again() -> None:
+    rows = dict(report(HEALTHY))
+    assert rows["measured 1"] == "dtype (size 1024): bf16, it is faster"
+    assert rows["measure again"] == "rm -r 'my cache'"
+    assert dict(report(replace(HEALTHY, records=())))["measured"] == "nothing that is kept"
+
+
+def test_what_the_doctor_measured_is_what_a_training_reads(
+    tmp_path: Path, own_records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "_seconds", lambda name, *rest: 1.0)
+    first = examine({}, runs_dir=tmp_path)
+    monkeypatch.setattr(select, "_seconds", None)
+    assert examine({}, runs_dir=tmp_path).backend == first.backend
+    assert len(first.records) == len(list(own_records.glob("*.json")))
+
+
+@pytest.fixture
+def torch_has_eight_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    given = advice(changed(core_quota=quota, threads=compute.default_threads()))
-    assert not [text for text in given if "train.threads" in text]
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("limits", "threads", "source"),
+    [
+        ({}, 8, "physical cores"),
+        ({"physical_cores": 16}, 8, "torch's own number"),
+        ({"physical_cores": 4}, 4, "physical cores"),
+        ({"allowed_cores": 2, "physical_cores": 2}, 2, "CPU affinity: 2 of 16"),
+        ({"allowed_cores": 2, "physical_cores": 1}, 1, "physical cores"),
+        ({"core_quota": 64.0}, 8, "physical cores"),
+        ({"core_quota": 2.5}, 2, "quota of 2.5 cores in /sys/fs/cgroup/cpu.max"),
+        ({"core_quota": 1.0}, 1, "quota of 1 cores in /sys/fs/cgroup/cpu.max"),
+        ({"core_quota": 0.5}, 1, "quota of 0.5 cores in /sys/fs/cgroup/cpu.max"),
+    ],
+)
+def test_a_training_takes_the_threads_that_have_a_core_each(
+    limits: dict[str, Any],
+    threads: int,
+    source: str,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_has_eight_threads: None,
+) -> None:
+    machine = replace(HEALTHY.machine, quota_source="/sys/fs/cgroup/cpu.max", **limits)
+    monkeypatch.setattr(compute, "inspect_machine", lambda: machine)
+    assert compute.thread_choice() == (threads, source)
+    given = advice(changed(**limits, threads=threads))
+    assert not [text for text in given if "train.threads" in text and "idle" not in text]
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_the_environment_sets_the_threads_even_beyond_a_quota(
+    name: str, monkeypatch: pytest.MonkeyPatch, torch_has_eight_threads: None
+) -> None:
+    limited = replace(HEALTHY.machine, core_quota=1.0)
+    monkeypatch.setattr(compute, "inspect_machine", lambda: limited)
+    monkeypatch.setenv(name, "8")
+    assert compute.thread_choice() == (8, f"{name}=8")
+    assert "8 threads share 1 cores: --set train.threads=1" in advice(changed(core_quota=1.0))
+
+
+def test_a_training_runs_with_the_threads_that_were_chosen(
+    monkeypatch: pytest.MonkeyPatch, threads_as_they_were: None
+) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    torch.set_num_threads(2)
+    limited = replace(HEALTHY.machine, core_quota=1.0)
+    monkeypatch.setattr(compute, "inspect_machine", lambda: limited)
+    with compute.process_settings(load_config(None).config.train):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 2
 
 
 def test_copying_is_slower_than_any_cache_and_faster_than_any_disk() -> None:
@@ -227,9 +301,9 @@ def test_there_is_one_line_for_each_fact() -> None:
 
 
 def test_the_whole_report_is_made_here(tmp_path: Path) -> None:
-    text = doctor({"OMP_NUM_THREADS": "3"}, runs_dir=tmp_path / "runs")
+    text = doctor({}, runs_dir=tmp_path / "runs")
     assert f"torch         {torch.__version__}" in text
-    assert f"threads       {torch.get_num_threads()} (OMP_NUM_THREADS=3)" in text
+    assert f"threads       {compute.default_threads()} (" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """`ys doctor`: what this machine has, how fast it is, what `auto` chooses here, what would help."""
 
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -15,15 +16,17 @@ from ys_llm.csrc import loader
 from ys_llm.csrc.loader import Unavailable
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
+from ys_llm.ops import choices
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import Machine, inspect_machine, versions
 from ys_llm.system.sizes import human_size
 from ys_llm.training.compute import (
-    bf16_unit,
-    default_threads,
+    bf16_problem,
     matmul_rate,
+    process_settings,
     resolve_dtype,
     synchronise,
+    thread_choice,
 )
 
 GB = 10**9
@@ -33,6 +36,7 @@ MUCH_SWAPPED = GB // 4
 COPY_BYTES = 1 << 26  # larger than every cache
 PROBE = b"\0" * 4096
 BUSY = 0.5  # share of the cores
+SHOWN_RECORDS = 6
 CAPABILITY = "ATEN_CPU_CAPABILITY"
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 SHOWN_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -52,7 +56,8 @@ class WriteTest:
 class Checkup:
     """Everything that was measured, as plain data. Rates are FLOP/s and bytes/s on `device`.
 
-    `dtype` and `backend` are what `auto` chooses for the default model, each with its reason.
+    `thread_source` sets the number of threads; `bf16_problem` is why bf16 has no rate. `dtype` and
+    `backend` are what `auto` chooses for the default model, each with its reason.
     """
 
     machine: Machine
@@ -60,16 +65,20 @@ class Checkup:
     debug_builds: tuple[str, ...]
     environment: Mapping[str, str]
     threads: int
+    thread_source: str
     instructions: str
     cuda_build: str
     gpu: str
     matmul_rates: Mapping[str, float]
+    bf16_problem: str
     copy_rate: float
     writing: WriteTest
     compiler: str
     unavailable: Unavailable | None  # why there is no compiled code
     dtype: tuple[str, str]
     backend: tuple[str, str]
+    records: tuple[str, ...]
+    records_folder: Path | None
 
 
 def doctor(environment: Mapping[str, str], *, runs_dir: Path = Path("runs")) -> str:
@@ -93,23 +102,32 @@ def examine(
     machine = inspect_machine(root)  # first, so that the load is not this program's own
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loader.build(announce=lambda line: print(line, file=sys.stderr))
-    dtype, backend = _choices(device)
+    threads, thread_source = thread_choice()
+    problem = bf16_problem(device)
+    with process_settings(load_config(None).config.train):
+        dtype, backend = _choices(device)
+        rates = matmul_rates(device, has_bf16=not problem)
+        records = tuple(map(choices.shown, choices.records()))
     return Checkup(
         machine=machine,
         versions=versions(),
         debug_builds=_debug_builds(),
         environment=environment,
-        threads=default_threads(),
+        threads=threads,
+        thread_source=thread_source,
         instructions=torch.backends.cpu.get_cpu_capability(),
         cuda_build=torch.version.cuda or "",
         gpu=_gpu(),
-        matmul_rates=matmul_rates(device),
+        matmul_rates=rates,
+        bf16_problem=problem,
         copy_rate=copy_rate(device),
         writing=try_writing(runs_dir),
         compiler=loader.compiler_version(),
         unavailable=loader.unavailable(),
         dtype=dtype,
         backend=backend,
+        records=records,
+        records_folder=choices.records_folder(),
     )
 
 
@@ -134,11 +152,9 @@ def _choices(device: torch.device) -> tuple[tuple[str, str], tuple[str, str]]:
     return (dtype, reason), next(iter(selected.values()))
 
 
-def matmul_rates(device: torch.device) -> dict[str, float]:
-    """FLOP/s of a matmul by dtype; bf16 only where the hardware has it, else it takes minutes."""
-    dtypes = {"fp32": torch.float32}
-    if bf16_unit(device):
-        dtypes["bf16"] = torch.bfloat16
+def matmul_rates(device: torch.device, *, has_bf16: bool) -> dict[str, float]:
+    """FLOP/s of a matmul by dtype; bf16 only where it is not emulated, else it takes minutes."""
+    dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_bf16 else {})
     return {name: matmul_rate(dtype, device) for name, dtype in dtypes.items()}
 
 
@@ -182,7 +198,10 @@ def report(checkup: Checkup) -> list[tuple[str, str]]:
 
 def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     physical = machine.physical_cores or "an unknown number of"
-    quota = "" if machine.core_quota is None else f", quota {machine.core_quota:g}"
+    quota = machine.core_quota
+    quota_text = "" if quota is None else f"; quota {quota:g} ({machine.quota_source})"
+    allowed = f"{machine.allowed_cores} allowed, {physical} physical{quota_text}"
+    memory = human_size(machine.memory_bytes)
     limit = "" if machine.limit_bytes is None else f", limit {human_size(machine.limit_bytes)}"
     features = [name for name in SHOWN_FEATURES if name in machine.features]
     load = "unknown" if machine.load is None else f"{machine.load:.2f} in the last minute"
@@ -190,30 +209,23 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
         ("system", f"{machine.system}, {machine.architecture}"),
         ("processor", machine.processor),
         ("features", " ".join(features) or "unknown"),
-        (
-            "cores",
-            f"{machine.logical_cores} logical, {physical} physical; "
-            f"{machine.allowed_cores} allowed{quota}",
-        ),
+        ("cores", f"{machine.logical_cores} logical; {allowed}"),
         ("load", load),
-        (
-            "memory",
-            f"{human_size(machine.free_bytes)} free of {human_size(machine.memory_bytes)}{limit}",
-        ),
+        ("memory", f"{human_size(machine.free_bytes)} free of {memory}{limit}"),
         ("swap", f"{human_size(machine.swapped_bytes)} in use"),
     ]
 
 
 def _torch_rows(checkup: Checkup) -> list[tuple[str, str]]:
-    settings = _thread_settings(checkup)
-    writing, rates = checkup.writing, checkup.matmul_rates
+    writing, rates, problem = checkup.writing, checkup.matmul_rates, checkup.bf16_problem
     written = writing.problem or f"{1000 * (writing.seconds or 0):.1f} ms for a small synced file"
     return [
         ("torch build", f"CUDA {checkup.cuda_build}" if checkup.cuda_build else "CPU only"),
         ("gpu", checkup.gpu or "none that torch can use"),
-        ("threads", f"{checkup.threads}{f' ({settings})' if settings else ''}"),
+        ("threads", f"{checkup.threads} ({checkup.thread_source})"),
         ("instructions", checkup.instructions),
         *((f"{name} matmul", f"{rate / 1e9:,.0f} GFLOP/s") for name, rate in rates.items()),
+        *([("bf16 matmul", problem)] if problem else []),
         ("copying", f"{checkup.copy_rate / 1e9:,.1f} GB/s"),
         ("disk", f"{human_size(writing.free_bytes)} free in {writing.folder}"),
         ("writing", written),
@@ -221,7 +233,17 @@ def _torch_rows(checkup: Checkup) -> list[tuple[str, str]]:
         ("compiled code", checkup.unavailable.problem if checkup.unavailable else "ready"),
         ("dtype", ": ".join(checkup.dtype)),
         ("backend", ": ".join(checkup.backend)),
+        *_record_rows(checkup),
     ]
+
+
+def _record_rows(checkup: Checkup) -> list[tuple[str, str]]:
+    """The newest measurements that decide here, and how to measure again."""
+    shown = checkup.records[:SHOWN_RECORDS]
+    if not shown:
+        return [("measured", "nothing that is kept")]
+    rows = [(f"measured {number}", text) for number, text in enumerate(shown, 1)]
+    return [*rows, ("measure again", f"rm -r {shlex.quote(str(checkup.records_folder))}")]
 
 
 def _thread_settings(checkup: Checkup) -> str:
@@ -285,8 +307,7 @@ def idle_cores(checkup: Checkup) -> str:
     if checkup.gpu or checkup.threads >= usable:
         return ""
     left = f"leaves {usable - checkup.threads} of {usable} cores idle"
-    settings = _thread_settings(checkup)
-    if settings:
+    if settings := _thread_settings(checkup):
         return f"{settings} {left}: unset it, or --set train.threads={usable}"
     return f"torch {left}: --set train.threads={usable}"
 

@@ -270,7 +270,9 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("YS_CACHE_DIR", str(tmp_path / "file"))
-    assert loader.build() is None
+    announced: list[str] = []
+    assert loader.build(announce=announced.append) is None
+    assert not announced, "nothing is compiled"
     found = loader.unavailable()
     assert found is not None
     assert str(tmp_path / "file") in found.problem and "YS_CACHE_DIR" in found.fix

@@ -18,7 +18,14 @@ import torch
 
 from ys_llm import __version__
 from ys_llm.errors import UserError
-from ys_llm.system.machine import Machine, cpu_class, cpu_features, inspect_machine, versions
+from ys_llm.system.machine import (
+    Machine,
+    cpu_class,
+    cpu_features,
+    inspect_machine,
+    versions,
+    waiting_seconds,
+)
 
 Write = Callable[[str, str], None]
 TWO_SOCKETS = "\n\n".join(
@@ -206,6 +213,90 @@ def test_the_tightest_quota_of_cores_counts(
     assert inspect_machine(tmp_path).core_quota == quota
 
 
+def siblings(file: str) -> dict[str, str]:
+    """Eight logical cores, of which n and n + 4 share one."""
+    folder = "sys/devices/system/cpu"
+    return {f"{folder}/cpu{n}/topology/{file}": f"{n % 4},{n % 4 + 4}" for n in range(8)}
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        (  # version 2: the group's own limit is looser than that of the group around it
+            {
+                "proc/self/cgroup": "0::/pod/box",
+                "sys/fs/cgroup/pod/box/cpu.max": "400000 100000",
+                "sys/fs/cgroup/pod/cpu.max": "100000 100000",
+            },
+            (1, "quota of 1 cores in /sys/fs/cgroup/pod/cpu.max"),
+        ),
+        (  # version 1 in a container: the path is the host's, the mount shows the group alone
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/77/inner",
+                "proc/self/mountinfo": "30 23 0:28 /docker/77 /sys/fs/cgroup/cpu,cpuacct ro "
+                "- cgroup cgroup rw,cpu,cpuacct",
+                "sys/fs/cgroup/cpu,cpuacct/inner/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu,cpuacct/inner/cpu.cfs_period_us": "100000",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000",
+            },
+            (2, "quota of 2 cores in /sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us"),
+        ),
+        (  # both versions at once: version 2 is mounted aside
+            {
+                "proc/self/cgroup": "1:cpu:/\n0::/box",
+                "proc/self/mountinfo": "32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n"
+                "41 31 0:38 / /sys/fs/cgroup/unified rw shared:7 - cgroup2 cgroup2 rw",
+                "sys/fs/cgroup/unified/box/cpu.max": "150000 100000",
+            },
+            (1, "quota of 1.5 cores in /sys/fs/cgroup/unified/box/cpu.max"),
+        ),
+        ({"proc/self/status": "Name:\tys\nCpus_allowed_list:\t0,3"}, (2, "CPU affinity: 2 of 8")),
+        (
+            {
+                "proc/self/status": "Cpus_allowed_list:\t0-1,4-5\n",
+                **siblings("thread_siblings_list"),
+            },
+            (2, "physical cores"),
+        ),
+        (
+            {
+                "proc/self/status": "Cpus_allowed_list:\t0,4\n",
+                **siblings("core_cpus_list"),
+            },
+            (1, "physical cores"),
+        ),
+        (
+            {"proc/self/mountinfo": "nonsense\n1 2 - cgroup", "proc/self/cgroup": "0::/"},
+            (8, "all cores"),
+        ),
+    ],
+)
+def test_the_number_of_threads_is_told_with_what_limits_it(
+    tmp_path: Path,
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    files: dict[str, str],
+    limit: tuple[int, str],
+) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 8)
+    for path, text in files.items():
+        write(path, text + "\n")
+    machine = inspect_machine(tmp_path)
+    assert machine.core_limit == limit
+    assert machine.usable_cores == limit[0]
+
+
+def test_time_spent_waiting_for_a_core_is_summed_over_the_threads(
+    tmp_path: Path, write: Write
+) -> None:
+    assert waiting_seconds(tmp_path) == 0.0
+    write("proc/self/task/7/schedstat", "9000000000 1500000000 12\n")
+    write("proc/self/task/8/schedstat", "9000000000 500000000 12\n")
+    write("proc/self/task/9/schedstat", "nonsense\n")
+    assert waiting_seconds(tmp_path) == 2.0
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_the_limit_of_a_control_group_bounds_the_free_memory(
     tmp_path: Path, write: Write, memory: None, version: int
@@ -251,6 +342,7 @@ def test_usable_cores_are_the_fewest_of_all_limits(
         physical_cores=physical,
         allowed_cores=allowed,
         core_quota=quota,
+        quota_source="/sys/fs/cgroup/cpu.max",
         swapped_bytes=0,
         has_nvidia_driver=False,
         **rest,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,10 +17,12 @@ import torch
 from support.training_runs import NEVER, TrainRun
 
 from ys_llm.config.schema import TrainConfig
+from ys_llm.csrc import loader
 from ys_llm.errors import EXIT_TERMINATED, UserError
+from ys_llm.ops import choices
 from ys_llm.ops.three_tier import select
 from ys_llm.runs.folder import checkpoints
-from ys_llm.runs.model_files import read_json
+from ys_llm.runs.model_files import read_json, read_tensors
 from ys_llm.system import machine
 from ys_llm.training import compute
 from ys_llm.training.compute import (
@@ -31,21 +34,25 @@ from ys_llm.training.compute import (
 )
 
 CPU = torch.device("cpu")
+FULL = 1024  # of the matmuls that are timed
 
 
 @pytest.fixture
-def processor(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Pretends that the processor has these features; counts the matmuls that are timed."""
-    timed: list[torch.dtype] = []
+def processor(monkeypatch: pytest.MonkeyPatch, quiet_machine: None) -> Any:
+    """Pretends that the processor has these features; counts the matmuls that are timed.
 
-    def pretend(*features: str, bf16_seconds: float = 1.0) -> list[torch.dtype]:
+    A matmul in fp32 takes 1 ms.
+    """
+    timed: list[tuple[torch.dtype, int]] = []
+
+    def pretend(*features: str, bf16_ms: float = 1.0) -> list[tuple[torch.dtype, int]]:
         here = machine.inspect_machine()
         made_up = replace(here, features=frozenset(features))
         monkeypatch.setattr(compute, "inspect_machine", lambda: made_up)
 
-        def seconds(dtype: torch.dtype, device: torch.device) -> float:
-            timed.append(dtype)
-            return bf16_seconds if dtype == torch.bfloat16 else 1.0
+        def seconds(dtype: torch.dtype, device: torch.device, *, size: int = FULL) -> float:
+            timed.append((dtype, size))
+            return (bf16_ms if dtype == torch.bfloat16 else 1.0) / 1000
 
         monkeypatch.setattr(compute, "matmul_seconds", seconds)
         return timed
@@ -57,17 +64,39 @@ def test_a_processor_without_bf16_instructions_is_not_measured(processor: Any) -
     timed = processor("avx2", "fma")
     dtype, reason = resolve_dtype(TrainConfig(), CPU)
     assert dtype == "fp32"
-    assert reason == "no bf16 instructions here"
+    assert reason == "no bf16 hardware"
     assert not timed, "emulated bf16 matmuls take minutes"
 
 
-@pytest.mark.parametrize(("bf16_seconds", "expected"), [(0.5, "bf16"), (0.9, "fp32")])
+@pytest.mark.parametrize(("bf16_ms", "expected"), [(0.5, "bf16"), (0.9, "fp32")])
 def test_bf16_is_taken_where_it_is_much_faster(
-    processor: Any, bf16_seconds: float, expected: str
+    processor: Any, bf16_ms: float, expected: str
 ) -> None:
-    timed = processor("avx2", "avx512_bf16", bf16_seconds=bf16_seconds)
+    timed = processor("avx2", "avx512_bf16", bf16_ms=bf16_ms)
     assert resolve_dtype(TrainConfig(), CPU)[0] == expected
-    assert timed[:4] == [torch.float32, torch.bfloat16] * 2, "rounds are interleaved"
+    full = [dtype for dtype, size in timed if size == FULL]
+    assert full[:4] == [torch.float32, torch.bfloat16] * 2, "rounds are interleaved"
+
+
+def test_bf16_that_torch_emulates_is_never_measured_at_full_size(processor: Any) -> None:
+    """ONEDNN_MAX_CPU_ISA=AVX2 on a newer processor."""
+    timed = processor("avx2", "amx_bf16", bf16_ms=30.0)
+    dtype, reason = resolve_dtype(TrainConfig(), CPU)
+    assert dtype == "fp32"
+    assert "torch emulates bf16 matmuls here" in reason
+    assert {size for _, size in timed} == {256}
+
+
+@pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "fp32")])
+def test_a_dtype_that_cannot_be_kept_is_not_timed(
+    processor: Any, monkeypatch: pytest.MonkeyPatch, feature: str, expected: str
+) -> None:
+    monkeypatch.setattr(choices, "records_folder", lambda: None)
+    timed = processor("avx2", feature)
+    dtype, reason = resolve_dtype(TrainConfig(), CPU)
+    assert dtype == expected
+    assert "YS_CACHE_DIR" in reason
+    assert not timed
 
 
 @pytest.mark.parametrize(("feature", "expected"), [("amx_bf16", "bf16"), ("avx512_bf16", "fp32")])
@@ -98,6 +127,27 @@ def test_a_deterministic_run_chooses_its_backend_without_a_clock(
         environment = read_json(checkpoints(run)[-1] / "progress.json")["environment"]
         choices.add((environment["dtype"], str(environment["backends"])))
     assert len(choices) == 1
+
+
+@pytest.mark.skipif(loader.compiler() is None, reason="there is nothing to choose from")
+def test_two_runs_of_a_seed_choose_the_same_whatever_the_clock_says(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch, quiet_machine: None, own_records: Path
+) -> None:
+    """The second finds the compiled code as fast as the first found it slow."""
+
+    def run(name: str, **seconds: float) -> tuple[str, dict[str, Any]]:
+        monkeypatch.setattr(select, "_seconds", lambda backend, *rest: seconds[backend])
+        folder = train_run("train.backend={}", "train.max_steps=3", runs=name).run
+        environment = read_json(checkpoints(folder)[-1] / "progress.json")["environment"]
+        return environment["backends"]["three_tier"], read_tensors(folder / "model.safetensors")
+
+    first, weights = run("first", cpp=2.0, windowed=1.0)
+    second, again = run("second", cpp=1.0, windowed=2.0)
+    assert first == second == "windowed"
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    for record in own_records.glob("*.json"):
+        record.unlink()
+    assert run("third", cpp=1.0, windowed=2.0)[0] == "cpp", "measured anew"
 
 
 def test_a_configured_dtype_is_taken_as_it_is(processor: Any) -> None:

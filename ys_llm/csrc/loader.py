@@ -19,9 +19,8 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,11 +28,11 @@ from typing import Any, NamedTuple
 
 import torch  # before any library is loaded: it brings OpenMP
 from cffi import FFI
-from filelock import FileLock
 from torch import Tensor
 
 from ys_llm.config.cache import CACHE_VARIABLE, cache_dir
 from ys_llm.system import machine
+from ys_llm.system.lock import wait_for_lock
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
@@ -113,6 +112,8 @@ def build_or_explain(
     assert isinstance(path, Path)
     problem = None
     if not os.path.exists(path):
+        if problem := _cannot_keep(path.parent):
+            return problem
         if announce is not None:
             announce("compiling the C++ kernels, once on this machine (about 15 s)")
         problem = _compile_once(path, chosen, flags)
@@ -291,34 +292,28 @@ def _open(path: Path, api: str) -> Library:
     return Library(ffi, lib, path, {dtype: ffi.typeof(c) for dtype, c in _C_TYPES.items()})
 
 
+def _cannot_keep(folder: Path) -> Unavailable | None:
+    """Why nothing can be written to this folder, which is created if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return Unavailable(
+            f"compiled kernels cannot be kept in {folder}: {error}",
+            f"Set {CACHE_VARIABLE} to a folder that can be written",
+        )
+
+
 def _compile_once(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailable | None:
     """Compile into the cache; processes that want the same library wait for the first of them."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _lock(path.parent / "compile.lock"):
+        with wait_for_lock(path.parent / "compile.lock", seconds=_COMPILE_SECONDS):
             if not path.exists():
                 return _compile(path, chosen, flags)
     except OSError as error:
-        return Unavailable(
-            f"compiled kernels cannot be kept in {path.parent}: {error}",
-            f"Set {CACHE_VARIABLE} to a folder that can be written",
-        )
+        return Unavailable(f"the C++ kernels were not compiled: {error}", "Free some disk space")
     return None
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock; where the file system has no locks, two processes may compile the same."""
-    lock = FileLock(path, timeout=_COMPILE_SECONDS)
-    try:
-        lock.acquire()
-    except (TimeoutError, NotImplementedError):
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailable | None:

@@ -1,4 +1,4 @@
-"""One lock for a folder that only one process may write: a run, or a corpus being generated.
+"""Locks: of a folder that one process owns (a run, a corpus being generated), or for a while.
 
 The operating system releases a lock when its process ends, however it ends. `filelock` brings the
 system call of each platform.
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import lock_descriptor
+from filelock import FileLock, lock_descriptor
 
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_folder, readable_os_errors
@@ -37,6 +37,24 @@ class HeldLock:
             return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+@contextmanager
+def wait_for_lock(path: Path, *, seconds: float) -> Iterator[None]:
+    """Hold the lock on this file, waiting for it as long; OSError where it cannot be created.
+
+    After that time, and on a file system without locks, the context runs without it.
+    """
+    lock = FileLock(path, timeout=seconds)
+    try:
+        lock.acquire()
+    except (TimeoutError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

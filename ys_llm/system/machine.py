@@ -31,6 +31,10 @@ _CLASSES = (  # the first that the processor has
     ("avx2", "AVX2"),
     ("asimd", "NEON"),
 )
+_INSTRUCTIONS = (
+    *("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("MKL_ENABLE_INSTRUCTIONS", "ONEDNN_DEFAULT_FPMATH_MODE"),
+)
 _NO_LIMIT = 1 << 60  # version 1 of control groups writes "no limit" as a huge number
 
 
@@ -38,9 +42,10 @@ _NO_LIMIT = 1 << 60  # version 1 of control groups writes "no limit" as a huge n
 class Machine:
     """Processor, memory and load; memory in bytes, `load` in runnable processes.
 
-    `allowed_cores`: the cores that the scheduler may give this process; `core_quota`: how many of
-    them its control group may use; `free_bytes`: available memory, or what remains of the control
-    group's limit where that is less.
+    `logical_cores`: all of the machine; `allowed_cores`: those that the scheduler may give this
+    process; `physical_cores`: how many of these do not share their units (None: unknown);
+    `core_quota`: how many its control groups allow, and `quota_source` the file that says so;
+    `free_bytes`: available memory, or what remains of the control group's limit where that is less.
     """
 
     system: str
@@ -51,6 +56,7 @@ class Machine:
     physical_cores: int | None
     allowed_cores: int
     core_quota: float | None
+    quota_source: str
     load: float | None
     memory_bytes: int
     free_bytes: int
@@ -61,8 +67,22 @@ class Machine:
     @property
     def usable_cores(self) -> int:
         """How many threads can run at once without sharing a core."""
-        cores = min(self.physical_cores or self.logical_cores, self.allowed_cores)
-        return max(1, cores if self.core_quota is None else min(cores, int(self.core_quota)))
+        return self.core_limit[0]
+
+    @property
+    def core_limit(self) -> tuple[int, str]:
+        """How many threads can run at once without sharing a core, and what sets the number."""
+        limits = [
+            (self.logical_cores, "all cores"),
+            (self.allowed_cores, f"CPU affinity: {self.allowed_cores} of {self.logical_cores}"),
+        ]
+        if self.physical_cores is not None:
+            limits.append((self.physical_cores, "physical cores"))
+        if self.core_quota is not None:
+            quota = f"quota of {self.core_quota:g} cores in {self.quota_source}"
+            limits.append((int(self.core_quota), quota))
+        cores, source = min(limits, key=lambda limit: limit[0])
+        return max(1, cores), source
 
 
 def inspect_machine(root: Path = Path("/")) -> Machine:
@@ -71,15 +91,18 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
     memory = psutil.virtual_memory()
     limits = list(_memory_limits(root))
     logical = psutil.cpu_count() or 1
+    allowed = _allowed_cores(root)
+    quota, source = min(_core_quotas(root), default=(None, ""))
     return Machine(
         system=f"{platform.system()} {platform.release()}",
         architecture=platform.machine(),
         processor=processor.get("model name") or platform.processor() or platform.machine(),
         features=cpu_features(root),
         logical_cores=logical,
-        physical_cores=psutil.cpu_count(logical=False),
-        allowed_cores=_allowed_cores(logical),
-        core_quota=min(_core_quotas(root), default=None),
+        physical_cores=_physical_cores(root, allowed),
+        allowed_cores=len(allowed) or logical,
+        core_quota=quota,
+        quota_source=source,
         load=_load(),
         memory_bytes=memory.total,
         free_bytes=min([memory.available, *(remaining for _, remaining in limits)]),
@@ -132,10 +155,55 @@ def _processor(root: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in pairs}
 
 
-def _allowed_cores(logical: int) -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return logical
+def thread_setting() -> str:
+    """The variable that sets torch's number of threads, as NAME=VALUE; "" where none does."""
+    names = ("MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    return next((f"{name}={os.environ[name]}" for name in names if os.environ.get(name)), "")
+
+
+def instruction_settings() -> str:
+    """The variables that keep libraries from instructions which the processor has."""
+    return " ".join(f"{name}={value}" for name in _INSTRUCTIONS if (value := os.environ.get(name)))
+
+
+def waiting_seconds(root: Path = Path("/")) -> float:
+    """Seconds that this process' threads were ready to run and had no core; 0 where unknown."""
+    files = (root / "proc/self/task").glob("*/schedstat")
+    fields = [_read(file).split() for file in files]
+    return sum(int(field[1]) for field in fields if len(field) == 3) / 1e9
+
+
+def _allowed_cores(root: Path) -> frozenset[int]:
+    """Numbers of the logical cores that the scheduler may use; empty where unknown."""
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("Cpus_allowed_list:"):
+            return _numbers(line.partition(":")[2])
+    if root == Path("/") and hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset()
+
+
+def _physical_cores(root: Path, allowed: frozenset[int]) -> int | None:
+    """Cores that do not share their units among the allowed ones: hyper-threads count once."""
+    folder, cores = root / "sys/devices/system/cpu", set[str]()
+    for number in allowed:
+        topology = folder / f"cpu{number}/topology"
+        siblings = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
+        if not siblings:
+            physical = psutil.cpu_count(logical=False)
+            return physical if physical is None else min(physical, len(allowed))
+        cores.add(siblings.strip())
+    return len(cores) or psutil.cpu_count(logical=False)
+
+
+def _numbers(text: str) -> frozenset[int]:
+    """The numbers of a list such as 0-3,8."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if first.isdigit() and (last or first).isdigit():
+            numbers.update(range(int(first), int(last or first) + 1))
+    return frozenset(numbers)
 
 
 def _load() -> float | None:
@@ -154,22 +222,45 @@ def _swapped_bytes() -> int:
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
     """Folders of the control groups around this process, of both versions; not all may exist."""
+    mounts = _mounts(root)
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        base = root / "sys/fs/cgroup" / (controller if controllers else "")
-        group = base / path.lstrip("/")
+        name = controller if controllers else ""
+        base, top = mounts.get(name, (root / "sys/fs/cgroup" / name, "/"))
+        inside = path.removeprefix(top) if top != "/" else path
+        group = base / inside.lstrip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(base))
 
 
-def _core_quotas(root: Path) -> Iterator[float]:
+def _mounts(root: Path) -> dict[str, tuple[Path, str]]:
+    """Where control groups are mounted: (folder, the group that it shows), "" for version 2.
+
+    A container of version 1 sees its own group at the top, under the path of the host.
+    """
+    found: dict[str, tuple[Path, str]] = {}
+    for line in _read(root / "proc/self/mountinfo").splitlines():
+        left, _, right = line.partition(" - ")
+        fields, kind = left.split(), right.split()
+        if len(fields) < 5 or len(kind) < 3 or kind[0] not in ("cgroup", "cgroup2"):
+            continue
+        names = kind[2].split(",") if kind[0] == "cgroup" else [""]
+        for name in names:
+            found.setdefault(name, (root / fields[4].lstrip("/"), fields[3]))
+    return found
+
+
+def _core_quotas(root: Path) -> Iterator[tuple[float, str]]:
+    """(cores, the file that says so) of every group with a limit."""
     for group in _groups(root, "cpu"):
-        numbers = _read(group / "cpu.max").split() or [
-            _read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")
-        ]
-        if all(number.isdigit() for number in numbers):  # "max" and "-1" mean no limit
-            yield int(numbers[0]) / int(numbers[1])
+        file = group / "cpu.max"
+        numbers = _read(file).split()
+        if not numbers:
+            file = group / "cpu.cfs_quota_us"
+            numbers = [_read(file).strip(), _read(group / "cpu.cfs_period_us").strip()]
+        if all(n.isdigit() and int(n) > 0 for n in numbers):  # "max" and "-1" mean no limit
+            yield int(numbers[0]) / int(numbers[1]), f"/{file.relative_to(root)}"
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +18,18 @@ from ys_llm.config.schema import TrainConfig
 from ys_llm.csrc import loader
 from ys_llm.model.device import resolve_device
 from ys_llm.model.language_model import Model
+from ys_llm.ops.choices import NOT_KEPT, Answer, Question, recorded, time_in_turn
 from ys_llm.ops.precision import Precision
-from ys_llm.system.machine import inspect_machine
+from ys_llm.system.machine import inspect_machine, thread_setting
 from ys_llm.training.metrics import log_line
 
 BF16_GAIN = 1.5  # bf16 matmuls must be this much faster than fp32 ones to be worth their rounding
 BF16_FEATURES = {"avx512_bf16", "amx_bf16", "bf16"}  # processor flags; the last is ARM's
 _PROBE_SIZE = 1024  # rows and columns of the timed matmuls: large enough to reach the full rate
 _PROBE_ROUNDS = 5
+_SMALL_PROBE_SIZE = 256  # of matmuls that take 30 ms where bf16 is emulated
+_SMALL_PROBES = 12  # at most: the first calls, and those beside other work, take long anyway
+_SLOWEST_UNIT = 1e10  # FLOP/s: emulated bf16 reaches 1 to 3 GFLOP/s, hardware some hundred
 
 
 @dataclass(frozen=True)
@@ -71,13 +76,21 @@ def _denormals_are_flushed() -> bool:
 
 
 def default_threads() -> int:
-    """Threads of a run that sets none: torch's own number, at most what a container's quota allows.
+    """Threads of a run that sets none."""
+    return thread_choice()[0]
 
-    With more threads the scheduler pauses some, and the others wait for them.
+
+def thread_choice() -> tuple[int, str]:
+    """Threads of a run that sets none, and what sets the number.
+
+    As many as OMP_NUM_THREADS or MKL_NUM_THREADS say, which torch obeys, else as many as have a
+    core of their own: with more, the scheduler pauses some, and the others wait for them.
     """
-    quota = inspect_machine().core_quota
     threads = torch.get_num_threads()
-    return threads if quota is None else max(1, min(threads, int(quota)))
+    if setting := thread_setting():
+        return threads, setting
+    limit, source = inspect_machine().core_limit
+    return (threads, "torch's own number") if threads < limit else (limit, source)
 
 
 def select_device(config: TrainConfig) -> torch.device:
@@ -130,13 +143,49 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> tuple[Precision,
         return config.dtype, "configured"
     unit = bf16_unit(device)
     if not unit:
-        return "fp32", "no bf16 instructions here"
+        return "fp32", "no bf16 hardware"
+    by_hardware: Precision = "bf16" if unit in ("amx_bf16", "cuda") else "fp32"
     if config.deterministic:
-        fast = unit in ("amx_bf16", "cuda")
-        return ("bf16" if fast else "fp32"), f"by hardware ({unit}), not timed"
-    gain = _bf16_speedup(device)
-    dtype: Precision = "bf16" if gain >= BF16_GAIN else "fp32"
-    return dtype, f"bf16 matmuls run at {gain:.1f} times the speed of fp32, {BF16_GAIN} needed"
+        return by_hardware, f"by hardware ({unit}), not timed"
+    details = {"device": describe(device), "size": str(_PROBE_SIZE)}
+    question = Question("dtype", ("fp32", "bf16"), details)
+    record = recorded(question, partial(_measure_dtype, device, by_hardware))
+    if record is None:
+        return by_hardware, f"by hardware ({unit}), {NOT_KEPT}"
+    return ("bf16" if record.choice == "bf16" else "fp32"), record.explanation
+
+
+def _measure_dtype(device: torch.device, by_hardware: Precision) -> Answer:
+    """bf16 where its matmuls are much faster than those of fp32."""
+    if problem := bf16_problem(device):
+        return Answer("fp32", problem, {})
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    candidates = {name: partial(matmul_seconds, dtype, device) for name, dtype in dtypes.items()}
+    for warm_up in candidates.values():
+        warm_up()
+    timings = time_in_turn(candidates)
+    if timings.disturbance:
+        return Answer(by_hardware, f"by hardware: {timings.disturbance}", timings.seconds)
+    gain = timings.gain("bf16", over="fp32")
+    reason = f"bf16 matmuls run at {gain:.1f} times the speed of fp32, {BF16_GAIN} needed"
+    return Answer("bf16" if gain >= BF16_GAIN else "fp32", reason, timings.seconds)
+
+
+def bf16_problem(device: torch.device) -> str:
+    """Why bf16 matmuls of full size would take minutes here; "" where they do not."""
+    if not bf16_unit(device):
+        return "no bf16 hardware"
+    return "torch emulates bf16 matmuls here" if _is_emulated(device) else ""
+
+
+def _is_emulated(device: torch.device) -> bool:
+    """Whether torch multiplies bf16 matrices without the hardware for it: asked of small ones.
+
+    A variable such as ONEDNN_MAX_CPU_ISA can keep torch from using what the processor has.
+    """
+    slowest = 2 * _SMALL_PROBE_SIZE**3 / _SLOWEST_UNIT
+    size, tries = _SMALL_PROBE_SIZE, range(_SMALL_PROBES)
+    return all(matmul_seconds(torch.bfloat16, device, size=size) > slowest for _ in tries)
 
 
 def bf16_unit(device: torch.device) -> str:
@@ -147,25 +196,15 @@ def bf16_unit(device: torch.device) -> str:
     return next((name for name in ("amx_bf16", "avx512_bf16", "bf16") if name in found), "")
 
 
-def _bf16_speedup(device: torch.device) -> float:
-    """Median seconds of fp32 matmuls over those of bf16 ones, timed in turn after a warm-up."""
-    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    for _ in range(1 + _PROBE_ROUNDS):
-        for dtype, measured in seconds.items():
-            measured.append(matmul_seconds(dtype, device))
-    fp32, bf16 = (statistics.median(measured[1:]) for measured in seconds.values())
-    return fp32 / bf16
-
-
 def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a square matmul of this dtype: the median of some rounds after a warm-up."""
     seconds = [matmul_seconds(dtype, device) for _ in range(1 + _PROBE_ROUNDS)][1:]
     return float(2 * _PROBE_SIZE**3 / statistics.median(seconds))
 
 
-def matmul_seconds(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_seconds(dtype: torch.dtype, device: torch.device, *, size: int = _PROBE_SIZE) -> float:
     """Seconds of one square matmul of this dtype."""
-    a, b = (torch.ones(_PROBE_SIZE, _PROBE_SIZE, dtype=dtype, device=device) for _ in range(2))
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     synchronise(device)
     began = time.perf_counter()
     a @ b

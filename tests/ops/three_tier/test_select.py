@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from datetime import date
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from support.op_cases.three_tier import RECURRENCES, recurrence_weights
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.mixers import three_tier
+from ys_llm.ops import choices
 from ys_llm.ops.three_tier import select
 from ys_llm.ops.three_tier.select import Choice, is_available, missing_requirement
 from ys_llm.ops.three_tier.types import Weights
+from ys_llm.system import machine
 
 needs_compiler = pytest.mark.skipif(
     loader.compiler() is None, reason="there is no C++ compiler that compiles for this machine"
@@ -37,14 +40,8 @@ def no_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def times(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
-    """A clock by which each backend takes so long; the probe alternates cpp, windowed."""
-    now, turns = [0.0], itertools.cycle([0.0, seconds["cpp"], 0.0, seconds["windowed"]])
-
-    def clock() -> float:
-        now[0] += next(turns)
-        return now[0]
-
-    monkeypatch.setattr(time, "perf_counter", clock)
+    """Each backend takes so long."""
+    monkeypatch.setattr(select, "_seconds", lambda name, *arguments: seconds[name])
 
 
 @needs_compiler
@@ -58,11 +55,49 @@ def test_compiled_code_is_taken_unless_it_is_clearly_slower(
     cpp: float,
     windowed: float,
     expected: str,
+    quiet_machine: None,
 ) -> None:
     times(monkeypatch, cpp=cpp, windowed=windowed)
     choice = choose(weights)
     assert choice.backend == expected
     assert f"{windowed / cpp:.1f} times" in choice.reason
+    assert f"as measured on this machine on {date.today().isoformat()}" in choice.reason
+
+
+@needs_compiler
+def test_the_first_measurement_decides_for_the_same_shapes(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch, quiet_machine: None
+) -> None:
+    times(monkeypatch, cpp=2.0, windowed=1.0)
+    first = choose(weights)
+    times(monkeypatch, cpp=1.0, windowed=2.0)
+    assert choose(weights) == first
+    for changed in ({"batch_size": 5}, {"precision": "bf16"}):
+        assert choose(weights, **changed).backend == "cpp", changed
+    assert choose(recurrence_weights(RECURRENCES["one-tier"], torch.float32)).backend == "cpp"
+
+
+@needs_compiler
+def test_beside_other_work_the_compiled_code_is_taken_and_the_reason_told(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times(monkeypatch, cpp=2.0, windowed=1.0)
+    waited = itertools.count(0.0, 1.0)
+    monkeypatch.setattr(machine, "waiting_seconds", lambda: next(waited))
+    choice = choose(weights)
+    assert choice.backend == "cpp"
+    assert "the default: threads waited for a core 100% of the time" in choice.reason
+
+
+@needs_compiler
+def test_where_nothing_can_be_kept_nothing_is_timed(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choices, "records_folder", lambda: None)
+    monkeypatch.setattr(select, "_seconds", None)
+    choice = choose(weights)
+    assert choice.backend == "cpp"
+    assert "set YS_CACHE_DIR to a writable folder" in choice.reason
 
 
 @needs_compiler

@@ -1,8 +1,8 @@
 """The backends of the three-tier recurrence: which run here, and which one `auto` chooses."""
 
-import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ys_llm.csrc import loader
 from ys_llm.ops.accuracy import TOLERANCES, largest_error
+from ys_llm.ops.choices import NOT_KEPT, Answer, Question, recorded, time_in_turn
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.cpp import cpp, library, unavailable_reason, units
 from ys_llm.ops.three_tier.gpu.recurrence import cuda_graph, triton
@@ -30,7 +31,6 @@ EXPERIMENTAL = ("cuda_graph", "triton")  # no GPU has been measured with them; n
 FEWEST_STEPS = 16  # of a pass for which `cpp` gains more than packing its weights costs
 
 PROBE_STEPS = 32  # two windows
-PROBE_ROUNDS = 5
 CLEARLY_SLOWER = 0.8  # cpp also needs less memory; smaller differences are noise of so short a run
 
 
@@ -84,7 +84,8 @@ def select(
 
     `previous`, the backend that a run has used so far, stays where it can run, so that the run
     continues with the same rounding. Otherwise the compiled code is chosen where it is accurate and
-    not clearly slower; `timed=False` checks accuracy alone, so that the choice is deterministic.
+    not clearly slower, as this machine's record says; `timed=False` checks accuracy alone and reads
+    no record, so that the choice is the same on every machine of this kind.
     """
     device_type = weights.gain.device.type
     if is_available(previous, device_type):
@@ -94,31 +95,73 @@ def select(
     if not is_available("cpp", device_type):
         reason = unavailable_reason() if device_type == "cpu" else f"none for {device_type}"
         return Choice("windowed", f"no compiled code: {reason}")
-    return _probe(weights, batch_size, precision, rounds=PROBE_ROUNDS if timed else 0)
+    if timed:
+        question = _question(weights, batch_size, precision)
+        measure = partial(_measure, weights, batch_size, precision)
+        if record := recorded(question, measure):
+            return Choice(record.choice, record.explanation)
+    drive_TBS = _drive(weights, batch_size)
+    if problem := _inaccuracy(drive_TBS, weights, precision):
+        return Choice("windowed", problem)
+    return Choice("cpp", f"{units()}, {NOT_KEPT}" if timed else units())
 
 
-def _probe(weights: Weights, batch_size: int, precision: Precision, *, rounds: int) -> Choice:
-    """`cpp` or `windowed`: outputs and gradients compared, then timed in interleaved rounds."""
+def _question(weights: Weights, batch_size: int, precision: Precision) -> Question:
+    """What the speeds of the backends depend on, besides the machine."""
+    shapes = ["-" if w is None else "x".join(map(str, w.shape)) for w in flat(weights)]
+    every = [str(summary.every) for summary in weights.summaries if summary]
+    details = {
+        "precision": str(precision),
+        "dtype": str(weights.gain.dtype).removeprefix("torch."),
+        "batch": str(batch_size),
+        "state": "x".join(map(str, weights.state_controller.shape)),
+        "weights": " ".join(shapes),
+        "summaries": " ".join(every),
+    }
+    return Question("backend of three_tier", ("cpp", "windowed"), details)
+
+
+def _measure(weights: Weights, batch_size: int, precision: Precision) -> Answer:
+    """`cpp` or `windowed`: outputs and gradients compared, then timed."""
+    drive_TBS = _drive(weights, batch_size)
+    if problem := _inaccuracy(drive_TBS, weights, precision):
+        return Answer("windowed", problem, {})
+    timings = time_in_turn(
+        {
+            name: partial(_seconds, name, drive_TBS, weights, precision)
+            for name in ("cpp", "windowed")
+        }
+    )
+    if timings.disturbance:
+        return Answer("cpp", f"{units()}, the default: {timings.disturbance}", timings.seconds)
+    gain = timings.gain("cpp", over="windowed")
+    if gain < CLEARLY_SLOWER:
+        reason = f"the compiled code has {gain:.1f} times its speed"
+        return Answer("windowed", reason, timings.seconds)
+    return Answer("cpp", f"{units()}, {gain:.1f} times the speed of windowed", timings.seconds)
+
+
+def _drive(weights: Weights, batch_size: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     shape = (PROBE_STEPS, batch_size, len(weights.gain))
-    drive_TBS = torch.randn(shape, generator=generator).to(weights.gain.dtype).requires_grad_()
+    return torch.randn(shape, generator=generator).to(weights.gain.dtype).requires_grad_()
+
+
+def _inaccuracy(drive_TBS: Tensor, weights: Weights, precision: Precision) -> str:
+    """How far the compiled code is from windowed on this machine; "" where it is close enough."""
+    compiled, torch_own = (
+        _forward_backward(name, drive_TBS, weights, precision) for name in ("cpp", "windowed")
+    )
+    error = largest_error(compiled, torch_own)
     kind = "float32" if precision == "fp32" else "bf16 in the loop"
-    names, seconds = ("cpp", "windowed"), dict[str, list[float]](cpp=[], windowed=[])
-    results = {name: _forward_backward(name, drive_TBS, weights, precision) for name in names}
-    error = largest_error(results["cpp"], results["windowed"])
-    if not error <= TOLERANCES[kind]:
-        return Choice("windowed", f"the compiled code differs by {error:.0e} on this machine")
-    for _ in range(rounds):
-        for name in names:
-            began = time.perf_counter()
-            _forward_backward(name, drive_TBS, weights, precision)
-            seconds[name].append(time.perf_counter() - began)
-    if not rounds:
-        return Choice("cpp", units())
-    gain = statistics.median(seconds["windowed"]) / statistics.median(seconds["cpp"])
-    if gain < CLEARLY_SLOWER:
-        return Choice("windowed", f"the compiled code has {gain:.1f} times its speed")
-    return Choice("cpp", f"{units()}, {gain:.1f} times the speed of windowed")
+    good = error <= TOLERANCES[kind]
+    return "" if good else f"the compiled code differs by {error:.0e} on this machine"
+
+
+def _seconds(name: str, drive_TBS: Tensor, weights: Weights, precision: Precision) -> float:
+    began = time.perf_counter()
+    _forward_backward(name, drive_TBS, weights, precision)
+    return time.perf_counter() - began
 
 
 def _forward_backward(

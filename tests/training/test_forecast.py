@@ -139,17 +139,11 @@ def test_an_automatic_batch_size_is_found_but_not_saved(
     dry_run: DryRun,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # This process has run other tests: its own peak says nothing about reading the corpus.
-    monkeypatch.setattr(forecast, "peak_bytes", lambda device: 0)
     text = dry_run(
         "train.batch_size=auto",
         "train.memory_limit_gb=1",
         "train.max_steps=2",
-        # Beside other work the timed choice may be another, which takes more memory.
-        "train.dtype=fp32",
-        "train.backend={three_tier: windowed}",
         measure_memory=True,
     )
     (size,) = re.findall(r"batch size +(\d+):", capsys.readouterr().err)

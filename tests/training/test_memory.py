@@ -170,7 +170,7 @@ def test_auto_takes_the_largest_batch_whose_forecast_is_within_the_limit(words: 
     limit = forecast.peak_bytes(1) + 4 * ENOUGH_GROWTH
     config = replace(auto, train=replace(auto.train, memory_limit_gb=limit / 1e9))
     before = torch.get_rng_state()
-    size = largest_batch_size(config, vocab_size=258, device=CPU)
+    size = largest_batch_size(config, Compute(CPU), vocab_size=258)
     assert torch.equal(torch.get_rng_state(), before)
     assert size >= 8
     assert size % 8 == 0
@@ -192,14 +192,14 @@ def test_on_cuda_a_batch_that_does_not_run_is_halved(
 
     monkeypatch.setattr(memory, "forecast_memory", forecast)
     config = small_config(words, "train.batch_size=auto", "train.memory_limit_gb=1")
-    assert largest_batch_size(config, vocab_size=258, device=torch.device("cuda")) == 248
+    assert largest_batch_size(config, Compute(torch.device("cuda")), vocab_size=258) == 248
     assert tried == [1000, 500, 250]
 
 
 def test_one_sequence_that_does_not_fit_is_refused_with_both_figures(words: Path) -> None:
     config = small_config(words, "train.batch_size=auto", "train.memory_limit_gb=0.01")
     with pytest.raises(UserError, match=r"needs 0\.\d GB, but only 0\.0 GB may be used") as caught:
-        largest_batch_size(config, vocab_size=258, device=CPU)
+        largest_batch_size(config, Compute(CPU), vocab_size=258)
     assert caught.value.exit_code == EXIT_USAGE
 
 
@@ -217,10 +217,10 @@ def test_where_free_memory_is_unknown_auto_asks_for_a_limit(
     check_fits(config_of(words, "train.batch_size=1000000"), vocab_size=258, device=CPU)
     config = small_config(words, "train.batch_size=auto")
     with pytest.raises(UserError, match=r"unknown here.*train\.memory_limit_gb") as caught:
-        largest_batch_size(config, vocab_size=258, device=CPU)
+        largest_batch_size(config, Compute(CPU), vocab_size=258)
     assert caught.value.exit_code == EXIT_USAGE
     limited = replace(config, train=replace(config.train, memory_limit_gb=2.0))
-    assert 8 <= largest_batch_size(limited, vocab_size=258, device=CPU) < 100_000
+    assert 8 <= largest_batch_size(limited, Compute(CPU), vocab_size=258) < 100_000
 
 
 def test_where_free_memory_is_unknown_training_still_runs(

@@ -135,7 +135,9 @@ def _resolve_new(arguments: Arguments) -> Resolved:
 
 def _forecast(resolved: Resolved) -> int:
     from ys_llm.training.forecast import dry_run
+    from ys_llm.training.memory import keep_freed_memory
 
+    keep_freed_memory()  # as in training: memory is forecast
     print(dry_run(resolved, runs_dir=RUNS_DIR))
     return 0
 

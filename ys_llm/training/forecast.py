@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved
 from ys_llm.data.batches import batches_per_epoch, evaluation_span
@@ -21,8 +23,13 @@ from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS, evaluate_tokens
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.runs.checkpoint import save_checkpoint
 from ys_llm.training.compute import process_settings, select_backends
-from ys_llm.training.memory import FORECAST_ERROR, available_bytes, forecast_memory
-from ys_llm.training.memory_probe import peak_bytes
+from ys_llm.training.memory import (
+    FORECAST_ERROR,
+    available_bytes,
+    forecast_memory,
+    release_freed_memory,
+)
+from ys_llm.training.memory_probe import peak_bytes, reset_peak, resident_bytes
 from ys_llm.training.resume import check_checkpoints_exist, check_config
 from ys_llm.training.setup import (
     build,
@@ -35,21 +42,28 @@ from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import Run, TrainState, batch_plan, random_state
 
 BURST_SECONDS = 4.0  # of steps for each stage, after a first one that warms up
+_MAPPED_AT_ONCE = 1 << 16  # bytes: one access to a mapped file brings in the pages around it
 EVALUATED_TOKENS = 30_000  # of one evaluation, scaled to all of its tokens
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """A run that is ready to train; the seconds this took, and the peak of reading the corpus."""
+    """A run that is ready to train; how long this took, and how much memory.
+
+    `peak_growth` is how far memory rose above what it was before, `growth` what stayed.
+    """
 
     run: Run
     seconds: float
-    reading_bytes: int
+    peak_growth: int
+    growth: int
 
 
 def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
     """The forecast, one fact per line. Raises UserError wherever training would."""
     folder = runs_dir / resolved.config.run
+    reset_peak()
+    base = resident_bytes()
     check_model(resolved.config)
     check_checkpoints_exist(folder, resolved.config)
     config = with_saved_batch_size(folder, resolved.config)
@@ -58,10 +72,10 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
         process_settings(config.train),
         tempfile.TemporaryDirectory(prefix="ys-dry-run-") as scratch,
     ):
-        return "\n".join(_forecast(_prepare(config, folder, Path(scratch)), Path(scratch)))
+        return "\n".join(_forecast(_prepare(config, folder, Path(scratch), base), Path(scratch)))
 
 
-def _prepare(config: Config, folder: Path, scratch: Path) -> Preparation:
+def _prepare(config: Config, folder: Path, scratch: Path, base: int) -> Preparation:
     began = time.perf_counter()
     split = load_split(
         config.data,
@@ -70,9 +84,12 @@ def _prepare(config: Config, folder: Path, scratch: Path) -> Preparation:
         scratch=scratch,
     )
     run, _ = build(config, folder, split, cache=scratch / "cache")
-    reading_bytes = peak_bytes(run.device) if run.device.type == "cpu" else 0
+    peak_growth = max(0, peak_bytes(torch.device("cpu")) - base)
+    del split
+    release_freed_memory()
+    growth = max(0, resident_bytes() - base)
     run = replace(run, compute=select_backends(run.config.train, run.model, run.compute))
-    return Preparation(run, time.perf_counter() - began, reading_bytes)
+    return Preparation(run, time.perf_counter() - began, peak_growth, growth)
 
 
 def _forecast(prepared: Preparation, scratch: Path) -> Iterator[str]:
@@ -106,7 +123,7 @@ def _sizes(run: Run) -> Iterator[str]:
 
 def _peak_memory(prepared: Preparation) -> int:
     """The greatest forecast peak of all stages, and of reading the corpus."""
-    run, peaks = prepared.run, [prepared.reading_bytes]
+    run, peaks = prepared.run, list[int]()
     validation = run.data.validation
     largest: dict[int, int] = {}
     for stage in run.config.train.plan:
@@ -121,7 +138,21 @@ def _peak_memory(prepared: Preparation) -> int:
             validation_tokens=0 if validation is None else validation.n_inputs,
         )
         peaks.append(forecast.peak_bytes(batch_size))
+        if run.device.type == "cpu":
+            # This process has read the corpus and built the model; the measured one only built it.
+            kept = prepared.growth - (forecast.built_bytes - forecast.base_bytes)
+            peaks[-1] += max(0, kept) + _mapped_bytes(run)
+            peaks.append(forecast.base_bytes + prepared.peak_growth)
     return max(peaks)
+
+
+def _mapped_bytes(run: Run) -> int:
+    """How much of the shards the run reads at most: mapped pages count as its memory."""
+    training, validation = run.data.training.tokens, run.data.validation
+    window = _MAPPED_AT_ONCE + run.config.train.plan[-1].seq_len * training.itemsize
+    rows = sum(stage.steps * stage.batch_size for stage in run.config.train.plan)
+    read = min(training.nbytes, rows * run.config.train.grad_accum_steps * window)
+    return int(read + (0 if validation is None else validation.tokens.nbytes))
 
 
 def _times(prepared: Preparation, scratch: Path) -> Iterator[str]:

@@ -40,12 +40,14 @@ class MemoryForecast:
     """Peak bytes of a process that trains one sequence length, by batch size.
 
     `steps` are (batch size, peak after a step), ascending; `base_bytes` is the process before the
-    model is built, `other_bytes` its peak once it has evaluated and saved.
+    model is built, `other_bytes` its peak once it has evaluated and saved, `built_bytes` what was
+    resident before the first step.
     """
 
     base_bytes: int
     steps: tuple[tuple[int, int], ...]
     other_bytes: int
+    built_bytes: int = 0
 
     @property
     def bytes_per_row(self) -> float:
@@ -95,7 +97,9 @@ def forecast_memory(
             exit_code=EXIT_USAGE,
         )
     steps = tuple((size, peak) for size, peak in measured["steps"])
-    return MemoryForecast(measured["base_bytes"], steps, measured["other_bytes"])
+    return MemoryForecast(
+        measured["base_bytes"], steps, measured["other_bytes"], measured["built_bytes"]
+    )
 
 
 def _run_probe(request: dict[str, Any]) -> dict[str, Any]:
@@ -123,17 +127,19 @@ def _run_probe(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def largest_batch_size(
-    config: Config, *, vocab_size: int, device: torch.device, validation_tokens: int = 0
+    config: Config, compute: Compute, *, vocab_size: int, validation_tokens: int = 0
 ) -> int:
     """The largest batch size whose forecast peak is within what training may use.
 
-    That is train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on it is a multiple
-    of 8. UserError if not even one sequence fits, or if free memory is unknown.
+    `compute` has the dtype and the backends that training will use. The limit is
+    train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on the size is a multiple of 8.
+    UserError if not even one sequence fits, or if free memory is unknown.
     """
+    device = compute.device
     limit, seq_len = _limit(config, device), config.train.seq_len
     forecast = forecast_memory(
         config,
-        Compute(device),
+        compute,
         vocab_size=vocab_size,
         seq_len=seq_len,
         validation_tokens=validation_tokens,
@@ -149,17 +155,19 @@ def largest_batch_size(
         )
     size, peak = forecast.steps[-1]
     largest = max(1, size + int((limit - peak) // max(1, forecast.bytes_per_row)))
-    while device.type == "cuda" and largest > size and not _runs(config, largest, vocab_size):
+    while (
+        device.type == "cuda" and largest > size and not _runs(config, compute, largest, vocab_size)
+    ):
         largest = max(size, largest // 2)
     return largest if largest < _MULTIPLE else largest // _MULTIPLE * _MULTIPLE
 
 
-def _runs(config: Config, batch_size: int, vocab_size: int) -> bool:
+def _runs(config: Config, compute: Compute, batch_size: int, vocab_size: int) -> bool:
     """Whether CUDA has the memory for this batch size: fragmentation can defeat a forecast."""
     try:
         forecast_memory(
             config,
-            Compute(torch.device("cuda")),
+            compute,
             vocab_size=vocab_size,
             seq_len=config.train.seq_len,
             sizes=(batch_size, batch_size),

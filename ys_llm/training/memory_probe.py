@@ -1,18 +1,21 @@
 """The child process of `memory.py`: trains real steps on random tokens and prints their peaks.
 
-Reads a request as JSON on stdin, prints {"base_bytes", "steps": [[batch size, peak]],
-"other_bytes"}. A separate process, because peaks are measured per process.
+Reads a request as JSON on stdin, prints {"base_bytes", "built_bytes", "other_bytes",
+"steps": [[batch size, peak]]}. A separate process, because peaks are measured per process.
 """
 
+import copy
 import json
 import resource
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 from ys_llm.config.schema import Config
@@ -40,6 +43,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     with process_settings(config.train):
         base, steps = peak_bytes(compute.device), list[tuple[int, int]]()
         run = _run(config, compute, vocab_size=request["vocab_size"], seq_len=seq_len)
+        built = resident_bytes()
         size, largest = request["sizes"]
         while True:
             try:
@@ -52,7 +56,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
                 break
             size = min(2 * size, largest)
         other = _evaluate_and_save(run, seq_len, request["evaluated_tokens"])
-    return {"base_bytes": base, "steps": steps, "other_bytes": other}
+    return {"base_bytes": base, "built_bytes": built, "steps": steps, "other_bytes": other}
 
 
 def _run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> Run:
@@ -86,10 +90,11 @@ def _train(run: Run, seq_len: int, batch_size: int) -> None:
 
 
 def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
-    """The peak after one evaluation of two windows a row, and one checkpoint.
+    """The peak after an evaluation of two windows a row, a checkpoint, and the last evaluation.
 
-    Adds twice what a state that grows with time takes over the full length of an evaluation's
-    rows: it exists before and after it has grown.
+    That one is of a copy of the model, which training loads at its end. Adds twice what a state
+    that grows with time takes over the full length of an evaluation's rows: it exists before and
+    after it has grown.
     """
     release_freed_memory()
     with run.compute.autocast():
@@ -97,6 +102,8 @@ def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
     release_freed_memory()
     with tempfile.TemporaryDirectory(prefix="ys-memory-") as folder:
         save_checkpoint(Path(folder), run.model, run.optimizer, progress={"step": 0}, tensors={})
+    release_freed_memory()
+    evaluate_tokens(copy.deepcopy(run.model), run.data.training, seq_len=seq_len)
     full_row = seq_len + evaluated_tokens // EVALUATION_ROWS
     full, measured = (
         state_bytes(run.model, batch_size=EVALUATION_ROWS, seq_len=length)
@@ -118,6 +125,17 @@ def peak_bytes(device: torch.device) -> int:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_bytes() -> int:
+    """The memory of this process now."""
+    return psutil.Process().memory_info().rss
+
+
+def reset_peak() -> None:
+    """Let `peak_bytes` count from here on; where the system cannot, it counts from the start."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import Config, DataConfig
+from ys_llm.config.schema import Config, DataConfig, TrainConfig
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import provenance_of
@@ -83,7 +83,8 @@ def set_up(
     if saved is not None:
         parse_progress(saved)  # rejects a damaged one before its choices are reused
     before = {} if saved is None else saved.progress.get(ENVIRONMENT, {})
-    compute = select_backends(config.train, run.model, previous_compute(before, run.device))
+    previous = previous_compute(before, run.device) if before else run.compute
+    compute = select_backends(run.config.train, run.model, previous)
     run = replace(run, compute=compute, environment=environment_of(split, compute))
     _restore_or_initialise(run, state, saved)
     for line in (*changes, *environment_changes(before, run.environment)):
@@ -138,7 +139,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
         log_line(f"{label:<12} {note}")
     device = select_device(config.train)
     tokenizer = _tokenizer(config, folder, split)
-    config = _with_batch_size(config, split, tokenizer, device)
+    config, compute = _with_batch_size(config, split, tokenizer, device)
     check_fits(config, vocab_size=tokenizer.vocab_size, device=device)
     data = _encode(config, split, tokenizer, cache=cache)
     release_freed_memory()  # what reading and encoding took
@@ -149,7 +150,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
         device
     )
     optimizer = make_optimizer(model, config.train)
-    run = Run(config, folder, tokenizer, data, model, optimizer, Compute(device))
+    run = Run(config, folder, tokenizer, data, model, optimizer, compute)
     return run, TrainState()
 
 
@@ -175,18 +176,25 @@ def _source_run(folder: Path, config: Config) -> Path:
 
 def _with_batch_size(
     config: Config, split: Split, tokenizer: Tokenizer, device: torch.device
-) -> Config:
+) -> tuple[Config, Compute]:
+    """Resolve `batch_size: auto`; dtype and backends are then chosen first, because memory depends.
+
+    They are chosen at the default batch size.
+    """
     if config.train.batch_size != "auto":
-        return config
+        return config, Compute(device)
+    usual = replace(config.train, batch_size=TrainConfig().batch_size)
+    model = Model(config.model, vocab_size=tokenizer.vocab_size, backends=config.train.backend)
+    compute = select_backends(usual, model.to(device), Compute(device))
     held_out = sum(document.n_bytes + 1 for document in split.validation)  # tokens at most
     size = largest_batch_size(
         config,
+        compute,
         vocab_size=tokenizer.vocab_size,
-        device=device,
         validation_tokens=min(held_out, config.train.eval_tokens or held_out),
     )
     log_line(f"batch size   {size}: the largest forecast to fit into memory")
-    return replace(config, train=replace(config.train, batch_size=size))
+    return replace(config, train=replace(config.train, batch_size=size)), compute
 
 
 def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) -> TrainingData:

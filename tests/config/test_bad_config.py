@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,12 +149,29 @@ CONFIGS = (
         "train:\n  stages: [{seq_len: 8, batch_size: 2, steps: 3}]\n  max_steps: 100\n",
         *("x.yaml:3: train.max_steps is 100", "train.stages decide, with steps 3 in total"),
     ),
+    bad(
+        "minutes and steps",
+        "train:\n  minutes: 5\n  max_steps: 100\n",
+        *("x.yaml:2: train.minutes is 5.0, and train.max_steps is 100", "Remove one of the two"),
+    ),
+    bad("no minutes", "train: {minutes: 0}", "train.minutes must be above 0.0, found 0"),
+    bad(
+        "an evaluation every step and a half",
+        "train: {eval_interval: 1.5}",
+        *("eval_interval must be a whole number of steps, or a share of them below 1", "1.5"),
+    ),
+    bad("no evaluation", "train: {eval_interval: 0}", "train.eval_interval must be above 0"),
     Case(
         "steps typed over stages",
         (*SHOW, "--set", "train.batch_size=8"),
         ("--set: train.batch_size is 8", "train.stages", "--set 'train.stages="),
         config("train: {stages: [{seq_len: 8, batch_size: 2, steps: 3}]}"),
         EXIT_USAGE,
+    ),
+    bad_set(
+        "minutes and steps, both typed",
+        *("train.minutes=5", "train.max_steps=100"),
+        says=("--set: train.minutes is 5.0, and train.max_steps is 100",),
     ),
     bad_set("seed beyond 64 bits", f"train.seed={10**30}", says=("train.seed must be at most",)),
     bad_set("a billion threads", f"train.threads={10**9}", says=("train.threads must be at most",)),
@@ -186,6 +204,37 @@ def test_a_bad_configuration_is_named(case: Case, capsys: pytest.CaptureFixture[
 def test_the_smallest_vocabulary_is_the_tokenizers() -> None:
     limits = TokenizerConfig.__dataclass_fields__["vocab_size"].metadata
     assert limits["minimum"] == SMALLEST_VOCAB
+
+
+@pytest.mark.parametrize(
+    ("minutes", "says"),
+    [
+        ("0", "train.minutes must be above 0.0, found 0"),
+        ("-3", "train.minutes must be above 0.0, found -3"),
+        ("abc", 'train.minutes must be a finite number or null, found "abc"'),
+        ("", 'train.minutes must be a finite number or null, found ""'),
+        (".nan", "train.minutes must be a finite number or null, found NaN"),
+        ("1e9", "train.minutes must be at most 527040, found 1000000000.0"),
+        ("1:30", "is written 1:30, which YAML 1.1 reads as 90"),
+        ("[", "not valid YAML"),
+    ],
+)
+def test_minutes_that_cannot_be_are_one_line(
+    minutes: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Case("", (*TRAIN, f"--minutes={minutes}"), ("--minutes", says), code=EXIT_USAGE)
+    check(replace(case, words=without_steps(case.words)), capsys)
+
+
+def without_steps(words: tuple[str, ...]) -> tuple[str, ...]:
+    """These words without `--set train.max_steps=N`."""
+    (at,) = (i for i, word in enumerate(words) if word.startswith("train.max_steps="))
+    return words[: at - 1] + words[at + 1 :]
+
+
+def test_minutes_beside_typed_steps_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    says = ("--minutes: train.minutes is 5.0, and train.max_steps is 6", "Remove one of the two")
+    check(Case("", (*TRAIN, "--minutes", "5"), says, code=EXIT_USAGE), capsys)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ys_llm.config.schema import (
     TokenizerConfig,
     TokenizerKind,
     TrainConfig,
+    in_steps,
 )
 from ys_llm.config.sources import (
     annotated_yaml,
@@ -65,6 +66,7 @@ json_values = st.recursive(
 )
 fractions = st.floats(0, 1, exclude_max=True)
 counts = st.integers(1, 10**12)
+shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
 naturals = st.integers(0, 2**63 - 1)
 batches = st.integers(1, 1 << 20)
 stages = st.builds(Stage, counts, batches, counts)
@@ -92,8 +94,10 @@ configs = st.builds(
         TrainConfig,
         **{name: counts for name in ("max_steps", "seq_len", "grad_accum_steps")},
         batch_size=batches,
-        **{name: counts for name in ("eval_interval", "checkpoint_interval")},
-        **{name: naturals for name in ("warmup_steps", "eval_tokens", "sample_interval")},
+        minutes=st.none() | st.floats(1e-3, 1e5),
+        **{name: counts | shares for name in ("eval_interval", "checkpoint_interval")},
+        **{name: naturals | shares for name in ("warmup_steps", "sample_interval")},
+        eval_tokens=naturals,
         **{name: naturals for name in ("patience", "seed")},
         threads=st.integers(0, 1024),
         **{name: fractions for name in ("beta1", "beta2", "cooldown_fraction", "weight_decay")},
@@ -453,3 +457,46 @@ def test_they_are_read_from_files_with_lines(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"x\.yaml:2: level must be one of 1, 2, found 3"):
         load_dataclass(Options, path)
     assert load_dataclass(Options, write(tmp_path, "name: x")) == Options("x")
+
+
+@pytest.mark.parametrize(
+    ("interval", "total", "steps"),
+    [
+        (0, 100, 0),
+        (1, 100, 1),
+        (200, 100, 200),
+        (0.25, 100, 25),
+        (0.25, 101, 26),  # 26, 52, 78, 101: no fifth interval of one step
+        (0.1, 30, 3),
+        (1e-9, 100, 1),
+    ],
+)
+def test_an_interval_below_1_is_a_share_of_all_steps(
+    interval: float, total: int, steps: int
+) -> None:
+    assert in_steps(interval, total) == steps
+
+
+BUDGETS = {
+    "a file alone": ("minutes: 4", [], {}, (4.0, 2000)),
+    "steps in a file": ("max_steps: 9", ["train.minutes=4"], {}, (4.0, 9)),
+    "minutes in a file": ("minutes: 4", ["train.max_steps=9"], {}, (None, 9)),
+    "the environment": ("minutes: 4", [], {"YS_TRAIN__MAX_STEPS": "9"}, (None, 9)),
+    "typed over it": ("seed: 1", ["train.minutes=4"], {"YS_TRAIN__MAX_STEPS": "9"}, (4.0, 9)),
+}
+
+
+@pytest.mark.parametrize("case", BUDGETS)
+def test_the_later_of_minutes_and_steps_decides(case: str, tmp_path: Path) -> None:
+    text, overrides, environment, found = BUDGETS[case]
+    (tmp_path / "x.yaml").write_text(f"train:\n  {text}\n")
+    loaded = load_config(tmp_path / "x.yaml", overrides=overrides, environment=environment)
+    assert (loaded.config.train.minutes, loaded.config.train.max_steps) == found
+
+
+def test_what_a_run_has_measured_is_no_conflict_in_its_own_file(tmp_path: Path) -> None:
+    train = dataclasses.replace(Config().train, minutes=4.0, max_steps=77)
+    (tmp_path / "x.yaml").write_text(to_yaml(dataclasses.replace(Config(), train=train)))
+    assert load_config(tmp_path / "x.yaml").config.train == train
+    with pytest.raises(UserError, match=r"train\.minutes is 5\.0, and train\.max_steps is 9"):
+        load_config(tmp_path / "x.yaml", overrides=["train.minutes=5", "train.max_steps=9"])

@@ -18,7 +18,7 @@ from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.runs.model_files import load_run
-from ys_llm.training import forecast
+from ys_llm.training import budget, forecast
 from ys_llm.training.memory import FORECAST_ERROR, MemoryForecast
 
 DryRun = Callable[..., str]
@@ -37,7 +37,7 @@ def dry_run(
 
     Memory is measured only where `measure_memory` is set: a child process takes seconds.
     """
-    monkeypatch.setattr(forecast, "BURST_SECONDS", 0.05)
+    monkeypatch.setattr(budget, "BURST_SECONDS", 0.05)
     fixed = MemoryForecast(200_000_000, ((1, 300_000_000),), 310_000_000)
 
     def run(*changes: str, measure_memory: bool = False) -> str:

@@ -106,11 +106,14 @@ def overrides_of(arguments: ConfigArguments) -> list[str | Override]:
     ]
 
 
-def resolve(arguments: ConfigArguments) -> Resolved:
-    """The configuration: of --config, else of the run that exists, else the defaults."""
+def resolve(arguments: ConfigArguments, more: Sequence[Override] = ()) -> Resolved:
+    """The configuration: of --config, else of the run that exists, else the defaults.
+
+    `more` is what a command's own flags set.
+    """
     from ys_llm.config.shipped import find_config
 
-    overrides = overrides_of(arguments)
+    overrides = [*overrides_of(arguments), *more]
     if arguments.config is not None:
         return load(find_config(arguments.config), overrides)
     resolved = load(None, overrides)

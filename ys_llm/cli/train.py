@@ -24,7 +24,7 @@ from ys_llm.cli.common import (
 from ys_llm.errors import EXIT_FAILED, EXIT_USAGE, UsageError, UserError, command_line
 
 if TYPE_CHECKING:
-    from ys_llm.config.sources import Resolved
+    from ys_llm.config.sources import Override, Resolved
     from ys_llm.runs.folder import CleanScope, Removal
 
 EXAMPLES = """\
@@ -32,6 +32,7 @@ examples:
   ys train --data my_texts --run mine           train on a folder of your own text
   ys train --run mine                           resume, with its own settings
   ys train --config quickstart                  a shipped configuration, or a file of your own
+  ys train --minutes 30                         as many steps as half an hour has here
   ys train --dry-run                            show what it needs: parameters, memory, time
   ys train --resume-step 400                    resume from the checkpoint of step 400
   ys train --init-from mine --data poems        start the run mine-poems from the weights of mine
@@ -52,6 +53,7 @@ class Arguments(ConfigArguments):
     """The arguments of `ys train`."""
 
     action: list[str] = field(default_factory=list)
+    minutes: str | None = None
     init_from: str | None = None
     resume_step: int | None = None
     dry_run: bool = False
@@ -62,6 +64,10 @@ class Arguments(ConfigArguments):
         """ "", "clean" or "clean all"."""
         return " ".join(self.action)
 
+    def flags(self) -> dict[str, object]:
+        """The flags of the configuration again, for a command to advise."""
+        return {**super().flags(), "minutes": self.minutes}
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `ys train`."""
@@ -69,6 +75,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     action_help = "first remove the model, or everything that the run has written; the text stays"
     add("action", metavar="clean [all]", nargs="*", help=action_help)
     add_config_flags(parser)
+    help_of_minutes = "train for this long in all: --set train.minutes=M instead of max_steps"
+    add("--minutes", metavar="M", help=help_of_minutes)
     add("--init-from", metavar="RUN", help="start a new run from this run's weights, on --data")
     add("--resume-step", metavar="STEP", type=int, help="resume from the checkpoint of this step")
     add("--dry-run", action="store_true", help="show sizes, memory and time; change nothing")
@@ -80,7 +88,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(arguments: Arguments) -> int:
     """Clean, forecast, or train; the exit code."""
     _check(arguments)
-    resolved = resolve(arguments) if arguments.init_from is None else _resolve_new(arguments)
+    resolved = (
+        resolve(arguments, _budget(arguments))
+        if arguments.init_from is None
+        else _resolve_new(arguments)
+    )
     scope = _SCOPES[arguments.words]
     if scope and not _clean(resolved, scope, arguments):
         return EXIT_FAILED
@@ -113,6 +125,14 @@ def _check(arguments: Arguments) -> None:
         raise UsageError("--init-from needs --data PATH, the text of the new run, or --run NAME")
 
 
+def _budget(arguments: Arguments) -> list[Override]:
+    """What --minutes sets; its text is YAML, so that a wrong one is named as in a file."""
+    from ys_llm.config.sources import Override
+
+    minutes = arguments.minutes
+    return [] if minutes is None else [Override("train.minutes", minutes, "--minutes")]
+
+
 def _resolve_new(arguments: Arguments) -> Resolved:
     """The configuration of --init-from: that of the other run, with its weights to start from."""
     from ys_llm.runs.folder import find_run
@@ -126,6 +146,7 @@ def _resolve_new(arguments: Arguments) -> Resolved:
         saved if saved.exists() else source / "config.yaml",
         [
             *arguments.set,
+            *_budget(arguments),
             *override("data.path", arguments.data, flag="--data"),
             *override("run", name, flag="--run"),
             *override("train.init_from", init_from, flag="--init-from"),

@@ -9,6 +9,7 @@ from typing import Any
 
 _RATE, _FINAL_RATE = "train.learning_rate", "train.final_learning_rate"
 _WARMUP, _STEPS, _STAGES = "train.warmup_steps", "train.max_steps", "train.stages"
+_MINUTES = "train.minutes"
 _SCHEDULE, _COOLDOWN = "train.schedule", "train.cooldown_fraction"
 _WITH_COOLDOWN = "constant_sqrt_cooldown"
 _PATIENCE, _HELD_OUT = "train.patience", "data.validation_fraction"
@@ -30,6 +31,7 @@ def conflicts(
     given = {name: value for name, value in values.items() if value != defaults[name]}
     found = [
         *_rates(given, values),
+        *_budget(given, values, origins, generated=generated),
         *([] if generated else _warmup(given, values, origins)),
         *_cooldown(given, values),
         *_patience(given, values),
@@ -47,10 +49,42 @@ def _rates(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tupl
         )
 
 
+def later_of_budgets(origins: Mapping[str, str]) -> str:
+    """Which of minutes and max_steps, both given, comes from the later source; "" if neither."""
+    minutes, steps = _rank(origins[_MINUTES]), _rank(origins[_STEPS])
+    return "" if minutes == steps else _MINUTES if minutes > steps else _STEPS
+
+
+def _budget(
+    given: Mapping[str, Any],
+    values: Mapping[str, Any],
+    origins: Mapping[str, str],
+    *,
+    generated: bool,
+) -> Iterator[tuple[str, str]]:
+    """Minutes and steps side by side; from two sources, the later one has been chosen already.
+
+    Not in a file that ys wrote: there the steps are what the minutes came to.
+    """
+    both = _MINUTES in given and origins[_STEPS] != "default"
+    from_run = generated and _rank(origins[_MINUTES]) == _rank("file")
+    if both and not from_run and not later_of_budgets(origins):
+        yield (
+            _MINUTES,
+            f", and {_STEPS} is {values[_STEPS]}: the minutes come to a number of steps of their "
+            f"own. Remove one of the two.",
+        )
+
+
 def _warmup(
     given: Mapping[str, Any], values: Mapping[str, Any], origins: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Not where the steps were reduced on the command line, to try a file out."""
+    """Not where the steps were reduced on the command line, to try a file out.
+
+    Nor with minutes, whose steps are not known yet; the warm-up is fitted to them.
+    """
+    if values[_MINUTES] is not None:
+        return
     total = sum(stage["steps"] for stage in values[_STAGES]) or values[_STEPS]
     steps = _STAGES if values[_STAGES] else _STEPS
     if given.get(_WARMUP, 0) > total and _same_file(origins[_WARMUP], origins[steps]):

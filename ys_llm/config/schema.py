@@ -1,5 +1,6 @@
 """What may be set for a run: one dataclass a section, one field a setting."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ DataFormat = Literal["auto", "text", "records"]
 _MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
+_MAX_MINUTES = 366 * 24 * 60
+_INTERVALS = ("warmup_steps", "eval_interval", "checkpoint_interval", "sample_interval")
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,12 @@ class TrainConfig:
     """The training loop."""
 
     max_steps: int = setting(2000, "optimizer steps in total", minimum=1)
+    minutes: float | None = setting(
+        None,
+        "minutes of training, from which a measurement derives max_steps; null = max_steps decides",
+        above=0.0,
+        maximum=_MAX_MINUTES,
+    )
     seq_len: int = setting(256, "tokens per sequence", minimum=1)
     batch_size: int | Literal["auto"] = setting(
         32,
@@ -130,7 +139,9 @@ class TrainConfig:
     schedule: Literal["linear", "cosine", "constant_sqrt_cooldown"] = setting(
         "linear", "shape of the decay from the peak to final_learning_rate"
     )
-    warmup_steps: int = setting(50, "steps of linear warm-up to the peak", minimum=0)
+    warmup_steps: int | float = setting(
+        50, "steps of linear warm-up to the peak; below 1: a share of all steps", minimum=0
+    )
     cooldown_fraction: float = setting(
         0.2,
         "fraction of the steps, at the end, over which constant_sqrt_cooldown decays",
@@ -142,9 +153,13 @@ class TrainConfig:
     beta1: float = setting(0.9, "AdamW beta1", minimum=0.0, below=1.0)
     beta2: float = setting(0.95, "AdamW beta2", minimum=0.0, below=1.0)
     grad_clip: float = setting(1.0, "maximum gradient norm; 0 = no clipping", minimum=0.0)
-    eval_interval: int = setting(200, "steps between evaluations", minimum=1)
+    eval_interval: int | float = setting(
+        200, "steps between evaluations; below 1: a share of all steps", above=0
+    )
     eval_tokens: int = setting(200_000, "validation tokens per evaluation; 0 = all", minimum=0)
-    checkpoint_interval: int = setting(200, "steps between checkpoints", minimum=1)
+    checkpoint_interval: int | float = setting(
+        200, "steps between checkpoints; below 1: a share of all steps", above=0
+    )
     keep_checkpoints: int = setting(2, "newest checkpoints kept, besides the best one", minimum=1)
     keep_checkpoint_every: int = setting(
         0, "steps between checkpoints that are never deleted; 0 = none", minimum=0
@@ -162,7 +177,9 @@ class TrainConfig:
         "steps for which the factor holds after the first rollback; then 4 and 16 times as many",
         minimum=0,
     )
-    sample_interval: int = setting(500, "steps between text samples; 0 = none", minimum=0)
+    sample_interval: int | float = setting(
+        500, "steps between text samples; below 1: a share of all steps; 0 = none", minimum=0
+    )
     sample_prompt: str = setting("", "prompt of the text samples")
     patience: int = setting(
         0, "evaluations without improvement before stopping early; 0 = never", minimum=0
@@ -187,6 +204,16 @@ class TrainConfig:
     )
     init_from: str = setting("", "run whose weights and tokenizer a new run starts from")
 
+    def __post_init__(self) -> None:
+        """Raise ValueError for an interval that is neither whole steps nor a share of all steps."""
+        for name in _INTERVALS:
+            value = getattr(self, name)
+            if value > 1 and value != int(value):
+                raise ValueError(
+                    f"{name} must be a whole number of steps, or a share of them below 1, "
+                    f"found {value}"
+                )
+
     @property
     def plan(self) -> tuple[Stage, ...]:
         """The stages, or the one stage that seq_len, batch_size and max_steps describe."""
@@ -199,6 +226,16 @@ class TrainConfig:
     def total_steps(self) -> int:
         """Optimizer steps of all stages together."""
         return sum(stage.steps for stage in self.stages) or self.max_steps
+
+
+def in_steps(interval: float, total_steps: int) -> int:
+    """An interval in steps: itself, or below 1 that share of `total_steps`, rounded up.
+
+    Rounded up, so that a quarter never makes a fifth interval of the last few steps.
+    """
+    if interval == 0 or interval >= 1:
+        return int(interval)
+    return max(1, math.ceil(interval * total_steps - 1e-9))  # 0.1 * 30 is 3.0000000000000004
 
 
 @dataclass(frozen=True)

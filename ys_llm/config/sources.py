@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm import __version__
-from ys_llm.config.conflicts import conflicts
+from ys_llm.config.conflicts import conflicts, later_of_budgets
 from ys_llm.config.environment import read_environment
 from ys_llm.config.renamed import is_earlier, take_renamed
 from ys_llm.config.schema import Config
@@ -211,6 +211,7 @@ class _Sources:
         """The configuration with the origin of each value."""
         for path, message in take_renamed(self._values):
             self.problems.append(f"{self._origin(path)}: {message}")
+        self._choose_budget()
         config = self.parse(Config)
         given, values = flatten(self._values), flatten(to_mapping(config))
         origins = {path: self._origin(path) if path in given else "default" for path in values}
@@ -219,6 +220,16 @@ class _Sources:
             conflicts(values, defaults=defaults, origins=origins, generated=self._generated)
         )
         return Resolved(config, origins, tuple(self._warnings))
+
+    def _choose_budget(self) -> None:
+        """Steps from a later source than the minutes replace them."""
+        train = self._values.get("train")
+        if not isinstance(train, dict) or not {"minutes", "max_steps"} <= train.keys():
+            return
+        origins = {name: self._origin(name) for name in ("train.minutes", "train.max_steps")}
+        if later_of_budgets(origins) == "train.max_steps":
+            train["minutes"] = None
+            self._origins["train.minutes"] = origins["train.max_steps"]
 
     def _origin(self, path: str) -> str:
         while path and path not in self._origins:

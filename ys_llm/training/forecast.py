@@ -1,12 +1,9 @@
 """`ys train --dry-run`: forecasts sizes, memory and time of a run; leaves nothing on disk.
 
-Sizes are counted, memory is forecast (`memory.py`), and time is measured in a burst: a few real
-steps of each stage, a part of an evaluation and one checkpoint, each multiplied by how often the
-plan has it. Text is read and encoded as for training, the shards into a temporary folder.
+Sizes are counted, memory is forecast (`memory.py`), and time is measured in a burst (`budget.py`).
+Text is read and encoded as for training, the shards into a temporary folder.
 """
 
-import math
-import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -17,11 +14,17 @@ import torch
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved
-from ys_llm.data.batches import batches_per_epoch, evaluation_span
+from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.split import load_split
-from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS, evaluate_tokens
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
-from ys_llm.runs.checkpoint import save_checkpoint
+from ys_llm.training.budget import (
+    duration,
+    measure,
+    minutes_line,
+    steps_within,
+    tokens_of,
+    with_steps,
+)
 from ys_llm.training.compute import process_settings, select_backends
 from ys_llm.training.memory import (
     FORECAST_ERROR,
@@ -35,25 +38,25 @@ from ys_llm.training.setup import (
     build,
     check_model,
     data_command,
+    has_saved_steps,
     saved_split,
-    with_saved_batch_size,
+    with_saved_choices,
 )
-from ys_llm.training.steps import forward_backward, optimizer_step
-from ys_llm.training.trainer import Run, TrainState, batch_plan, random_state
+from ys_llm.training.trainer import Run, batch_plan
 
-BURST_SECONDS = 4.0  # of steps for each stage, after a first one that warms up
 _MAPPED_AT_ONCE = 1 << 16  # bytes: one access to a mapped file brings in the pages around it
-EVALUATED_TOKENS = 30_000  # of one evaluation, scaled to all of its tokens
 
 
 @dataclass(frozen=True)
 class Preparation:
     """A run that is ready to train; how long this took, and how much memory.
 
+    `is_measured`: the steps that its minutes come to are known from an earlier session.
     `peak_growth` is how far memory rose above what it was before, `growth` what stayed.
     """
 
     run: Run
+    is_measured: bool
     seconds: float
     peak_growth: int
     growth: int
@@ -66,7 +69,7 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
     base = resident_bytes()
     check_model(resolved.config)
     check_checkpoints_exist(folder, resolved.config)
-    config = with_saved_batch_size(folder, resolved.config)
+    config = with_saved_choices(folder, resolved.config)
     check_config(folder, config)
     with (
         process_settings(config.train),
@@ -89,7 +92,8 @@ def _prepare(config: Config, folder: Path, scratch: Path, base: int) -> Preparat
     release_freed_memory()
     growth = max(0, resident_bytes() - base)
     run = replace(run, compute=select_backends(run.config.train, run.model, run.compute))
-    return Preparation(run, time.perf_counter() - began, peak_growth, growth)
+    is_measured = has_saved_steps(folder, config)
+    return Preparation(run, is_measured, time.perf_counter() - began, peak_growth, growth)
 
 
 def _forecast(prepared: Preparation, scratch: Path) -> Iterator[str]:
@@ -156,74 +160,16 @@ def _mapped_bytes(run: Run) -> int:
 
 
 def _times(prepared: Preparation, scratch: Path) -> Iterator[str]:
-    run, config = prepared.run, prepared.run.config.train
-    seconds = [_step_seconds(run, index) for index in range(len(config.plan))]
-    stepping = sum(stage.steps * each for stage, each in zip(config.plan, seconds, strict=True))
-    saved, evaluated = _saving_seconds(run, scratch), -(-config.total_steps // config.eval_interval)
-    evaluating = _evaluation_seconds(run, evaluated)
-    # Each evaluation is assumed to be the best so far: its weights, a third of a checkpoint, are
-    # published, and a checkpoint is saved.
-    both = config.total_steps // math.lcm(config.eval_interval, config.checkpoint_interval)
-    saves = 1 + evaluated + config.total_steps // config.checkpoint_interval - both
-    saving = saved * (saves + evaluated / 3)
-    total = prepared.seconds + stepping + evaluating + saving
-    tokens = sum(s.steps * s.seq_len * s.batch_size for s in config.plan) * config.grad_accum_steps
+    run, costs = prepared.run, measure(prepared.run, scratch)
+    config = run.config
+    if config.train.minutes is not None and not prepared.is_measured:
+        config = with_steps(config, steps_within(60 * config.train.minutes, costs, config))
+        yield minutes_line(config.train, costs)
+    parts = costs.seconds(config.train)
+    total, stepping = prepared.seconds + sum(parts.values()), parts.pop("steps")
     yield (
-        f"time         {_duration(total)}: preparing {_duration(prepared.seconds)}, "
-        f"{config.total_steps:,} steps {_duration(stepping)}, "
-        f"evaluations {_duration(evaluating)}, checkpoints {_duration(saving)}"
+        f"time         {duration(total)}: preparing {duration(prepared.seconds)}, "
+        f"{config.train.total_steps:,} steps {duration(stepping)}, "
+        + ", ".join(f"{part} {duration(seconds)}" for part, seconds in parts.items())
     )
-    yield f"speed        {tokens / stepping:,.0f} tokens/s"
-
-
-def _step_seconds(run: Run, stage_index: int) -> float:
-    """Median seconds of real steps of a stage, without the first, which warms up."""
-    plan, state, seconds = run.config.train.plan, TrainState(), list[float]()
-    state.progress.step = sum(stage.steps for stage in plan[:stage_index])
-    ends = time.perf_counter() + BURST_SECONDS
-    for _ in range(plan[stage_index].steps):
-        gradients = forward_backward(run, state)
-        seconds.append(optimizer_step(run, state, gradients)["step_seconds"])
-        if len(seconds) > 1 and time.perf_counter() > ends:
-            break
-    return statistics.median(seconds[1:] or seconds)
-
-
-def _evaluation_seconds(run: Run, evaluations: int) -> float:
-    """Seconds of this many evaluations, and of the last one over all held-out text."""
-    held_out, config = run.data.validation, run.config.train
-    if held_out is None:
-        return 0.0
-    seq_len = config.plan[-1].seq_len
-    began = time.perf_counter()
-    with run.compute.autocast():
-        result = evaluate_tokens(
-            run.model,
-            held_out,
-            seq_len=seq_len,
-            max_tokens=EVALUATED_TOKENS,
-            reset_at_document=run.config.data.reset_at_document,
-        )
-    per_token = (time.perf_counter() - began) / _tokens_read(result.tokens, seq_len)
-    one = evaluation_span(held_out, max_tokens=config.eval_tokens)[0]
-    read = evaluations * _tokens_read(one, seq_len) + _tokens_read(held_out.n_inputs, seq_len)
-    return per_token * read
-
-
-def _tokens_read(scored: int, seq_len: int) -> int:
-    """Each row of an evaluation reads one sequence length before the tokens that it scores."""
-    return scored + seq_len * max(1, min(EVALUATION_ROWS, scored // seq_len))
-
-
-def _saving_seconds(run: Run, scratch: Path) -> float:
-    """One checkpoint, written to the temporary folder."""
-    began = time.perf_counter()
-    tensors = random_state(run.device)
-    save_checkpoint(scratch, run.model, run.optimizer, progress={"step": 0}, tensors=tensors)
-    return time.perf_counter() - began
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:,.1f} min" if seconds < 6000 else f"{seconds / 3600:,.1f} h"
+    yield f"speed        {tokens_of(config.train) / stepping:,.0f} tokens/s"

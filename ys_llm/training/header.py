@@ -10,11 +10,10 @@ from ys_llm.training.trainer import Run, batch_plan
 
 
 def header_lines(run: Run) -> Iterator[str]:
-    """Tokenizer, data, baselines, model, cost and plan, one line each."""
+    """Tokenizer, data, baselines, model and cost, one line each."""
     config, model, data = run.config, run.model, run.data
-    stage, accumulated = config.train.plan[0], config.train.grad_accum_steps
+    stage = config.train.plan[0]
     parts = ", ".join(f"{part} {n:,}" for part, n in parameters_by_part(model).items())
-    epoch = batches_per_epoch(data.training, batch_plan(config, run.tokenizer, 0)) / accumulated
     held_out = data.validation.n_bytes if data.validation else 0
     yield f"tokenizer    {run.tokenizer.kind}, {run.tokenizer.vocab_size:,} tokens"
     yield (
@@ -29,7 +28,14 @@ def header_lines(run: Run) -> Iterator[str]:
         f"cost         {flops_per_token(model, stage.seq_len) / 1e6:.1f} MFLOP forward per token, "
         f"{state_bytes(model, batch_size=1, seq_len=stage.seq_len):,} bytes of state per sequence"
     )
-    yield (
+
+
+def plan_line(run: Run) -> str:
+    """The steps, once they are known, and the folder."""
+    config, stage = run.config, run.config.train.plan[0]
+    accumulated, plan = config.train.grad_accum_steps, batch_plan(config, run.tokenizer, 0)
+    epoch = batches_per_epoch(run.data.training, plan) / accumulated
+    return (
         f"plan         {run.total_steps:,} steps of "
         f"{stage.seq_len * stage.batch_size * accumulated:,} tokens, "
         f"{epoch:,.1f} steps per epoch; run folder {run.folder}"

@@ -8,7 +8,7 @@ sample of text.
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +16,6 @@ import torch
 from ys_llm.config.sources import Resolved
 from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
 from ys_llm.evaluation.bits_per_byte import evaluate_run, evaluate_tokens
-from ys_llm.inference.generate import complete
 from ys_llm.model.costs import parameter_count
 from ys_llm.runs import model_files
 from ys_llm.runs.folder import checkpoints, locked
@@ -31,18 +30,18 @@ from ys_llm.training.recovery.non_finite import (
     check_weights,
     roll_back,
 )
+from ys_llm.training.samples import sample_text
 from ys_llm.training.setup import set_up
 from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import (
     Run,
     TrainState,
     check_folder,
+    is_due,
     is_finished,
     save,
     stopped_early,
 )
-
-SAMPLE_TOKENS = 60
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,8 @@ def _loop(
             speed = gradients.tokens / row["step_seconds"]
             display.step(row, speed=speed, seconds_left=_seconds_left(run, state))
             stopping = stop.signal  # read once: a signal from here on waits for the next step
-            saving = stopping or last or progress.step % config.checkpoint_interval == 0
-            evaluating = last or progress.step % config.eval_interval == 0
+            saving = stopping or last or is_due(run, progress.step, config.checkpoint_interval)
+            evaluating = last or is_due(run, progress.step, config.eval_interval)
             if saving or evaluating:
                 check_weights(run.model)
                 release_freed_memory()
@@ -140,7 +139,7 @@ def _loop(
             metrics.truncate(state.progress.step)
             display.move_to(state.progress.step)
             continue
-        if config.sample_interval and progress.step % config.sample_interval == 0 and not last:
+        if is_due(run, progress.step, config.sample_interval) and not last:
             row["sample"] = _sample(run, state, display)
         metrics.write(row)
         if saving or progress.best_step == progress.step or stopped_early(run, state):
@@ -211,16 +210,7 @@ def _publish_if_none(run: Run, state: TrainState) -> None:
 
 
 def _sample(run: Run, state: TrainState, display: Progress) -> str:
-    """A sample of text; it has its own random generator, so that training is not disturbed."""
-    step = state.progress.step
-    pieces = complete(
-        run.model,
-        run.tokenizer,
-        run.data.sample_prompt,
-        sampling=replace(run.config.generate, max_tokens=SAMPLE_TOKENS, seed=step),
-        raw=not run.data.has_records,
-    )
-    text = "".join(pieces)
+    text = sample_text(run, seed=state.progress.step)
     display.log_line(f"sample       {run.data.sample_prompt.strip()[:200]!r} -> {text!r}")
     return text
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from ys_llm.config.schema import TrainConfig
+from ys_llm.config.schema import TrainConfig, in_steps
 from ys_llm.training.resume import Rollback
 
 _REPEATED_ROLLBACK = 4  # each rollback lowers the rate for this many times as long as the last one
@@ -19,7 +19,8 @@ def scheduled_rate(step: int, config: TrainConfig, *, total_steps: int) -> float
       constant_sqrt_cooldown   1 until the last `cooldown_fraction` of all steps, then with q its
                                share done  f + (1 - f)(1 - sqrt(q))           (Haegele et al. 2024)
     """
-    peak, warmup = config.learning_rate, min(config.warmup_steps, total_steps - 1)
+    peak, warmup = config.learning_rate, in_steps(config.warmup_steps, total_steps)
+    warmup = min(warmup, total_steps - 1)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     final = config.final_learning_rate / peak

@@ -23,8 +23,9 @@ from ys_llm.runs.folder import SPLIT, checkpoints, find_run, finish_clean, remov
 from ys_llm.runs.model_files import load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
 from ys_llm.system.lock import HeldLock
+from ys_llm.training.budget import fit_to_minutes, with_steps
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
-from ys_llm.training.header import header_lines, writers_text
+from ys_llm.training.header import header_lines, plan_line, writers_text
 from ys_llm.training.memory import check_fits, largest_batch_size, release_freed_memory
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
@@ -60,8 +61,9 @@ def set_up(
     """
     check_model(config)
     check_checkpoints_exist(folder, config)
-    config = with_saved_batch_size(folder, config)
-    changes = check_config(folder, config)
+    is_measured = has_saved_steps(folder, config)
+    config = with_saved_choices(folder, config)
+    check_config(folder, config)
     if resume_step is not None:
         check_resume_step(folder, resume_step)
     finish_clean(folder, corpus=Path(config.data.path))
@@ -86,6 +88,10 @@ def set_up(
     previous = previous_compute(before, run.device) if before else run.compute
     compute = select_backends(run.config.train, run.model, previous)
     run = replace(run, compute=compute, environment=environment_of(split, compute))
+    if config.train.minutes is not None and not is_measured:
+        run = fit_to_minutes(run)
+    log_line(plan_line(run))
+    changes = check_config(folder, run.config)
     _restore_or_initialise(run, state, saved)
     for line in (*changes, *environment_changes(before, run.environment)):
         log_line(f"changed      {line}")
@@ -117,12 +123,27 @@ def saved_split(folder: Path) -> SplitRecord | None:
     return SplitRecord.load(folder / SPLIT) if checkpoints(folder) else None
 
 
-def with_saved_batch_size(folder: Path, config: Config) -> Config:
-    """`batch_size: auto` is resolved once per run: on resume less memory may be free."""
-    if config.train.batch_size != "auto" or not checkpoints(folder):
+def has_saved_steps(folder: Path, config: Config) -> bool:
+    """Whether the run was measured for these minutes: resuming it, or again, changes no step."""
+    saved = folder / "config.yaml"
+    if config.train.minutes is None or not checkpoints(folder) or not saved.exists():
+        return False
+    return load_config(saved).config.train.minutes == config.train.minutes
+
+
+def with_saved_choices(folder: Path, config: Config) -> Config:
+    """What a run chooses once, by a measurement, it takes from its own configuration on resume.
+
+    That is `batch_size: auto`, for less memory may be free, and the steps of `minutes`.
+    """
+    measured = has_saved_steps(folder, config)
+    automatic = config.train.batch_size == "auto" and checkpoints(folder)
+    if not measured and not automatic:
         return config
-    saved = load_config(folder / "config.yaml").config.train.batch_size
-    return replace(config, train=replace(config.train, batch_size=saved))
+    saved = load_config(folder / "config.yaml").config.train
+    if automatic:
+        config = replace(config, train=replace(config.train, batch_size=saved.batch_size))
+    return with_steps(config, saved.total_steps) if measured else config
 
 
 def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[Run, TrainState]:

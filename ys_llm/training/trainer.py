@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ys_llm.config.schema import Config, Stage, TrainConfig
+from ys_llm.config.schema import Config, Stage, TrainConfig, in_steps
 from ys_llm.data.batches import Batch, BatchPlan, batch_at
 from ys_llm.data.shards import TokenShard
 from ys_llm.data.tokenizer import Tokenizer
@@ -92,6 +92,12 @@ def stopped_early(run: Run, state: TrainState) -> bool:
 def is_finished(run: Run, state: TrainState) -> bool:
     """Whether no step is left."""
     return state.progress.step >= run.total_steps or stopped_early(run, state)
+
+
+def is_due(run: Run, step: int, interval: float) -> bool:
+    """Whether what happens every `interval` (steps, or a share of them; 0 = never) follows step."""
+    steps = in_steps(interval, run.total_steps)
+    return steps > 0 and step % steps == 0
 
 
 class BatchPosition(NamedTuple):

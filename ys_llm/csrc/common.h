@@ -1,6 +1,7 @@
 // Shared by all kernels: vectors, bfloat16, barriers and the split of work among threads.
 //
-// Vec is 64 bytes wide on every processor; the compiler maps it to the available registers.
+// Vec is as wide as one register of the processor. A wider vector would be kept in memory: gcc
+// splits it into registers only in simple code.
 
 #pragma once
 
@@ -26,25 +27,37 @@ namespace ys {
 
 using bf16 = ys_bf16;
 
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64, REGISTERS = 32;
+#elif defined(__AVX__)
+constexpr int VECTOR_BYTES = 32, REGISTERS = 16;
+#elif defined(__aarch64__)
+constexpr int VECTOR_BYTES = 16, REGISTERS = 32;
+#else
+constexpr int VECTOR_BYTES = 16, REGISTERS = 16;
+#endif
+
 template <class Real>
 struct Lanes;
 template <>
 struct Lanes<float> {
-  typedef float V __attribute__((vector_size(64)));
-  static constexpr int n = 16;
+  typedef float V __attribute__((vector_size(VECTOR_BYTES)));
+  static constexpr int n = VECTOR_BYTES / 4;
 };
 template <>
 struct Lanes<double> {
-  typedef double V __attribute__((vector_size(64)));
-  static constexpr int n = 8;
+  typedef double V __attribute__((vector_size(VECTOR_BYTES)));
+  static constexpr int n = VECTOR_BYTES / 8;
 };
 template <class Real>
 using Vec = typename Lanes<Real>::V;
 // The type of sums and statistics of operands in Op.
 template <class Op>
 using RealOf = std::conditional_t<std::is_same<Op, double>::value, double, float>;
-typedef uint32_t U32 __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
+typedef uint32_t U32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint16_t U16 __attribute__((vector_size(VECTOR_BYTES / 2)));
+typedef int32_t I32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef int8_t I8 __attribute__((vector_size(VECTOR_BYTES / 4)));
 
 inline float widen(bf16 x) {
   uint32_t bits = uint32_t(x) << 16;
@@ -61,25 +74,54 @@ inline bf16 round_to_bf16(float x) {
   return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// load<Real>(p) reads a vector of Real from Real or bf16 memory; store is its inverse.
+// Vectors of 16- and 8-bit numbers as wide as V<float>. gcc converts them one by one where it is not
+// told the instruction.
+inline U32 widen_u16(const void* p) {
+#if defined(__AVX512F__)
+  return (U32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+#elif defined(__AVX2__)
+  return (U32)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#else
+  U16 half;
+  std::memcpy(&half, p, sizeof half);
+  return __builtin_convertvector(half, U32);
+#endif
+}
+inline Vec<float> widen_i8(const int8_t* p) {
+#if defined(__AVX512F__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return (Vec<float>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return (Vec<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#else
+  I8 bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(__builtin_convertvector(bytes, I32), Vec<float>);
+#endif
+}
+
+// load<Real>(p) reads a vector of Real from Real, bf16 or int8 memory; store is its inverse.
 template <class Real>
 inline Vec<Real> load(const Real* p) {
   Vec<Real> v;
-  std::memcpy(&v, p, 64);
+  std::memcpy(&v, p, VECTOR_BYTES);
   return v;
 }
 template <class Real>
 inline Vec<float> load(const bf16* p) {
-  U16 half;
-  std::memcpy(&half, p, 32);
-  U32 bits = __builtin_convertvector(half, U32) << 16;
+  const U32 bits = widen_u16(p) << 16;
   Vec<float> v;
-  std::memcpy(&v, &bits, 64);
+  std::memcpy(&v, &bits, VECTOR_BYTES);
   return v;
 }
 template <class Real>
+inline Vec<float> load(const int8_t* p) {
+  return widen_i8(p);
+}
+template <class Real>
 inline void store(Real* p, Vec<Real> v) {
-  std::memcpy(p, &v, 64);
+  std::memcpy(p, &v, VECTOR_BYTES);
 }
 inline void store(bf16* p, Vec<float> v) {
 #if defined(__AVX512BF16__)
@@ -87,12 +129,18 @@ inline void store(bf16* p, Vec<float> v) {
   std::memcpy(p, &half, 32);
 #else
   U32 bits;
-  std::memcpy(&bits, &v, 64);
+  std::memcpy(&bits, &v, VECTOR_BYTES);
   U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   U32 is_nan = (U32)(v != v);
   rounded = (is_nan & 0x7fc0) | (~is_nan & rounded);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i pairs = _mm256_packus_epi32((__m256i)rounded, (__m256i)rounded);
+  const __m128i half = _mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0b1000));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), half);
+#else
   U16 half = __builtin_convertvector(rounded, U16);
-  std::memcpy(p, &half, 32);
+  std::memcpy(p, &half, sizeof half);
+#endif
 #endif
 }
 // Non-temporal store, for data that would be evicted from the caches before it is read again. `p`
@@ -107,13 +155,16 @@ inline void store_streaming(T* p, Vec<Real> v) {
   } else {
     _mm512_stream_si512((__m512i*)p, (__m512i)v);
   }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same<T, bf16>::value) store(p, v);
+  else _mm256_stream_si256((__m256i*)p, (__m256i)v);
 #else
   store(p, v);
 #endif
 }
 template <class T>
 inline bool is_aligned(const T* p) {
-  return reinterpret_cast<uintptr_t>(p) % 64 == 0;
+  return reinterpret_cast<uintptr_t>(p) % VECTOR_BYTES == 0;
 }
 
 inline float load_one(const float* p) { return *p; }
@@ -139,23 +190,27 @@ inline void store_part(T* p, Vec<Real> v, int64_t left) {
 
 template <class Real>
 inline Vec<Real> broadcast(Real x) {
-  return Vec<Real>{} + x;
+  return x - Vec<Real>{};  // x + 0 would be an addition: -0 + 0 is not -0
 }
-// The sum of the lanes, halves first, so that the order is the same on every processor.
+// The sum of the lanes: the upper half is added to the lower one until one number is left.
+template <int bytes, class Real, class V>
+inline Real fold(V v) {
+  if constexpr (bytes == sizeof(Real)) {
+    return v[0];
+  } else if constexpr (bytes == 2 * sizeof(Real)) {
+    return v[0] + v[1];
+  } else {
+    typedef Real Half __attribute__((vector_size(bytes / 2)));
+    Half low, high;
+    std::memcpy(&low, &v, bytes / 2);
+    std::memcpy(&high, reinterpret_cast<const char*>(&v) + bytes / 2, bytes / 2);
+    return fold<bytes / 2, Real>(Half(low + high));
+  }
+}
 template <class Real>
 inline Real sum(Vec<Real> v) {
-  alignas(64) Real lanes[Lanes<Real>::n];
-  store(lanes, v);
-  for (int half = Lanes<Real>::n / 2; half; half /= 2)
-    for (int i = 0; i < half; i++) lanes[i] += lanes[i + half];
-  return lanes[0];
+  return fold<VECTOR_BYTES, Real>(v);
 }
-#if defined(__AVX512F__)
-template <>
-inline float sum<float>(Vec<float> v) {
-  return _mm512_reduce_add_ps((__m512)v);
-}
-#endif
 
 // All threads of a group arrive before any continues. They spin: a step takes microseconds.
 class Barrier {

@@ -1,7 +1,7 @@
 // Matmuls of a few rows with a matrix that is packed once and used many times.
 //
-// out (rows x N) = x (rows x K) @ W (K x N). W is stored in panels of NR columns, each contiguous
-// and padded with zeros to NR. In bfloat16 two rows k, k + 1 are interleaved, as AVX512-BF16 and
+// out (rows x N) = x (rows x K) @ W (K x N). W is stored in panels of NR columns (two registers),
+// each contiguous and padded with zeros to NR. In bfloat16 two rows k, k + 1 are interleaved, as AVX512-BF16 and
 // AMX read them:
 //     panel[k / 2][column][k % 2]   in bf16         panel[k][column]   otherwise
 // Sums are in float (in double for double), whatever the operands are.
@@ -168,89 +168,114 @@ inline void amx_matmul(const bf16* x, int64_t ldx, int64_t rows, const bf16* pan
 }
 #endif
 
-// MR rows x NR columns of the result, accumulated in registers.
-template <class Op, int MR>
+// The rows of a register block. Its sums take all registers but those of two vectors of the panel and
+// one of x, or twice as many where bf16 is widened.
+#if defined(__AVX512BF16__)
+template <class Op>
+constexpr int USED = 3;
+#else
+template <class Op>
+constexpr int USED = std::is_same<Op, bf16>::value ? 6 : 3;
+#endif
+template <class Op>
+constexpr int MR = std::min(12, (REGISTERS - USED<Op>) / 2);
+
+template <class Op, int R>
+using Sums = Vec<RealOf<Op>>[R][2];
+
+template <class Real, int R>
+inline void add_products(const Real* x, int64_t ldx, const Real* panel, int64_t k,
+                         Sums<Real, R>& acc) {
+  constexpr int n = Lanes<Real>::n;
+  for (int64_t i = 0; i < k; i++) {
+    const Vec<Real> left = load(panel + i * 2 * n), right = load(panel + i * 2 * n + n);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const Vec<Real> a = broadcast(x[r * ldx + i]);
+      acc[r][0] += a * left;
+      acc[r][1] += a * right;
+    }
+  }
+}
+
+template <int R>
+inline void add_products(const bf16* x, int64_t ldx, const bf16* panel, int64_t k,
+                         Sums<bf16, R>& acc) {
+  for (int64_t i = 0; i < k; i += 2) {
+    const bf16* row = panel + i * NR<bf16>;
+    const bool odd = i + 1 == k;
+#if defined(__AVX512BF16__)
+    const __m512bh left = (__m512bh)_mm512_loadu_si512(row),
+                   right = (__m512bh)_mm512_loadu_si512(row + 32);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      int32_t pair = x[r * ldx + i];
+      if (!odd) std::memcpy(&pair, x + r * ldx + i, 4);
+      const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
+      acc[r][0] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][0], a, left);
+      acc[r][1] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][1], a, right);
+    }
+#else
+    U32 bits[2];
+    std::memcpy(bits, row, sizeof bits);
+    Vec<float> even[2], uneven[2];
+    for (int v = 0; v < 2; v++) {
+      even[v] = (Vec<float>)(bits[v] << 16);
+      uneven[v] = (Vec<float>)(bits[v] & 0xffff0000u);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; r++) {
+      const Vec<float> a = broadcast(widen(x[r * ldx + i])),
+                       b = broadcast(odd ? 0.0f : widen(x[r * ldx + i + 1]));
+      acc[r][0] += a * even[0];
+      acc[r][1] += a * even[1];
+      acc[r][0] += b * uneven[0];
+      acc[r][1] += b * uneven[1];
+    }
+#endif
+  }
+}
+
+// R rows x `width` columns of the result, accumulated in registers.
+template <class Op, int R>
 inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<Op>* out,
                   int64_t ldo, int64_t width, bool accumulate) {
   using Real = RealOf<Op>;
   constexpr int n = Lanes<Real>::n;
-  Vec<Real> acc[MR][2];
+  const bool whole = width >= NR<Op>;
+  Sums<Op, R> acc;
 #pragma GCC unroll 16
-  for (int r = 0; r < MR; r++) acc[r][0] = acc[r][1] = Vec<Real>{};
-  if constexpr (!std::is_same<Op, bf16>::value) {
-    for (int64_t i = 0; i < k; i++) {
-      Vec<Real> left = load(panel + i * 2 * n), right = load(panel + i * 2 * n + n);
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < 2; v++)
+      acc[r][v] = whole && accumulate ? load(out + r * ldo + v * n) : Vec<Real>{};
+  add_products(x, ldx, panel, k, acc);
 #pragma GCC unroll 16
-      for (int r = 0; r < MR; r++) {
-        Vec<Real> a = broadcast(x[r * ldx + i]);
-        acc[r][0] += a * left;
-        acc[r][1] += a * right;
-      }
+  for (int r = 0; r < R; r++) {
+    Real* to = out + r * ldo;
+    if (whole) {
+      store(to, acc[r][0]);
+      store(to + n, acc[r][1]);
+    } else {
+      Real row[NR<Op>];
+      store(row, acc[r][0]);
+      store(row + n, acc[r][1]);
+      for (int64_t c = 0; c < width; c++) to[c] = (accumulate ? to[c] : 0) + row[c];
     }
-  } else {
-    for (int64_t i = 0; i < k; i += 2) {
-      const bf16* row = panel + i * 32;
-      const bool odd = i + 1 == k;
-#if defined(__AVX512BF16__)
-      __m512bh left = (__m512bh)_mm512_loadu_si512(row),
-               right = (__m512bh)_mm512_loadu_si512(row + 32);
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; r++) {
-        int32_t pair = x[r * ldx + i];
-        if (!odd) std::memcpy(&pair, x + r * ldx + i, 4);
-        __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
-        acc[r][0] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][0], a, left);
-        acc[r][1] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][1], a, right);
-      }
-#else
-      U32 bits[2];
-      std::memcpy(bits, row, 128);
-      Vec<float> even[2], uneven[2];
-      for (int v = 0; v < 2; v++) {
-        even[v] = (Vec<float>)(bits[v] << 16);
-        uneven[v] = (Vec<float>)(bits[v] & 0xffff0000u);
-      }
-#pragma GCC unroll 16
-      for (int r = 0; r < MR; r++) {
-        Vec<float> a = broadcast(widen(x[r * ldx + i])),
-                   b = broadcast(odd ? 0.0f : widen(x[r * ldx + i + 1]));
-        acc[r][0] += a * even[0] + b * uneven[0];
-        acc[r][1] += a * even[1] + b * uneven[1];
-      }
-#endif
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; r++)
-    for (int v = 0; v < 2; v++) {
-      Real* to = out + r * ldo + v * n;
-      if (width >= (v + 1) * n) {
-        store(to, accumulate ? load(to) + acc[r][v] : acc[r][v]);
-      } else {
-        for (int64_t c = 0; c < width - v * n; c++) to[c] = (accumulate ? to[c] : 0) + acc[r][v][c];
-      }
-    }
-}
-
-template <class Op, int MR>
-inline void last_rows(int64_t rows, const Op* x, int64_t ldx, const Op* panel, int64_t k,
-                      RealOf<Op>* out, int64_t ldo, int64_t width, bool accumulate) {
-  if constexpr (MR > 0) {
-    if (rows == MR) block<Op, MR>(x, ldx, panel, k, out, ldo, width, accumulate);
-    else last_rows<Op, MR - 1>(rows, x, ldx, panel, k, out, ldo, width, accumulate);
   }
 }
 
-#if defined(__AVX512F__)
-constexpr int MR = 12;  // 24 of 32 registers hold sums
-#elif defined(__aarch64__)
-constexpr int MR = 3;  // a vector is four of its registers
-#else
-constexpr int MR = 3;  // a vector is two of its 16
-#endif
+template <class Op, int R>
+inline void block_of(int64_t rows, const Op* x, int64_t ldx, const Op* panel, int64_t k,
+                     RealOf<Op>* out, int64_t ldo, int64_t width, bool accumulate) {
+  if constexpr (R > 0) {
+    if (rows == R) block<Op, R>(x, ldx, panel, k, out, ldo, width, accumulate);
+    else block_of<Op, R - 1>(rows, x, ldx, panel, k, out, ldo, width, accumulate);
+  }
+}
 
 // out[:, 0:columns] = x @ W[:, 0:columns]; `accumulate` adds to out. `panels` may begin at any
-// panel.
+// panel. Rows are divided into blocks of nearly equal size: a small last block would leave the
+// arithmetic units waiting for each other's sums.
 template <class Op>
 void matmul(const Op* x, int64_t ldx, int64_t rows, const Op* panels, int64_t k, int64_t columns,
             RealOf<Op>* out, int64_t ldo, bool accumulate) {
@@ -259,13 +284,15 @@ void matmul(const Op* x, int64_t ldx, int64_t rows, const Op* panels, int64_t k,
     if (k % 32 == 0 && amx_is_allowed())
       return amx_matmul(x, ldx, rows, panels, k, columns, out, ldo, accumulate);
 #endif
+  const int64_t blocks = (rows + MR<Op> - 1) / MR<Op>;
   for (int64_t column = 0; column < columns; column += NR<Op>) {
     const Op* panel = panels + column / NR<Op> * panel_size<Op>(k);
-    int64_t width = std::min<int64_t>(NR<Op>, columns - column), row = 0;
-    for (; row + MR <= rows; row += MR)
-      block<Op, MR>(x + row * ldx, ldx, panel, k, out + row * ldo + column, ldo, width, accumulate);
-    last_rows<Op, MR - 1>(rows - row, x + row * ldx, ldx, panel, k, out + row * ldo + column, ldo,
-                          width, accumulate);
+    const int64_t width = std::min<int64_t>(NR<Op>, columns - column);
+    for (int64_t i = 0; i < blocks; i++) {
+      const Range some = share(rows, 1, blocks, i);
+      block_of<Op, MR<Op>>(some.size(), x + some.begin * ldx, ldx, panel, k,
+                           out + some.begin * ldo + column, ldo, width, accumulate);
+    }
   }
 }
 

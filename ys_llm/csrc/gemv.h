@@ -10,123 +10,35 @@
 
 namespace ys {
 
-// Sums are vectors of the processor's own width: gcc keeps wider ones in memory instead of
-// registers, which takes up to ten times as long as reading the weights.
-#if defined(__AVX512F__)
-constexpr int REGISTER_BYTES = 64, MAX_SUMS = 16;  // sums: how many fit into registers
-#elif defined(__AVX__)
-constexpr int REGISTER_BYTES = 32, MAX_SUMS = 8;
-#else
-constexpr int REGISTER_BYTES = 16, MAX_SUMS = 8;
-#endif
+constexpr int MAX_SUMS = REGISTERS / 2;  // sums that fit into registers beside what they are made of
 constexpr int VECTORS_AT_ONCE = MAX_SUMS < 16 ? 2 : 4;
 
-template <class Real>
-struct Register;
-template <>
-struct Register<float> {
-  typedef float V __attribute__((vector_size(REGISTER_BYTES)));
-};
-template <>
-struct Register<double> {
-  typedef double V __attribute__((vector_size(REGISTER_BYTES)));
-};
-template <class Real>
-using Reg = typename Register<Real>::V;
-template <class Real>
-constexpr int REG_LANES = REGISTER_BYTES / int(sizeof(Real));
-
-// load_reg(p) reads one register of Real from Real, bf16 or int8 memory.
-inline Reg<float> load_reg(const float* p) {
-  Reg<float> v;
-  std::memcpy(&v, p, REGISTER_BYTES);
-  return v;
-}
-inline Reg<double> load_reg(const double* p) {
-  Reg<double> v;
-  std::memcpy(&v, p, REGISTER_BYTES);
-  return v;
-}
-#if defined(__AVX512F__)
-inline Reg<float> load_reg(const int8_t* p) {
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return (Reg<float>)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
-inline Reg<float> load_reg(const bf16* p) {
-  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  return (Reg<float>)_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16);
-}
-#elif defined(__AVX2__)
-inline Reg<float> load_reg(const int8_t* p) {
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  return (Reg<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-}
-inline Reg<float> load_reg(const bf16* p) {
-  const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return (Reg<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16);
-}
-#else
-typedef int32_t RegInt __attribute__((vector_size(REGISTER_BYTES)));
-inline Reg<float> load_reg(const int8_t* p) {
-  typedef int8_t Bytes __attribute__((vector_size(REGISTER_BYTES / 4)));
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(__builtin_convertvector(bytes, RegInt), Reg<float>);
-}
-inline Reg<float> load_reg(const bf16* p) {
-  typedef bf16 Halves __attribute__((vector_size(REGISTER_BYTES / 2)));
-  Halves halves;
-  std::memcpy(&halves, p, sizeof halves);
-  return (Reg<float>)(__builtin_convertvector(halves, RegInt) << 16);
-}
-#endif
-
-// The first n numbers, fewer than a register holds, then zeros.
+// The first n numbers, fewer than a vector holds, then zeros.
 template <class Real, class W>
-inline Reg<Real> load_reg_part(const W* p, int64_t n) {
-  W padded[REG_LANES<Real>] = {};
+inline Vec<Real> load_first(const W* p, int64_t n) {
+  W padded[Lanes<Real>::n] = {};
   std::memcpy(padded, p, size_t(n) * sizeof(W));
-  return load_reg(padded);
+  return load<Real>(padded);
 }
 
-// The sum of the lanes: upper half onto lower half until one number is left.
-template <int bytes, class Real, class V>
-inline Real fold(V v) {
-  if constexpr (bytes == sizeof(Real)) {
-    return v[0];
-  } else if constexpr (bytes == 2 * sizeof(Real)) {
-    return v[0] + v[1];
-  } else {
-    typedef Real Half __attribute__((vector_size(bytes / 2)));
-    Half low, high;
-    std::memcpy(&low, &v, bytes / 2);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + bytes / 2, bytes / 2);
-    return fold<bytes / 2, Real>(Half(low + high));
-  }
-}
+// The sums of eight registers, each in the order of `sum`, at a third of its cost.
 template <class Real>
-inline Real sum_reg(Reg<Real> v) {
-  return fold<REGISTER_BYTES, Real>(v);
-}
-
-// The sums of eight registers, each in the order of `sum_reg`, at a third of its cost.
-template <class Real>
-inline void sum_eight(const Reg<Real>* v, Real* sums) {
-  for (int i = 0; i < 8; i++) sums[i] = sum_reg<Real>(v[i]);
+inline void sum_eight(const Vec<Real>* v, Real* sums) {
+  for (int i = 0; i < 8; i++) sums[i] = sum<Real>(v[i]);
 }
 #if defined(__AVX512F__) && defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define SHUFFLE __builtin_shufflevector
 template <>
-inline void sum_eight<float>(const Reg<float>* v, float* sums) {
-  Reg<float> a[4], b[2];
+inline void sum_eight<float>(const Vec<float>* v, float* sums) {
+  Vec<float> a[4], b[2];
   for (int i = 0; i < 4; i++)  // of registers i and i + 4: 8 partial sums each
     a[i] = SHUFFLE(v[i], v[i + 4], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
            SHUFFLE(v[i], v[i + 4], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
   for (int i = 0; i < 2; i++)  // of i, i + 2, i + 4, i + 6: 4 each
     b[i] = SHUFFLE(a[i], a[i + 2], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
            SHUFFLE(a[i], a[i + 2], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-  const Reg<float> c =
+  const Vec<float> c =
       SHUFFLE(b[0], b[1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
       SHUFFLE(b[0], b[1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
   for (int i = 0; i < 8; i++) sums[i] = c[2 * i] + c[2 * i + 1];
@@ -138,29 +50,29 @@ inline void sum_eight<float>(const Reg<float>* v, float* sums) {
 // dots[r][b] = row r of w (n numbers) . x[b], for R rows and B vectors.
 template <int R, int B, class Real, class W>
 inline void dot_block(const W* w, int64_t n, const Real* const* x, Real (*dots)[B]) {
-  constexpr int lanes = REG_LANES<Real>;
-  Reg<Real> sums[R][B] = {};
+  constexpr int lanes = Lanes<Real>::n;
+  Vec<Real> sums[R][B] = {};
   int64_t i = 0;
   const char* next = reinterpret_cast<const char*>(w + R * n);  // the rows after these
   for (; i + lanes <= n; i += lanes) {
     for (size_t line = 0; sizeof(W) < 4 && line < R * lanes * sizeof(W); line += 64)
       __builtin_prefetch(next + line);
     next += R * lanes * sizeof(W);
-    Reg<Real> part[B];
-    for (int b = 0; b < B; b++) part[b] = load_reg(x[b] + i);
+    Vec<Real> part[B];
+    for (int b = 0; b < B; b++) part[b] = load<Real>(x[b] + i);
     for (int r = 0; r < R; r++) {
-      const Reg<Real> row = load_reg(w + r * n + i);
+      const Vec<Real> row = load<Real>(w + r * n + i);
       for (int b = 0; b < B; b++) sums[r][b] += row * part[b];
     }
   }
   if (i < n)
     for (int r = 0; r < R; r++) {
-      const Reg<Real> row = load_reg_part<Real>(w + r * n + i, n - i);
-      for (int b = 0; b < B; b++) sums[r][b] += row * load_reg_part<Real>(x[b] + i, n - i);
+      const Vec<Real> row = load_first<Real>(w + r * n + i, n - i);
+      for (int b = 0; b < B; b++) sums[r][b] += row * load_first<Real>(x[b] + i, n - i);
     }
   int done = 0;
   for (; done + 8 <= R * B; done += 8) sum_eight<Real>(&sums[0][0] + done, &dots[0][0] + done);
-  for (; done < R * B; done++) (&dots[0][0])[done] = sum_reg<Real>((&sums[0][0])[done]);
+  for (; done < R * B; done++) (&dots[0][0])[done] = sum<Real>((&sums[0][0])[done]);
 }
 
 // One vector for each sequence, or for some of them.

@@ -51,12 +51,11 @@ inline Vec<float> exponential(Vec<float> x) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
 #else
-  typedef int32_t I32 __attribute__((vector_size(64)));
   I32 bits, power;
-  std::memcpy(&bits, &p, 64);
-  std::memcpy(&power, &shifted, 64);
+  std::memcpy(&bits, &p, sizeof bits);
+  std::memcpy(&power, &shifted, sizeof power);
   bits += power << 23;
-  std::memcpy(&r, &bits, 64);
+  std::memcpy(&r, &bits, sizeof r);
   return x == x ? r : x;
 #endif
 }

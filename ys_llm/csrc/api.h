@@ -93,6 +93,20 @@ void ys_cross_entropy_b(ys_bf16* logits, const float* bias, const int64_t* targe
 // total += x.
 void ys_add_to_fb(float* total, const ys_bf16* x, int64_t count, int64_t threads);
 
+// In linear.cpp: large matmuls in float32.
+
+// out = x @ W: x is rows x k, its rows stride_x apart; W, k x m, is packed by ys_pack; out is
+// rows x m.
+void ys_matmul_f(const float* x, int64_t stride_x, const float* packed, int64_t rows, int64_t k,
+                 int64_t m, float* out, int64_t threads);
+// Numbers of `packed` for ys_weight_grad_f.
+int64_t ys_weight_grad_workspace_f(int64_t k);
+// out (k x m) = x^T dy, of rows x k and rows x m numbers. `sums` is workspace for k x m numbers, m
+// rounded up to a panel: ys_packed_size.
+void ys_weight_grad_f(const float* x, int64_t stride_x, const float* dy, int64_t stride_dy,
+                      int64_t rows, int64_t k, int64_t m, float* packed, float* sums, float* out,
+                      int64_t threads);
+
 // In weight_grad.cpp: the gradient of a large matrix, on AMX.
 
 // Whether this processor can run ys_weight_grad (AMX).

@@ -183,23 +183,25 @@ constexpr int MR = std::min(12, (REGISTERS - USED<Op>) / 2);
 template <class Op, int R>
 using Sums = Vec<RealOf<Op>>[R][2];
 
+// acc += x @ panel; the number of row r and column i is x[r * step_row + i * step].
 template <class Real, int R>
-inline void add_products(const Real* x, int64_t ldx, const Real* panel, int64_t k,
-                         Sums<Real, R>& acc) {
+inline __attribute__((always_inline)) void add_products(const Real* x, int64_t step_row,
+                                                        int64_t step, const Real* panel, int64_t k,
+                                                        Sums<Real, R>& acc) {
   constexpr int n = Lanes<Real>::n;
   for (int64_t i = 0; i < k; i++) {
     const Vec<Real> left = load(panel + i * 2 * n), right = load(panel + i * 2 * n + n);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const Vec<Real> a = broadcast(x[r * ldx + i]);
+      const Vec<Real> a = broadcast(x[r * step_row + i * step]);
       acc[r][0] += a * left;
       acc[r][1] += a * right;
     }
   }
 }
 
-template <int R>
-inline void add_products(const bf16* x, int64_t ldx, const bf16* panel, int64_t k,
+template <class, int R>
+inline void add_products(const bf16* x, int64_t step_row, int64_t, const bf16* panel, int64_t k,
                          Sums<bf16, R>& acc) {
   for (int64_t i = 0; i < k; i += 2) {
     const bf16* row = panel + i * NR<bf16>;
@@ -209,8 +211,8 @@ inline void add_products(const bf16* x, int64_t ldx, const bf16* panel, int64_t 
                    right = (__m512bh)_mm512_loadu_si512(row + 32);
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      int32_t pair = x[r * ldx + i];
-      if (!odd) std::memcpy(&pair, x + r * ldx + i, 4);
+      int32_t pair = x[r * step_row + i];
+      if (!odd) std::memcpy(&pair, x + r * step_row + i, 4);
       const __m512bh a = (__m512bh)_mm512_set1_epi32(pair);
       acc[r][0] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][0], a, left);
       acc[r][1] = (Vec<float>)_mm512_dpbf16_ps((__m512)acc[r][1], a, right);
@@ -225,8 +227,8 @@ inline void add_products(const bf16* x, int64_t ldx, const bf16* panel, int64_t 
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; r++) {
-      const Vec<float> a = broadcast(widen(x[r * ldx + i])),
-                       b = broadcast(odd ? 0.0f : widen(x[r * ldx + i + 1]));
+      const Vec<float> a = broadcast(widen(x[r * step_row + i])),
+                       b = broadcast(odd ? 0.0f : widen(x[r * step_row + i + 1]));
       acc[r][0] += a * even[0];
       acc[r][1] += a * even[1];
       acc[r][0] += b * uneven[0];
@@ -248,7 +250,7 @@ inline void block(const Op* x, int64_t ldx, const Op* panel, int64_t k, RealOf<O
   for (int r = 0; r < R; r++)
     for (int v = 0; v < 2; v++)
       acc[r][v] = whole && accumulate ? load(out + r * ldo + v * n) : Vec<Real>{};
-  add_products(x, ldx, panel, k, acc);
+  add_products<Op, R>(x, ldx, 1, panel, k, acc);
 #pragma GCC unroll 16
   for (int r = 0; r < R; r++) {
     Real* to = out + r * ldo;

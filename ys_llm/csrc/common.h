@@ -74,8 +74,8 @@ inline bf16 round_to_bf16(float x) {
   return bf16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// Vectors of 16- and 8-bit numbers as wide as V<float>. gcc converts them one by one where it is not
-// told the instruction.
+// Vectors of 16- and 8-bit numbers as wide as V<float>. gcc converts them one by one where it is
+// not told the instruction.
 inline U32 widen_u16(const void* p) {
 #if defined(__AVX512F__)
   return (U32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));

@@ -1,8 +1,8 @@
 // Matmuls of a few rows with a matrix that is packed once and used many times.
 //
 // out (rows x N) = x (rows x K) @ W (K x N). W is stored in panels of NR columns (two registers),
-// each contiguous and padded with zeros to NR. In bfloat16 two rows k, k + 1 are interleaved, as AVX512-BF16 and
-// AMX read them:
+// each contiguous and padded with zeros to NR. In bfloat16 two rows k, k + 1 are interleaved, as
+// AVX512-BF16 and AMX read them:
 //     panel[k / 2][column][k % 2]   in bf16         panel[k][column]   otherwise
 // Sums are in float (in double for double), whatever the operands are.
 
@@ -168,8 +168,8 @@ inline void amx_matmul(const bf16* x, int64_t ldx, int64_t rows, const bf16* pan
 }
 #endif
 
-// The rows of a register block. Its sums take all registers but those of two vectors of the panel and
-// one of x, or twice as many where bf16 is widened.
+// The rows of a register block. Its sums take all registers but those of two vectors of the panel
+// and one of x, or twice as many where bf16 is widened.
 #if defined(__AVX512BF16__)
 template <class Op>
 constexpr int USED = 3;

@@ -10,7 +10,8 @@
 
 namespace ys {
 
-constexpr int MAX_SUMS = REGISTERS / 2;  // sums that fit into registers beside what they are made of
+constexpr int MAX_SUMS =
+    REGISTERS / 2;  // sums that fit into registers beside what they are made of
 constexpr int VECTORS_AT_ONCE = MAX_SUMS < 16 ? 2 : 4;
 
 // The first n numbers, fewer than a vector holds, then zeros.

@@ -1,15 +1,16 @@
 // Large matmuls in float32, for linear layers: y = x W, and the gradient of W, x^T dy.
 //
-// Each result is the sum of its products in the order of k (of rows, for the gradient), whatever the
-// number of threads.
+// Each result is the sum of its products in the order of k (of rows, for the gradient), whatever
+// the number of threads.
 
 #include "gemm.h"
 
 namespace ys {
 namespace {
 
-constexpr int64_t ROWS = 16 * MR<float>;  // of x at a time: they stay in the L2 cache for all panels
-constexpr int64_t DEPTH = 1024;           // of k at a time: rows of x and a panel of this size, too
+constexpr int64_t ROWS =
+    16 * MR<float>;              // of x at a time: they stay in the L2 cache for all panels
+constexpr int64_t DEPTH = 1024;  // of k at a time: rows of x and a panel of this size, too
 
 void multiply(const float* x, int64_t stride_x, int64_t rows, const float* packed, int64_t k,
               int64_t m, float* out) {

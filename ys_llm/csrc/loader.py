@@ -37,9 +37,11 @@ from ys_llm.system.lock import wait_for_lock
 SOURCES = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-fopenmp"),
+    *("-std=c++17", "-O3", "-fPIC", "-fopenmp"),
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
+# What the compiler may use of the processor under YS_CPU_LEVEL.
+_LEVELS = {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
 _COMPILE_SECONDS = 300  # per source; 8 s is usual
 _INSTALL = "Install a C++ compiler (Debian: apt install g++)"
 _C_TYPES = {
@@ -91,7 +93,7 @@ class Library:
 
 def load(*, flags: tuple[str, ...] = ()) -> Library | None:
     """The library if it is compiled already, else None. Cheap after the first call."""
-    found = _load(SOURCES, kernels_folder(), flags)
+    found = _load(SOURCES, kernels_folder(), (_march(), *flags))
     return found if isinstance(found, Library) else None
 
 
@@ -102,6 +104,7 @@ def build_or_explain(
 
     `announce` is called with one line before anything is compiled.
     """
+    flags = (_march(), *flags)
     found = _load(SOURCES, kernels_folder(), flags)
     if isinstance(found, Library):
         return found
@@ -139,6 +142,11 @@ def unavailable_reason(*, flags: tuple[str, ...] = ()) -> str:
     """The problem of `unavailable` in a few words; empty where there is none."""
     found = unavailable(flags=flags)
     return "" if found is None else found.problem
+
+
+def _march() -> str:
+    """What of the processor the compiler may use; a later -march among the flags wins."""
+    return _LEVELS.get(os.environ.get(machine.CPU_LEVEL, ""), "-march=native")
 
 
 def compiler_version() -> str:

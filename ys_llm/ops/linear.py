@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ys_llm.ops.matmul import matmul
 from ys_llm.ops.precision import compute_dtype
 from ys_llm.ops.weight_grad import weight_grad
 
@@ -73,14 +74,14 @@ class _Linear(torch.autograd.Function):
         x_NK, weight_used = x.reshape(-1, x.shape[-1]), weight.to(x.dtype)
         ctx.save_for_backward(x_NK, weight_used)
         ctx.dtype, ctx.shape = weight.dtype, x.shape
-        return (x_NK @ weight_used.t()).view(*x.shape[:-1], -1)
+        return matmul(x_NK, weight_used.t()).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """dx and dW, each where it is needed."""
         x_NK, weight_used = ctx.saved_tensors
         dy_NM = grads[0].reshape(-1, grads[0].shape[-1])
-        d_x = (dy_NM @ weight_used).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        d_x = matmul(dy_NM, weight_used).view(ctx.shape) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:  # frozen, as under an adapter
             return d_x, None
         return d_x, weight_grad(dy_NM, x_NK).to(ctx.dtype)

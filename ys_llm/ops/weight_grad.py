@@ -3,7 +3,8 @@
     dW = x^T dy          x: N x K, dy: N x M, dW: K x M, for y = x W
 
 For large matrices in bfloat16 on a CPU with AMX the compiled kernel takes 0.7 of the time of
-torch's matmul, and its sums stay float32: torch rounds them to bfloat16.
+torch's matmul, and its sums stay float32: torch rounds them to bfloat16. In float32 there is a
+kernel for the processors that `ops/matmul.py` names.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
+from ys_llm.ops.matmul import kernel_pays
 
 _SIDE = 32  # of the kernel's blocks
 _FEWEST_ROWS = 256
@@ -45,8 +47,27 @@ def cpp(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     return out
 
 
+def cpp_f32(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
+    """As `reference`, by the float32 kernel: on a CPU, rows contiguous."""
+    library = loader.load()
+    assert library is not None, "the kernel was called without a compiled library"
+    lib, pointer = library.lib, library.pointer
+    (rows, k), m = x_NK.shape, dy_NM.shape[1]
+    packed = torch.empty(lib.ys_weight_grad_workspace_f(k))
+    sums, out = torch.empty(lib.ys_packed_size(1, k, m)), torch.empty(k, m)
+    x, dy = (pointer(v) for v in (x_NK, dy_NM))
+    workspace = (pointer(v) for v in (packed, sums, out))
+    strides = (x_NK.stride(0), dy_NM.stride(0))
+    lib.ys_weight_grad_f(
+        x, strides[0], dy, strides[1], rows, k, m, *workspace, torch.get_num_threads()
+    )
+    return out
+
+
 def weight_grad(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     """The kernel where it is faster, else torch's matmul."""
+    if kernel_pays(x_NK, dy_NM, x_NK.shape[1] * dy_NM.shape[1]) and dy_NM.stride(1) == 1:
+        return cpp_f32(x_NK, dy_NM)
     pays = x_NK.shape[1] * dy_NM.shape[1] >= _SMALLEST and len(x_NK) >= _FEWEST_ROWS
     return (cpp if pays else plain)(x_NK, dy_NM)
 

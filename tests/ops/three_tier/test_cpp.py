@@ -51,7 +51,9 @@ GRIDS = ((1, 1), (2, 1), (1, 2))
 UNITS: dict[str, tuple[tuple[str, ...], str]] = {
     "all of this processor": ((), ""),
     "no AMX": (("-mno-amx-bf16", "-mno-amx-tile"), "amx_bf16"),
+    "AVX-512 without bfloat16": (("-march=x86-64-v4",), "avx512_bf16"),
     "AVX2": (("-march=x86-64-v3",), "avx512f"),
+    "registers of 16 bytes": (("-march=x86-64",), "avx2"),
 }
 
 

@@ -240,27 +240,6 @@ def test_the_environment_is_read_in_system_config_and_cli_alone(path: Path) -> N
     assert not reads or folder_of(path) in READS_ENVIRONMENT, f"{name_of(path)} reads {reads}"
 
 
-def docstrings(tree: ast.Module) -> set[ast.AST]:
-    owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    bodies = (node.body for node in ast.walk(tree) if isinstance(node, owners))
-    return {body[0].value for body in bodies if body and isinstance(body[0], ast.Expr)}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_commands_to_type_are_built_by_one_function(path: Path) -> None:
-    """`errors.command_line` quotes what it is given, and is hard to use without the run's name."""
-    if folder_of(path) in {"cli", "errors", "gendata"}:
-        return  # help texts and usage; gendata builds its own from a whole request
-    excused = docstrings(tree_of(path))
-    written = [
-        f"line {node.lineno}: {node.value}"
-        for node in ast.walk(tree_of(path))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in excused
-        if re.search(r"\bys (train|run|eval|convert|compare)\b", node.value)
-    ]
-    assert not written, f"{name_of(path)}: use command_line: {written}"
-
-
 def is_name(node: ast.AST) -> bool:
     return isinstance(node, ast.Attribute | ast.Name)
 

@@ -743,6 +743,14 @@ FAILURES: list[tuple[Callable[[], object], str]] = [
     (no_text, "train --run tiny"),
     (no_model, "run tiny --prompt x"),
 ]
+REPEATED = ("config", "set", "init_from", "data", "run")
+TYPED = [  # each is refused, and the advised command gives the same configuration
+    "train --run new --config quickstart --data gone --set train.seed=3",
+    "train --init-from tiny --data gone --set train.seed=3",
+    "train --init-from tiny --run new --data gone",
+    "train --run tiny --set model.d_model=32 --set train.seed=3",
+    "train --run tiny --set model.d_model=32 --dry-run",
+]
 
 
 @pytest.mark.parametrize(("harm", "typed"), FAILURES)
@@ -767,6 +775,19 @@ def test_every_advised_command_is_accepted_and_is_about_the_same_run(
         named = [getattr(accepted, name, None) for name in ("run", "name", "init_from")]
         assert {Path(name).name for name in named if name} == {"tiny"}, command
         assert getattr(accepted, "data", None) in (None, "corpus", "PATH"), command
+
+
+@pytest.mark.parametrize("typed", TYPED)
+def test_advice_repeats_every_flag_that_the_configuration_came_from(
+    typed: str, trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(trained)
+    assert main(shlex.split(typed)) != 0
+    (advice,) = re.findall(r"\bys (train\b.*)$", capsys.readouterr().err.splitlines()[-1])
+    advised, first = parse(shlex.split(advice)), parse(shlex.split(typed))
+    for name in REPEATED:
+        expected = "PATH" if getattr(first, name) == "gone" else getattr(first, name)
+        assert getattr(advised, name) == expected, name
 
 
 def test_a_command_to_type_is_quoted_for_the_shell() -> None:

@@ -16,11 +16,13 @@ from support.harmed_runs import HarmedRun, Uninterrupted, error_line, points
 from support.power_cut import REFUSED
 from support.training_runs import NEVER, TrainRun, column, rows_of, snapshot
 
+from ys_llm.data import shards
 from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
+from ys_llm.evaluation import baselines
 from ys_llm.evaluation.bits_per_byte import evaluate_run
 from ys_llm.runs.checkpoint import read_checkpoint
 from ys_llm.runs.folder import checkpoints
-from ys_llm.training import loop
+from ys_llm.training import loop, setup, trainer
 
 
 def operations_of_a_save(whole: Uninterrupted) -> list[int]:
@@ -172,6 +174,38 @@ def test_a_run_that_is_moved_before_its_last_evaluation_is_not_called_done(
     monkeypatch.setattr(loop, "evaluate_run", moved)
     with pytest.raises(UserError, match="was moved or deleted"):
         train_run()
+
+
+MOMENTS = {
+    "before the text is read": (setup, "load_split"),
+    "before it is encoded": (setup, "load_or_tokenize"),
+    "between the shard's folder and its files": (shards, "_write_tokens"),
+    "before the shard is described": (shards, "_write_meta"),
+    "before the baselines are kept": (baselines, "write_atomically"),
+    "before the configuration is written": (setup, "to_yaml"),
+    "before the first checkpoint": (trainer, "save_checkpoint"),
+    "before the metrics are begun": (loop, "Metrics"),
+    "in a step": (loop, "optimizer_step"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_moved_at_any_moment_leaves_nothing_behind(
+    moment: str, train_run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even an empty `cache/`; the longest time without a save makes no difference."""
+    module, name = MOMENTS[moment]
+    original, run = getattr(module, name), tmp_path / "runs" / "mine"
+
+    def moved_first(*arguments: Any, **named: Any) -> Any:
+        if run.exists():
+            run.rename(run.with_name("elsewhere"))
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(module, name, moved_first)
+    with pytest.raises(UserError, match="was moved or deleted while it was being trained"):
+        train_run("train.checkpoint_interval=1000", "train.eval_interval=1000")
+    assert not run.exists()
 
 
 def test_the_lock_of_a_killed_training_does_not_block(harmed: Callable[..., HarmedRun]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
@@ -115,10 +115,13 @@ def resolve(arguments: ConfigArguments, more: Sequence[Override] = ()) -> Resolv
 
     overrides = [*overrides_of(arguments), *more]
     if arguments.config is not None:
-        return load(find_config(arguments.config), overrides)
-    resolved = load(None, overrides)
-    saved = RUNS_DIR / resolved.config.run / "config.yaml"
-    return load(saved, overrides, warn=False) if saved.exists() else resolved
+        resolved = load(find_config(arguments.config), overrides)
+    else:
+        resolved = load(None, overrides)
+        saved = RUNS_DIR / resolved.config.run / "config.yaml"
+        if saved.exists():
+            resolved = load(saved, overrides, warn=False)
+    return replace(resolved, flags={**arguments.flags(), "run": resolved.config.run})
 
 
 def load(path: Path | None, overrides: list[str | Override], *, warn: bool = True) -> Resolved:

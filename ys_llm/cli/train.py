@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -142,7 +142,7 @@ def _resolve_new(arguments: Arguments) -> Resolved:
     name = arguments.run or f"{source.name}-{slug}"
     init_from = source.name if source.parent == RUNS_DIR else str(source.absolute())
     saved = RUNS_DIR / name / "config.yaml"
-    return load(
+    resolved = load(
         saved if saved.exists() else source / "config.yaml",
         [
             *arguments.set,
@@ -152,6 +152,7 @@ def _resolve_new(arguments: Arguments) -> Resolved:
             *override("train.init_from", init_from, flag="--init-from"),
         ],
     )
+    return replace(resolved, flags={"init_from": arguments.init_from, **arguments.flags()})
 
 
 def _forecast(resolved: Resolved) -> int:

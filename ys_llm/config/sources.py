@@ -4,7 +4,7 @@ Later sources win: defaults, the YAML file, `YS_*` in the environment, the comma
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Resolved:
     config: Config
     origins: Mapping[str, str]  # "default" | "configs/x.yaml:12" | "YS_TRAIN__SEED" | "--set"
     warnings: tuple[str, ...] = ()
+    flags: Mapping[str, object] = field(default_factory=dict)  # of the command that gave it
+
+    def train_command(self, *words: str, **flags: object) -> str:
+        """`ys train` with the flags that gave this configuration, or `flags` in their place."""
+        return command_line("train", *words, **{"run": self.config.run, **self.flags, **flags})
 
 
 def load_config(
@@ -157,7 +162,7 @@ class _Sources:
         if isinstance(text.values, dict):
             self._values = text.values
         elif text.values is not None and not text.problems:
-            expected = "expected NAME: VALUE lines, as `ys config show` prints them"
+            expected = f"expected NAME: VALUE lines, as `{command_line('config', 'show')}` prints"
             self.problems.append(f"{name}:{text.lines['']}: {expected}")
 
     def add_environment(self, environment: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ys_llm.config.strict_reader import INVALID
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.errors import EXIT_USAGE, UserError, command_line
 
 GENERATED_MARK = "# written by ys"  # first line of a file that ys generated
 _TAG = "tag:yaml.org,2002:"
@@ -23,7 +23,7 @@ _MAX_BYTES = 10_000_000  # of a file that people write by hand; /dev/zero has no
 _MAX_VALUES = 100_000
 _SHOWN_CHARS = 40  # of a wrong value inside a message
 _GIVE_A_PATH = "Give the path of a YAML file."
-_SEE_EXAMPLE = "See `ys config show` for a valid file."
+_SEE_EXAMPLE = f"See `{command_line('config', 'show')}` for a valid file."
 _OCTAL_OR_BASE_60 = re.compile(r"[-+]?(0[0-9_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
 _EXPONENT_FLOAT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 

@@ -31,6 +31,7 @@ from cffi import FFI
 from torch import Tensor
 
 from ys_llm.config.cache import CACHE_VARIABLE, cache_dir
+from ys_llm.errors import command_line
 from ys_llm.system import machine
 from ys_llm.system.lock import wait_for_lock
 
@@ -146,7 +147,7 @@ def unavailable_reason(*, flags: tuple[str, ...] = ()) -> str:
 
 def _march() -> str:
     """What of the processor the compiler may use; a later -march among the flags wins."""
-    return _LEVELS.get(os.environ.get(machine.CPU_LEVEL, ""), "-march=native")
+    return _LEVELS.get(machine.cpu_level(), "-march=native")
 
 
 def compiler_version() -> str:
@@ -223,7 +224,9 @@ def _load(sources: Path, folder: Path | None, flags: tuple[str, ...]) -> Library
     try:
         return _open(path, (sources / "api.h").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Unavailable("the C++ kernels are not compiled yet", "Type: ys doctor")
+        return Unavailable(
+            "the C++ kernels are not compiled yet", f"Type: {command_line('doctor')}"
+        )
     except _UnsafeError as error:
         return Unavailable(str(error), f"Remove it: rm -r {folder}")
     except OSError as error:

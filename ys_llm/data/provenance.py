@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ys_llm.data import manifest
 from ys_llm.data.readers import read_items
 from ys_llm.data.records import Document, Record
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 
 _SHOWN_CHARS = 300  # of a prompt
 _T = TypeVar("_T")
@@ -123,7 +123,7 @@ def _known_records(folder: Path) -> Iterator[TracedRecord]:
     if not files:
         raise UserError(
             f"{folder} has no {manifest.NAME}, which says where its records came from",
-            "Name a folder that `ys gen-data` has made: --data DIR",
+            f"Name a folder that `{command_line('gen-data')}` has made: --data DIR",
         )
     for name, file in files.items():
         path = folder / name

@@ -32,7 +32,7 @@ from ys_llm.data.pieces import chunks_of, split_chunks
 from ys_llm.data.records import END, START, Document, utf8_length
 from ys_llm.data.tokenizer import Tokenizer, id_format
 from ys_llm.errors import UserError
-from ys_llm.system.files import make_folder, readable_os_errors, write_atomically
+from ys_llm.system.files import make_subfolder, readable_os_errors, write_atomically
 from ys_llm.system.machine import inspect_machine
 
 _FORMAT_VERSION = 1  # part of the cache key: raised when the layout of a shard changes
@@ -104,7 +104,8 @@ def _write_shard(
     dtype = _dtype_of(tokenizer.vocab_size)
     temporary = folder / f".tokens.bin.{os.getpid()}.tmp"
     with readable_os_errors(folder / "tokens.bin"):
-        make_folder(folder)
+        make_subfolder(folder.parent)
+        make_subfolder(folder)
         try:
             with temporary.open("wb") as file:
                 sizes, checksum = _write_tokens(
@@ -117,7 +118,7 @@ def _write_shard(
             temporary.unlink(missing_ok=True)
     offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     index = np.stack([offsets, [document.n_bytes for document in documents]]).astype("<i8")
-    write_atomically(folder / "index.bin", index.tobytes())
+    write_atomically(folder / "index.bin", index.tobytes(), create_folder=False)
     meta = {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
@@ -133,7 +134,8 @@ def _write_shard(
 
 
 def _write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
-    write_atomically(folder / "meta.json", json.dumps(meta, indent=2) + "\n")
+    text = json.dumps(meta, indent=2) + "\n"
+    write_atomically(folder / "meta.json", text, create_folder=False)
 
 
 def _stamps(folder: Path) -> list[list[int]]:

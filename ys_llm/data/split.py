@@ -57,8 +57,8 @@ class SplitRecord:
         return {"version": self.version, "cuts": [vars(cut) for cut in self.cuts]}
 
     def save(self, path: Path) -> None:
-        """Write the record atomically."""
-        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+        """Write the record atomically, into a folder that exists."""
+        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n", create_folder=False)
 
     @classmethod
     def load(cls, path: Path) -> "SplitRecord":

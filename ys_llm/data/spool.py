@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.data.records import Document, utf8_length
-from ys_llm.system.files import make_folder, readable_os_errors
+from ys_llm.system.files import make_subfolder, readable_os_errors
 
 _BLOCK_BYTES = 1 << 16
 
@@ -20,7 +20,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         with readable_os_errors(folder):
-            make_folder(folder)
+            make_subfolder(folder)
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (the documents need it)
         weakref.finalize(self, self._file.close)
         self._size = 0

@@ -120,8 +120,8 @@ class Tokenizer:
         return text
 
     def save(self, path: Path) -> None:
-        """Write `tokenizer.json` atomically."""
-        write_atomically(path, self._saved)
+        """Write `tokenizer.json` atomically, into a folder that exists."""
+        write_atomically(path, self._saved, create_folder=False)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError
-from ys_llm.system.files import write_atomically
+from ys_llm.system.files import make_subfolder, readable_os_errors, write_atomically
 
 _NAMES = ["unigram", "gzip", "xz"]
 _GZIP_FORMAT = 31  # of zlib: the largest window, with the header of gzip
@@ -63,7 +63,9 @@ def cached_baselines(
     cached = _read_cache(path)
     if cached is None:
         cached = baselines(training, validation)
-        write_atomically(path, json.dumps(cached) + "\n")
+        with readable_os_errors(path):
+            make_subfolder(path.parent)
+        write_atomically(path, json.dumps(cached) + "\n", create_folder=False)
     return cached
 
 

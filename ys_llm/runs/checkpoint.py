@@ -8,7 +8,6 @@ Nothing here is unpickled: tensors are safetensors, the rest is JSON and YAML.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from ys_llm.errors import UserError, command_line
 from ys_llm.runs.folder import CHECKPOINTS, checkpoints
 from ys_llm.runs.model_files import json_text, load_weights, tensor_bytes, weights
 from ys_llm.system.files import (
-    make_folder,
+    make_subfolder,
     readable_os_errors,
     remove_folder,
     replace_folder,
@@ -81,8 +80,8 @@ def write_checkpoint(
     """Write a checkpoint of these tensors, by file name; replaces one of the same name."""
     temporary = final.with_name(f".{final.name}.tmp")
     with readable_os_errors(final):
-        os.stat(final.parent.parent)  # refuses where the run was moved; its folder is not created
-        make_folder(temporary)
+        make_subfolder(final.parent)
+        make_subfolder(temporary)
     sums: dict[str, str] = {}
     try:
         for name, content in tensors.items():

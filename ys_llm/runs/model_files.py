@@ -188,8 +188,8 @@ def _clean(run: Path, *words: str) -> str:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write the mapping as indented JSON, atomically."""
-    write_atomically(path, json_text(value))
+    """Write the mapping as indented JSON, atomically, into a folder that exists."""
+    write_atomically(path, json_text(value), create_folder=False)
 
 
 def json_text(value: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def hide_folder(folder: Path) -> Path:
 def move_into(folder: Path, path: Path) -> Path:
     """Move a file or folder into `folder`, under a free name; returns its new path."""
     with readable_os_errors(path):
-        make_folder(folder)
+        make_subfolder(folder)
         target = _free_name(folder / path.name)
         os.replace(path, target)
         sync_folder(folder)
@@ -110,6 +110,13 @@ def make_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     make_folder(folder.parent)
+    with suppress(FileExistsError):
+        os.mkdir(folder)
+        sync_folder(folder.parent)
+
+
+def make_subfolder(folder: Path) -> None:
+    """Create a folder in one that exists: in a run that was moved meanwhile, nothing is created."""
     with suppress(FileExistsError):
         os.mkdir(folder)
         sync_folder(folder.parent)

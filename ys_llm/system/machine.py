@@ -119,12 +119,17 @@ def cpu_features(root: Path = Path("/")) -> frozenset[str]:
 
     `YS_CPU_LEVEL` (avx2, avx512, native) hides the newer ones, to imitate an older processor.
     """
+    return frozenset(f for f in _all_features(root) if not f.startswith(_HIDDEN[cpu_level()]))
+
+
+def cpu_level() -> str:
+    """The value of `YS_CPU_LEVEL`: avx2, avx512 or native."""
     level = os.environ.get(CPU_LEVEL) or "native"
     if level not in _HIDDEN:
         raise UserError(
             f"{CPU_LEVEL}={level} is none of {', '.join(sorted(_HIDDEN))}", f"unset {CPU_LEVEL}"
         )
-    return frozenset(f for f in _all_features(root) if not f.startswith(_HIDDEN[level]))
+    return level
 
 
 def cpu_class(root: Path = Path("/")) -> str:

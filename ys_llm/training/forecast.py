@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.split import load_split
@@ -68,22 +67,22 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
     reset_peak()
     base = resident_bytes()
     check_model(resolved.config)
-    check_checkpoints_exist(folder, resolved.config)
-    config = with_saved_choices(folder, resolved.config)
-    check_config(folder, config)
+    check_checkpoints_exist(folder, resolved)
+    resolved = replace(resolved, config=with_saved_choices(folder, resolved.config))
+    check_config(folder, resolved)
     with (
-        process_settings(config.train),
+        process_settings(resolved.config.train),
         tempfile.TemporaryDirectory(prefix="ys-dry-run-") as scratch,
     ):
-        return "\n".join(_forecast(_prepare(config, folder, Path(scratch), base), Path(scratch)))
+        return "\n".join(_forecast(_prepare(resolved, folder, Path(scratch), base), Path(scratch)))
 
 
-def _prepare(config: Config, folder: Path, scratch: Path, base: int) -> Preparation:
-    began = time.perf_counter()
+def _prepare(resolved: Resolved, folder: Path, scratch: Path, base: int) -> Preparation:
+    began, config = time.perf_counter(), resolved.config
     split = load_split(
         config.data,
         record=saved_split(folder),
-        command=data_command(config),
+        command=data_command(resolved),
         scratch=scratch,
     )
     run, _ = build(config, folder, split, cache=scratch / "cache")

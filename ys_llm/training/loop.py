@@ -39,6 +39,7 @@ from ys_llm.training.trainer import (
     check_folder,
     is_due,
     is_finished,
+    noticing_moves,
     save,
     stopped_early,
 )
@@ -74,8 +75,9 @@ def train(
     """
     config, folder = resolved.config, runs_dir / resolved.config.run
     with locked(folder) as lock, process_settings(config.train):
-        run, state = set_up(config, folder, lock, resume_step=resume_step)
-        metrics = Metrics(folder / "metrics.jsonl", keep_to_step=state.progress.step)
+        with noticing_moves(folder, lock):
+            run, state = set_up(resolved, folder, lock, resume_step=resume_step)
+            metrics = Metrics(folder / "metrics.jsonl", keep_to_step=state.progress.step)
         display = Progress(begin=state.progress.step, total=run.total_steps)
         with (
             closing(metrics),
@@ -141,6 +143,7 @@ def _loop(
             continue
         if is_due(run, progress.step, config.sample_interval) and not last:
             row["sample"] = _sample(run, state, display)
+        check_folder(run.folder, run.lock)
         metrics.write(row)
         if saving or progress.best_step == progress.step or stopped_early(run, state):
             metrics.sync()

@@ -22,7 +22,7 @@ import torch
 import ys_llm
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import to_mapping
-from ys_llm.errors import EXIT_USAGE, UserError, command_line
+from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.system import machine
@@ -217,8 +217,8 @@ def check_fits(config: Config, *, vocab_size: int, device: torch.device) -> None
             raise UserError(
                 f"batches of {stage.batch_size:,} x {stage.seq_len:,} tokens need at least "
                 f"{_gigabytes(batch_bytes)} of memory, but only {_gigabytes(free)} is free",
-                "Reduce train.batch_size or train.seq_len; see: "
-                + command_line("train", run=config.run, dry_run=True),
+                "Reduce train.batch_size or train.seq_len, or let the run choose: "
+                "--set train.batch_size=auto",
                 exit_code=EXIT_USAGE,
             )
 

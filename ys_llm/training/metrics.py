@@ -89,7 +89,8 @@ class Metrics:
         """Remove the rows after this step, from which training resumes."""
         self.close()
         kept = [row for row in read_metrics(self.path) if row["step"] <= keep_to_step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        write_atomically(self.path, text, create_folder=False)
         self.journal = Journal(self.path)
 
     def write(self, row: Mapping[str, Any]) -> None:

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import Config
-from ys_llm.config.sources import load_config, to_mapping
+from ys_llm.config.sources import Resolved, load_config, to_mapping
 from ys_llm.config.strict_reader import flatten
 from ys_llm.data.records import Document
 from ys_llm.data.split import Split
@@ -110,9 +109,14 @@ def parse_progress(saved: Checkpoint) -> TrainProgress:
     return progress
 
 
-def _clean(folder: Path, *words: str) -> str:
-    """The command that starts a run from the beginning."""
-    return command_line("train", "clean", *words, run=folder.name)
+def _clean(folder: Path) -> str:
+    """The command that starts a run from the beginning, with its saved configuration."""
+    return command_line("train", "clean", run=folder.name)
+
+
+def _clean_as(resolved: Resolved, *words: str) -> str:
+    """The command that starts a run from the beginning, with the configuration that was typed."""
+    return resolved.train_command("clean", *words, run=resolved.config.run, init_from=None)
 
 
 def _fits(default: Any, progress: TrainProgress, name: str) -> bool:
@@ -176,7 +180,8 @@ def rewind(folder: Path, step: int) -> None:
         return
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] > step]
     name = f"metrics-after-{step:08d}.jsonl"
-    write_atomically(folder / name, "".join(json.dumps(row) + "\n" for row in rows))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(folder / name, text, create_folder=False)
     archive(folder, folder / name)
     for path in reversed(newer):  # newest first: a kill in between leaves no gap
         archive(folder, path)
@@ -206,17 +211,17 @@ def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
     write_atomically(folder / _ROLLBACKS, text + "\n", create_folder=False)
 
 
-def check_checkpoints_exist(folder: Path, config: Config) -> None:
+def check_checkpoints_exist(folder: Path, resolved: Resolved) -> None:
     """Raise UserError where a run has results but no checkpoint: step 0 would overwrite them."""
     names = ("model.safetensors", "config.json", "metrics.jsonl")
     found = [name for name in names if (folder / name).exists()]
     if not found or checkpoints(folder) or is_half_cleaned(folder):
         return
-    from_weights = command_line("train", init_from=folder.name, data=config.data.path)
+    from_weights = command_line("train", init_from=folder.name, data=resolved.config.data.path)
     fixes = [
         f"Put them back into {folder}/{CHECKPOINTS}",
         *([f"start a new run from its weights: {from_weights}"] if names[0] in found else []),
-        f"remove these files and start again: {_clean(folder)}",
+        f"remove these files and start again: {_clean_as(resolved)}",
     ]
     raise UserError(
         f"{folder} has {', '.join(found)}, but no checkpoint to resume from",
@@ -224,7 +229,7 @@ def check_checkpoints_exist(folder: Path, config: Config) -> None:
     )
 
 
-def check_config(folder: Path, config: Config) -> list[str]:
+def check_config(folder: Path, resolved: Resolved) -> list[str]:
     """What differs from the run's saved configuration, one line each.
 
     Raises UserError, naming each, for changes that a run with a checkpoint does not allow.
@@ -232,7 +237,7 @@ def check_config(folder: Path, config: Config) -> list[str]:
     if not (folder / "tokenizer.json").exists() or not (folder / "config.yaml").exists():
         return []
     before = flatten(to_mapping(load_config(folder / "config.yaml").config))
-    now = flatten(to_mapping(config))
+    now = flatten(to_mapping(resolved.config))
     changed = {
         name: f"{name} was {before.get(name)} and is now {now.get(name)}"
         for name in sorted(before.keys() | now.keys())
@@ -248,7 +253,7 @@ def check_config(folder: Path, config: Config) -> list[str]:
         raise UserError(
             f"{folder} cannot resume with another configuration: {'; '.join(refused)}",
             f"Use its own {folder}/config.yaml, choose another --run, or start again: "
-            f"{_clean(folder, 'all')}",
+            f"{_clean_as(resolved, 'all')}",
             exit_code=EXIT_USAGE,
         )
     return list(_change_lines(changed)) if has_checkpoint else []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ys_llm.config.schema import Config, DataConfig, TrainConfig
-from ys_llm.config.sources import load_config, to_yaml
+from ys_llm.config.sources import Resolved, load_config, to_yaml
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import provenance_of
 from ys_llm.data.records import Document, Texts
@@ -53,17 +53,17 @@ from ys_llm.training.trainer import (
 
 
 def set_up(
-    config: Config, folder: Path, lock: HeldLock, *, resume_step: int | None = None
+    resolved: Resolved, folder: Path, lock: HeldLock, *, resume_step: int | None = None
 ) -> tuple[Run, TrainState]:
     """Everything the loop needs, resumed from the run's latest checkpoint where there is one.
 
     The run's own files are written last: a run that is refused keeps its configuration.
     """
-    check_model(config)
-    check_checkpoints_exist(folder, config)
-    is_measured = has_saved_steps(folder, config)
-    config = with_saved_choices(folder, config)
-    check_config(folder, config)
+    check_model(resolved.config)
+    check_checkpoints_exist(folder, resolved)
+    is_measured = has_saved_steps(folder, resolved.config)
+    resolved = replace(resolved, config=with_saved_choices(folder, resolved.config))
+    config, changes = resolved.config, check_config(folder, resolved)
     if resume_step is not None:
         check_resume_step(folder, resume_step)
     finish_clean(folder, corpus=Path(config.data.path))
@@ -71,7 +71,7 @@ def set_up(
     split = load_split(
         config.data,
         record=saved_split(folder),
-        command=data_command(config),
+        command=data_command(resolved),
         scratch=folder / "cache",
     )
     run, state = build(config, folder, split, cache=folder / "cache")
@@ -91,12 +91,12 @@ def set_up(
     if config.train.minutes is not None and not is_measured:
         run = fit_to_minutes(run)
     log_line(plan_line(run))
-    changes = check_config(folder, run.config)
+    changes = check_config(folder, replace(resolved, config=run.config))
     _restore_or_initialise(run, state, saved)
     for line in (*changes, *environment_changes(before, run.environment)):
         log_line(f"changed      {line}")
     check_folder(folder, lock)
-    write_atomically(folder / "config.yaml", to_yaml(run.config))
+    write_atomically(folder / "config.yaml", to_yaml(run.config), create_folder=False)
     split.record.save(folder / SPLIT)
     run.tokenizer.save(folder / "tokenizer.json")
     run.model.train()
@@ -111,11 +111,12 @@ def check_model(config: Config) -> None:
         Model(config.model, vocab_size=1, backends=config.train.backend)
 
 
-def data_command(config: Config) -> str:
+def data_command(resolved: Resolved) -> str:
     """What to type where the text of a run cannot be read; the default text can be generated."""
-    command = command_line("train", run=config.run, data="PATH")
-    generated = config.data.path == DataConfig().path
-    return f"{command}, or generate text first: ys gen-data" if generated else command
+    command = resolved.train_command(data="PATH")
+    generated = resolved.config.data.path == DataConfig().path
+    generate = f", or generate text first: {command_line('gen-data')}" if generated else ""
+    return command + generate
 
 
 def saved_split(folder: Path) -> SplitRecord | None:

@@ -1,7 +1,8 @@
 """What a run consists of, which batch its next step reads, and its checkpoints."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,6 +177,16 @@ def check_folder(folder: Path, lock: HeldLock | None) -> None:
             f"Move it back, and resume from its latest checkpoint: "
             f"{command_line('train', run=folder.name)}",
         )
+
+
+@contextmanager
+def noticing_moves(folder: Path, lock: HeldLock | None) -> Iterator[None]:
+    """Where a write fails because the run's folder was moved or deleted, say that instead."""
+    try:
+        yield
+    except UserError:
+        check_folder(folder, lock)
+        raise
 
 
 def save(run: Run, state: TrainState) -> None:

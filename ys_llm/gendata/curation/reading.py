@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from ys_llm.data.text_files import SUFFIXES, find_files, shown
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 
 
 def corpus_files(root: Path) -> list[Path]:
     """List the files that training would read, sorted by name, numbers in them by value."""
-    files = find_files(root, command="ys gen-data curate PATH").paths
+    files = find_files(root, command=command_line("gen-data", "curate", "PATH", out="DIR")).paths
     found = [path for path in files if path.is_file()]
     if not found:
         raise UserError(

@@ -5,9 +5,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from ys_llm.errors import command_line
 from ys_llm.gendata.curation.rule import Edit, Rule
 
-MADE_BY = "ys gen-data curate"
+MADE_BY = command_line("gen-data", "curate")
 EXAMPLES = 10
 _EXAMPLE_CHARS = 400
 _LONGEST_DIFF = 2000  # lines; a diff takes quadratic time

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ys_llm.config.strict_reader import raise_problems
-from ys_llm.errors import EXIT_BACKEND_DOWN, UserError
+from ys_llm.errors import EXIT_BACKEND_DOWN, UserError, command_line
 from ys_llm.gendata.backends.chat import BackEnd, ChatAnswer, ChatRequest, too_long
 from ys_llm.gendata.generation.attempts import Attempt, attempt
 from ys_llm.gendata.generation.duplicates import Duplicates
@@ -64,8 +64,8 @@ class UselessAnswersError(UserError):
     def __init__(self, drops: int, reason: str) -> None:
         super().__init__(
             f"the last {drops} items were all dropped, the last one because of {reason}",
-            "See what the model answers: `ys gen-data --check`. Then give the same command with "
-            "--retry-dropped.",
+            f"See what the model answers: `{command_line('gen-data', check=True)}`. Then give the "
+            "same command with --retry-dropped.",
             exit_code=EXIT_BACKEND_DOWN,
         )
 

@@ -22,7 +22,7 @@ from ys_llm.model.language_model import Model
 from ys_llm.model.state import flatten, unflatten
 from ys_llm.runs import model_files
 from ys_llm.runs.folder import POST_MORTEM
-from ys_llm.system.files import write_atomically
+from ys_llm.system.files import make_subfolder, readable_os_errors, write_atomically
 from ys_llm.system.machine import versions
 from ys_llm.training.recovery.diagnosis import StepInputs, diagnose
 from ys_llm.training.recovery.report import Diagnosis
@@ -50,7 +50,10 @@ def write(
         f"{_WEIGHTS}{name}": tensor for name, tensor in model_files.weights(model).items()
     }
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path.with_suffix(".safetensors"), safetensors.torch.save(plain))
+    with readable_os_errors(path):
+        make_subfolder(path.parent)
+    weights = safetensors.torch.save(plain)
+    write_atomically(path.with_suffix(".safetensors"), weights, create_folder=False)
     code = (
         "from ys_llm.training.recovery.post_mortem import replay; "
         f"print(replay({str(path)!r}).sentence)"

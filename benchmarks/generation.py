@@ -79,6 +79,7 @@ def save_run(run: Path, tokenizer: Tokenizer) -> None:
     """A run folder for `ys run`, like that of a training run, with random weights."""
     torch.manual_seed(0)
     model = Model(TEN_MILLION, vocab_size=tokenizer.vocab_size)
+    run.mkdir(parents=True, exist_ok=True)
     tokenizer.save(run / "tokenizer.json")
     facts = {
         **{"step": 0, "tokens": 0, "parameters": parameter_count(model), "sources": []},

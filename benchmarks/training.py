@@ -58,6 +58,7 @@ class Workplace:
         more = [f"data.path={self.corpus}", *overrides, *(_SMALL if quick else ())]
         config = load_config(ROOT / f"configs/{name}.yaml", overrides=more).config
         folder = self.folder / f"vocabulary-{config.tokenizer.vocab_size}"
+        folder.mkdir(parents=True, exist_ok=True)
         run, _ = build(config, folder, self.split, cache=folder / "cache")
         run.tokenizer.save(folder / "tokenizer.json")
         return run

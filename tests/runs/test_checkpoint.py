@@ -54,6 +54,7 @@ def small_model(config: Config) -> Model:
 def run(tmp_path: Path, tokenizer: Tokenizer) -> Path:
     """A run's folder with a published model."""
     folder = tmp_path / "runs" / "mine"
+    folder.mkdir(parents=True)
     tokenizer.save(folder / "tokenizer.json")
     save_model(folder, config_of(), small_model(config_of()), tokenizer, FACTS)
     return folder

@@ -60,7 +60,7 @@ def test_more_steps_continue_as_if_requested_at_once(
     common = (
         f"data.batching={batching}",
         f"model.layers=[{mixer}]",
-        "train.backend={}" if mixer == "softmax_attention" else "model.n_layers=2",
+        f"model.n_layers={max(2, mixer.count(',') + 1)}",
         "model.dropout=0.2",
         "train.grad_accum_steps=2",
         "train.sample_interval=2",

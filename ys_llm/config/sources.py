@@ -162,7 +162,9 @@ class _Sources:
         if isinstance(text.values, dict):
             self._values = text.values
         elif text.values is not None and not text.problems:
-            expected = f"expected NAME: VALUE lines, as `{command_line('config', 'show')}` prints"
+            expected = (
+                f"expected NAME: VALUE lines, as `{command_line('config', 'show')}` prints them"
+            )
             self.problems.append(f"{name}:{text.lines['']}: {expected}")
 
     def add_environment(self, environment: Mapping[str, str]) -> None:

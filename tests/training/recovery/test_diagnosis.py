@@ -162,8 +162,9 @@ def test_an_overflow_outside_the_mixer_is_found_at_its_token(
 @pytest.mark.parametrize(
     ("mixer", "projection", "where", "entry"),
     [
-        ("three_tier", "in_proj", "mixer", "main"),  # its products are one with what is around them
-        ("softmax_attention", "k_proj", "mixer.k_proj", "keys"),
+        # Their products are one with what is around them.
+        ("three_tier", "in_proj", "mixer", "main"),
+        ("softmax_attention", "k_proj", "mixer", "keys"),
     ],
 )
 def test_an_overflow_inside_a_mixer_is_found_at_its_token(

@@ -149,14 +149,14 @@ def resolve_dtype(config: TrainConfig, device: torch.device) -> tuple[Precision,
         return by_hardware, f"by hardware ({unit}), not timed"
     details = {"device": describe(device), "size": str(_PROBE_SIZE)}
     question = Question("dtype", ("fp32", "bf16"), details)
-    record = recorded(question, partial(_measure_dtype, device, by_hardware))
+    record = recorded(question, partial(_measure_dtype, device))
     if record is None:
         return by_hardware, f"by hardware ({unit}), {NOT_KEPT}"
     return ("bf16" if record.choice == "bf16" else "fp32"), record.explanation
 
 
-def _measure_dtype(device: torch.device, by_hardware: Precision) -> Answer:
-    """bf16 where its matmuls are much faster than those of fp32."""
+def _measure_dtype(device: torch.device) -> Answer:
+    """bf16 where its matmuls are much faster than those of fp32, or could not be timed."""
     if problem := bf16_problem(device):
         return Answer("fp32", problem, {})
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -165,7 +165,7 @@ def _measure_dtype(device: torch.device, by_hardware: Precision) -> Answer:
         warm_up()
     timings = time_in_turn(candidates)
     if timings.disturbance:
-        return Answer(by_hardware, f"by hardware: {timings.disturbance}", timings.seconds)
+        return Answer("bf16", f"bf16 hardware, not timed: {timings.disturbance}", timings.seconds)
     gain = timings.gain("bf16", over="fp32")
     reason = f"bf16 matmuls run at {gain:.1f} times the speed of fp32, {BF16_GAIN} needed"
     return Answer("bf16" if gain >= BF16_GAIN else "fp32", reason, timings.seconds)

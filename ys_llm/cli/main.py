@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ys_llm import __version__
 from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError, UserError
@@ -160,22 +160,11 @@ def _is_debugging(namespace: argparse.Namespace) -> bool:
     return namespace.debug or os.environ.get("YS_DEBUG", "") not in ("", "0")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that suggests a setting for an unknown flag."""
-
-    def error(self, message: str) -> Any:
-        """Print usage and message, and exit with 2."""
-        words = message.removeprefix("unrecognized arguments: ").split()
-        if words and words[0].startswith("--") and words != message.split():
-            from ys_llm.cli.unknown_flag import advice
-
-            message += advice(words[0])
-        super().error(message)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The parsed arguments, with `command` and its `parser`; SystemExit(2) for wrong ones."""
-    parser = _new_parser(_Parser, prog="ys", description=_DESCRIPTION, epilog=_OVERVIEW)
+    parser = _new_parser(
+        argparse.ArgumentParser, prog="ys", description=_DESCRIPTION, epilog=_OVERVIEW
+    )
     parser.add_argument("--version", action="version", version=f"ys {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks (also: YS_DEBUG=1)")
     parser.set_defaults(command=None, parser=parser)
@@ -200,7 +189,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     help_parser = commands.add_parser("help", help="show the help of a command", allow_abbrev=False)
     help_parser.add_argument("words", metavar="COMMAND", nargs="*")
     help_parser.set_defaults(command="help")
-    return parser.parse_args(argv)
+    namespace, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(unknown, namespace.parser)
+    return namespace
+
+
+def _refuse(words: Sequence[str], parser: argparse.ArgumentParser) -> NoReturn:
+    """Exit with 2, the command's usage, and what it has instead of the first unknown flag."""
+    from ys_llm.cli.unknown_flag import advice
+
+    flag = next((word for word in words if word.startswith("--")), "")
+    parser.error(f"unrecognized arguments: {' '.join(words)}{advice(flag, parser) if flag else ''}")
 
 
 def _new_parser(make: Any, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,6 +61,15 @@ def write_sources(folder: Path, source: str, api: str = API) -> None:
 def use_sources(monkeypatch: pytest.MonkeyPatch, folder: Path, source: str, api: str = API) -> None:
     write_sources(folder, source, api)
     monkeypatch.setattr(loader, "SOURCES", folder)
+
+
+def write_damaged(kept: Path) -> None:
+    """A file in the library's place that cannot be loaded."""
+    kept.mkdir(parents=True, mode=0o700)
+    path = loader._library_path(loader.SOURCES, kept, (loader._march(),))
+    assert isinstance(path, Path)
+    path.write_bytes(b"no library")
+    path.chmod(0o700)
 
 
 def answer() -> int:
@@ -117,11 +127,7 @@ def test_what_does_not_compile_is_told_in_the_words_of_the_compiler(
 
 @needs_compiler
 def test_a_damaged_library_is_not_loaded(kept: Path) -> None:
-    kept.mkdir(parents=True, mode=0o700)
-    path = loader._library_path(loader.SOURCES, kept, (loader._march(),))
-    assert isinstance(path, Path)
-    path.write_bytes(b"no library")
-    path.chmod(0o700)
+    write_damaged(kept)
     assert loader.build() is None
     assert "cannot be loaded" in loader.unavailable_reason()
 
@@ -287,6 +293,43 @@ def test_a_cache_that_cannot_be_read_is_no_crash(
     monkeypatch.setenv("YS_CACHE_DIR", str(tmp_path / "closed" / "cache"))
     assert loader.build() is None
     assert "closed" in loader.unavailable_reason()
+
+
+@needs_compiler
+def test_the_compiler_needs_no_folder_but_the_cache(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", "/proc")  # nobody may write there
+    assert loader.build() is not None, loader.unavailable_reason()
+    assert not [path for path in kept.iterdir() if path.is_dir()], "what was temporary is gone"
+
+
+@pytest.mark.parametrize(
+    ("error", "advised"),
+    [
+        ("as: small.o: No space left on device", "Free some disk space"),
+        ("small.cpp:1: error: no such header", "Update the compiler"),
+    ],
+)
+def test_the_advice_fits_what_the_compiler_said(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, error: str, advised: str
+) -> None:
+    monkeypatch.setattr(loader, "compiler", lambda: Compiler("/usr/bin/g++", "g++ 12"))
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    monkeypatch.setattr(loader, "_run", lambda *_, **__: error)
+    found = loader.build_or_explain()
+    assert str(found) == f"g++ failed: {error}. {advised}"
+
+
+@needs_compiler
+def test_a_mount_without_execution_is_named(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_damaged(kept)
+    mounted = SimpleNamespace(f_flag=os.ST_NOEXEC)
+    monkeypatch.setattr(os, "statvfs", lambda _: mounted)
+    found = loader.unavailable()
+    assert found is not None
+    assert "mounted with noexec" in found.problem
+    assert "export YS_CACHE_DIR=" in found.fix and "rm" not in found.fix
 
 
 @needs_compiler

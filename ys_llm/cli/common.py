@@ -154,16 +154,12 @@ def load_quantized(run: Path, quantization: Quantization, device: Device) -> Loa
 
 
 def compile_with_notice() -> None:
-    """Compile the C++ kernels if they are missing, with a notice: it takes a while, once."""
+    """Compile the C++ kernels if they are missing, with a notice: it takes a while, once.
+
+    Where they cannot be had, one line says why and what to do; nothing where nothing can be done.
+    """
     from ys_llm.csrc import loader
 
-    lines: list[str] = []
-
-    def announce(line: str) -> None:
-        """Print the line, and remember that something was compiled."""
-        lines.append(line)
-        print(f"ys: {line}", file=sys.stderr)
-
-    found = loader.build_or_explain(announce=announce)
-    if lines and isinstance(found, loader.Unavailable):
-        print(f"ys: torch alone, which is slower: {found.problem}", file=sys.stderr)
+    found = loader.build_or_explain(announce=lambda line: print(f"ys: {line}", file=sys.stderr))
+    if isinstance(found, loader.Unavailable) and found.fix:
+        print(f"ys: torch alone, which is slower: {found}", file=sys.stderr)

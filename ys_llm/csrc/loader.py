@@ -11,10 +11,12 @@ and the flags.
 """
 
 import ctypes
+import errno
 import hashlib
 import os
 import platform
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -22,7 +24,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,8 @@ FLAGS = (
 _LEVELS = {"avx2": "-march=x86-64-v3", "avx512": "-march=x86-64-v4"}
 _COMPILE_SECONDS = 300  # per source; 8 s is usual
 _INSTALL = "Install a C++ compiler (Debian: apt install g++)"
+_FREE_SPACE = "Free some disk space"
+_OTHER_CACHE = f'type: export {CACHE_VARIABLE}="$PWD/.ys-cache"'
 _C_TYPES = {
     torch.bfloat16: "uint16_t *",
     torch.float32: "float *",
@@ -60,6 +64,10 @@ class Unavailable(NamedTuple):
 
     problem: str
     fix: str
+
+    def __str__(self) -> str:
+        """Read `problem. fix`, in one line."""
+        return f"{self.problem}. {self.fix}" if self.fix else self.problem
 
 
 class _UnsafeError(OSError):
@@ -228,9 +236,24 @@ def _load(sources: Path, folder: Path | None, flags: tuple[str, ...]) -> Library
             "the C++ kernels are not compiled yet", f"Type: {command_line('doctor')}"
         )
     except _UnsafeError as error:
-        return Unavailable(str(error), f"Remove it: rm -r {folder}")
+        return Unavailable(str(error), _remove(folder))
     except OSError as error:
-        return Unavailable(f"{path} cannot be loaded: {error}", f"Remove it: rm -r {folder}")
+        if _is_noexec(folder):
+            problem = f"{folder} is on a file system that is mounted with noexec"
+            return Unavailable(problem, f"Elsewhere it works: {_OTHER_CACHE}")
+        return Unavailable(f"{path} cannot be loaded: {error}", _remove(folder))
+
+
+def _remove(folder: Path) -> str:
+    return f"Type: rm -r {shlex.quote(str(folder))}, or where you may not remove it {_OTHER_CACHE}"
+
+
+def _is_noexec(folder: Path) -> bool:
+    """Whether no library can be loaded from there, whatever is in it."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_NOEXEC)
+    except OSError:
+        return False
 
 
 def _platform_problem() -> Unavailable | None:
@@ -244,7 +267,7 @@ def _platform_problem() -> Unavailable | None:
 def _no_folder() -> Unavailable:
     return Unavailable(
         "there is no home folder to keep compiled kernels in",
-        f"Set {CACHE_VARIABLE} to a folder that can be written",
+        f"To keep them in this folder, {_OTHER_CACHE}",
     )
 
 
@@ -311,8 +334,8 @@ def _cannot_keep(folder: Path) -> Unavailable | None:
             return None
     except OSError as error:
         return Unavailable(
-            f"compiled kernels cannot be kept in {folder}: {error}",
-            f"Set {CACHE_VARIABLE} to a folder that can be written",
+            f"compiled kernels cannot be kept in {folder}: {error.strerror}",
+            f"Make that folder writable, or {_OTHER_CACHE}",
         )
 
 
@@ -323,13 +346,16 @@ def _compile_once(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unava
             if not path.exists():
                 return _compile(path, chosen, flags)
     except OSError as error:
-        return Unavailable(f"the C++ kernels were not compiled: {error}", "Free some disk space")
+        no_space = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = _FREE_SPACE if no_space else f"Make {path.parent} writable, or {_OTHER_CACHE}"
+        return Unavailable(f"the C++ kernels were not compiled: {error}", fix)
     return None
 
 
 def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailable | None:
     """Compile all sources in parallel, link, and move the library to `path`.
 
+    The compiler's temporary files go there, too: elsewhere it may not write, or lack space.
     Linked without OpenMP, whose functions are found where torch has loaded them.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
@@ -340,21 +366,29 @@ def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailabl
             for source, made in zip(sources, objects, strict=True)
         ]
         with ThreadPoolExecutor(machine.inspect_machine().usable_cores) as pool:
-            errors = [error for error in pool.map(_run, commands) if error]
+            run = partial(_run, temporary=temporary)
+            errors = [error for error in pool.map(run, commands) if error]
         link = [f for f in flags if f.startswith("-fsanitize")]
         command = [chosen.path, "-shared", *link, *map(str, objects), "-o", str(library)]
-        if error := errors[0] if errors else _run(command):
-            return Unavailable(f"{Path(chosen.path).name} failed: {error}", "Update the compiler")
+        if error := errors[0] if errors else _run(command, temporary):
+            fix = _FREE_SPACE if os.strerror(errno.ENOSPC) in error else "Update the compiler"
+            return Unavailable(f"{Path(chosen.path).name} failed: {error}", fix)
         library.chmod(0o700)
         os.replace(library, path)
     return None
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], temporary: str) -> str:
     """Run a compiler; returns its first error, or an empty string."""
+    environment = os.environ | {"TMPDIR": temporary}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_COMPILE_SECONDS, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=_COMPILE_SECONDS,
+            check=False,
+            env=environment,
         )
     except subprocess.SubprocessError as error:
         return str(error)

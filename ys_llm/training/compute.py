@@ -127,7 +127,7 @@ def compile_kernels() -> str:
     """Compile the C++ code unless it is compiled already; returns the outcome, for the header."""
     began = time.perf_counter()
     if loader.build() is None:
-        return f"none, torch alone, which is slower: {loader.unavailable_reason()}"
+        return f"none, torch alone, which is slower: {loader.unavailable()}"
     seconds = time.perf_counter() - began
     how = f"compiled in {seconds:.0f} s" if seconds >= 1 else "already compiled"
     return f"{loader.compiler_version() or 'none'}; kernels {how}"

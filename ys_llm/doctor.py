@@ -1,7 +1,6 @@
 """`ys doctor`: what this machine has, how fast it is, what `auto` chooses here, what would help."""
 
 import os
-import shlex
 import shutil
 import sys
 import time
@@ -14,7 +13,7 @@ import torch
 from ys_llm.config.sources import load_config
 from ys_llm.csrc import loader
 from ys_llm.csrc.loader import Unavailable
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 from ys_llm.model.language_model import Model
 from ys_llm.ops import choices
 from ys_llm.system.files import write_atomically
@@ -22,10 +21,10 @@ from ys_llm.system.machine import Machine, inspect_machine, versions
 from ys_llm.system.sizes import human_size
 from ys_llm.training.compute import (
     bf16_problem,
+    copy_rate,
     matmul_rate,
     process_settings,
     resolve_dtype,
-    synchronise,
     thread_choice,
 )
 
@@ -33,10 +32,10 @@ GB = 10**9
 LITTLE_MEMORY, LITTLE_DISK = 2 * GB, 1 * GB  # the default run uses 1.4 and about 0.3
 SLOW_WRITE_SECONDS = 0.1  # for one small synced file; a checkpoint syncs ten times
 MUCH_SWAPPED = GB // 4
-COPY_BYTES = 1 << 26  # larger than every cache
 PROBE = b"\0" * 4096
 BUSY = 0.5  # share of the cores
 SHOWN_RECORDS = 6
+REMEASURE = command_line("doctor", remeasure=True)
 CAPABILITY = "ATEN_CPU_CAPABILITY"
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 SHOWN_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve", "bf16")
@@ -57,7 +56,8 @@ class Checkup:
     """Everything that was measured, as plain data. Rates are FLOP/s and bytes/s on `device`.
 
     `thread_source` sets the number of threads; `bf16_problem` is why bf16 has no rate. `dtype` and
-    `backend` are what `auto` chooses for the default model, each with its reason.
+    `backend` are what `auto` chooses for the default model, each with its reason. `disturbed`: how
+    many of the kept measurements were disturbed by other work.
     """
 
     machine: Machine
@@ -78,6 +78,7 @@ class Checkup:
     dtype: tuple[str, str]
     backend: tuple[str, str]
     records: tuple[str, ...]
+    disturbed: int
     records_folder: Path | None
 
 
@@ -107,7 +108,7 @@ def examine(
     with process_settings(load_config(None).config.train):
         dtype, backend = _choices(device)
         rates = matmul_rates(device, has_bf16=not problem)
-        records = tuple(map(choices.shown, choices.records()))
+        records = choices.records()
     return Checkup(
         machine=machine,
         versions=versions(),
@@ -126,7 +127,8 @@ def examine(
         unavailable=loader.unavailable(),
         dtype=dtype,
         backend=backend,
-        records=records,
+        records=tuple(map(choices.shown, records)),
+        disturbed=sum(bool(record.disturbance) for record in records),
         records_folder=choices.records_folder(),
     )
 
@@ -156,22 +158,6 @@ def matmul_rates(device: torch.device, *, has_bf16: bool) -> dict[str, float]:
     """FLOP/s of a matmul by dtype; bf16 only where it is not emulated, else it takes minutes."""
     dtypes = {"fp32": torch.float32} | ({"bf16": torch.bfloat16} if has_bf16 else {})
     return {name: matmul_rate(dtype, device) for name, dtype in dtypes.items()}
-
-
-def copy_rate(device: torch.device) -> float:
-    """Bytes read and written per second by a copy larger than any cache; the best of five."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
-    target = torch.empty_like(source)
-    seconds = [_timed(lambda: target.copy_(source), device) for _ in range(6)]
-    return 2 * COPY_BYTES / min(seconds[1:])  # the first also maps the memory
-
-
-def _timed(operation: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    began = time.perf_counter()
-    operation()
-    synchronise(device)
-    return time.perf_counter() - began
 
 
 def try_writing(runs_dir: Path) -> WriteTest:
@@ -243,7 +229,8 @@ def _record_rows(checkup: Checkup) -> list[tuple[str, str]]:
     if not shown:
         return [("measured", "nothing that is kept")]
     rows = [(f"measured {number}", text) for number, text in enumerate(shown, 1)]
-    return [*rows, ("measure again", f"rm -r {shlex.quote(str(checkup.records_folder))}")]
+    again = f"{REMEASURE}; new runs then choose by it (kept in {checkup.records_folder})"
+    return [*rows, ("measure again", again)]
 
 
 def _thread_settings(checkup: Checkup) -> str:
@@ -368,6 +355,16 @@ def no_compiled_code(checkup: Checkup) -> str:
     return f"{missing.problem}, so training is several times slower. {missing.fix}"
 
 
+def disturbed_measurement(checkup: Checkup) -> str:
+    """A choice that was made beside other work, and is kept."""
+    if not checkup.disturbed:
+        return ""
+    return (
+        f"other work disturbed {checkup.disturbed} of the measurements above, and defaults were "
+        f"chosen: when nothing else runs, type: {REMEASURE}"
+    )
+
+
 def slow_disk(checkup: Checkup) -> str:
     """A checkpoint syncs some ten times."""
     writing = checkup.writing
@@ -393,5 +390,6 @@ RULES: tuple[Callable[[Checkup], str], ...] = (
     busy,
     instructions,
     no_compiled_code,
+    disturbed_measurement,
     slow_disk,
 )

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ys_llm.errors import UserError
 from ys_llm.ops import choices
 from ys_llm.ops.choices import Answer, Question, disturbance, recorded, time_in_turn
 
@@ -44,8 +45,23 @@ def test_an_answer_is_measured_once_and_then_read(own_records: Path) -> None:
     assert first.explanation == f"new is faster, as measured on this machine on {first.date}"
     assert recorded(QUESTION, refuse) == first
     assert [r.choice for r in choices.records()] == ["new"]
-    assert choices.shown(first) == f"backend (batch 4): new, {first.explanation}"
+    figures = "(old 2,050.00 ms, new 1,050.00 ms)"
+    assert choices.shown(first) == f"backend (batch 4): new, {first.explanation} {figures}"
     assert {path.suffix for path in own_records.iterdir()} <= {".json", ""}, "no temporary file"
+
+
+def test_what_is_forgotten_is_measured_anew(own_records: Path) -> None:
+    assert asked(answering("new")) == "new"
+    assert choices.forget() == 1
+    assert asked(answering("old")) == "old"
+    own_records.joinpath("folder.json").mkdir()
+    with pytest.raises(UserError, match=r"folder\.json"):
+        choices.forget()
+
+
+def test_without_a_folder_there_is_nothing_to_forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "records_folder", lambda: None)
+    assert choices.forget() == 0
 
 
 def test_other_details_are_another_question(own_records: Path) -> None:

@@ -130,6 +130,26 @@ def test_a_deterministic_run_chooses_its_backend_without_a_clock(
 
 
 @pytest.mark.skipif(loader.compiler() is None, reason="there is nothing to choose from")
+def test_two_deterministic_runs_have_the_same_bits_whatever_was_measured_meanwhile(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch, quiet_machine: None, own_records: Path
+) -> None:
+    seconds = {"cpp": 2.0, "windowed": 1.0}
+    monkeypatch.setattr(select, "_seconds", lambda backend, *rest: seconds[backend])
+
+    def run(name: str, *changes: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        folder = train_run("train.backend={}", "train.max_steps=3", *changes, runs=name).run
+        environment = read_json(checkpoints(folder)[-1] / "progress.json")["environment"]
+        return environment["backends"], read_tensors(folder / "model.safetensors")
+
+    first, weights = run("first", "train.deterministic=true")
+    assert not list(own_records.glob("*.json"))
+    assert run("timed")[0] == {"three_tier": "windowed"}
+    second, again = run("second", "train.deterministic=true")
+    assert first == second == {"three_tier": "cpp"}
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+@pytest.mark.skipif(loader.compiler() is None, reason="there is nothing to choose from")
 def test_two_runs_of_a_seed_choose_the_same_whatever_the_clock_says(
     train_run: TrainRun, monkeypatch: pytest.MonkeyPatch, quiet_machine: None, own_records: Path
 ) -> None:

@@ -240,7 +240,7 @@ def _load(sources: Path, folder: Path | None, flags: tuple[str, ...]) -> Library
     except OSError as error:
         if _is_noexec(folder):
             problem = f"{folder} is on a file system that is mounted with noexec"
-            return Unavailable(problem, f"Elsewhere it works: {_OTHER_CACHE}")
+            return Unavailable(problem, f"To keep them elsewhere, {_OTHER_CACHE}")
         return Unavailable(f"{path} cannot be loaded: {error}", _remove(folder))
 
 
@@ -380,15 +380,13 @@ def _compile(path: Path, chosen: Compiler, flags: tuple[str, ...]) -> Unavailabl
 
 def _run(command: list[str], temporary: str) -> str:
     """Run a compiler; returns its first error, or an empty string."""
-    environment = os.environ | {"TMPDIR": temporary}
     try:
         done = subprocess.run(
-            command,
+            ["env", f"TMPDIR={temporary}", *command],
             capture_output=True,
             text=True,
             timeout=_COMPILE_SECONDS,
             check=False,
-            env=environment,
         )
     except subprocess.SubprocessError as error:
         return str(error)

@@ -26,7 +26,7 @@ from ys_llm.config.strict_reader import parse_dataclass, to_plain
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.system import machine
-from ys_llm.system.files import make_folder, write_atomically
+from ys_llm.system.files import make_folder, readable_os_errors, write_atomically
 from ys_llm.system.lock import wait_for_lock
 
 ROUNDS = 5
@@ -49,11 +49,15 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a measurement chose, why, and the seconds of every option's rounds."""
+    """What a measurement chose, why, and the seconds of every option's rounds.
+
+    `disturbance` is what made them unreliable, so that the default was chosen; "" where nothing.
+    """
 
     choice: str
     reason: str
     seconds: Mapping[str, tuple[float, ...]]
+    disturbance: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Record:
     reason: str
     date: str
     seconds: Mapping[str, tuple[float, ...]]
+    disturbance: str = ""
 
     def __post_init__(self) -> None:
         """ValueError where a value cannot be."""
@@ -122,9 +127,9 @@ def _measured(
     path: Path, question: Question, conditions: dict[str, str], measure: Callable[[], Answer]
 ) -> Record:
     """Measure and write, or what another process wrote meanwhile, where locks do not work."""
-    choice, reason, seconds = measure()
+    choice, reason, seconds, disturbed = measure()
     today = date.today().isoformat()
-    record = Record(question.subject, conditions, choice, reason, today, seconds)
+    record = Record(question.subject, conditions, choice, reason, today, seconds, disturbed)
     if kept := _kept(path, question, conditions):
         return kept
     write_atomically(path, json.dumps(to_plain(record), indent=1) + "\n", create_folder=False)
@@ -149,6 +154,19 @@ def records() -> list[Record]:
     here = _surroundings().items()
     fitting = [record for record in found if record and here <= record.conditions.items()]
     return sorted(fitting, key=lambda record: record.date, reverse=True)
+
+
+def forget() -> int:
+    """Remove every record, so that each is measured again when it is next asked for; how many.
+
+    Raises UserError where one cannot be removed. A run that has begun keeps what it chose.
+    """
+    folder = records_folder()
+    paths = [] if folder is None else list(folder.glob("*.json"))
+    for path in paths:
+        with readable_os_errors(path):
+            path.unlink(missing_ok=True)
+    return len(paths)
 
 
 def _kept(path: Path, question: Question, conditions: dict[str, str]) -> Record | None:
@@ -215,7 +233,10 @@ def disturbance(rounds: Mapping[str, tuple[float, ...]], waiting_share: float) -
 
 
 def shown(record: Record) -> str:
-    """One line about a record, for `ys doctor`."""
+    """One line about a record and its figures, for `ys doctor`."""
     known = ("question", "weights", *_surroundings())
     details = ", ".join(f"{k} {v}" for k, v in record.conditions.items() if k not in known)
-    return f"{record.subject} ({details}): {record.choice}, {record.explanation}"
+    medians = {name: statistics.median(rounds) for name, rounds in record.seconds.items()}
+    figures = ", ".join(f"{name} {1000 * median:,.2f} ms" for name, median in medians.items())
+    line = f"{record.subject} ({details}): {record.choice}, {record.explanation}"
+    return f"{line} ({figures})" if figures else line

@@ -6,7 +6,7 @@ Each is chosen once per run, shown in the header, saved with every checkpoint an
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +29,7 @@ _PROBE_SIZE = 1024  # rows and columns of the timed matmuls: large enough to rea
 _PROBE_ROUNDS = 5
 _SMALL_PROBE_SIZE = 256  # of matmuls that take 30 ms where bf16 is emulated
 _SMALL_PROBES = 12  # at most: the first calls, and those beside other work, take long anyway
+_COPY_BYTES = 1 << 26  # larger than every cache
 _SLOWEST_UNIT = 1e10  # FLOP/s: emulated bf16 reaches 1 to 3 GFLOP/s, hardware some hundred
 
 
@@ -165,7 +166,8 @@ def _measure_dtype(device: torch.device) -> Answer:
         warm_up()
     timings = time_in_turn(candidates)
     if timings.disturbance:
-        return Answer("bf16", f"bf16 hardware, not timed: {timings.disturbance}", timings.seconds)
+        reason = f"bf16 hardware, not timed: {timings.disturbance}"
+        return Answer("bf16", reason, timings.seconds, timings.disturbance)
     gain = timings.gain("bf16", over="fp32")
     reason = f"bf16 matmuls run at {gain:.1f} times the speed of fp32, {BF16_GAIN} needed"
     return Answer("bf16" if gain >= BF16_GAIN else "fp32", reason, timings.seconds)
@@ -208,6 +210,22 @@ def matmul_seconds(dtype: torch.dtype, device: torch.device, *, size: int = _PRO
     synchronise(device)
     began = time.perf_counter()
     a @ b
+    synchronise(device)
+    return time.perf_counter() - began
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes read and written per second by a copy larger than any cache; the best of five."""
+    source = torch.ones(_COPY_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+    seconds = [_timed(lambda: target.copy_(source), device) for _ in range(6)]
+    return 2 * _COPY_BYTES / min(seconds[1:])  # the first also maps the memory
+
+
+def _timed(operation: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    began = time.perf_counter()
+    operation()
     synchronise(device)
     return time.perf_counter() - began
 

@@ -133,7 +133,8 @@ def _measure(weights: Weights, batch_size: int, precision: Precision) -> Answer:
         }
     )
     if timings.disturbance:
-        return Answer("cpp", f"{units()}, the default: {timings.disturbance}", timings.seconds)
+        reason = f"{units()}, the default: {timings.disturbance}"
+        return Answer("cpp", reason, timings.seconds, timings.disturbance)
     gain = timings.gain("cpp", over="windowed")
     if gain < CLEARLY_SLOWER:
         reason = f"the compiled code has {gain:.1f} times its speed"

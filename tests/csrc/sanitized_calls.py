@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import ModelConfig
+from ys_llm.config.schema import GenerateConfig, ModelConfig
 from ys_llm.csrc import loader
+from ys_llm.inference.compiled_sampling import PENALTY_WINDOW, draw_rows
 from ys_llm.inference.decoder import Decoder
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.language_model import Model
@@ -116,6 +117,18 @@ def call_weight_grad(lib: Any, memory: Memory) -> None:
     memory.free()
 
 
+def call_linear(lib: Any, memory: Memory) -> None:
+    """A matmul and the gradient of its matrix, at odd sizes and on one and two threads."""
+    for rows, k, m, threads in ((1, 1, 1, 1), (33, 7, 100, 2), (600, 33, 17, 2)):
+        size = lib.ys_packed_size(lib.YS_F32, k, m)
+        x, out = memory.array("f", rows * k), memory.array("f", rows * m)
+        lib.ys_matmul_f(x, k, memory.array("f", size), rows, k, m, out, threads)
+        packed = memory.array("f", lib.ys_weight_grad_workspace_f(k))
+        sums, d_weight = memory.array("f", size), memory.array("f", k * m)
+        lib.ys_weight_grad_f(x, k, out, m, rows, k, m, packed, sums, d_weight, threads)
+    memory.free()
+
+
 def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: bool) -> None:
     """Passes forward and backward in every operand type, from inside a window."""
     width = d_summary or d_state
@@ -161,6 +174,18 @@ def call_decoder(
             decoder.step(sequences, [(t + b) % 29 for b in range(n)], threads=1 + t % 2)
 
 
+def call_sampling(library: loader.Library) -> None:
+    """Every filter, a penalty on the last token, and a logit that is none."""
+    for dtype in (torch.float32, torch.float64):
+        for n, vocab_size in ((1, 1), (3, 17), (5, 4096)):
+            logits = torch.randn(n, vocab_size, dtype=dtype)
+            logits[-1, -1] = torch.inf
+            for options in ({"top_p": 1.0}, {"top_p": 0.9, "min_p": 0.1}, {"top_k": 3}):
+                sampling = GenerateConfig(repetition_penalty=1.5, **options)  # type: ignore[arg-type]
+                recents = [[vocab_size - 1] * PENALTY_WINDOW] * n
+                draw_rows(library, logits, sampling, recents, [0.9] * n)
+
+
 def the_library() -> loader.Library:
     """The one with sanitizers, which then also serves all operators."""
     library = loader.build(flags=tuple(sys.argv[1:]))
@@ -184,6 +209,7 @@ def main() -> None:
             for threads in THREADS:
                 call_rowwise(counted, memory, rows, width, threads)
     call_weight_grad(counted, memory)
+    call_linear(counted, memory)
     torch.set_num_threads(2)
     for shape in ((1, 0, 1), (39, 7, 1), (96, 32, 1), (72, 12, 2)):
         call_recurrence(*shape, factored=False)
@@ -196,6 +222,7 @@ def main() -> None:
     ):
         call_decoder(library, dtype, quantization)
         call_decoder(library, dtype, quantization, d_summary=21, factored=True)
+    call_sampling(library)
     library.ffi.string(counted.ys_units())
     counted.ys_layout()
     print(*sorted(counted.called))

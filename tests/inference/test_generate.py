@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
+from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
 from ys_llm.inference.generate import complete, encode_pieces, generate, prefill, prompt_ids
-from ys_llm.inference.sampling import PENALTY_WINDOW, ScoredToken, distribution
+from ys_llm.inference.sampling import ScoredToken, distribution, draw
 from ys_llm.model.language_model import Model
 
 TEXT = (
@@ -180,7 +181,8 @@ def test_sampled_text_is_what_the_full_forward_pass_would_draw(model: Model) -> 
     tokens = tokens_of(model, ids, sampling, end_id=-1)
     for token in tokens:
         probabilities = distribution(full_logits(model, ids)[-1], sampling, ids[-PENALTY_WINDOW:])
-        assert token.id == int(torch.multinomial(probabilities, 1, generator=generator))
+        uniform = float(torch.rand((), dtype=torch.float64, generator=generator))
+        assert token.id == draw(probabilities, uniform)
         ids.append(token.id)
     assert len(ids) == 84
 

@@ -20,7 +20,7 @@ from ys_llm.model.language_model import Model
 from ys_llm.model.state import state_bytes
 
 SAMPLED = GenerateConfig(temperature=1.0, top_k=30, max_tokens=40, seed=3)
-VOCAB_SIZE, END = 17, 14
+VOCAB_SIZE, END = 17, 7
 LAYERS = [*((name,) for name in mixer_names()), tuple(mixer_names())]
 by_layers = pytest.mark.parametrize("layers", LAYERS, ids="+".join)
 
@@ -66,8 +66,7 @@ def test_prompts_of_any_length_are_answered_as_if_alone(
 ) -> None:
     model, prompts = model_of(layers), prompts_of([1, 70, 3, 17, 17, 130, 2])
     expected = {i: single_ids(model, prompt, SAMPLED) for i, prompt in enumerate(prompts)}
-    if layers != ("min_gru",):  # with random weights it never ends an answer before the others
-        assert len({len(ids) for ids in expected.values()}) > 1  # some leave while others stay
+    assert len({len(ids) for ids in expected.values()}) > 1  # some leave while others stay
     assert batch_ids(model, prompts, SAMPLED, max_batch) == expected
 
 

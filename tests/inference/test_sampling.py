@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+from itertools import accumulate, islice
+from typing import Any
 
 import pytest
 import torch
@@ -12,13 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.csrc import loader
 from ys_llm.errors import UserError
-from ys_llm.inference.sampling import PENALTY_WINDOW, Sampler, distribution
+from ys_llm.inference.compiled_sampling import NOT_FINITE, PENALTY_WINDOW, draw_rows
+from ys_llm.inference.sampling import Sampler, distribution, draw, sample_rows, uniform_numbers
 
 END = 0
 
 
-def draw(logits: Tensor, sampling: GenerateConfig, recent: list[int], end_id: int = END) -> int:
+def draw_token(
+    logits: Tensor, sampling: GenerateConfig, recent: list[int], end_id: int = END
+) -> int:
     return Sampler(sampling, end_id=end_id, recent=recent).sample(logits).id
 
 
@@ -126,6 +131,113 @@ def test_one_logit_that_is_no_number_is_an_error(bad: float) -> None:
         distribution(logits, GenerateConfig())
 
 
+# The compiled draw
+
+
+def compiled(
+    logits: Tensor, sampling: GenerateConfig, recent: list[int], uniform: float
+) -> tuple[int, float]:
+    if (library := loader.build()) is None:
+        pytest.skip(loader.unavailable_reason())
+    ((id, logprob),) = draw_rows(library, logits[None], sampling, [recent], [uniform])
+    return id, logprob
+
+
+@given(
+    seed=st.integers(0, 1 << 30),
+    vocab_size=st.sampled_from([1, 2, 7, 8, 9, 100, 2000]),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 300.0]),
+    grid=st.sampled_from([0.0, 0.5]),  # 0.5: many tokens are equals
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    uniform=st.sampled_from([0.0, 1e-300, 0.25, 0.5, 0.75, 1 - 2**-53]) | st.floats(0, 0.999),
+    n_recent=st.integers(0, PENALTY_WINDOW),
+    temperature=st.sampled_from([0.0, 1e-8, 0.1, 0.8, 1.0, 3.0, 1e6]),
+    top_k=st.sampled_from([0, 1, 2, 63, 64, 65, 1999, 2000, 5000]),
+    top_p=st.sampled_from([1e-9, 0.1234567, 0.95123456, 0.9999912345, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-7, 0.0512345, 1.0]),
+    repetition_penalty=st.sampled_from([1.0, 1.3, 1e300]),
+)
+@settings(deadline=None, max_examples=600)
+def test_the_compiled_draw_is_the_one_that_is_described(
+    seed: int,
+    vocab_size: int,
+    spread: float,
+    grid: float,
+    dtype: torch.dtype,
+    uniform: float,
+    n_recent: int,
+    **options: float,
+) -> None:
+    sampling, generator = GenerateConfig(**options), torch.Generator().manual_seed(seed)  # type: ignore[arg-type]
+    logits = spread * torch.randn(vocab_size, generator=generator).to(dtype)
+    if grid:
+        logits = (logits / grid).round() * grid
+    recent = torch.randint(vocab_size, (n_recent,), generator=generator).tolist()
+    id, logprob = compiled(logits, sampling, recent, uniform)
+    assert logprob == pytest.approx(float(torch.log_softmax(logits.double(), 0)[id]), abs=1e-9)
+    expected = distribution(logits, sampling, recent)
+    ends = expected.cumsum(0)
+    begin, end = float(ends[id] - expected[id]), float(ends[id])
+    assert expected[id] > 0
+    assert begin - 1e-12 <= uniform <= end + 1e-12  # at a border rounding decides
+    if begin + 1e-12 < uniform < end - 1e-12:
+        assert id == draw(expected, uniform)
+
+
+@pytest.mark.parametrize("size", [3e38, 1e300, 1.7e308])
+@pytest.mark.parametrize("temperature", [1e-8, 1.0, 1e300])
+@pytest.mark.parametrize("repetition_penalty", [1e-300, 1.0, 1e300])
+@pytest.mark.parametrize(
+    "filters", [{}, {"top_k": 3}, {"top_p": 1.0}, {"top_p": 1.0, "min_p": 0.1}]
+)
+def test_no_logit_is_too_large_for_the_compiled_draw(
+    size: float, temperature: float, repetition_penalty: float, filters: dict[str, Any]
+) -> None:
+    sampling = GenerateConfig(
+        temperature=temperature, repetition_penalty=repetition_penalty, **filters
+    )
+    logits = torch.tensor([-1.0, 1.0, 1 / size, 0.0, 1.0], dtype=torch.float64) * size
+    for uniform in (0.0, 0.31, 0.62, 1 - 2**-53):
+        expected = draw(distribution(logits, sampling, [0, 1, 3]), uniform)
+        assert compiled(logits, sampling, [0, 1, 3], uniform)[0] == expected
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("position", [0, 11, 16])
+def test_the_compiled_draw_reports_a_logit_that_is_no_number(bad: float, position: int) -> None:
+    logits = torch.zeros(17)
+    logits[position] = bad
+    assert compiled(logits, GenerateConfig(), [], 0.5)[0] == NOT_FINITE
+    with pytest.raises(UserError, match="the model produced a NaN or infinite logit"):
+        draw_token(logits, GenerateConfig(), [])
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.5])
+def test_rows_are_drawn_as_each_alone(penalty: float) -> None:
+    sampling = GenerateConfig(temperature=1.2, max_tokens=9, seed=3, repetition_penalty=penalty)
+    logits_NV = torch.randn(12, 4000, generator=torch.Generator().manual_seed(5))
+
+    def samplers() -> list[Sampler]:
+        return [Sampler(sampling, end_id=END, recent=range(5 * row)) for row in range(12)]
+
+    together, alone = samplers(), samplers()
+    for _ in range(9):
+        expected = [one.sample(row) for one, row in zip(alone, logits_NV, strict=True)]
+        assert sample_rows(together, logits_NV) == expected
+
+
+def test_uniform_numbers_are_those_of_single_calls() -> None:
+    numbers = islice(uniform_numbers(torch.Generator().manual_seed(7)), 150)
+    generator = torch.Generator().manual_seed(7)
+    for number in numbers:
+        assert number == float(torch.rand((), dtype=torch.float64, generator=generator))
+
+
+def test_the_window_of_the_penalty_is_that_of_the_library() -> None:
+    assert (library := loader.build()) is not None
+    assert library.lib.YS_PENALTY_WINDOW == PENALTY_WINDOW
+
+
 # The sampler
 
 
@@ -145,15 +257,15 @@ def test_draws_follow_the_distribution() -> None:
 def test_the_penalty_never_applies_to_the_end_token() -> None:
     heavy = GenerateConfig(temperature=0.0, repetition_penalty=1e9, max_tokens=1)
     logits = torch.tensor([1.0, 3.0, 2.0])
-    assert draw(logits, heavy, recent=[1], end_id=1) == 1
-    assert draw(logits, heavy, recent=[1], end_id=0) == 2
+    assert draw_token(logits, heavy, recent=[1], end_id=1) == 1
+    assert draw_token(logits, heavy, recent=[1], end_id=0) == 2
 
 
 def test_the_penalty_forgets_what_is_far_back() -> None:
     heavy = GenerateConfig(temperature=0.0, repetition_penalty=1e9, max_tokens=1)
     logits = torch.tensor([0.0, 3.0, 2.0, 1.0])
-    assert draw(logits, heavy, recent=[1, *[3] * (PENALTY_WINDOW - 1)]) == 2
-    assert draw(logits, heavy, recent=[1, *[3] * PENALTY_WINDOW]) == 1
+    assert draw_token(logits, heavy, recent=[1, *[3] * (PENALTY_WINDOW - 1)]) == 2
+    assert draw_token(logits, heavy, recent=[1, *[3] * PENALTY_WINDOW]) == 1
 
 
 def test_the_penalty_applies_to_what_was_just_drawn() -> None:

@@ -225,3 +225,23 @@ struct ys_three_tier_weights {
   int64_t d_state, n_heads;
   double norm_eps;
 };
+
+// In sampling.cpp: drawing tokens.
+
+enum ys_penalised { YS_PENALTY_WINDOW = 64 };  // recent tokens of each row, at most
+
+// The options of inference/sampling.py.
+struct ys_sampling {
+  double temperature, top_p, min_p, repetition_penalty;
+  int64_t top_k;
+};
+// Draws a token from each of n rows of logits (n x V): the first, in the order of ids, whose
+// cumulative probability exceeds uniforms[i], which is in [0, 1). ids[i] is -1 where a logit is NaN
+// or infinite; logprobs[i] is its log-softmax, before penalty, temperature and filters. The penalty
+// is for the first n_recent[i] of row i of `recent`, n x YS_PENALTY_WINDOW ids.
+void ys_sample_f(const struct ys_sampling* sampling, int64_t n, int64_t vocab_size,
+                 const float* logits, const int64_t* recent, const int64_t* n_recent,
+                 const double* uniforms, int64_t* ids, double* logprobs, int64_t threads);
+void ys_sample_d(const struct ys_sampling* sampling, int64_t n, int64_t vocab_size,
+                 const double* logits, const int64_t* recent, const int64_t* n_recent,
+                 const double* uniforms, int64_t* ids, double* logprobs, int64_t threads);

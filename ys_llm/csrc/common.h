@@ -57,6 +57,7 @@ using RealOf = std::conditional_t<std::is_same<Op, double>::value, double, float
 typedef uint32_t U32 __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint16_t U16 __attribute__((vector_size(VECTOR_BYTES / 2)));
 typedef int32_t I32 __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t I64 __attribute__((vector_size(VECTOR_BYTES)));
 typedef int8_t I8 __attribute__((vector_size(VECTOR_BYTES / 4)));
 
 inline float widen(bf16 x) {

@@ -108,6 +108,12 @@ extern "C" const ys_field* ys_layout(void) {
       FIELD(ys_three_tier_weights, d_state),
       FIELD(ys_three_tier_weights, n_heads),
       FIELD(ys_three_tier_weights, norm_eps),
+      STRUCT(ys_sampling),
+      FIELD(ys_sampling, temperature),
+      FIELD(ys_sampling, top_p),
+      FIELD(ys_sampling, min_p),
+      FIELD(ys_sampling, repetition_penalty),
+      FIELD(ys_sampling, top_k),
       {nullptr, 0, 0},
   };
   return fields;

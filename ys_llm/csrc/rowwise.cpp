@@ -4,6 +4,7 @@
 
 #include <limits>
 
+#include "exponential.h"
 #include "norm.h"
 
 namespace ys {
@@ -19,72 +20,6 @@ inline void will_read(const T* p) {
 template <class T>
 inline void will_write(const T* p) {
   __builtin_prefetch(reinterpret_cast<const char*>(p) + PREFETCH_BYTES, 1);
-}
-
-// max(v, lowest); NaN where v is NaN.
-inline Vec<float> at_least(float lowest, Vec<float> v) {
-#if defined(__AVX512F__)
-  return (Vec<float>)_mm512_max_ps(_mm512_set1_ps(lowest), (__m512)v);
-#else
-  return v < lowest ? broadcast(lowest) : v;
-#endif
-}
-inline Vec<double> at_least(double lowest, Vec<double> v) {
-  return v < lowest ? broadcast(lowest) : v;
-}
-
-// e^x for x <= 87. In float: x = n ln 2 + r and a polynomial for e^r (Cephes), relative error 2e-7;
-// below -87 the result is that of -87, which is practically 0.
-inline Vec<float> exponential(Vec<float> x) {
-  const Vec<float> shift =
-      broadcast(12582912.f);  // 1.5 * 2^23: the sum's last bits are the integer
-  x = at_least(-87.f, x);
-  Vec<float> shifted = x * 1.44269504f + shift, n = shifted - shift;
-  Vec<float> r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  Vec<float> p = broadcast(1.9875691500e-4f);
-  p = p * r + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.f);
-#if defined(__AVX512F__)
-  return (Vec<float>)_mm512_scalef_ps((__m512)p, (__m512)n);
-#else
-  I32 bits, power;
-  std::memcpy(&bits, &p, sizeof bits);
-  std::memcpy(&power, &shifted, sizeof power);
-  bits += power << 23;
-  std::memcpy(&r, &bits, sizeof r);
-  return x == x ? r : x;
-#endif
-}
-inline Vec<double> exponential(Vec<double> x) {
-  for (int i = 0; i < Lanes<double>::n; i++) x[i] = std::exp(x[i]);
-  return x;
-}
-
-inline Vec<float> inverse(Vec<float> x) {
-#if defined(__AVX512F__)
-  Vec<float> guess = (Vec<float>)_mm512_rcp14_ps((__m512)x);  // 14 bits; one Newton step: 23
-  return guess * (2.f - x * guess);
-#else
-  return 1.f / x;
-#endif
-}
-inline Vec<double> inverse(Vec<double> x) { return 1. / x; }
-
-// 1 / (1 + e^-x); its smallest value is e^-80.
-template <class R>
-inline Vec<R> sigmoid(Vec<R> x) {
-  return inverse(R(1) + exponential(-at_least(R(-80), x)));
-}
-
-template <class R>
-inline R largest(Vec<R> v) {
-  R most = v[0];
-  for (int i = 1; i < Lanes<R>::n; i++) most = v[i] > most ? v[i] : most;
-  return most;
 }
 
 // Calls body(thread, range of rows) on each thread.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.data.tokenizer import StreamDecoder, Tokenizer
+from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
 from ys_llm.inference.decode_step import decode_rows
 from ys_llm.inference.decoder import Decoder
 from ys_llm.inference.prefix_cache import (
@@ -29,10 +30,10 @@ from ys_llm.inference.prefix_cache import (
     pieces_of,
 )
 from ys_llm.inference.sampling import (
-    PENALTY_WINDOW,
     Sampler,
     ScoredToken,
     log_softmax,
+    sample_rows,
     score_token,
 )
 from ys_llm.model.language_model import Model
@@ -266,8 +267,9 @@ def generate_batch(
             active = [active[i] for i in remaining]
         if active:
             logits_NV = rows.step([row.tokens[-1].id for row in active])
-            for row, logits_V in zip(active, logits_NV, strict=True):
-                row.tokens.append(row.sampler.sample(logits_V))
+            drawn = sample_rows([row.sampler for row in active], logits_NV)
+            for row, token in zip(active, drawn, strict=True):
+                row.tokens.append(token)
 
 
 def complete(

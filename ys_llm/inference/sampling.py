@@ -1,11 +1,16 @@
-"""From logits to a token: penalty, temperature, filters, and a draw with a generator of its own."""
+"""From logits to a token: penalty, temperature, filters, and a draw with a generator of its own.
+
+`distribution` and `draw` are the readable form. `csrc/sampling.cpp` computes the same for all rows
+of a batch in one call, where the library is compiled.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +18,14 @@ import torch
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.csrc import loader
 from ys_llm.errors import UserError, command_line
+from ys_llm.inference.compiled_sampling import NOT_FINITE, PENALTY_WINDOW, draw_rows
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-PENALTY_WINDOW = 64  # number of recent tokens that the repetition penalty applies to
+_DRAWN_AT_ONCE = 64  # uniform numbers
 _MIN_TEMPERATURE = 1e-9  # below this, float64 rounds every other token's probability to 0
 _TYPICAL_NUCLEUS = 64  # a trained model rarely has more plausible tokens than this
 _MAX_LOGIT = 1e300  # bound on penalised logits; the difference of two such is still finite
@@ -60,25 +67,76 @@ class Sampler:
         recent: Iterable[int] = (),
         n_candidates: int = 0,
     ) -> None:
-        self._sampling, self._end_id, self._n_candidates = sampling, end_id, n_candidates
-        self._generator = torch.Generator()
+        self.sampling, self.n_candidates = sampling, n_candidates
+        generator = torch.Generator()
         if sampling.seed is None:
-            self._generator.seed()
+            generator.seed()
         else:
-            self._generator.manual_seed(sampling.seed)
+            generator.manual_seed(sampling.seed)
+        self.uniforms = uniform_numbers(generator)
+        self._end_id = end_id
         # Every prompt begins with <end>: penalising it would keep every answer from ending.
-        self._recent = deque((id for id in recent if id != end_id), maxlen=PENALTY_WINDOW)
+        self.recent = deque((id for id in recent if id != end_id), maxlen=PENALTY_WINDOW)
         self._n_sampled = 0
         self.finished = sampling.max_tokens == 0
 
     def sample(self, logits_V: Tensor) -> ScoredToken:
         """Draw the next token; UserError where a logit is NaN or infinite."""
-        probabilities_V = distribution(logits_V, self._sampling, self._recent)
-        id = int(torch.multinomial(probabilities_V, 1, generator=self._generator))
+        return sample_rows([self], logits_V[None])[0]
+
+    def accept(self, id: int) -> None:
+        """Note the token that was drawn."""
         self._n_sampled += 1
-        self._recent.append(id)
-        self.finished = id == self._end_id or self._n_sampled == self._sampling.max_tokens
-        return score_token(id, log_softmax(logits_V), self._n_candidates)
+        self.recent.append(id)
+        self.finished = id == self._end_id or self._n_sampled == self.sampling.max_tokens
+
+
+def sample_rows(samplers: Sequence[Sampler], logits_NV: Tensor) -> list[ScoredToken]:
+    """The next token of each row, drawn by its sampler; all have the same options.
+
+    Raises UserError where a logit is NaN or infinite.
+    """
+    sampling, uniforms = samplers[0].sampling, [next(sampler.uniforms) for sampler in samplers]
+    draw_all = _draw_rows if (library := loader.load()) is None else partial(draw_rows, library)
+    drawn = draw_all(logits_NV, sampling, [sampler.recent for sampler in samplers], uniforms)
+    tokens = []
+    for sampler, logits_V, (id, logprob) in zip(samplers, logits_NV, drawn, strict=True):
+        if id == NOT_FINITE:
+            raise _diverged()
+        sampler.accept(id)
+        if sampler.n_candidates:
+            tokens.append(score_token(id, log_softmax(logits_V), sampler.n_candidates))
+        else:
+            tokens.append(ScoredToken(id, logprob))
+    return tokens
+
+
+def _draw_rows(
+    logits_NV: Tensor,
+    sampling: GenerateConfig,
+    recents: Sequence[Iterable[int]],
+    uniforms: Sequence[float],
+) -> list[tuple[int, float]]:
+    """What `compiled_sampling.draw_rows` computes."""
+    drawn = []
+    for logits_V, recent, uniform in zip(logits_NV, recents, uniforms, strict=True):
+        id = draw(distribution(logits_V, sampling, recent), uniform)
+        drawn.append((id, float(log_softmax(logits_V)[id])))
+    return drawn
+
+
+def draw(probabilities_V: Tensor, uniform: float) -> int:
+    """The first id whose cumulative probability exceeds `uniform`, which is in [0, 1)."""
+    probabilities: Float64Array = probabilities_V.numpy()
+    cumulative = probabilities.cumsum()
+    id = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
+    return min(id, int(probabilities.nonzero()[0][-1]))  # the product may be rounded up to the sum
+
+
+def uniform_numbers(generator: torch.Generator) -> Iterator[float]:
+    """Numbers in [0, 1), one for each token: those of single calls of `torch.rand` in float64."""
+    while True:
+        yield from torch.rand(_DRAWN_AT_ONCE, dtype=torch.float64, generator=generator).tolist()
 
 
 def log_softmax(logits: Tensor) -> Tensor:
@@ -109,11 +167,7 @@ def distribution(logits_V: Tensor, sampling: GenerateConfig, recent: Iterable[in
     """
     logits = logits_V.detach().to("cpu", torch.float64).numpy()  # a third of torch's call overhead
     if not (math.isfinite(logits.min()) and math.isfinite(logits.max())):
-        raise UserError(
-            "the model produced a NaN or infinite logit: its weights are damaged, or training "
-            "diverged",
-            "Train it again: " + command_line("train", "clean", run="NAME"),
-        )
+        raise _diverged()
     logits = _penalise(logits, sampling, recent)
     best = logits.argmax()  # the smallest id of equal ones
     if sampling.temperature < _MIN_TEMPERATURE:
@@ -129,6 +183,13 @@ def distribution(logits_V: Tensor, sampling: GenerateConfig, recent: Iterable[in
     filtered = np.zeros_like(probabilities)
     filtered[ids] = _filter_sorted(probabilities[ids], len(logits), sampling)
     return torch.from_numpy(filtered)
+
+
+def _diverged() -> UserError:
+    return UserError(
+        "the model produced a NaN or infinite logit: its weights are damaged, or training diverged",
+        "Train it again: " + command_line("train", "clean", run="NAME"),
+    )
 
 
 def _filter_sorted(kept: Float64Array, vocab_size: int, sampling: GenerateConfig) -> Float64Array:

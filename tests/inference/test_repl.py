@@ -6,24 +6,31 @@ import io
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
 
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
+from ys_llm.inference import repl
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_json, run_once
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
+from ys_llm.system import signals
 
 ROOT = Path(__file__).resolve().parents[2]
+TraceFunction = Callable[[FrameType, str, Any], Any]
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 
 
@@ -149,12 +156,15 @@ def test_three_quotes_begin_and_end_a_prompt_of_several_lines(
 
 ENDLESS = "the cat"  # its answer ends when it is interrupted
 SESSION = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios, threading, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 sys.path.insert(0, sys.argv[1])
 if sys.argv[2] == "without readline":
     sys.modules["readline"] = None
 from ys_llm.inference import repl
+if len(sys.argv) > 4:  # Ctrl-C reaches a thread that does not wait for input
+    threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 def answer(engine, pieces, sampling, *, raw):
     print("answering", ascii("".join(pieces)), flush=True)
     while "".join(pieces) == sys.argv[3]:
@@ -168,11 +178,12 @@ print("left", flush=True)
 class Conversation:
     """`run_interactive` at a pseudo-terminal, with answers that repeat the prompt."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how: str, *more: str) -> None:
+        self.how = how
         ours, theirs = os.openpty()
-        self._terminal, self._shown = ours, ""
+        self._terminal, self._shown, self._screen = ours, "", ""
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SESSION, str(ROOT), how, ENDLESS],
+            [sys.executable, "-c", SESSION, str(ROOT), how, ENDLESS, *more],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -185,18 +196,38 @@ class Conversation:
         os.write(self._terminal, text.encode())
 
     def wait_for(self, text: str) -> None:
-        """Read what is shown until it contains `text`; what came before is forgotten."""
+        """Read what is shown until it contains `text`; what came before does not count again."""
         ends = time.monotonic() + 60
         while text not in self._shown:
-            left = ends - time.monotonic()
-            assert left > 0 and select.select([self._terminal], [], [], left)[0], self._shown
-            self._shown += os.read(self._terminal, 4096).decode(errors="replace")
+            if not (new := self._read(ends - time.monotonic())):
+                state = "running" if self.process.poll() is None else "ended"
+                pytest.fail(f"{text!r} was not shown ({state}). The screen:\n{self._screen}")
+            self._shown += new
+            self._screen += new
         self._shown = self._shown.split(text, 1)[1]
 
+    def _read(self, seconds: float) -> str:
+        """What is shown next; "" where nothing is, for so long or because the session ended."""
+        if seconds <= 0 or not select.select([self._terminal], [], [], seconds)[0]:
+            return ""
+        with suppress(OSError):  # EIO: the other end is closed
+            return os.read(self._terminal, 4096).decode(errors="replace")
+        return ""
 
-@pytest.mark.parametrize("how", ["with readline", "without readline"])
-def test_a_conversation_at_a_terminal(how: str) -> None:
-    talk = Conversation(how)
+    def close(self) -> None:
+        """End the session if it still runs."""
+        self.process.kill()
+        self.process.wait()
+        os.close(self._terminal)
+
+
+@pytest.fixture(params=["with readline", "without readline"])
+def talk(request: pytest.FixtureRequest) -> Iterator[Conversation]:
+    with closing(Conversation(request.param)) as conversation:
+        yield conversation
+
+
+def test_a_conversation_at_a_terminal(talk: Conversation) -> None:
     talk.wait_for("> ")
     talk.type("one\n")
     talk.wait_for("answering 'one'")
@@ -212,13 +243,24 @@ def test_a_conversation_at_a_terminal(how: str) -> None:
     talk.type("a\n\nparagraph\n")  # a paste into a terminal that does not mark pastes
     talk.wait_for(r"answering 'a\n\nparagraph'")
     talk.wait_for("> ")
-    if how == "with readline":
+    if talk.how == "with readline":
         talk.type("\x1b[200~two\nlines\x1b[201~\n")
         talk.wait_for(r"answering 'two\nlines'")
         talk.wait_for("> ")
     talk.type("\x04")
     talk.wait_for("left")
     assert talk.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("how", ["with readline", "without readline"])
+def test_ctrl_c_that_does_not_interrupt_the_waiting_for_input_is_noticed_soon(how: str) -> None:
+    """As when it comes between the prompt sign and the system call that waits."""
+    with closing(Conversation(how, "unnoticed")) as talk:
+        talk.wait_for("> ")
+        talk.type("\x03")
+        talk.wait_for("> ")
+        talk.type("one\n")
+        talk.wait_for("answering 'one'")
 
 
 @pytest.mark.parametrize("last", ["exit", "quit", " exit ", EOFError])
@@ -251,6 +293,83 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(
     first, rest = capsys.readouterr().out.split("\n", 1)
     assert answer(loaded, "the mat", raw=True).startswith(first)
     assert rest == answer(loaded, "the cat", raw=True) + "\n"
+
+
+OURS = {repl.__file__, signals.__file__}
+
+
+class Session:
+    """`run_interactive` with the prompts "one", "two" and "exit", and Ctrl-C at one moment.
+
+    Moments are counted from the first prompt to the last: every instruction that Python executes
+    of the conversation's own code.
+    """
+
+    def __init__(self, moment: int) -> None:
+        self.moment, self.reached, self.answered = moment, 0, list[str]()
+        self._left = ["one", "two", "exit"]
+
+    def read(self, sign: str = "") -> str:
+        if not self._left:
+            raise EOFError
+        return self._left.pop(0)
+
+    def answer(self, engine: object, pieces: list[str], *_: object, **__: object) -> None:
+        self.answered += pieces
+
+    def trace(self, frame: FrameType, event: str, arg: object) -> TraceFunction | None:
+        if frame.f_code.co_filename not in OURS:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and 0 < len(self._left) < 3:
+            self.reached += 1
+            if self.reached == self.moment:
+                signal.raise_signal(signal.SIGINT)
+        return self.trace
+
+    def run(self, loaded: LoadedRun) -> None:
+        before = sys.gettrace()
+        sys.settrace(self.trace)
+        try:
+            run_interactive(loaded, SAMPLING)
+        finally:
+            sys.settrace(before)
+
+
+def test_ctrl_c_at_no_moment_leaves_the_conversation(
+    loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = 0
+    while True:
+        moment += 1
+        session = Session(moment)
+        monkeypatch.setattr("builtins.input", session.read)
+        monkeypatch.setattr(repl, "_stream_answer", session.answer)
+        session.run(loaded)
+        assert not session._left, f"left at moment {moment}"
+        if session.reached < moment:
+            break
+        assert session.answered in (["one", "two"], ["two"], ["one"], [])
+    assert moment > 50
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_again_while_one_is_handled_waits_for_the_next_prompt(
+    loaded: LoadedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def show(*words: str, **_: object) -> None:
+        shown.append(" ".join(words))
+        if len(shown) < 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(repl, "print", show, raising=False)
+    reader = typed(KeyboardInterrupt, "exit", "not read")
+    monkeypatch.setattr("builtins.input", reader)
+    run_interactive(loaded, SAMPLING)
+    assert shown == [""] * 4
+    assert reader("") == "not read"
 
 
 def test_json_is_the_answer_in_one_object(

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ys_llm.system.signals import stop_requested
+from ys_llm.system.signals import interrupts_in_turn, stop_requested
 
 
 def handlers() -> list[object]:
@@ -85,7 +85,7 @@ def test_another_thread_changes_no_handler() -> None:
 
 def test_a_second_sigterm_ends_the_process() -> None:
     code = (
-        "import sys, time; from ys_llm.system.signals import stop_requested\n"
+        "import sys, time; from ys_llm.system.signals import interrupts_in_turn, stop_requested\n"
         "with stop_requested('asked'):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
@@ -98,3 +98,39 @@ def test_a_second_sigterm_ends_the_process() -> None:
         assert child.stderr.readline() + child.stderr.readline() == b"\nasked\n"
         child.send_signal(signal.SIGTERM)
         assert child.wait(timeout=30) == -signal.SIGTERM
+
+
+def test_ctrl_c_in_its_turn_raises_once_and_otherwise_waits() -> None:
+    with interrupts_in_turn() as interrupts:
+        signal.raise_signal(signal.SIGINT)  # waits
+        with pytest.raises(KeyboardInterrupt), interrupts:
+            raise AssertionError("it had waited")
+        with pytest.raises(KeyboardInterrupt), interrupts:
+            signal.raise_signal(signal.SIGINT)
+        with interrupts:
+            reached = True
+    assert reached
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None])
+def test_another_handler_of_ctrl_c_stays(handler: Callable[..., object]) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with interrupts_in_turn():
+            assert signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_interrupts_outside_the_main_thread_change_nothing() -> None:
+    seen: list[object] = []
+
+    def enter() -> None:
+        with interrupts_in_turn() as interrupts, interrupts:
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]

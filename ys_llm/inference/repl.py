@@ -19,6 +19,7 @@ from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import Prefilled
 from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.runs.model_files import LoadedRun
+from ys_llm.system.signals import interrupts_in_turn, signals_noticed
 
 _PIECE_CHARS = 1 << 16  # read from stdin at a time
 _PASTE_SECONDS = 0.05  # between two lines of one paste
@@ -47,19 +48,21 @@ def run_interactive(
     """
     _edit_lines()
     engine = Engine(loaded, cache)
-    while True:
-        try:
-            prompt = _read_prompt()
-            if prompt.strip() in ("exit", "quit"):
+    with interrupts_in_turn() as interrupts:
+        while True:
+            try:
+                with interrupts:
+                    prompt = _read_prompt()
+                    if prompt.strip() in ("exit", "quit"):
+                        return
+                    if prompt.strip():
+                        _stream_answer(engine, [prompt], sampling, raw=raw)
+            except EOFError:
                 return
-            if prompt.strip():
-                _stream_answer(engine, [prompt], sampling, raw=raw)
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print(flush=True)
-        except UnicodeDecodeError:
-            print("ys: this line is not UTF-8 text and was skipped", file=sys.stderr)
+            except KeyboardInterrupt:
+                print(flush=True)
+            except UnicodeDecodeError:
+                print("ys: this line is not UTF-8 text and was skipped", file=sys.stderr)
 
 
 def _edit_lines() -> None:
@@ -88,10 +91,11 @@ def _input_line(sign: str) -> str:
     """A line from stdin; the prompt `sign` is shown on a terminal only, never in piped output."""
     if not sys.stdin.isatty():
         return input()
-    if sys.stdout.isatty():
-        return input(sign)
-    print(sign, end="", file=sys.stderr, flush=True)
-    return input()
+    with signals_noticed():
+        if sys.stdout.isatty():
+            return input(sign)
+        print(sign, end="", file=sys.stderr, flush=True)
+        return input()
 
 
 def _more_is_waiting() -> bool:

@@ -1,4 +1,4 @@
-"""A request to stop: the first signal is a request, the second one acts immediately."""
+"""Signals: a request to stop, whose second signal acts immediately; Ctrl-C in a conversation."""
 
 import os
 import signal
@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_TICK_SECONDS = 0.1
 
 
 class StopRequest:
@@ -69,3 +70,74 @@ def stop_requested(message: str) -> Iterator[StopRequest]:
         yield request
     finally:
         restore()
+
+
+class Interrupts:
+    """Ctrl-C in its turn: it raises KeyboardInterrupt inside `with interrupts:`, and nowhere else.
+
+    Outside it waits for the next such block, so that no moment between two blocks ends a session.
+    One block is interrupted once: whatever is done about it is done undisturbed.
+    """
+
+    def __init__(self) -> None:
+        self._is_turn = self._is_waiting = False
+
+    def __enter__(self) -> None:
+        self._is_turn = True
+        if self._is_waiting:
+            self._raise()
+
+    def __exit__(self, *_: object) -> None:
+        self._is_turn = False
+
+    def ask(self, number: int, frame: Any) -> None:
+        """The handler of SIGINT."""
+        if self._is_turn:
+            self._raise()
+        self._is_waiting = True
+
+    def _raise(self) -> None:
+        self._is_turn = self._is_waiting = False
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupts_in_turn() -> Iterator[Interrupts]:
+    """Yield Interrupts that Ctrl-C obeys until the context ends.
+
+    Where SIGINT has another handler than Python's own, or outside the main thread, it stays.
+    """
+    interrupts = Interrupts()
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupts
+        return
+    signal.signal(signal.SIGINT, interrupts.ask)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def signals_noticed() -> Iterator[None]:
+    """Let a call that waits for input notice signals within a tenth of a second.
+
+    A signal that comes just before the system begins to wait does not interrupt it, and Python
+    would run its handler after the next key only. A timer ends every wait, and such calls begin it
+    again. Outside the main thread, or where SIGALRM serves others, nothing is changed.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGALRM) not in (signal.SIG_DFL, _tick):
+        yield
+        return
+    signal.signal(signal.SIGALRM, _tick)  # first: the timer would end a process without a handler
+    try:
+        signal.setitimer(signal.ITIMER_REAL, _TICK_SECONDS, _TICK_SECONDS)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _tick(number: int, frame: Any) -> None:
+    """Python notices other signals beside this one."""

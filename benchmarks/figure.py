@@ -21,6 +21,7 @@ NAMES = {
     "nn.RNN": ("nn.RNN", False),
     "nn.GRU": ("nn.GRU", False),
     "nn.LSTM": ("nn.LSTM", False),
+    "min_gru": ("minGRU", False),
     "windowed fp32": ("ys, no compiler, fp32", True),
     "windowed bf16": ("ys, no compiler, bf16", True),
     "cpp fp32": ("ys, compiled, fp32", True),
@@ -47,7 +48,8 @@ def svg(report: Mapping[str, Any]) -> str:
         top += PANEL_TOP + PANEL_BOTTOM + len(case_rates(group)) * (BAR + GAP)
     if not groups:
         parts, top = [_text(20, 30, "no layer was measured")], 50
-    caption = f"{report['processor']}, {report['threads']} threads, torch {report['torch']}"
+    held = f" restricted to {report['restricted_to']}" if report["restricted_to"] else ""
+    caption = f"{report['processor']}{held}, {report['threads']} threads, torch {report['torch']}"
     parts.append(_text(8, top + 12, f"{caption}, commit {report['commit']}", kind="small"))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top + 22:.0f}" '
@@ -67,13 +69,13 @@ def _limit(report: Mapping[str, Any], group: Mapping[str, Any]) -> float:
 
 
 def case_rates(group: Mapping[str, Any]) -> dict[str, float]:
-    """Tokens/s of each case named above; of torch's layers the fastest mode."""
+    """Tokens/s of each case named above; of layers with several modes the fastest."""
     rows = {}
     for name in NAMES:
         seconds = [
             statistics.median(times)
             for case, times in group["seconds"].items()
-            if case == name or (name.startswith("nn.") and case.startswith(f"{name} "))
+            if case == name or case.startswith(f"{name} ")
         ]
         if seconds:
             rows[name] = group["facts"]["tokens"] / min(seconds)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.machine import bars, dtypes, large_matmul, matmul_flops, matmul_name, rate
 from benchmarks.rounds import Effort, Group, interleaved
+from ys_llm.mixers import min_gru
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.state import initial_positions
 from ys_llm.ops.accuracy import TOLERANCES, largest_error
@@ -27,7 +28,7 @@ LOOP = "reference fp32"  # the literal loop, the baseline of every target
 TORCH_LAYERS = ("LSTM", "GRU", "RNN")
 FEWEST_TOKENS = 64  # of a row that is shortened for want of time: one interval of global summaries
 # Runs of the cases that are kept, in the seconds that their products alone would take.
-KEPT_RUNS = 6 * 4 * 2.0
+KEPT_RUNS = 7 * 4 * 2.0
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ def measure(
     cases, errors, wrong = _backends(shape, mixer, names)
     if default in cases:
         cases["recurrence alone"] = recurrence_run(shape, mixer, *default.split())
-    torch_cases = {} if shape.n_heads > 1 else dict(_torch_layers(shape))
+    others = {} if shape.n_heads > 1 else dict(_other_layers(shape))
     limit = matmul_name(bars().dtype)
-    cases = {limit: large_matmul(bars().dtype, effort), **cases, **torch_cases}
-    keep = {limit, LOOP, default, "windowed fp32", "recurrence alone", *_lstm(torch_cases)}
-    seconds, dropped = interleaved(cases, effort, keep=keep, may_fail=torch_cases.keys())
+    cases = {limit: large_matmul(bars().dtype, effort), **cases, **others}
+    backends = {f"{name} {dtype}" for name in ("windowed", "cpp") for dtype in dtypes()}
+    keep = {limit, LOOP, default, "recurrence alone", *backends, *_lstm(others)}
+    seconds, dropped = interleaved(cases, effort, keep=keep, may_fail=others.keys())
     facts = {
         "shape": asdict(shape),
         "tokens": shape.B * shape.T,
@@ -225,15 +227,32 @@ def _autocast(dtype: str) -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bf16")
 
 
-def _torch_layers(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
-    """nn.LSTM, nn.GRU and nn.RNN with hidden size S: float32, bfloat16, float32 by oneDNN.
+def _other_layers(shape: Shape) -> Iterator[tuple[str, Callable[[], object]]]:
+    """minGRU, nn.LSTM, nn.GRU and nn.RNN with a state of S: float32, bfloat16, float32 by oneDNN.
 
-    The last may round to bfloat16, so it is not tried where that would be emulated.
+    The last, for torch's own layers, may round to bfloat16: not tried where that is emulated.
     """
     modes = (*dtypes(), "onednn") if "bf16" in dtypes() else dtypes()
+    for dtype in dtypes():
+        yield f"min_gru {dtype}", _min_gru_run(shape, dtype)
     for kind in TORCH_LAYERS:
         for mode in modes:
             yield f"nn.{kind} {mode}", _torch_layer_run(shape, kind, mode)
+
+
+def _min_gru_run(shape: Shape, dtype: str) -> Callable[[], object]:
+    mixer = min_gru.Mixer(shape.E, min_gru.Options(d_state=shape.S))
+    x_BTE = torch.randn(shape.B, shape.T, shape.E, requires_grad=True)
+    cotangent = torch.randn(shape.B, shape.T, shape.E)
+    leaves = [x_BTE, *mixer.parameters()]
+    state, position_B = mixer.init_state(shape.B), initial_positions(shape.B)
+
+    def run() -> object:
+        with _autocast(dtype):
+            y_BTE, _ = mixer(x_BTE, state, None, position_B)
+        return torch.autograd.grad(y_BTE, leaves, cotangent.to(y_BTE.dtype))
+
+    return run
 
 
 def _torch_layer_run(shape: Shape, kind: str, mode: str) -> Callable[[], object]:

@@ -34,7 +34,8 @@ from ys_llm.training.setup import build
 from ys_llm.training.trainer import Run, TrainState
 
 OURS, LLAMA = "default", "llama"  # names of configurations, all of about as many parameters
-SIDES = (OURS, LLAMA)
+SIDES = (OURS, LLAMA, "min_gru")
+JUDGED = (OURS, LLAMA)  # the others are left out where there is no time for them
 LENGTHS = (256, 2048)  # tokens a row
 STEPS = (OURS, "quickstart")  # the models whose steps are taken apart
 PARTS = ("forward", "backward", "gradient norm", "optimizer", "data")
@@ -86,7 +87,7 @@ def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> li
                 cases[f"{side} {dtype}"] = _step(run, stack.enter_context(_metrics(place)))
                 facts[f"{side} {dtype}"] = _facts_of(run, seq_len)
         stack.enter_context(process_settings(TrainConfig()))
-        keep = {limit, *(f"{side} {bars().dtype}" for side in SIDES)}
+        keep = {limit, *(f"{side} {bars().dtype}" for side in JUDGED)}
         seconds, left_out = interleaved(cases, effort, keep=keep)
     facts |= {"work": {limit: matmul_flops(effort)}, "left_out": left_out}
     facts["tokens"] = dict.fromkeys(cases.keys() - {limit}, n_tokens)
@@ -96,7 +97,7 @@ def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> li
 def fitting(seq_len: int, effort: Effort, fp32_rate: float) -> int:
     """Tokens of a step: fewer where the sides that are judged would not fit into the time."""
     n_tokens = max(128, seq_len) if effort.quick else TOKENS_PER_STEP
-    work = len(SIDES) * STEPS_THAT_FIT * FLOPS_PER_TOKEN
+    work = len(JUDGED) * STEPS_THAT_FIT * FLOPS_PER_TOKEN
     while n_tokens > max(seq_len, 1024) and n_tokens * work / fp32_rate > effort.seconds:
         n_tokens //= 2
     return n_tokens

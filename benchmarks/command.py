@@ -4,7 +4,9 @@ python -m benchmarks [machine|layer|model|generate|data|start|all ...] [--minute
 python -m benchmarks all --cpu-level avx2 --out benchmarks/avx2.json
 python -m benchmarks figure benchmarks/NAME.json
 python -m benchmarks table benchmarks/NAME.json
+python -m benchmarks compare OLD.json NEW.json
 python -m benchmarks tables [--write]
+python -m benchmarks.nanogpt --help
 
 Every figure is a ratio of times measured in interleaved rounds of one process, with its spread, or
 a share of the rate of this machine's large matmuls or memory. It is judged by the bars of the
@@ -33,6 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks import figure, machine, tables
+from benchmarks.compare import changes
 from benchmarks.rounds import Budget, Group
 from benchmarks.sections import SECTIONS, Bench, selected
 from benchmarks.targets import judge, table
@@ -42,7 +45,7 @@ from ys_llm.errors import EXIT_FAILED, UserError
 from ys_llm.system.files import write_atomically
 
 MINUTES = 8.0  # leaves two of ten for compiling, and for what cannot be cut short
-_READERS = ("figure", "table", "tables")
+_READERS = {"figure": 1, "table": 1, "compare": 2, "tables": 0}  # and how many files they read
 
 
 def main(words: Sequence[str]) -> int:
@@ -91,8 +94,9 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(words)
     first, *files = arguments.sections
     if first in _READERS:
-        if len(files) != (0 if first == "tables" else 1):
-            parser.error(f"type: {first} benchmarks/NAME.json, or: tables [--write]")
+        if len(files) != _READERS[first]:
+            parser.error("type: table NAME.json, figure NAME.json, compare OLD.json NEW.json, or "
+                         "tables [--write]")  # fmt: skip
         return arguments
     unknown = [name for name in arguments.sections if name not in (*SECTIONS, "all")]
     if unknown or arguments.minutes <= 0:
@@ -101,12 +105,16 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def redraw(arguments: argparse.Namespace) -> int:
-    """The figure of a saved file, next to it or at --out; its table; or the tables of the docs."""
+    """What is made of saved files; exit code 1 where a figure of the newer one fell."""
     if arguments.sections[0] == "tables":
         print("\n".join(tables.write(machine.ROOT) if arguments.write else tables.show()))
         return 0
-    path = Path(arguments.sections[1])
+    path, *newer = map(Path, arguments.sections[1:])
     report = tables.read(path)
+    if newer:
+        found = changes(report, tables.read(newer[0]))
+        print("\n".join(change.line() for change in found))
+        return EXIT_FAILED if any(change.fell for change in found) else 0
     if arguments.sections[0] == "table":
         print(table(judge(report)))
         return 0

@@ -1,6 +1,8 @@
 """Documents are read exactly, or refused with file and line."""
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -168,6 +170,26 @@ def test_the_first_bad_byte_ends_the_reading(folder: Path) -> None:
     assert error.problem == f"{path}:1: byte 0x00 at offset 0 is not a character of a text"
     assert "does not look like text" in error.fix
     assert peak < 10_000_000
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+def test_a_hole_of_gigabytes_is_refused_in_little_memory(folder: Path) -> None:
+    path = folder / "a.txt"
+    with path.open("wb") as file:
+        file.truncate(2_000_000_000)
+    script = (
+        "import sys; from pathlib import Path; from ys_llm.data.readers import read_corpus\n"
+        "try: read_corpus(Path(sys.argv[1]), scratch=Path(sys.argv[1]).parent / 'cache')\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "status = Path('/proc/self/status').read_text().split()\n"
+        "print(status[status.index('VmHWM:') + 1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    error, kilobytes = done.stdout.split()
+    assert error == "UserError"
+    assert int(kilobytes) < 150_000
 
 
 @pytest.mark.parametrize("before", [1 << 20, (1 << 20) - 1, (1 << 20) - 2])

@@ -18,6 +18,7 @@ from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.runs.model_files import load_run
+from ys_llm.system import machine
 from ys_llm.training import budget, forecast
 from ys_llm.training.memory import FORECAST_ERROR, MemoryForecast
 
@@ -176,9 +177,12 @@ def test_what_training_would_refuse_is_refused(dry_run: DryRun, train_run: Train
 
 @pytest.mark.slow
 def test_time_and_memory_are_those_of_the_training(tmp_path: Path) -> None:
-    """Minutes, and true only where nothing else runs."""
+    """Minutes; the time is true only where nothing else runs, and is compared only there."""
     overrides = ("train.max_steps=100", "train.eval_interval=40", "train.checkpoint_interval=40")
     overrides += ("train.batch_size=16", "train.sample_interval=0", "train.device=cpu")
+    # A choice by time may differ between the two where other work runs, and with it the memory.
+    overrides += ("train.dtype=fp32", "train.backend={three_tier: windowed}")
+    alone = (machine.inspect_machine().load or 0.0) < 0.5
     words = [w for o in overrides for w in ("--set", o)]
     command = [sys.executable, "-m", "ys_llm", "train", "--data", str(ROOT / "training_data")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -197,7 +201,8 @@ def test_time_and_memory_are_those_of_the_training(tmp_path: Path) -> None:
     assert status == 0
     promised = seconds_of(line_of(text, "time").partition(":")[0])
     print(f"time: promised {promised:.0f} s, taken {seconds:.0f} s")
-    assert promised == pytest.approx(seconds, rel=0.25)
+    if alone:
+        assert promised == pytest.approx(seconds, rel=0.25)
     (memory,) = re.findall(r"about ([\d.]+) GB", text)
     print(f"memory: promised {memory} GB, taken {usage.ru_maxrss * 1024 / 1e9:.2f} GB")
     assert float(memory) * 1e9 == pytest.approx(usage.ru_maxrss * 1024, rel=FORECAST_ERROR)

@@ -19,7 +19,7 @@ from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.data.split import load_split
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.system import machine
-from ys_llm.training import memory
+from ys_llm.training import memory, setup
 from ys_llm.training.compute import Compute
 from ys_llm.training.memory import (
     FORECAST_ERROR,
@@ -175,6 +175,21 @@ def test_auto_takes_the_largest_batch_whose_forecast_is_within_the_limit(words: 
     assert size >= 8
     assert size % 8 == 0
     assert forecast.peak_bytes(size) == pytest.approx(limit, rel=FORECAST_ERROR)
+
+
+def test_a_run_trains_with_the_batch_size_that_was_found(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Compute] = []
+
+    def find(config: Config, compute: Compute, **_: Any) -> int:
+        seen.append(compute)
+        return 8
+
+    monkeypatch.setattr(setup, "largest_batch_size", find)
+    run = train_run("train.batch_size=auto", "train.max_steps=2", "train.dtype=bf16").run
+    assert load_config(run / "config.yaml").config.train.batch_size == 8
+    assert (seen[0].dtype, seen[0].backends.keys()) == ("bf16", {"three_tier"})
 
 
 def test_on_cuda_a_batch_that_does_not_run_is_halved(

@@ -56,6 +56,7 @@ RUN_FOLDER = {
     "generation_config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "common_words.json",
     "split.json",
     "tokenizer.json",
 }

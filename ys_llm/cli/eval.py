@@ -1,4 +1,4 @@
-"""`ys eval`: loss and bits per byte, as a table or as JSON."""
+"""`ys eval`: loss and bits per byte, loss by position, recall; as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ys_llm.cli.common import (
     RUNS_DIR,
@@ -17,10 +17,14 @@ from ys_llm.cli.common import (
     load_quantized,
 )
 
+if TYPE_CHECKING:
+    from ys_llm.runs.model_files import LoadedRun
+
 EXAMPLES = """\
 examples:
   ys eval default training_data
   ys eval runs/mine novel.txt letters --json
+  ys eval default training_data --recall --held-out   does it remember names?
   ys eval default training_data --quantize int8   what quantised weights lose
 """
 
@@ -32,6 +36,8 @@ class Arguments:
     name: str
     paths: list[Path]
     by_position: bool
+    recall: bool
+    held_out: bool
     json: bool
     quantize: Quantization
     device: Device
@@ -43,7 +49,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("name", metavar="RUN", help="name or folder of a run")
     add("paths", metavar="PATH", nargs="+", type=Path, help="file or folder")
     by_position = "loss by distance from a fresh state, up to 16 times the trained length"
-    add("--by-position", action="store_true", help=by_position)
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--by-position", action="store_true", help=by_position)
+    recall = "loss on rare words when they come first and when they come again, by distance"
+    modes.add_argument("--recall", action="store_true", help=recall)
+    held_out = "only the text of PATH that the run has held out from training"
+    add("--held-out", action="store_true", help=held_out)
     add("--json", action="store_true", help="print a list of objects")
     add_quantize_flag(parser)
     add_device_flag(parser)
@@ -51,21 +62,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments) -> int:
     """Evaluate a run on each path; the exit code."""
-    from ys_llm.evaluation.bits_per_byte import evaluate_paths
-    from ys_llm.evaluation.by_position import positions_of_paths
     from ys_llm.runs.folder import find_run
 
     loaded = load_quantized(
         find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
     )
-    if arguments.by_position:
-        positions = positions_of_paths(loaded, arguments.paths)
-        rows = [{"path": path, **asdict(row)} for path, row in positions]
-    else:
-        rows = [
-            {"path": row.path, "documents": row.documents, **asdict(row.result)}
-            for row in evaluate_paths(loaded, arguments.paths)
-        ]
+    rows = _rows(loaded, arguments)
     if arguments.json:
         import json
 
@@ -73,6 +75,25 @@ def run(arguments: Arguments) -> int:
     else:
         print(_table(rows))
     return 0
+
+
+def _rows(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
+    """The lines of the table, each by its columns."""
+    from ys_llm.evaluation.bits_per_byte import evaluate_paths
+    from ys_llm.evaluation.by_position import positions_of_paths
+    from ys_llm.evaluation.recall import recall_of_paths
+
+    paths, held_out = arguments.paths, arguments.held_out
+    if arguments.by_position:
+        positions = positions_of_paths(loaded, paths, held_out=held_out)
+        return [{"path": path, **asdict(row)} for path, row in positions]
+    if arguments.recall:
+        recalled = recall_of_paths(loaded, paths, held_out=held_out)
+        return [{"path": path, **asdict(row)} for path, row in recalled]
+    return [
+        {"path": row.path, "documents": row.documents, **asdict(row.result)}
+        for row in evaluate_paths(loaded, paths, held_out=held_out)
+    ]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -86,6 +107,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.4f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

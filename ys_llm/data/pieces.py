@@ -14,7 +14,7 @@ MAYBE_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST_PIECE}}}|[ \t\r\n]{{{LONGEST_PIE
 
 # Letters and combining marks, as ranges: `re` does not know `\p{L}`, and `\w` differs between the
 # two engines and between versions of Unicode. Characters outside these ranges count as symbols.
-_LETTERS = (
+LETTERS = (
     "A-Za-zªµºÀ-ÖØ-öø-\u1fff\u2c00-\u2dff\u3040-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefe"
     "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0010ffff"
 )
@@ -30,8 +30,8 @@ def _pattern(markers: str = "") -> str:
     """
     return (
         (f"[{markers}]|" if markers else "")
-        + f" ?[{_LETTERS}]+|'(?:[sdmt]|ll|ve|re)(?![{_LETTERS}])|[0-9]"
-        + f"| ?[^{_LETTERS}0-9 \t\r\n{markers}]+"
+        + f" ?[{LETTERS}]+|'(?:[sdmt]|ll|ve|re)(?![{LETTERS}])|[0-9]"
+        + f"| ?[^{LETTERS}0-9 \t\r\n{markers}]+"
         + "|[ \t]*[\r\n]+|[ \t]+(?![^ \t])|[ \t]+"
     )
 

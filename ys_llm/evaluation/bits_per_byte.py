@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
-from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import TokenShard, load_or_tokenize
-from ys_llm.errors import command_line
+from ys_llm.evaluation.run_text import documents_of_path
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State
@@ -117,7 +116,9 @@ def evaluate_run(loaded: LoadedRun, data: TokenShard) -> Evaluation:
     )
 
 
-def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluation]:
+def evaluate_paths(
+    loaded: LoadedRun, paths: Sequence[Path], *, held_out: bool = False
+) -> list[PathEvaluation]:
     """Each file or folder as one evaluation with the run's own tokenizer; leaves no cache."""
     return [
         PathEvaluation(
@@ -125,20 +126,19 @@ def evaluate_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[PathEvaluat
             len(data.document_offsets),
             evaluate_run(loaded, data),
         )
-        for path, data in shards_of_paths(loaded, paths)
+        for path, data in shards_of_paths(loaded, paths, held_out=held_out)
     ]
 
 
-def shards_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> Iterator[tuple[Path, TokenShard]]:
+def shards_of_paths(
+    loaded: LoadedRun, paths: Sequence[Path], *, held_out: bool = False
+) -> Iterator[tuple[Path, TokenShard]]:
     """Tokenize each file or folder; a shard can be read until the next one is requested."""
     for path in paths:
-        with tempfile.TemporaryDirectory(prefix="ys-eval-") as cache:
-            documents = read_documents(
-                path,
-                data_format=loaded.config.data.format,
-                command=command_line("eval", loaded.path.name, "PATH"),
-                scratch=Path(cache),
-            )
+        with (
+            documents_of_path(loaded, path, held_out=held_out) as documents,
+            tempfile.TemporaryDirectory(prefix="ys-eval-") as cache,
+        ):
             label = path.name or str(path)
             yield (
                 path,

@@ -72,11 +72,13 @@ def loss_by_position(
     ]
 
 
-def positions_of_paths(loaded: LoadedRun, paths: Sequence[Path]) -> list[tuple[str, PositionLoss]]:
+def positions_of_paths(
+    loaded: LoadedRun, paths: Sequence[Path], *, held_out: bool = False
+) -> list[tuple[str, PositionLoss]]:
     """Each file or folder as loss by position, up to 16 times the trained length."""
     return [
         (str(path), row)
-        for path, data in shards_of_paths(loaded, paths)
+        for path, data in shards_of_paths(loaded, paths, held_out=held_out)
         for row in loss_by_position(
             loaded.model,
             data,

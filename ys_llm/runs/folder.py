@@ -6,6 +6,7 @@
                 model.safetensors       the weights of the best evaluation
                 tokenizer.json  generation_config.json  metrics.jsonl  README.md
                 split.json              which text is held out
+                common_words.json       the words that are common in its training text
                 cache/                  token shards
                 checkpoints/step-*/     what training resumes from
                 rollbacks.json          steps that were rolled back, and why
@@ -29,6 +30,7 @@ from ys_llm.system.lock import RUN_LOCK, HeldLock, hold_lock, is_run
 
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 SPLIT = "split.json"
+COMMON_WORDS = "common_words.json"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: without it nothing resumes from what is only partly there
     "config.json",
@@ -37,6 +39,7 @@ _MODEL_NAMES = (
     "metrics.jsonl",
     "rollbacks.json",
     SPLIT,
+    COMMON_WORDS,
     "README.md",
     POST_MORTEM,
     SUPERSEDED,

@@ -15,11 +15,19 @@ from ys_llm.data.records import Document, Texts
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
+from ys_llm.data.words import common_words
 from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.baselines import cached_baselines
 from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import Checkpoint
-from ys_llm.runs.folder import SPLIT, checkpoints, find_run, finish_clean, remove_temp_files
+from ys_llm.runs.folder import (
+    COMMON_WORDS,
+    SPLIT,
+    checkpoints,
+    find_run,
+    finish_clean,
+    remove_temp_files,
+)
 from ys_llm.runs.model_files import load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
 from ys_llm.system.lock import HeldLock
@@ -98,6 +106,8 @@ def set_up(
     check_folder(folder, lock)
     write_atomically(folder / "config.yaml", to_yaml(run.config), create_folder=False)
     split.record.save(folder / SPLIT)
+    if not (folder / COMMON_WORDS).exists():
+        common_words(split.training).save(folder / COMMON_WORDS)
     run.tokenizer.save(folder / "tokenizer.json")
     run.model.train()
     if saved is None:  # a run killed before its first checkpoint then repeats its choices

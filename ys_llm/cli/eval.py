@@ -16,6 +16,7 @@ from ys_llm.cli.common import (
     add_quantize_flag,
     load_quantized,
 )
+from ys_llm.errors import UsageError
 
 if TYPE_CHECKING:
     from ys_llm.runs.model_files import LoadedRun
@@ -25,6 +26,7 @@ examples:
   ys eval default training_data
   ys eval runs/mine novel.txt letters --json
   ys eval default training_data --recall --held-out   does it remember names?
+  ys eval default training_data --obedience 300 --held-out
   ys eval default training_data --quantize int8   what quantised weights lose
 """
 
@@ -37,6 +39,7 @@ class Arguments:
     paths: list[Path]
     by_position: bool
     recall: bool
+    obedience: int | None
     held_out: bool
     json: bool
     quantize: Quantization
@@ -53,6 +56,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     modes.add_argument("--by-position", action="store_true", help=by_position)
     recall = "loss on rare words when they come first and when they come again, by distance"
     modes.add_argument("--recall", action="store_true", help=recall)
+    obedience = "answer N prompts of stories, and judge whether the answers do what they ask"
+    modes.add_argument("--obedience", metavar="N", type=int, help=obedience)
     held_out = "only the text of PATH that the run has held out from training"
     add("--held-out", action="store_true", help=held_out)
     add("--json", action="store_true", help="print a list of objects")
@@ -62,6 +67,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments) -> int:
     """Evaluate a run on each path; the exit code."""
+    if arguments.obedience is not None and arguments.obedience < 1:
+        raise UsageError(f"--obedience must be at least 1, found {arguments.obedience}")
     from ys_llm.runs.folder import find_run
 
     loaded = load_quantized(
@@ -90,10 +97,26 @@ def _rows(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
     if arguments.recall:
         recalled = recall_of_paths(loaded, paths, held_out=held_out)
         return [{"path": path, **asdict(row)} for path, row in recalled]
+    if arguments.obedience is not None:
+        return _obedience(loaded, arguments)
     return [
         {"path": row.path, "documents": row.documents, **asdict(row.result)}
         for row in evaluate_paths(loaded, paths, held_out=held_out)
     ]
+
+
+def _obedience(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
+    from ys_llm.evaluation.obedience import obedience_of_paths
+    from ys_llm.gendata.programs.stories.judge import judge
+
+    judged = obedience_of_paths(
+        loaded,
+        arguments.paths,
+        judge,
+        n_prompts=arguments.obedience or 0,
+        held_out=arguments.held_out,
+    )
+    return [{"path": path, **asdict(row)} for path, row in judged]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -40,6 +40,7 @@ class Arguments:
     by_position: bool
     recall: bool
     obedience: int | None
+    contrast: int | None
     held_out: bool
     json: bool
     quantize: Quantization
@@ -58,6 +59,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     modes.add_argument("--recall", action="store_true", help=recall)
     obedience = "answer N prompts of stories, and judge whether the answers do what they ask"
     modes.add_argument("--obedience", metavar="N", type=int, help=obedience)
+    contrast = "loss of N answers after their own prompts and after seven others"
+    modes.add_argument("--contrast", metavar="N", type=int, help=contrast)
     held_out = "only the text of PATH that the run has held out from training"
     add("--held-out", action="store_true", help=held_out)
     add("--json", action="store_true", help="print a list of objects")
@@ -67,8 +70,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments) -> int:
     """Evaluate a run on each path; the exit code."""
-    if arguments.obedience is not None and arguments.obedience < 1:
-        raise UsageError(f"--obedience must be at least 1, found {arguments.obedience}")
+    for flag in ("obedience", "contrast"):
+        if (number := getattr(arguments, flag)) is not None and number < 1:
+            raise UsageError(f"--{flag} must be at least 1, found {number}")
     from ys_llm.runs.folder import find_run
 
     loaded = load_quantized(
@@ -98,14 +102,16 @@ def _rows(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
         recalled = recall_of_paths(loaded, paths, held_out=held_out)
         return [{"path": path, **asdict(row)} for path, row in recalled]
     if arguments.obedience is not None:
-        return _obedience(loaded, arguments)
+        return _obedience(loaded, arguments, arguments.obedience)
+    if arguments.contrast is not None:
+        return _contrast(loaded, arguments, arguments.contrast)
     return [
         {"path": row.path, "documents": row.documents, **asdict(row.result)}
         for row in evaluate_paths(loaded, paths, held_out=held_out)
     ]
 
 
-def _obedience(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
+def _obedience(loaded: LoadedRun, arguments: Arguments, number: int) -> list[dict[str, Any]]:
     from ys_llm.evaluation.obedience import obedience_of_paths
     from ys_llm.gendata.programs.stories.judge import judge
 
@@ -113,10 +119,18 @@ def _obedience(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
         loaded,
         arguments.paths,
         judge,
-        n_prompts=arguments.obedience or 0,
+        n_prompts=number,
         held_out=arguments.held_out,
     )
     return [{"path": path, **asdict(row)} for path, row in judged]
+
+
+def _contrast(loaded: LoadedRun, arguments: Arguments, number: int) -> list[dict[str, Any]]:
+    from ys_llm.evaluation.prompt_contrast import contrast_of_paths
+
+    held_out = arguments.held_out
+    rows = contrast_of_paths(loaded, arguments.paths, n_answers=number, held_out=held_out)
+    return [{"path": path, **asdict(row)} for path, row in rows]
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

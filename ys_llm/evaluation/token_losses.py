@@ -16,7 +16,7 @@ from ys_llm.model.language_model import Model
 from ys_llm.model.state import select_rows
 
 Float64Array = npt.NDArray[np.float64]
-_LOGITS = 1 << 24  # numbers at a time: 64 MiB in float32
+_LOGITS = 1 << 22  # numbers at a time: 16 MiB in float32
 _ROWS = 32  # documents read in parallel
 _COLUMNS = 256  # most tokens of each in one pass
 

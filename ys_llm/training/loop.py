@@ -24,6 +24,7 @@ from ys_llm.training.compute import process_settings
 from ys_llm.training.header import baseline_text
 from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import Metrics, Progress, log_line
+from ys_llm.training.recall_curve import names_again
 from ys_llm.training.recovery.non_finite import (
     NonFiniteError,
     check_gradients,
@@ -179,9 +180,11 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
         )
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"validation loss {result.loss}")
+    names = names_again(run)
     display.log_line(
         f"step {progress.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
+        + "".join(f", names again {loss:.2f}" for loss in names.values())
     )
     if result.bits_per_byte < progress.best_bits_per_byte:
         progress.best_bits_per_byte, progress.best_step = result.bits_per_byte, progress.step
@@ -189,7 +192,7 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
         _publish(run, state, result.bits_per_byte)
     else:
         progress.evaluations_since_best += 1
-    return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+    return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, **names}
 
 
 def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:

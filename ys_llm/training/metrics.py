@@ -77,7 +77,8 @@ class Metrics:
 
     step, tokens (seen so far), loss (nats per token), learning_rate, grad_norm (before clipping),
     step_seconds, seconds (of training so far); rows of evaluations add val_loss and
-    val_bits_per_byte, others `sample` (generated text) and `spike` (see recovery/non_finite.py).
+    val_bits_per_byte, and val_names_again_loss where names come again (see recall_curve.py); others
+    `sample` (generated text) and `spike` (see recovery/non_finite.py).
     """
 
     def __init__(self, path: Path, *, keep_to_step: int) -> None:

@@ -18,18 +18,13 @@ from torch import Tensor
 from ys_llm.config.schema import GenerateConfig, ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
-from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, decoder_of
+from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, StepMemory, decoder_of
 from ys_llm.inference.generate import generate, generate_batch, prefill
 from ys_llm.inference.sampling import ScoredToken
 from ys_llm.model.language_model import Model
 from ys_llm.model.quantize import Quantization, quantize_linears
 from ys_llm.model.state import flatten
 from ys_llm.system.machine import inspect_machine
-
-has_avx512 = pytest.mark.skipif(
-    "avx512f" not in inspect_machine().features,
-    reason="elsewhere a sequence alone is equal up to rounding",
-)
 
 V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "summary_scale": "fixed"}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -206,12 +201,16 @@ def test_the_limit_on_sequences_is_that_of_the_kernel() -> None:
 
 @pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3"])
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MAX_SEQUENCES])
-@has_avx512
-def test_each_of_many_sequences_gets_the_bits_it_gets_alone(shape: str, n: int) -> None:
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_each_of_many_sequences_gets_the_bits_it_gets_alone(
+    shape: str, n: int, side_by_side: bool
+) -> None:
     model = model_of(shape, torch.float32)
     decoder, ids = decoder_for(model), ids_of(140)
     begun = [by_torch(model, ids[: 1 + 3 * b % 70], None)[1] for b in range(n)]  # clocks apart
     together, alone = ([decoder.sequence(state) for state in begun] for _ in range(2))
+    if side_by_side:
+        together = decoder.side_by_side(together)
     for t in range(20):
         read = [ids[(t * n + b) % 140] for b in range(n)]
         logits_NV = decoder.step(together, read)
@@ -222,7 +221,6 @@ def test_each_of_many_sequences_gets_the_bits_it_gets_alone(shape: str, n: int) 
         assert one.position == other.position
 
 
-@has_avx512
 @pytest.mark.parametrize("max_batch", [1, 3, 16])
 def test_each_of_many_continuations_is_the_one_alone(max_batch: int) -> None:
     model = model_of("default", torch.float32)
@@ -232,6 +230,15 @@ def test_each_of_many_continuations_is_the_one_alone(max_batch: int) -> None:
     assert len({len(steps) for steps in alone}) > 1, "all end at the same length: nothing is shown"
     many = generate_batch(model, iter(read), max_batch=max_batch, **options)
     assert dict(many) == dict(enumerate(alone))
+
+
+def test_memory_that_is_used_again_changes_no_bit() -> None:
+    model, memory = model_of("default", torch.float32), StepMemory()
+    decoder = decoder_for(model)
+    used, fresh = ([decoder.sequence(model.init_state(1)) for _ in range(5)] for _ in range(2))
+    for n in (5, 2, 4, 1):
+        expected = decoder.step(fresh[:n], ids_of(n))
+        assert torch.equal(decoder.step(used[:n], ids_of(n), memory=memory), expected)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 1, 5])
@@ -299,5 +306,4 @@ def test_older_processors_compute_the_same(flag: str) -> None:
         tolerance = 1e-10 if dtype == torch.float64 else 1e-4
         for logits_NV, id, wanted in zip(found, ids, expected, strict=True):
             torch.testing.assert_close(logits_NV[4], wanted, atol=tolerance, rtol=tolerance)
-            by_itself = decoder.step([alone], [id])[0]
-            torch.testing.assert_close(by_itself, logits_NV[0], atol=tolerance, rtol=tolerance)
+            assert torch.equal(decoder.step([alone], [id])[0], logits_NV[0])

@@ -17,7 +17,6 @@ from ys_llm.inference.engine import Answer, Engine
 from ys_llm.inference.generate import complete
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
-from ys_llm.system.machine import inspect_machine
 
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 PROMPTS = ["the cat", "", "a mat, a mat", "the cat", "sat"]
@@ -140,10 +139,6 @@ def test_a_batch_gives_each_prompt_its_own_answer_in_order(raw: bool) -> None:
     assert list(map(timeless, answers)) == list(map(timeless, alone))
 
 
-@pytest.mark.skipif(
-    "avx512f" not in inspect_machine().features,
-    reason="the help of `ys run` claims equal answers for processors with AVX-512 alone",
-)
 def test_with_the_compiled_decoder_a_batch_equals_single_answers_in_float32() -> None:
     engine = Engine(loaded_run())
     assert engine.decoder is not None

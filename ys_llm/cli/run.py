@@ -45,7 +45,7 @@ Text goes to stdout, timings to stderr. Defaults come from the run's `generate` 
 YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
 as fast as one by one, and printed as --json prints one answer. With a seed each line gets the
 same answer as on its own, except where rounding decides a draw: a batch is computed in another
-order on processors without AVX-512, on a GPU, and for models without a compiled decoder.
+order on a GPU, and for models without a compiled decoder.
 A prompt that begins as an earlier one did starts from the state that was saved there, after every
 64 tokens, with the same answer; --cache keeps states for the next time.
 `ys eval --quantize` shows what quantised weights lose.

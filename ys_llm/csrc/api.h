@@ -171,6 +171,8 @@ enum ys_weight_format { YS_REAL = 0, YS_BF16 = 1, YS_INT8 = 2 };
 
 // y = W x + bias. W is n_out x n_in; output r reads the slice of x of its group (a head): n_groups
 // slices of n_in numbers, 1 for a dense matrix. A row of an int8 weight is multiplied by scales[r].
+// The rows of each group are packed, ys_decode_panel of them at a time, column by column; the last
+// panel of a group is padded with zeros.
 struct ys_linear {
   const void *weight, *scales, *bias;  // the last two may be null
   int64_t n_in, n_out, n_groups, format;
@@ -193,6 +195,8 @@ struct ys_decode_model {
   double rms_eps;
 };
 
+// Rows of a panel of weights, for YS_F64 or YS_F32 activations. (In gemv.cpp.)
+int64_t ys_decode_panel(int operands);
 // The number of a mixer's decode step, for mixer_kind; -1: no step has this name.
 int64_t ys_mixer_kind(const char* name);
 // Numbers in the state of one sequence in this layer.

@@ -213,6 +213,15 @@ inline Real sum(Vec<Real> v) {
   return fold<VECTOR_BYTES, Real>(v);
 }
 
+// Lets the other hardware thread of this core work.
+inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // All threads of a group arrive before any continues. They spin: a step takes microseconds.
 class Barrier {
  public:
@@ -226,7 +235,8 @@ class Barrier {
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
-      if (spins > 20000) std::this_thread::yield();  // another process has our core
+      if (spins < 2000) pause();
+      else std::this_thread::yield();  // another process has our core
     }
   }
 

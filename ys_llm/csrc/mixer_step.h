@@ -77,10 +77,9 @@ struct MixerKind {
   MixerStep<double> in_double;
 };
 
-inline std::vector<MixerKind>& mixer_kinds() {
-  static std::vector<MixerKind> kinds;
-  return kinds;
-}
+// In trunk_step.cpp: a static variable of an inline function would be shared by all libraries that
+// a process loads.
+std::vector<MixerKind>& mixer_kinds();
 template <class Real>
 const MixerStep<Real>& mixer_step(int64_t kind) {
   const MixerKind& found = mixer_kinds()[size_t(kind)];

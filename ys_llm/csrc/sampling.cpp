@@ -34,12 +34,13 @@ int64_t bucket_of(double weight) {
 // Keeps the fewest best candidates whose measures add up to `target`, in their order. Only the
 // bucket in which the sum reaches the target is sorted.
 template <class Measure>
-void keep_best(std::vector<Candidate>& candidates, double target, Measure measure) {
+void keep_best(std::vector<Candidate>& candidates, std::vector<Candidate>& in_last, double target,
+               Measure measure) {
   double sums[N_BUCKETS] = {}, before = 0;
   for (const Candidate& one : candidates) sums[bucket_of(one.weight)] += measure(one);
   int64_t last = 0;
   while (last + 1 < N_BUCKETS && before + sums[last] < target) before += sums[last++];
-  std::vector<Candidate> in_last;
+  in_last.clear();
   for (const Candidate& one : candidates)
     if (bucket_of(one.weight) == last) in_last.push_back(one);
   std::sort(in_last.begin(), in_last.end(), is_better);
@@ -58,11 +59,24 @@ struct Drawn {
   double logprob;
 };
 
-// The logits of one row, and the draw of its token. A thread uses one for all its rows.
+// Kept by a thread for its next call: new memory would take as long as the draw.
+struct Memory {
+  std::vector<double> logits, weights;
+  std::vector<Candidate> candidates, others;
+};
+
+// The draw of a token from the logits of one row.
 class Draw {
  public:
-  Draw(const ys_sampling& sampling, int64_t vocab_size)
-      : sampling_(sampling), logits_(vocab_size), weights_(vocab_size), n_(vocab_size) {}
+  Draw(const ys_sampling& sampling, int64_t vocab_size, Memory& memory)
+      : sampling_(sampling),
+        memory_(memory),
+        n_(vocab_size),
+        logits_(memory.logits),
+        weights_(memory.weights) {
+    logits_.resize(n_);
+    weights_.resize(n_);
+  }
 
   template <class Real>
   Drawn operator()(const Real* logits, const int64_t* recent, int64_t n_recent, double uniform) {
@@ -106,7 +120,8 @@ class Draw {
     if (is_penalised || sampling_.temperature != 1) total = weigh(best, sampling_.temperature);
     if (sampling_.top_k > 0 && sampling_.top_k < n_) {
       find_candidates(-1);
-      keep_best(candidates_, double(sampling_.top_k), [](const Candidate&) { return 1.; });
+      keep_best(memory_.candidates, memory_.others, double(sampling_.top_k),
+                [](const Candidate&) { return 1.; });
       keep_nucleus(sum_of_candidates());
       keep_likely();
     } else if (sampling_.top_p < 1) {
@@ -149,14 +164,18 @@ class Draw {
 
   // The tokens with at least this weight, in the order of their ids.
   void find_candidates(double least) {
-    candidates_.clear();
+    memory_.candidates.clear();
     for (int64_t i = 0; i < n_; i++)
-      if (weights_[i] >= least) candidates_.push_back({logits_[i], weights_[i], i});
+      if (weights_[i] >= least) memory_.candidates.push_back({logits_[i], weights_[i], i});
   }
   double sum_of_candidates() const {
-    double total = 0;
-    for (const Candidate& one : candidates_) total += one.weight;
-    return total;
+    const std::vector<Candidate>& all = memory_.candidates;
+    double totals[4] = {};  // with one, each addition would wait for the one before it
+    size_t i = 0;
+    for (; i + 4 <= all.size(); i += 4)
+      for (size_t part = 0; part < 4; part++) totals[part] += all[i + part].weight;
+    for (; i < all.size(); i++) totals[0] += all[i].weight;
+    return (totals[0] + totals[1]) + (totals[2] + totals[3]);
   }
 
   // The most probable tokens up to a threshold, so that their sum is above top_p: tokens below
@@ -169,12 +188,13 @@ class Draw {
   }
   void keep_nucleus(double total) {
     if (sampling_.top_p < 1)
-      keep_best(candidates_, sampling_.top_p * total, [](const Candidate& c) { return c.weight; });
+      keep_best(memory_.candidates, memory_.others, sampling_.top_p * total,
+                [](const Candidate& c) { return c.weight; });
   }
   void keep_likely() {  // the best weight is 1
     const auto is_unlikely = [&](const Candidate& one) { return one.weight < sampling_.min_p; };
-    candidates_.erase(std::remove_if(candidates_.begin(), candidates_.end(), is_unlikely),
-                      candidates_.end());
+    std::vector<Candidate>& all = memory_.candidates;
+    all.erase(std::remove_if(all.begin(), all.end(), is_unlikely), all.end());
   }
 
   // The first candidate whose cumulative weight exceeds uniform times the sum of all.
@@ -182,7 +202,7 @@ class Draw {
     const double target = uniform * sum_of_candidates();
     double cumulative = 0;
     int64_t last = 0;  // the product may be rounded up to the sum
-    for (const Candidate& one : candidates_) {
+    for (const Candidate& one : memory_.candidates) {
       cumulative += one.weight;
       if (cumulative > target) return one.id;
       if (one.weight > 0) last = one.id;
@@ -191,9 +211,9 @@ class Draw {
   }
 
   const ys_sampling& sampling_;
-  std::vector<double> logits_, weights_;
-  std::vector<Candidate> candidates_;
+  Memory& memory_;
   const int64_t n_;
+  std::vector<double>&logits_, &weights_;
 };
 
 constexpr int64_t LOGITS_PER_THREAD = 8192;  // that make another thread worthwhile
@@ -205,7 +225,8 @@ void sample(const ys_sampling& sampling, int64_t n, int64_t vocab_size, const Re
   threads = std::max<int64_t>(1, std::min({threads, n, n * vocab_size / LOGITS_PER_THREAD}));
 #pragma omp parallel num_threads(int(threads)) if (threads > 1)
   {
-    Draw draw(sampling, vocab_size);
+    thread_local Memory memory;
+    Draw draw(sampling, vocab_size, memory);
     const Range mine = share(n, 1, omp_get_num_threads(), omp_get_thread_num());
     for (int64_t i = mine.begin; i < mine.end; i++) {
       const Drawn drawn =

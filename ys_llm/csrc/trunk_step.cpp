@@ -5,11 +5,26 @@
 // computes the norms, which are cheap, for itself. The mixers' steps are found by kind
 // (mixer_step.h); nothing here depends on a particular mixer.
 
+#include "exponential.h"
 #include "mixer_step.h"
 #include "norm.h"
 
 namespace ys {
+
+std::vector<MixerKind>& mixer_kinds() {
+  static std::vector<MixerKind> kinds;
+  return kinds;
+}
+
 namespace {
+
+template <class Real>
+void silu(Real* x, int64_t n) {
+  for (int64_t i = 0; i < n; i += Lanes<Real>::n) {
+    const Vec<Real> v = load_part<Real>(x + i, n - i);
+    store_part<Real>(x + i, v * sigmoid<Real>(v), n - i);
+  }
+}
 
 template <class Real>
 struct Sequences {
@@ -121,8 +136,7 @@ class Worker {
     const Range part = team_.part(layer.gate.n_out);
     const Vectors<Real> read = normed(layer.mlp_gain), hidden = hidden_.all(n_);
     apply(layer.gate, part, read, hidden);
-    for (int64_t b = 0; b < n_; b++)
-      for (int64_t i = part.begin; i < part.end; i++) hidden_[b][i] /= 1 + std::exp(-hidden_[b][i]);
+    for (int64_t b = 0; b < n_; b++) silu(hidden_[b] + part.begin, part.size());
     apply(layer.up, part, read, hidden, Put::MULTIPLY);
     team_.barrier.wait();
     apply(layer.down, team_.part(model_.d_model), hidden, x_.all(n_), Put::ADD);

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, SequenceState
+from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, SequenceState, StepMemory
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State, concat_rows, select_rows
@@ -28,7 +28,7 @@ class DecodeRows(Protocol):
         """Drop all rows but these, which keep their order."""
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        """Read one token of each row; the logits after it, N x V."""
+        """Read one token of each row; the logits after it, N x V, valid until the next step."""
 
 
 def decode_rows(model: Model, decoder: Decoder | None) -> DecodeRows:
@@ -69,19 +69,26 @@ class CompiledRows:
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
         self._sequences: list[SequenceState] = []
+        self._memory = list[StepMemory]()
 
     def add(self, states: Sequence[State]) -> None:
         """See `DecodeRows`."""
-        self._sequences += [self._decoder.sequence(state) for state in states]
+        if states:
+            added = [self._decoder.sequence(state) for state in states]
+            self._sequences = self._decoder.side_by_side([*self._sequences, *added])
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `DecodeRows`."""
-        self._sequences = [self._sequences[row] for row in rows]
+        self._sequences = self._decoder.side_by_side([self._sequences[row] for row in rows])
 
     def step(self, ids: Sequence[int]) -> Tensor:
         """See `DecodeRows`."""
+        begins = range(0, len(ids), MAX_SEQUENCES)
+        self._memory += [StepMemory() for _ in begins[len(self._memory) :]]
         parts = [
-            self._decoder.step(self._sequences[i : i + MAX_SEQUENCES], ids[i : i + MAX_SEQUENCES])
-            for i in range(0, len(ids), MAX_SEQUENCES)
+            self._decoder.step(
+                self._sequences[i : i + MAX_SEQUENCES], ids[i : i + MAX_SEQUENCES], memory=memory
+            )
+            for i, memory in zip(begins, self._memory, strict=False)
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -38,6 +38,23 @@ class SequenceState:
     position: int
 
 
+class StepMemory:
+    """Memory of a step, used again by the next one: fresh memory costs as much as many rows do.
+
+    The logits of a step are in it until the next step.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, Tensor] = {}
+
+    def empty(self, name: str, size: int, dtype: torch.dtype) -> Tensor:
+        """At least `size` numbers."""
+        tensor = self._tensors.get(name)
+        if tensor is None or len(tensor) < size:
+            tensor = self._tensors[name] = torch.empty(size, dtype=dtype)
+        return tensor[:size]
+
+
 class Decoder:
     """Decodes with a model's weights as they were when this was built.
 
@@ -92,12 +109,18 @@ class Decoder:
         return {"position_B": torch.tensor([sequence.position]), "layers": layers}
 
     def step(
-        self, sequences: Sequence[SequenceState], ids: Sequence[int], *, threads: int | None = None
+        self,
+        sequences: Sequence[SequenceState],
+        ids: Sequence[int],
+        *,
+        threads: int | None = None,
+        memory: StepMemory | None = None,
     ) -> Tensor:
         """Read one token of each sequence (at most MAX_SEQUENCES); the logits after it, N x V.
 
-        The sequences are advanced in place. With AVX-512 the logits of each are bit for bit those
-        that it gets alone, on any number of threads; elsewhere they are equal up to rounding.
+        The sequences are advanced in place. The logits of each are bit for bit those that it gets
+        alone, on any number of threads. It is fastest for sequences whose numbers are rows of one
+        tensor, in order (`side_by_side`).
         """
         n = len(sequences)
         if not 0 < n <= MAX_SEQUENCES or n != len(ids):
@@ -106,9 +129,9 @@ class Decoder:
             raise ValueError(f"ids {list(ids)} are not all below {self._vocab_size}")
         library, threads = self._library, threads or self.threads
         struct, new = self._weights.struct, library.ffi.new
-        logits_NV = torch.empty(n, self._vocab_size, dtype=self._dtype)
-        size = library.lib.ys_decode_scratch(struct, n, threads)
-        scratch = torch.empty(size, dtype=self._dtype)
+        memory, size = memory or StepMemory(), library.lib.ys_decode_scratch(struct, n, threads)
+        scratch = memory.empty("scratch", size, self._dtype)
+        logits_NV = memory.empty("logits", n * self._vocab_size, self._dtype).view(n, -1)
         states = [library.pointer(sequence.numbers) for sequence in sequences]
         self._step(
             struct,
@@ -123,6 +146,15 @@ class Decoder:
         for sequence in sequences:
             sequence.position += 1
         return logits_NV
+
+    @staticmethod
+    def side_by_side(sequences: Sequence[SequenceState]) -> list[SequenceState]:
+        """Copies of the sequences whose numbers are rows of one tensor."""
+        if not sequences:
+            return []
+        rows = torch.stack([sequence.numbers for sequence in sequences])
+        positions = (sequence.position for sequence in sequences)
+        return list(map(SequenceState, rows, positions))
 
     def _check_state_sizes(self) -> None:
         for layer, (names, zeros) in enumerate(zip(self._names, self._zeros, strict=True)):

@@ -74,6 +74,9 @@ class WeightStructs:
         self._kept: list[Any] = []
         self._formats = {torch.bfloat16: library.lib.YS_BF16, torch.int8: library.lib.YS_INT8}
         self.bytes_per_token = 0.0
+        is_double = model.embedding.weight.dtype == torch.float64
+        operands = library.lib.YS_F64 if is_double else library.lib.YS_F32
+        self._panel = int(library.lib.ys_decode_panel(operands))
         layers = [self._layer(*pair) for pair in zip(model.blocks, specs, strict=True)]
         self.struct = self._ffi.new(
             "struct ys_decode_model *",
@@ -138,7 +141,7 @@ class WeightStructs:
             weight, bias = value.weight, value.bias
         self.bytes_per_token += weight.nbytes / interval
         return {
-            "weight": self._pointer(weight),
+            "weight": self._pointer(packed(weight, n_groups, self._panel)),
             "scales": self._pointer(scales),
             "bias": self._pointer(bias),
             "n_in": weight.shape[1],
@@ -155,6 +158,15 @@ class WeightStructs:
     def _keep(self, value: Any) -> Any:
         self._kept.append(value)
         return value
+
+
+def packed(weight: Tensor, n_groups: int, width: int) -> Tensor:
+    """The rows of each group in panels of `width`, column by column, the last padded with zeros."""
+    n_in = weight.shape[1]
+    grouped = weight.reshape(n_groups, -1, n_in)
+    padding = -grouped.shape[1] % width
+    panels = nn.functional.pad(grouped, (0, 0, 0, padding)).reshape(-1, width, n_in)
+    return panels.transpose(1, 2).contiguous()
 
 
 def folded(chain: Chain) -> tuple[Tensor, Tensor | None]:

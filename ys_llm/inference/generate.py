@@ -244,8 +244,8 @@ def generate_batch(
     Yields (number of the prompt, its tokens) as each ends; the next prompt then joins the batch.
     Weights are read once for all rows of a decode step, so that a token costs a fraction of what
     it costs alone. Each answer is sampled as `generate` samples it, with the same seed. With the
-    compiled decoder on a processor with AVX-512 both give the same tokens; elsewhere the logits of
-    a batch are equal up to rounding, which can change a token that was almost a tie.
+    compiled decoder both give the same tokens; without it the logits of a batch are equal up to
+    rounding, which can change a token that was almost a tie.
     """
     if max_batch < 1:
         raise ValueError(f"max_batch must be at least 1, found {max_batch}")

@@ -100,12 +100,12 @@ def sample_rows(samplers: Sequence[Sampler], logits_NV: Tensor) -> list[ScoredTo
     draw_all = _draw_rows if (library := loader.load()) is None else partial(draw_rows, library)
     drawn = draw_all(logits_NV, sampling, [sampler.recent for sampler in samplers], uniforms)
     tokens = []
-    for sampler, logits_V, (id, logprob) in zip(samplers, logits_NV, drawn, strict=True):
+    for row, (sampler, (id, logprob)) in enumerate(zip(samplers, drawn, strict=True)):
         if id == NOT_FINITE:
             raise _diverged()
         sampler.accept(id)
         if sampler.n_candidates:
-            tokens.append(score_token(id, log_softmax(logits_V), sampler.n_candidates))
+            tokens.append(score_token(id, log_softmax(logits_NV[row]), sampler.n_candidates))
         else:
             tokens.append(ScoredToken(id, logprob))
     return tokens

@@ -685,7 +685,7 @@ def test_a_missing_text_is_advised_with_the_run_and_the_default_one_can_be_gener
 ADVISED = {
     "train clean --run mine --data a --set train.seed=3": "train clean",
     "train clean all --run mine --config quickstart": "train clean all",
-    "train clean --run mine --minutes 5": "train clean",
+    "train clean --run mine --minutes 5 --size auto": "train clean",
 }
 
 
@@ -700,7 +700,7 @@ def test_what_is_advised_is_about_the_same_run(
     assert advice
     advised, first = parse(shlex.split(advice.group(1))), parse(shlex.split(typed))
     assert advised.yes
-    for name in ("action", "run", "config", "data", "set", "minutes"):
+    for name in ("action", "run", "config", "data", "set", "minutes", "size"):
         assert getattr(advised, name) == getattr(first, name)
 
 

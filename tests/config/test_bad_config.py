@@ -154,6 +154,11 @@ CONFIGS = (
         "train:\n  minutes: 5\n  max_steps: 100\n",
         *("x.yaml:2: train.minutes is 5.0, and train.max_steps is 100", "Remove one of the two"),
     ),
+    bad(
+        "a size and a rate",
+        "model:\n  size: small\ntrain:\n  learning_rate: 0.1\n",
+        "x.yaml:4: train.learning_rate is 0.1, and model.size is small, which sets it",
+    ),
     bad("no minutes", "train: {minutes: 0}", "train.minutes must be above 0.0, found 0"),
     bad(
         "an evaluation every step and a half",
@@ -172,6 +177,18 @@ CONFIGS = (
         "minutes and steps, both typed",
         *("train.minutes=5", "train.max_steps=100"),
         says=("--set: train.minutes is 5.0, and train.max_steps is 100",),
+    ),
+    bad_set("an unknown size", "model.size=smal", says=("model.size must be", "mean small?")),
+    bad_set("a size that is no text", "model.size=3", says=("model.size must be text or null",)),
+    bad_set(
+        "a width beside a size",
+        *("model.size=small", "model.d_model=3"),
+        says=("--set: model.d_model is 3, and model.size is small", "Remove one of the two"),
+    ),
+    bad_set(
+        "a size without its minutes",
+        "model.size=auto",
+        says=("--set: model.size is auto, which depends on train.minutes", "Type --minutes 30"),
     ),
     bad_set("seed beyond 64 bits", f"train.seed={10**30}", says=("train.seed must be at most",)),
     bad_set("a billion threads", f"train.threads={10**9}", says=("train.threads must be at most",)),

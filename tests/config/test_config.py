@@ -500,3 +500,44 @@ def test_what_a_run_has_measured_is_no_conflict_in_its_own_file(tmp_path: Path) 
     assert load_config(tmp_path / "x.yaml").config.train == train
     with pytest.raises(UserError, match=r"train\.minutes is 5\.0, and train\.max_steps is 9"):
         load_config(tmp_path / "x.yaml", overrides=["train.minutes=5", "train.max_steps=9"])
+
+
+def test_a_size_replaces_what_earlier_sources_set(tmp_path: Path) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text("model: {d_model: 7, dropout: 0.1, options: }\ntrain: {seed: 3}\n")
+    loaded = load_config(file, overrides=["model.size=small", "train.beta1=0.8"])
+    config, small = loaded.config, load_config(None, overrides=["model.size=small"]).config
+    assert (config.model.d_model, config.model.options) == (128, small.model.options)
+    assert (config.model.dropout, config.train.seed, config.train.beta1) == (0.1, 3, 0.8)
+    origins = {name: loaded.origins[name] for name in ("model.d_model", "train.batch_size")}
+    assert set(origins.values()) == {"size small"}
+    assert loaded.origins["model.dropout"] == f"{file}:1"
+    assert "# size small" in annotated_yaml(loaded)
+
+
+def test_a_size_in_a_file_gives_way_to_no_value_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("model: {size: small}\n")
+    with pytest.raises(UserError, match=r"--set: model\.d_model is 9, and model\.size is small"):
+        load_config(tmp_path / "x.yaml", overrides=["model.d_model=9"])
+    larger = load_config(tmp_path / "x.yaml", overrides=["model.size=large"])
+    assert larger.config.model.d_model == 256
+
+
+def test_in_a_file_that_ys_wrote_the_values_stand_beside_the_size(tmp_path: Path) -> None:
+    small = load_config(None, overrides=["model.size=small"]).config
+    (tmp_path / "x.yaml").write_text(to_yaml(small))
+    assert load_config(tmp_path / "x.yaml").config == small
+    changed = load_config(tmp_path / "x.yaml", overrides=["train.learning_rate=0.001"]).config
+    assert (changed.model.size, changed.train.learning_rate) == (None, 0.001)
+    assert changed.model.d_model == small.model.d_model
+    other = load_config(tmp_path / "x.yaml", overrides=["model.size=large"]).config
+    assert other == load_config(None, overrides=["model.size=large"]).config
+
+
+def test_a_size_that_is_not_chosen_yet_is_said_to_be_so(tmp_path: Path) -> None:
+    asked = load_config(None, overrides=["model.size=auto", "train.minutes=3"])
+    assert asked.origins["model.d_model"] == "size auto, not yet chosen"
+    (tmp_path / "x.yaml").write_text(annotated_yaml(asked))
+    assert load_config(tmp_path / "x.yaml").config == asked.config
+    with pytest.raises(UserError, match=r"model\.d_model is 9, and model\.size is auto"):
+        load_config(tmp_path / "x.yaml", overrides=["model.d_model=9"])

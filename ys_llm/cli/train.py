@@ -33,6 +33,7 @@ examples:
   ys train --run mine                           resume, with its own settings
   ys train --config quickstart                  a shipped configuration, or a file of your own
   ys train --minutes 30                         as many steps as half an hour has here
+  ys train --minutes 30 --size auto             a model of the size that learns most in that time
   ys train --dry-run                            show what it needs: parameters, memory, time
   ys train --resume-step 400                    resume from the checkpoint of step 400
   ys train --init-from mine --data poems        start the run mine-poems from the weights of mine
@@ -54,6 +55,7 @@ class Arguments(ConfigArguments):
 
     action: list[str] = field(default_factory=list)
     minutes: str | None = None
+    size: str | None = None
     init_from: str | None = None
     resume_step: int | None = None
     dry_run: bool = False
@@ -66,7 +68,7 @@ class Arguments(ConfigArguments):
 
     def flags(self) -> dict[str, object]:
         """The flags of the configuration again, for a command to advise."""
-        return {**super().flags(), "minutes": self.minutes}
+        return {**super().flags(), "minutes": self.minutes, "size": self.size}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +79,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_config_flags(parser)
     help_of_minutes = "train for this long in all: --set train.minutes=M instead of max_steps"
     add("--minutes", metavar="M", help=help_of_minutes)
+    help_of_size = "sizes of the model: auto = by --minutes and this machine; --set model.size=NAME"
+    add("--size", metavar="NAME", help=help_of_size)
     add("--init-from", metavar="RUN", help="start a new run from this run's weights, on --data")
     add("--resume-step", metavar="STEP", type=int, help="resume from the checkpoint of this step")
     add("--dry-run", action="store_true", help="show sizes, memory and time; change nothing")
@@ -89,7 +93,7 @@ def run(arguments: Arguments) -> int:
     """Clean, forecast, or train; the exit code."""
     _check(arguments)
     resolved = (
-        resolve(arguments, _budget(arguments))
+        resolve(arguments, _own_settings(arguments))
         if arguments.init_from is None
         else _resolve_new(arguments)
     )
@@ -121,16 +125,24 @@ def _check(arguments: Arguments) -> None:
         )
     if arguments.init_from is not None and arguments.config:
         raise UsageError("--init-from uses the configuration of that run; change it with --set")
+    if arguments.init_from is not None and arguments.size:
+        raise UsageError("--init-from keeps the size of that run: its weights have a shape")
     if arguments.init_from is not None and not (arguments.data or arguments.run):
         raise UsageError("--init-from needs --data PATH, the text of the new run, or --run NAME")
 
 
-def _budget(arguments: Arguments) -> list[Override]:
-    """What --minutes sets; its text is YAML, so that a wrong one is named as in a file."""
+def _own_settings(arguments: Arguments) -> list[Override]:
+    """What --minutes and --size set.
+
+    The text of --minutes is YAML, so that a wrong one is named as in a file.
+    """
     from ys_llm.config.sources import Override
 
     minutes = arguments.minutes
-    return [] if minutes is None else [Override("train.minutes", minutes, "--minutes")]
+    return [
+        *([] if minutes is None else [Override("train.minutes", minutes, "--minutes")]),
+        *override("model.size", arguments.size, flag="--size"),
+    ]
 
 
 def _resolve_new(arguments: Arguments) -> Resolved:
@@ -146,7 +158,7 @@ def _resolve_new(arguments: Arguments) -> Resolved:
         saved if saved.exists() else source / "config.yaml",
         [
             *arguments.set,
-            *_budget(arguments),
+            *_own_settings(arguments),
             *override("data.path", arguments.data, flag="--data"),
             *override("run", name, flag="--run"),
             *override("train.init_from", init_from, flag="--init-from"),

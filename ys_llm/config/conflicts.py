@@ -7,9 +7,11 @@ default never conflicts with a value that was set.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ys_llm.config.sizes import AUTO, size_names
+
 _RATE, _FINAL_RATE = "train.learning_rate", "train.final_learning_rate"
 _WARMUP, _STEPS, _STAGES = "train.warmup_steps", "train.max_steps", "train.stages"
-_MINUTES = "train.minutes"
+_MINUTES, _SIZE = "train.minutes", "model.size"
 _SCHEDULE, _COOLDOWN = "train.schedule", "train.cooldown_fraction"
 _WITH_COOLDOWN = "constant_sqrt_cooldown"
 _PATIENCE, _HELD_OUT = "train.patience", "data.validation_fraction"
@@ -36,6 +38,7 @@ def conflicts(
         *_cooldown(given, values),
         *_patience(given, values),
         *_stages(values, origins, generated=generated),
+        *_size(values),
     ]
     return [f"{origins[name]}: {name} is {values[name]}{problem}" for name, problem in found]
 
@@ -51,7 +54,7 @@ def _rates(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tupl
 
 def later_of_budgets(origins: Mapping[str, str]) -> str:
     """Which of minutes and max_steps, both given, comes from the later source; "" if neither."""
-    minutes, steps = _rank(origins[_MINUTES]), _rank(origins[_STEPS])
+    minutes, steps = rank(origins[_MINUTES]), rank(origins[_STEPS])
     return "" if minutes == steps else _MINUTES if minutes > steps else _STEPS
 
 
@@ -67,7 +70,7 @@ def _budget(
     Not in a file that ys wrote: there the steps are what the minutes came to.
     """
     both = _MINUTES in given and origins[_STEPS] != "default"
-    from_run = generated and _rank(origins[_MINUTES]) == _rank("file")
+    from_run = generated and is_from_file(origins[_MINUTES])
     if both and not from_run and not later_of_budgets(origins):
         yield (
             _MINUTES,
@@ -134,8 +137,17 @@ def _stages(
 
 def _is_set(name: str, origins: Mapping[str, str], *, generated: bool) -> bool:
     """Whether the setting is in the same file as the stages, by hand, or in a later source."""
-    own, stages = _rank(origins[name]), _rank(origins[_STAGES])
-    return own > stages or (own == stages == _rank("file") and not generated)
+    own, stages = rank(origins[name]), rank(origins[_STAGES])
+    return own > stages or (own == stages and is_from_file(origins[name]) and not generated)
+
+
+def _size(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if values[_SIZE] == AUTO and values[_MINUTES] is None:
+        yield (
+            _SIZE,
+            f", which depends on {_MINUTES}, and they are not given. "
+            f"Type --minutes 30, or name a size: {', '.join(size_names())}.",
+        )
 
 
 def _same_file(one: str, other: str) -> bool:
@@ -143,8 +155,15 @@ def _same_file(one: str, other: str) -> bool:
     return file != "" and file == other.rpartition(":")[0]
 
 
-def _rank(origin: str) -> int:
-    """Later sources win: defaults, the file, the environment, the command line."""
+def rank(origin: str) -> int:
+    """Later sources win: defaults and sizes, the file, the environment, the command line."""
     if origin.startswith("--"):
         return 3
-    return {"default": 0}.get(origin, 2 if origin.upper().startswith("YS_") else 1)
+    if origin == "default" or origin.startswith("size "):
+        return 0
+    return 2 if origin.upper().startswith("YS_") else 1
+
+
+def is_from_file(origin: str) -> bool:
+    """Whether a value comes from the configuration's own file."""
+    return rank(origin) == rank("file")

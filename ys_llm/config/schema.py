@@ -65,6 +65,9 @@ class TokenizerConfig:
 class ModelConfig:
     """The trunk of the model and the sequence mixers of its layers."""
 
+    size: str | None = setting(
+        None, "sets width, depth, state, batch and rate together; auto = by train.minutes"
+    )
     block: Literal["pre_norm", "plain"] = setting(
         "pre_norm", "pre_norm: residual blocks; plain: embedding, mixer and head only"
     )

@@ -1,6 +1,7 @@
 """Where the value of each setting comes from.
 
-Later sources win: defaults, the YAML file, `YS_*` in the environment, the command line.
+Later sources win: defaults, the YAML file, `YS_*` in the environment, the command line. What
+`model.size` sets replaces what sources before that of the size have set.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm import __version__
-from ys_llm.config.conflicts import conflicts, later_of_budgets
+from ys_llm.config.conflicts import conflicts, is_from_file, later_of_budgets, rank
 from ys_llm.config.environment import read_environment
 from ys_llm.config.renamed import is_earlier, take_renamed
 from ys_llm.config.schema import Config
+from ys_llm.config.sizes import AUTO, origin_of_values, size_values, unknown_size
 from ys_llm.config.strict_reader import (
     StrictReader,
     field_helps,
@@ -101,6 +103,29 @@ def load_dataclass(cls: type[Any], path: Path) -> Any:
 def from_mapping(mapping: Mapping[str, Any]) -> Config:
     """Read what `to_mapping` returned; raises UserError on anything else."""
     return parse_dataclass(Config, mapping, where="configuration")
+
+
+def with_size(config: Config, name: str) -> Config:
+    """The configuration with every value that this size sets."""
+    return _with_values(config, {**size_values(name), "model.size": name})
+
+
+def with_size_of(config: Config, other: Config) -> Config:
+    """The configuration with the values of `other` for everything that a size sets."""
+    theirs = flatten(to_mapping(other))
+    names = [*size_values(AUTO), "model.size"]
+    return _with_values(config, {name: theirs[name] for name in names if name in theirs})
+
+
+def _with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    mapping = to_mapping(config)
+    for path, value in values.items():
+        *parents, last = path.split(".")
+        inner = mapping
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+    return from_mapping(mapping)
 
 
 def to_mapping(config: Config) -> dict[str, Any]:
@@ -194,15 +219,20 @@ class _Sources:
             self.problems.append(f"{error.problem}. Put it in quotes to make it text.")
             return
         self.problems += [f"{origin} {dotted}: {message}" for _, message in parsed.problems]
+        self._set(dotted, parsed.values if text.strip() else "", origin=origin)
+
+    def _set(self, dotted: str, value: Any, *, origin: str) -> None:
         *parents, name = dotted.split(".")
         inner, path = self._values, ""
         for parent in parents:
-            inner, path = inner.setdefault(parent, {}), join(path, parent)
+            if inner.get(parent) is None:  # absent, or an empty section of a file
+                inner[parent] = {}
+            inner, path = inner[parent], join(path, parent)
             self._origins.setdefault(path, origin)
             if not isinstance(inner, dict):
                 self.problems.append(f"{origin}: {path} is a single value, {dotted} is not a field")
                 return
-        inner[name] = parsed.values if text.strip() else ""
+        inner[name] = value
         for known in [known for known in self._origins if known.startswith(f"{dotted}.")]:
             del self._origins[known]
         self._origins[dotted] = origin
@@ -219,6 +249,7 @@ class _Sources:
         for path, message in take_renamed(self._values):
             self.problems.append(f"{self._origin(path)}: {message}")
         self._choose_budget()
+        self._apply_size()
         config = self.parse(Config)
         given, values = flatten(self._values), flatten(to_mapping(config))
         origins = {path: self._origin(path) if path in given else "default" for path in values}
@@ -237,6 +268,38 @@ class _Sources:
         if later_of_budgets(origins) == "train.max_steps":
             train["minutes"] = None
             self._origins["train.minutes"] = origins["train.max_steps"]
+
+    def _apply_size(self) -> None:
+        """What `model.size` sets replaces values of earlier sources.
+
+        A file that ys wrote holds the values beside the name of their size. They stand, and with
+        a later value of another kind the model is of no size.
+        """
+        model = self._values.get("model")
+        name = model.get("size") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or not isinstance(name, str):
+            return
+        origin = self._origin("model.size")
+        if problem := unknown_size(name):
+            self.problems.append(f"{origin}: {problem}")
+            return
+        given, written = flatten(self._values), self._generated and is_from_file(origin)
+        beside = [
+            path
+            for path in size_values(name)
+            if path in given and rank(self._origin(path)) >= rank(origin) + written
+        ]
+        if written and name != AUTO:
+            model["size"] = None if beside else name
+            return
+        for path in beside:
+            self.problems.append(
+                f"{self._origin(path)}: {path} is {given[path]}, and model.size is {name}, which "
+                "sets it. Remove one of the two."
+            )
+        for path, value in size_values(name).items():
+            if path not in beside:
+                self._set(path, value, origin=origin_of_values(name))
 
     def _origin(self, path: str) -> str:
         while path and path not in self._origins:

@@ -109,8 +109,10 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         for name, module in modules.items()
     }
     constants = {name: getattr(module, "CONSTANTS", {}) for name, module in modules.items()}
+    described = to_plain(config)
+    del described["size"]  # a name for what stands beside it
     return {
-        **to_plain(config),
+        **described,
         "options": to_plain(options),
         "constants": constants,
         "norm": "rms_norm",

@@ -148,7 +148,7 @@ def tokens_of(config: TrainConfig) -> int:
 
 def measure(run: Run, scratch: Path) -> Costs:
     """Time the parts of this training; changes the run's weights, writes only to `scratch`."""
-    steps = tuple(_step_seconds(run, index) for index in range(len(run.config.train.plan)))
+    steps = tuple(step_seconds(run, index) for index in range(len(run.config.train.plan)))
     evaluation, final_evaluation = _evaluation_seconds(run)
     return Costs(
         steps,
@@ -159,11 +159,11 @@ def measure(run: Run, scratch: Path) -> Costs:
     )
 
 
-def _step_seconds(run: Run, stage_index: int) -> float:
-    """Median seconds of real steps of a stage, without those that warm up."""
+def step_seconds(run: Run, stage_index: int, burst_seconds: float = BURST_SECONDS) -> float:
+    """Median seconds of real steps of a stage, without those that warm up; changes the weights."""
     plan, state, seconds = run.config.train.plan, TrainState(), list[float]()
     first = sum(stage.steps for stage in plan[:stage_index])
-    ends = time.perf_counter() + BURST_SECONDS
+    ends = time.perf_counter() + burst_seconds
     for number in itertools.count():
         state.progress.step = first + number % plan[stage_index].steps
         gradients = forward_backward(run, state)

@@ -36,7 +36,7 @@ FIXED = {
     "tokenizer.": "token ids mean nothing under another vocabulary",
     "data.validation_fraction": "held-out text would be trained on, or the reverse",
 }
-NOT_FIXED = ("model.dropout",)
+NOT_FIXED = ("model.dropout", "model.size")  # the size is a name for other settings
 # What may change, although it determines which text a step reads.
 ORDER = (
     "data.path",

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ys_llm.config.schema import Config, DataConfig, TrainConfig
-from ys_llm.config.sources import Resolved, load_config, to_yaml
+from ys_llm.config.sizes import AUTO
+from ys_llm.config.sources import Resolved, load_config, to_yaml, with_size_of
 from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import provenance_of
 from ys_llm.data.records import Document, Texts
@@ -49,6 +50,7 @@ from ys_llm.training.resume import (
     read_rollbacks,
     rewind,
 )
+from ys_llm.training.size import choose_size
 from ys_llm.training.trainer import (
     Run,
     TrainingData,
@@ -145,16 +147,20 @@ def has_saved_steps(folder: Path, config: Config) -> bool:
 def with_saved_choices(folder: Path, config: Config) -> Config:
     """What a run chooses once, by a measurement, it takes from its own configuration on resume.
 
-    That is `batch_size: auto`, for less memory may be free, and the steps of `minutes`.
+    That is `model.size: auto`, `batch_size: auto`, for less memory may be free, and the steps of
+    `minutes`.
     """
     measured = has_saved_steps(folder, config)
+    sized = config.model.size == AUTO and checkpoints(folder)
     automatic = config.train.batch_size == "auto" and checkpoints(folder)
-    if not measured and not automatic:
+    if not (measured or sized or automatic):
         return config
-    saved = load_config(folder / "config.yaml").config.train
+    saved = load_config(folder / "config.yaml").config
+    if sized:
+        config = with_size_of(config, saved)
     if automatic:
-        config = replace(config, train=replace(config.train, batch_size=saved.batch_size))
-    return with_steps(config, saved.total_steps) if measured else config
+        config = replace(config, train=replace(config.train, batch_size=saved.train.batch_size))
+    return with_steps(config, saved.train.total_steps) if measured else config
 
 
 def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[Run, TrainState]:
@@ -171,6 +177,9 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
         log_line(f"{label:<12} {note}")
     device = select_device(config.train)
     tokenizer = _tokenizer(config, folder, split)
+    if config.model.size == AUTO:
+        data = _encode(config, split, tokenizer, cache=cache)
+        config = choose_size(config, folder, tokenizer, data, device)
     config, compute = _with_batch_size(config, split, tokenizer, device)
     check_fits(config, vocab_size=tokenizer.vocab_size, device=device)
     data = _encode(config, split, tokenizer, cache=cache)

@@ -311,7 +311,7 @@ MISTAKES = [
     ),
     (
         "model: {d_state: 64}",
-        "model.d_state is not a field. The fields here are block, d_model, n_layers, d_mlp, "
+        "model.d_state is not a field. The fields here are size, block, d_model, n_layers, d_mlp, "
         "tie_embeddings, dropout, layers, options. model.options takes names of its own.",
     ),
     ("- 1", "expected NAME: VALUE lines, as `ys config show` prints them"),

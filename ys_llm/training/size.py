@@ -1,8 +1,8 @@
 """`model.size: auto`: the largest size that reads enough tokens in the minutes of the run.
 
 Enough is a fixed number of tokens for each parameter. In runs of one and three minutes, on two
-classes of processor, sizes that read 11 to 30 were the best of those tried, and one that read 6 or
-less was never better than the next smaller size: docs/training.md has the table.
+classes of processor, sizes that read 11 to 18 were the best of those tried, and no size that read
+5.9 or less beat the next smaller one (one seed; one pair is level): docs/training.md has the table.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.trainer import Run, TrainingData
 
-ENOUGH_TOKENS = 8.0  # read for each parameter; between 6.2, too few, and 10.9
+ENOUGH_TOKENS = 8.0  # read for each parameter; between 5.9, too few, and 10.9
 BURST_SECONDS = 1.5  # of steps, for each size that is tried; at least two steps
 
 

@@ -148,7 +148,8 @@ def tokens_of(config: TrainConfig) -> int:
 
 def measure(run: Run, scratch: Path) -> Costs:
     """Time the parts of this training; changes the run's weights, writes only to `scratch`."""
-    steps = tuple(step_seconds(run, index) for index in range(len(run.config.train.plan)))
+    stages = range(len(run.config.train.plan))
+    steps = tuple(step_seconds(run, index, BURST_SECONDS) for index in stages)
     evaluation, final_evaluation = _evaluation_seconds(run)
     return Costs(
         steps,
@@ -159,7 +160,7 @@ def measure(run: Run, scratch: Path) -> Costs:
     )
 
 
-def step_seconds(run: Run, stage_index: int, burst_seconds: float = BURST_SECONDS) -> float:
+def step_seconds(run: Run, stage_index: int, burst_seconds: float) -> float:
     """Median seconds of real steps of a stage, without those that warm up; changes the weights."""
     plan, state, seconds = run.config.train.plan, TrainState(), list[float]()
     first = sum(stage.steps for stage in plan[:stage_index])

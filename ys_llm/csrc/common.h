@@ -19,6 +19,8 @@
 #include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "exports.h"
@@ -82,6 +84,10 @@ inline U32 widen_u16(const void* p) {
   return (U32)_mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 #elif defined(__AVX2__)
   return (U32)_mm256_cvtepu16_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  uint16x4_t half;
+  std::memcpy(&half, p, sizeof half);
+  return (U32)vmovl_u16(half);
 #else
   U16 half;
   std::memcpy(&half, p, sizeof half);
@@ -95,6 +101,11 @@ inline Vec<float> widen_i8(const int8_t* p) {
 #elif defined(__AVX2__)
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
   return (Vec<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+#elif defined(__aarch64__)
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+  return (Vec<float>)vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
 #else
   I8 bytes;
   std::memcpy(&bytes, p, sizeof bytes);
@@ -213,16 +224,17 @@ inline Real sum(Vec<Real> v) {
   return fold<VECTOR_BYTES, Real>(v);
 }
 
-// Lets the other hardware thread of this core work.
+// A few cycles for the other hyper-thread of the core, while this one waits in a loop.
 inline void pause() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+  asm volatile("isb");  // `yield` does nothing on most cores
 #endif
 }
 
-// All threads of a group arrive before any continues. They spin: a step takes microseconds.
+// All threads of a group arrive before any continues. They spin, since a step takes microseconds,
+// and give their core away when the others take longer: these may be waiting for it.
 class Barrier {
  public:
   explicit Barrier(int n) : n_(n) {}
@@ -235,12 +247,13 @@ class Barrier {
       return;
     }
     for (int spins = 0; phase_.load(std::memory_order_acquire) == phase; spins++) {
-      if (spins < 2000) pause();
-      else std::this_thread::yield();  // another process has our core
+      if (spins < SPINS) pause();
+      else std::this_thread::yield();
     }
   }
 
  private:
+  static constexpr int SPINS = 2000;
   const int n_;
   alignas(128) std::atomic<int> arrived_{0};
   alignas(128) std::atomic<int> phase_{0};

@@ -169,10 +169,14 @@ inline void amx_matmul(const bf16* x, int64_t ldx, int64_t rows, const bf16* pan
 #endif
 
 // The rows of a register block. Its sums take all registers but those of two vectors of the panel
-// and one of x, or twice as many where bf16 is widened.
+// and one of x, or twice as many where bf16 is widened. On ARM gcc loads several numbers of x ahead,
+// each into a register of its own.
 #if defined(__AVX512BF16__)
 template <class Op>
 constexpr int USED = 3;
+#elif defined(__aarch64__)
+template <class Op>
+constexpr int USED = std::is_same<Op, bf16>::value ? 18 : 12;
 #else
 template <class Op>
 constexpr int USED = std::is_same<Op, bf16>::value ? 6 : 3;

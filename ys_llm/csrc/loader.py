@@ -155,6 +155,8 @@ def unavailable_reason(*, flags: tuple[str, ...] = ()) -> str:
 
 def _march() -> str:
     """What of the processor the compiler may use; a later -march among the flags wins."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return "-mcpu=native"  # also what clang before 16 calls it
     return _LEVELS.get(machine.cpu_level(), "-march=native")
 
 

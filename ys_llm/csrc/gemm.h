@@ -169,8 +169,8 @@ inline void amx_matmul(const bf16* x, int64_t ldx, int64_t rows, const bf16* pan
 #endif
 
 // The rows of a register block. Its sums take all registers but those of two vectors of the panel
-// and one of x, or twice as many where bf16 is widened. On ARM gcc loads several numbers of x ahead,
-// each into a register of its own.
+// and one of x, or twice as many where bf16 is widened. On ARM gcc loads several numbers of x
+// ahead, each into a register of its own.
 #if defined(__AVX512BF16__)
 template <class Op>
 constexpr int USED = 3;

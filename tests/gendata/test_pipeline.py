@@ -39,10 +39,17 @@ from support.gendata_runs import (
 )
 from support.ollama_faults import FAULTS, FaultServer, closed_port
 
+from ys_llm.cli.main import main
 from ys_llm.data.manifest import NAME as MANIFEST
 from ys_llm.data.manifest import read_manifest
 from ys_llm.data.readers import read_documents
-from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_FAILED, EXIT_INTERRUPTED, UserError
+from ys_llm.errors import (
+    EXIT_BACKEND_DOWN,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    UserError,
+)
 from ys_llm.gendata.command import GenerateRequest
 from ys_llm.gendata.generation import progress_bar
 from ys_llm.gendata.generation.generate import GenerateResult
@@ -447,6 +454,84 @@ def test_a_short_plan_of_which_nothing_was_accepted_fails_too(kinds: Path, tmp_p
     assert f"ys gen-data --kind tale --host {server.address} --check" in said
     assert f"Then type: {request.command(retry_dropped=True)}" in said
     assert request.command(retry_dropped=True).endswith(" --retry-dropped")
+
+
+PLAIN = """\
+description: tales
+model: tiny
+slots: {who: [a fox, a miller, a sailor, a queen], where: [on a hill, by the sea, in a cellar]}
+ask:
+  - {prompts: ["Tell a tale of {who} {where}."]}
+output: {prompts: ["Tell me of {who} {where}."]}
+sampling: {num_predict: 100}
+rules: []
+verifiers: {}
+count: 10
+max_tries: 3
+"""
+SAME = "Once there was a very small fox who liked to count the stars at night."
+
+
+@pytest.mark.parametrize("count", [12, 60])
+def test_a_model_that_always_gives_one_good_answer_ends_the_run(count: int, tmp_path: Path) -> None:
+    own = write_kinds(tmp_path / "kinds", tale=PLAIN)
+    with answering(lambda _: SAME) as server:
+        result = fill(make_plan(own, "tale", count=count), tmp_path / "out", server)
+    assert result.accepted == 1
+    assert result.rejections["repeated_answer"]
+    assert result.rejections.keys() <= {"repeated_answer", "near_duplicate", "duplicate"}
+    assert result.failure is not None and result.failure.exit_code == EXIT_BACKEND_DOWN
+    drops = min(count - 1, 20)
+    assert f"the last {drops} items were all dropped" in result.failure.problem
+
+
+def test_a_short_answer_may_come_again(tmp_path: Path) -> None:
+    own = write_kinds(tmp_path / "kinds", tale=PLAIN)
+    with answering(lambda _: "Yes, it is.") as server:
+        result = fill(make_plan(own, "tale", count=6), tmp_path / "out", server)
+    assert "repeated_answer" not in result.rejections
+
+
+def test_a_few_drops_among_good_answers_fail_nothing(tmp_path: Path) -> None:
+    own = write_kinds(tmp_path / "kinds", tale=PLAIN)
+    numbers = iter(range(1000))
+    with answering(lambda _: SAME if (n := next(numbers)) < 12 else f"{SAME} {n}" * 2) as server:
+        result = fill(make_plan(own, "tale", count=12), tmp_path / "out", server)
+    assert result.dropped and result.failure is None
+
+
+def test_a_plan_of_which_every_item_was_dropped_is_no_success_later(
+    kinds: Path, tmp_path: Path
+) -> None:
+    with answering(lambda _: "") as server:
+        request = request_for(kinds, tmp_path / "out", server.address)
+        request = replace(request, kinds=("tale",), count=3)
+        assert run_child(request, tmp_path / "said") == EXIT_BACKEND_DOWN
+        assert run_child(request, tmp_path / "said") == EXIT_FAILED
+    said = (tmp_path / "said.err").read_text()
+    assert "all 3 items of the plan were dropped" in said
+    assert f"type: {request.command(retry_dropped=True)}" in said
+
+
+def test_an_answer_that_fills_the_context_is_rejected(tmp_path: Path) -> None:
+    own = write_kinds(tmp_path / "kinds", tale=PLAIN)
+    with FaultServer("full context", answer=lambda _: SAME) as server:
+        result = fill(make_plan(own, "tale", count=1), tmp_path / "out", server)
+    assert result.rejections == {"context_full": 1}
+    assert result.accepted == 1, "the second try, which left room"
+
+
+def test_a_dry_run_refuses_the_prompts_that_generating_would_refuse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = TALE.replace("Name a tale", "Name a tale " + "and so on " * 3100)
+    write_kinds(tmp_path / "gen" / "kinds", mine=long, fine=TALE)
+    monkeypatch.chdir(tmp_path)
+    assert main(["gen-data", "--kind", "fine", "--dry-run"]) == 0
+    assert main(["gen-data", "--kind", "mine", "--dry-run"]) == EXIT_USAGE
+    shown = capsys.readouterr()
+    assert "mine, item 0, step title: the prompt has" in shown.err
+    assert "--- mine 0" in shown.out, "the prompts are shown all the same"
 
 
 def test_a_prompt_that_is_too_long_is_refused_before_anything_is_asked(tmp_path: Path) -> None:

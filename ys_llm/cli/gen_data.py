@@ -24,7 +24,8 @@ examples:
 A kind is one YAML file: those that come with ys, and your own in the folder gen/kinds/ here, which
 add to them or replace them by name. Each answer of a model is written to the folder's journal at
 once: stopped at any point, the same command resumes, and a finished plan does nothing. 20 dropped
-items in a row end the run with exit code 4; --retry-dropped gives dropped items further tries.
+items in a row, or at the end of a plan most of a shorter run, give exit code 4; --retry-dropped
+gives dropped items further tries.
 """
 _MAX_PROCESSES = 8  # for curation
 _ACTIONS: Mapping[str, int] = {"curate": 1, "explain": 2, "trace": 1}  # words that follow
@@ -123,7 +124,9 @@ def _generate(arguments: Arguments) -> int:
 
     seed = command.DEFAULT_SEED if arguments.seed is None else arguments.seed
     if arguments.dry_run:
-        print(command.dry_run(list(arguments.kinds), seed=seed, model=arguments.model))
+        names, model = list(arguments.kinds), arguments.model
+        print(command.dry_run(names, seed=seed, model=model), flush=True)
+        command.refuse_long_prompts(names, seed=seed, count=arguments.count, model=model)
         return 0
     request = command.GenerateRequest(
         arguments.kinds,

@@ -108,6 +108,22 @@ def dry_run(
     return "\n\n".join(shown)
 
 
+def refuse_long_prompts(
+    names: Sequence[str],
+    *,
+    seed: int = DEFAULT_SEED,
+    count: int | None = None,
+    model: str = "",
+    folders: Sequence[Path] | None = None,
+) -> None:
+    """Raise the UserError with which generating would refuse this plan's prompts, if it would."""
+    from ys_llm.config.strict_reader import raise_problems
+    from ys_llm.gendata.generation.generator import Plan, long_prompts
+
+    plan = Plan(tuple(_recipes(names, model, folders)), seed, count)
+    raise_problems(long_prompts(plan.items()))
+
+
 def _prompts(recipe: Recipe, item: "PlannedItem") -> str:
     from ys_llm.gendata.recipes import items
 
@@ -189,6 +205,11 @@ def make(request: GenerateRequest) -> int:
         )
     if result.failure:
         raise result.failure
+    if not result.accepted and not result.stopped:
+        raise UserError(
+            f"{request.out}: all {result.planned:,} items of the plan were dropped",
+            f"To try them again, type: {request.command(retry_dropped=True)}",
+        )
     if result.stopped:
         raise UserError(
             f"stopped by {stop.name}; decided items and answers are kept",

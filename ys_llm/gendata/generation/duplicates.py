@@ -1,4 +1,4 @@
-"""Which records a corpus already has: exact and near duplicates are rejected."""
+"""Which records a corpus already has: duplicates, near ones and repeated answers are rejected."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ys_llm.gendata.curation.near_duplicates import NearDuplicates
 
 NEAR = 0.8  # Jaccard similarity of word shingles at which two records count as one
+_OWN_WORDS = 5  # answers of so many words are not given to two prompts; "Yes." and labels are
 
 
 class Duplicates:
@@ -19,6 +20,7 @@ class Duplicates:
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
+        self._answers: set[str] = set()  # longer ones of a model, as words
         self._near: NearDuplicates | None = None
 
     def add_id(self, document: str) -> None:
@@ -26,13 +28,19 @@ class Duplicates:
         self._ids.add(document)
 
     def add(self, record: Record, *, near: bool) -> Rejection | None:
-        """Add the record, or say why not; `near` also looks for near duplicates."""
+        """Add the record, or say why not; `near` (text of a model) also looks for similar ones."""
         document = document_id(record.response, record.prompt)
         if document in self._ids:
             return Rejection("duplicate", "the corpus already has this record")
         if near and (similarity := self._nearest(record)):
             return Rejection("near_duplicate", f"{similarity:.0%} similar to an earlier record")
+        answer = " ".join(record.response.casefold().split())
+        own = near and answer.count(" ") + 1 >= _OWN_WORDS
+        if own and answer in self._answers:
+            return Rejection("repeated_answer", "an earlier record has the same answer")
         self._ids.add(document)
+        if own:
+            self._answers.add(answer)
         return None
 
     def _nearest(self, record: Record) -> float:

@@ -23,6 +23,7 @@ from ys_llm.gendata.recipes.items import PlannedItem
 from ys_llm.gendata.recipes.recipe import Recipe
 
 MAX_DROPS = 20  # in a row; then the server or the recipe is broken
+_FEW_DROPS = 5  # in a row at the end of a run, if they are most of it
 _POLL_SECONDS = 0.05  # between two checks of `should_stop`
 _AHEAD = 4  # items per worker in flight before the first of them is decided
 
@@ -119,7 +120,7 @@ class Generator:
         `connect` is called if a model is needed. Raises StoppedEarlyError, with all requests
         closed, and UserError for prompts that are too long.
         """
-        _check_prompts(self.todo)
+        raise_problems(long_prompts(self.todo))
         self._add_known(other_kinds)
         if any(recipe.uses_model for recipe, _ in self.todo):
             self._back_end = connect()
@@ -136,7 +137,7 @@ class Generator:
         finally:
             self._over.set()
             pool.shutdown(cancel_futures=True)
-        self._check_any_accepted()
+        self._check_end()
 
     def _add_known(self, other_kinds: Iterable[Mapping[str, Any]]) -> None:
         """Add existing records to the duplicates, so that none is repeated."""
@@ -248,17 +249,21 @@ class Generator:
                 raise StoppedEarlyError(UselessAnswersError(self._drops, entry.reason))
         return entry
 
-    def _check_any_accepted(self) -> None:
-        """Raise StoppedEarlyError if a model was asked and nothing was ever accepted."""
-        from_model = [entry for entry in self.entries() if entry.provenance.model]
-        if self._drops and all(entry.status == "dropped" for entry in from_model):
-            raise StoppedEarlyError(UselessAnswersError(len(from_model), from_model[-1].reason))
+    def _check_end(self) -> None:
+        """Raise StoppedEarlyError if a model was asked and most of the run, to its end, is drops.
+
+        A run shorter than MAX_DROPS would otherwise hide a model that repeats itself.
+        """
+        made = [entry for entry in self.new_entries if entry.provenance.model]
+        none = not any(e.status == "accepted" for e in self.entries() if e.provenance.model)
+        if self._drops and (none or (self._drops >= _FEW_DROPS and 2 * self._drops > len(made))):
+            raise StoppedEarlyError(UselessAnswersError(self._drops, made[-1].reason))
 
 
-def _check_prompts(todo: Iterable[tuple[Recipe, PlannedItem]]) -> None:
-    """Raise UserError for prompts that are too long even before the answers are filled in."""
-    problems: dict[str, str] = {}  # the first one of each kind
-    for recipe, item in todo:
+def long_prompts(planned: Iterable[tuple[Recipe, PlannedItem]]) -> list[str]:
+    """The first prompt of each kind that is too long even before answers are filled in."""
+    problems: dict[str, str] = {}
+    for recipe, item in planned:
         if recipe.name in problems or not recipe.uses_model:
             continue
         unknown = {step.name: "" for step in recipe.spec.ask}
@@ -271,7 +276,7 @@ def _check_prompts(todo: Iterable[tuple[Recipe, PlannedItem]]) -> None:
                     "Raise sampling.num_ctx in the kind file, or shorten the prompt."
                 )
                 break
-    raise_problems(list(problems.values()))
+    return list(problems.values())
 
 
 def rejections_by_name(entries: Iterable[JournalEntry]) -> Counter[str]:

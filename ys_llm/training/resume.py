@@ -217,7 +217,8 @@ def check_checkpoints_exist(folder: Path, resolved: Resolved) -> None:
     found = [name for name in names if (folder / name).exists()]
     if not found or checkpoints(folder) or is_half_cleaned(folder):
         return
-    from_weights = command_line("train", init_from=folder.name, data=resolved.config.data.path)
+    start = {"init_from": folder.name, "data": resolved.config.data.path}
+    from_weights = resolved.train_command(**start, run=None, config=None)
     fixes = [
         f"Put them back into {folder}/{CHECKPOINTS}",
         *([f"start a new run from its weights: {from_weights}"] if names[0] in found else []),

@@ -10,7 +10,7 @@ from support.adapters import Halved, LowRankLinear, add_adapters, merge_adapters
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ys_llm.config.schema import ModelConfig
+from ys_llm.config.schema import CopyConfig, ModelConfig
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
 
@@ -21,11 +21,19 @@ TOKENS_BT, TARGETS_BT = torch.randint(V, (2, 2, 40), generator=torch.Generator()
 every_model = pytest.mark.parametrize(
     "layers", [(name,) for name in mixer_names()] + [tuple(mixer_names())], ids="-".join
 )
-every_block = pytest.mark.parametrize("block", ["pre_norm", "plain"])
+every_block = pytest.mark.parametrize("block", ["pre_norm", "plain", "copying"])
 
 
 def model_of(layers: tuple[str, ...], block: str) -> Model:
-    config = ModelConfig(d_model=16, n_layers=len(layers), d_mlp=24, layers=layers, block=block)  # type: ignore[arg-type]
+    window, block = (20, "pre_norm") if block == "copying" else (0, block)
+    config = ModelConfig(
+        d_model=16,
+        n_layers=len(layers),
+        d_mlp=24,
+        layers=layers,
+        block=block,  # type: ignore[arg-type]
+        copy=CopyConfig(window, width=8),
+    )
     model = Model(config, vocab_size=V).double()
     with torch.no_grad():
         for parameter in model.parameters():  # none at 0, where it would be without effect

@@ -34,6 +34,8 @@ class ByHand:
         self.options = self.config["options"]["three_tier"]
         assert not self.options["factored"] and self.options["n_heads"] == 1
         zeros = np.zeros((3, self.options["d_state"]))
+        self.latest: list[tuple[int, Array]] = []  # tokens and keys of the copy tier
+        self.before = np.zeros(self.config["copy"]["width"])
         self.states = [zeros.copy() for _ in range(self.config["n_layers"])]
 
     def rms_norm(self, x: Array, name: str) -> Array:
@@ -71,12 +73,33 @@ class ByHand:
             up = self.tensors[f"{block}.mlp.up.weight"] @ normed
             x = x + self.tensors[f"{block}.mlp.down.weight"] @ (gate / (1 + np.exp(-gate)) * up)
         head = "embedding" if self.config["tie_embeddings"] else "output"
-        return np.asarray(self.tensors[f"{head}.weight"] @ self.rms_norm(x, "final_norm"))
+        x = self.rms_norm(x, "final_norm")
+        logits = np.asarray(self.tensors[f"{head}.weight"] @ x)
+        return self.mixed(logits, x, token) if self.config["copy"]["window"] else logits
+
+    def mixed(self, logits: Array, x: Array, token: int) -> Array:
+        own, size = "copy_tier", self.config["copy"]
+        e = self.tensors["embedding.weight"][token]
+        named = self.tensors[f"{own}.token_key.weight"] @ (e / np.sqrt((e * e).mean()))
+        self.latest = [*self.latest, (token, self.before + named)][-size["window"] :]
+        self.before = np.asarray(self.tensors[f"{own}.key.weight"] @ x)
+        query = self.tensors[f"{own}.query.weight"] @ x
+        shares = np.exp([query @ key / np.sqrt(size["width"]) for _, key in self.latest])
+        pre = self.tensors[f"{own}.gate.weight"][0] @ x + self.tensors[f"{own}.gate.bias"][0]
+        gate = 1 / (1 + np.exp(-pre))
+        p = (1 - gate) * np.exp(logits) / np.exp(logits).sum()
+        for (copied, _), share in zip(self.latest, shares / shares.sum(), strict=True):
+            p[copied] += gate * share
+        return np.asarray(np.log(p))
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_logits_computed_by_hand_are_those_of_the_model(tmp_path: Path, tie: bool) -> None:
+@pytest.mark.parametrize("window", [0, 20])
+def test_logits_computed_by_hand_are_those_of_the_model(
+    tmp_path: Path, tie: bool, window: int
+) -> None:
     changes = ["model.d_model=12", "model.n_layers=2", "model.d_mlp=10", "tokenizer.kind=bytes"]
+    changes += [f"model.copy.window={window}", "model.copy.width=6"]
     changes += ["model.options={three_tier: {d_state: 8, d_summary: 4, local_interval: 3}}"]
     config = load_config(None, overrides=[*changes, f"model.tie_embeddings={tie}"]).config
     tokenizer = train_tokenizer(["x"], kind="bytes", vocab_size=258)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ys_llm.config.schema import Config, ModelConfig
+from ys_llm.config.schema import Config, CopyConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.inference.generate import Prefilled
 from ys_llm.mixers.protocol import mixer_names
@@ -27,7 +27,14 @@ IDS = torch.randint(VOCAB_SIZE, (700,), generator=torch.Generator().manual_seed(
 def model_of(layers: tuple[str, ...]) -> Model:
     """In float32, where another order of the same sums has other bits."""
     torch.manual_seed(1)
-    config = ModelConfig(d_model=32, n_layers=max(2, len(layers)), d_mlp=48, layers=layers)
+    window = 50 if len(layers) > 1 else 0  # a copy tier above all mixers together
+    config = ModelConfig(
+        d_model=32,
+        n_layers=max(2, len(layers)),
+        d_mlp=48,
+        layers=layers,
+        copy=CopyConfig(window, width=8),
+    )
     model = Model(config, vocab_size=VOCAB_SIZE).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -62,6 +62,7 @@ def test_more_steps_continue_as_if_requested_at_once(
         f"model.layers=[{mixer}]",
         f"model.n_layers={max(2, mixer.count(',') + 1)}",
         "model.dropout=0.2",
+        f"model.copy.window={20 if ',' in mixer else 0}",
         "train.grad_accum_steps=2",
         "train.sample_interval=2",
         "train.eval_interval=4",

@@ -62,6 +62,16 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class CopyConfig:
+    """The copy tier: how far back a token can be copied from."""
+
+    window: int = setting(
+        0, "latest tokens that can be copied; 0 = no copy tier", minimum=0, maximum=_MAX_WIDTH
+    )
+    width: int = setting(64, "numbers of a key", minimum=1, maximum=_MAX_WIDTH)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The trunk of the model and the sequence mixers of its layers."""
 
@@ -81,6 +91,7 @@ class ModelConfig:
     layers: tuple[str, ...] = setting(
         ("three_tier",), "mixer of each layer, files of ys_llm/mixers/; repeated over the depth"
     )
+    copy: CopyConfig = field(default_factory=CopyConfig)
     options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata={"help": "options of each mixer under its name, as its file lists them"},

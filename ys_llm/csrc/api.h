@@ -90,6 +90,20 @@ void ys_cross_entropy_b(ys_bf16* logits, const float* bias, const int64_t* targe
                         const float* weights, float* losses, float* d_bias, int64_t rows,
                         int64_t width, int64_t threads);
 
+// The attention of a tile: `queries` of each row of a batch, the last of `width` keys, each of
+// which sees keys first[b, c] to its own. masses = sum of the softmax over keys whose token is the
+// target; the scores (batch x queries x width) are overwritten with d mass / d score, 0 where not
+// seen.
+void ys_copied_mass_d(double* scores, const int64_t* first, const int32_t* tokens,
+                      const int32_t* targets, double* masses, int64_t batch, int64_t queries,
+                      int64_t width, int64_t threads);
+void ys_copied_mass_f(float* scores, const int64_t* first, const int32_t* tokens,
+                      const int32_t* targets, float* masses, int64_t batch, int64_t queries,
+                      int64_t width, int64_t threads);
+void ys_copied_mass_b(ys_bf16* scores, const int64_t* first, const int32_t* tokens,
+                      const int32_t* targets, float* masses, int64_t batch, int64_t queries,
+                      int64_t width, int64_t threads);
+
 // total += x.
 void ys_add_to_fb(float* total, const ys_bf16* x, int64_t count, int64_t threads);
 

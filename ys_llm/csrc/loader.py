@@ -54,6 +54,7 @@ _C_TYPES = {
     torch.float32: "float *",
     torch.float64: "double *",
     torch.int64: "int64_t *",
+    torch.int32: "int32_t *",
     torch.int8: "int8_t *",
     torch.uint8: "uint8_t *",
 }

@@ -1,6 +1,6 @@
 // Row by row operations between the large matmuls: a residual sum with its RMSNorm, the gate of
-// SwiGLU, softmax with cross-entropy. Each reads and writes every number once. Sums are in float,
-// or in double where the numbers are double.
+// SwiGLU, softmax with cross-entropy, the attention that copies. Each reads and writes every number
+// once. Sums are in float, or in double where the numbers are double.
 
 #include <limits>
 
@@ -212,6 +212,48 @@ void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* we
       d_bias[i] += scratch[(thread * 2 + 1) * padded + i];
 }
 
+// Of a tile of queries, the last `queries` of `width` keys: row b, c of scores becomes
+// d mass / d score, where the query sees keys first[b, c] to its own.
+template <class T, class R>
+void copied_mass(T* scores, const int64_t* first, const int32_t* tokens, const int32_t* targets,
+                 R* masses, int64_t batch, int64_t queries, int64_t width, int64_t threads) {
+  constexpr int n = Lanes<R>::n;
+  const int64_t padded = (width + n - 1) / n * n;
+  std::vector<R> scratch(threads * 2 * padded, R(0));
+  split_rows(batch * queries, threads, [&](int64_t thread, Range mine) {
+    R *e_of = scratch.data() + thread * 2 * padded, *found_of = e_of + padded;
+    for (int64_t row = mine.begin; row < mine.end; row++) {
+      const int64_t begin = first[row], seen = width - queries + row % queries + 1 - begin;
+      const int32_t *token = tokens + row / queries * width + begin, target = targets[row];
+      T* at = scores + row * width;
+      std::fill(at, at + begin, T(0));
+      at += begin;
+      std::fill(at + seen, at + width - begin, T(0));
+      for (int64_t i = 0; i < seen; i++) found_of[i] = token[i] == target ? R(1) : R(0);
+      Vec<R> most = broadcast(-std::numeric_limits<R>::infinity());
+      for (int64_t i = 0; i < seen; i += n) {
+        Vec<R> v = load_part<R>(at + i, seen - i);
+        for (int64_t k = seen - i; k < n; k++) v[k] = v[0];
+        most = v > most ? v : most;
+      }
+      const R top = largest<R>(most);
+      Vec<R> totals{}, hits{};
+      for (int64_t i = 0; i < seen; i += n) {
+        Vec<R> e = exponential(load_part<R>(at + i, seen - i) - top);
+        for (int64_t k = seen - i; k < n; k++) e[k] = found_of[i + k] = 0;
+        store(e_of + i, e);
+        totals += e;
+        hits += e * load<R>(found_of + i);
+      }
+      const R scale = 1 / sum<R>(totals), mass = masses[row] = sum<R>(hits) * scale;
+      for (int64_t i = 0; i < seen; i += n) {
+        const Vec<R> d = load<R>(e_of + i) * scale * (load<R>(found_of + i) - mass);
+        store_part<R>(at + i, d, seen - i);
+      }
+    }
+  });
+}
+
 void add_to(float* total, const bf16* x, int64_t count, int64_t threads) {
   constexpr int64_t n = Lanes<float>::n, row = 64 * n;
   split_rows((count + row - 1) / row, threads, [&](int64_t, Range mine) {
@@ -242,19 +284,24 @@ using ys::bf16;
     ys::rms_norm_backward(d_y, d_out, residual, gain, r_rms, d_residual, d_delta, d_gain, rows,   \
                           width, threads);                                                        \
   }
-#define GATE_AND_LOSS(suffix, T, P)                                                          \
-  void ys_swiglu_gate_forward_##suffix(const T* gate_up, T* y, int64_t rows, int64_t width,  \
-                                       int64_t threads) {                                    \
-    ys::gate_forward(gate_up, y, rows, width, threads);                                      \
-  }                                                                                          \
-  void ys_swiglu_gate_backward_##suffix(const T* gate_up, const T* d_y, T* d_gate_up, T* y,  \
-                                        int64_t rows, int64_t width, int64_t threads) {      \
-    ys::gate_backward(gate_up, d_y, d_gate_up, y, rows, width, threads);                     \
-  }                                                                                          \
-  void ys_cross_entropy_##suffix(T* logits, const P* bias, const int64_t* targets,           \
-                                 const P* weights, P* losses, P* d_bias, int64_t rows,       \
-                                 int64_t width, int64_t threads) {                           \
-    ys::cross_entropy(logits, bias, targets, weights, losses, d_bias, rows, width, threads); \
+#define GATE_AND_LOSS(suffix, T, P)                                                               \
+  void ys_swiglu_gate_forward_##suffix(const T* gate_up, T* y, int64_t rows, int64_t width,       \
+                                       int64_t threads) {                                         \
+    ys::gate_forward(gate_up, y, rows, width, threads);                                           \
+  }                                                                                               \
+  void ys_swiglu_gate_backward_##suffix(const T* gate_up, const T* d_y, T* d_gate_up, T* y,       \
+                                        int64_t rows, int64_t width, int64_t threads) {           \
+    ys::gate_backward(gate_up, d_y, d_gate_up, y, rows, width, threads);                          \
+  }                                                                                               \
+  void ys_cross_entropy_##suffix(T* logits, const P* bias, const int64_t* targets,                \
+                                 const P* weights, P* losses, P* d_bias, int64_t rows,            \
+                                 int64_t width, int64_t threads) {                                \
+    ys::cross_entropy(logits, bias, targets, weights, losses, d_bias, rows, width, threads);      \
+  }                                                                                               \
+  void ys_copied_mass_##suffix(T* scores, const int64_t* first, const int32_t* tokens,            \
+                               const int32_t* targets, P* masses, int64_t batch, int64_t queries, \
+                               int64_t width, int64_t threads) {                                  \
+    ys::copied_mass(scores, first, tokens, targets, masses, batch, queries, width, threads);      \
   }
 
 extern "C" {

@@ -23,6 +23,7 @@ from ys_llm import __version__
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.inference.prefix_cache import PrefixCache, SavedPrefix
+from ys_llm.model.costs import state_bytes as expected_bytes
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import (
     State,
@@ -196,7 +197,7 @@ def _check_size(state: State, model: Model) -> None:
     position = int(state["position_B"])
     if not 0 < position < _LAST_POSITION:
         raise ValueError(f"a state after {position} tokens")
-    if state_bytes(state) != sum(mixer.state_bytes(1, position) for mixer in model.mixers):
+    if state_bytes(state) != expected_bytes(model, batch_size=1, seq_len=position):
         raise ValueError(f"a state after {position} tokens has another size")
 
 

@@ -7,7 +7,7 @@ from ys_llm.model.language_model import Model
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
     """Number of parameters of each part of the trunk; a shared one is counted once."""
-    parts = {"embedding": 0, "mixers": 0, "mlps": 0, "norms": 0, "head": 0}
+    parts = {"embedding": 0, "mixers": 0, "mlps": 0, "norms": 0, "copy": 0, "head": 0}
     for name, parameter in model.named_parameters():
         parts[_part(name)] += parameter.numel()
     return {part: count for part, count in parts.items() if count}
@@ -18,6 +18,8 @@ def _part(name: str) -> str:
         return "embedding"
     if name.startswith("output"):
         return "head"
+    if name.startswith("copy_tier"):
+        return "copy"
     if ".mixer." in name:
         return "mixers"
     return "mlps" if ".mlp." in name else "norms"
@@ -33,9 +35,11 @@ def flops_per_token(model: Model, seq_len: int) -> int:
     config = model.config
     mixers = sum(mixer.flops_per_token(seq_len) for mixer in model.mixers)
     mlps = 0 if config.block == "plain" else config.n_layers * 6 * config.d_model * config.d_mlp
-    return mixers + mlps + 2 * config.d_model * model.vocab_size
+    copying = 0 if model.copy_tier is None else model.copy_tier.flops_per_token(seq_len)
+    return mixers + mlps + copying + 2 * config.d_model * model.vocab_size
 
 
 def state_bytes(model: Model, *, batch_size: int, seq_len: int) -> int:
-    """Bytes of the state of all layers after `seq_len` tokens."""
-    return sum(mixer.state_bytes(batch_size, seq_len) for mixer in model.mixers)
+    """Bytes of the state of all layers and the copy tier after `seq_len` tokens."""
+    copying = 0 if model.copy_tier is None else model.copy_tier.state_bytes(batch_size, seq_len)
+    return copying + sum(mixer.state_bytes(batch_size, seq_len) for mixer in model.mixers)

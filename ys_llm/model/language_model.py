@@ -6,6 +6,8 @@ V vocabulary, W window, N rows (B T). A tensor whose shape is not obvious carrie
     pre_norm:  logits = RMSNorm(blocks(embedding(tokens))) output^T
     plain:     logits = Dropout(blocks(embedding(tokens))) output^T + b
 
+With a copy tier (`copy_tier.py`) the logits are log p of the mixture of both.
+
 `plain` is the frame of the preset ys_v0_3. The blocks are in `layers.py`. A mixer is found by the
 name of its file, and used only through the methods of `mixers/protocol.py`.
 """
@@ -21,9 +23,10 @@ from ys_llm.config.schema import ModelConfig
 from ys_llm.config.strict_reader import parse_dataclass, raise_problems
 from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import Mixer, mixer_module
+from ys_llm.model.copy_tier import CopyTier, Reading
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
-from ys_llm.ops.cross_entropy import cross_entropy
+from ys_llm.ops.cross_entropy import Mixture, cross_entropy
 from ys_llm.ops.dropout import Dropout
 from ys_llm.ops.precision import Precision
 
@@ -54,6 +57,7 @@ class Model(nn.Module):
         self.final_norm = Identity() if plain else RMSNorm(config.d_model)
         self.final_dropout = Dropout(config.dropout if plain else 0.0)
         self.output = nn.Linear(config.d_model, vocab_size, bias=plain)
+        self.copy_tier = CopyTier(config.d_model, config.copy) if config.copy.window else None
         self.time_major = all(mixer.time_major for mixer in self.mixers)
         if not plain:
             self._initialise()
@@ -82,18 +86,26 @@ class Model(nn.Module):
         that is `IGNORE_INDEX`, or of weight 0, does not. A loss never needs all
         logits in memory at once. `logits="last"` computes those of the last token only, B x 1 x V.
         """
-        x_BTD, state = self._hidden(tokens_BT, state, starts_BT)
+        x_BTD, state, reading = self._hidden(tokens_BT, state, starts_BT)
         if targets_BT is not None:
-            return self._loss(x_BTD, targets_BT, weights_BT), state
-        logits_BTV: Tensor = self.output(x_BTD if logits == "all" else x_BTD[:, -1:])
-        return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)), state
+            return self._loss(x_BTD, reading, targets_BT, weights_BT), state
+        if logits == "last":
+            x_BTD, reading = x_BTD[:, -1:], reading and reading.last()
+        logits_BTV: Tensor = self.output(x_BTD)
+        logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+        if reading is None or self.copy_tier is None:
+            return logits_BTV, state
+        return self.copy_tier.mix(logits_BTV, reading), state
 
     def init_state(self, batch_size: int) -> State:
         """The state before the first token; see `state.py`."""
-        return {
+        state: State = {
             "position_B": initial_positions(batch_size),
             "layers": [mixer.init_state(batch_size) for mixer in self.mixers],
         }
+        if self.copy_tier is not None:
+            state["copy"] = self.copy_tier.init_state(batch_size)
+        return state
 
     def select_backends(
         self,
@@ -123,17 +135,22 @@ class Model(nn.Module):
 
     def _hidden(
         self, tokens_BT: Tensor, state: State | None, starts_BT: Tensor | None
-    ) -> tuple[Tensor, State]:
-        """What the head reads, B x T x D, and the state."""
+    ) -> tuple[Tensor, State, Reading | None]:
+        """What the head reads, B x T x D, the state, and what the copy tier reads."""
         state = self.init_state(tokens_BT.shape[0]) if state is None else state
         position_B, layers = state["position_B"], []
-        residual = Residual(self._embedded(tokens_BT))
+        residual = Residual(embedded_BTD := self._embedded(tokens_BT))
         for block, layer_state in zip(self._blocks(), state["layers"], strict=True):
             residual, layer_state = block(residual, layer_state, starts_BT, position_B)
             layers.append(layer_state)
         _, normed_BTD = self.final_norm(*residual)
-        after = {"position_B": position_B + tokens_BT.shape[1], "layers": layers}
-        return self.final_dropout(normed_BTD), after
+        x_BTD: Tensor = self.final_dropout(normed_BTD)
+        after: State = {"position_B": position_B + tokens_BT.shape[1], "layers": layers}
+        if self.copy_tier is None:
+            return x_BTD, after, None
+        arguments = (x_BTD, embedded_BTD, tokens_BT, state["copy"], starts_BT)
+        reading, after["copy"] = self.copy_tier(*arguments)
+        return x_BTD, after, reading
 
     def _embedded(self, tokens_BT: Tensor) -> Tensor:
         """B x T x D, in memory T x B x D where the mixers are fastest in that order."""
@@ -141,12 +158,21 @@ class Model(nn.Module):
         embedded: Tensor = self.embedding(order)
         return embedded.transpose(0, 1) if self.time_major else embedded
 
-    def _loss(self, x_BTD: Tensor, targets_BT: Tensor, weights_BT: Tensor | None) -> Tensor:
-        if self.time_major:  # rows in the order of memory
-            x_BTD, targets_BT = x_BTD.transpose(0, 1), targets_BT.t()
-            weights_BT = None if weights_BT is None else weights_BT.t()
-        weights_N = None if weights_BT is None else weights_BT.flatten()
-        return cross_entropy(self.output, x_BTD.flatten(0, 1), targets_BT.flatten(), weights_N)
+    def _loss(
+        self,
+        x_BTD: Tensor,
+        reading: Reading | None,
+        targets_BT: Tensor,
+        weights_BT: Tensor | None,
+    ) -> Tensor:
+        def rows(x: Tensor) -> Tensor:
+            """N x ..., in the order of memory."""
+            return (x.transpose(0, 1) if self.time_major else x).flatten(0, 1)
+
+        weights_N, mixture = None if weights_BT is None else rows(weights_BT), None
+        if reading is not None and self.copy_tier is not None:
+            mixture = Mixture(*map(rows, self.copy_tier.mixture(reading, targets_BT)))
+        return cross_entropy(self.output, rows(x_BTD), rows(targets_BT), weights_N, mixture)
 
     def _initialise(self) -> None:
         """Small embedding and head; see `SwiGLU.initialise` for the rest."""

@@ -1,6 +1,7 @@
 """The carried state: a tree of tensors, and the operations on it, which work for every mixer.
 
-    state = {"position_B": int64, always on the CPU; "layers": [one tree for each mixer]}
+    state = {"position_B": int64, always on the CPU; "layers": [one tree for each mixer];
+             "copy": that of the copy tier, where the model has one}
 
 `position_B` is the clock of each row: how many tokens it has read. A mixer's tree consists of
 dicts, lists, tuples and NamedTuples; its leaves are tensors whose first dimension is the batch. A
@@ -42,9 +43,9 @@ def detach(state: Any) -> Any:
 
 
 def to_device(state: State, device: torch.device | str) -> State:
-    """The layers' tensors on `device`; the positions stay on the CPU."""
-    layers = map_state(state["layers"], lambda tensor: tensor.to(device))
-    return {"position_B": state["position_B"].to("cpu"), "layers": layers}
+    """The tensors on `device`; the positions stay on the CPU."""
+    moved: State = map_state(_without_clock(state), lambda tensor: tensor.to(device))
+    return {"position_B": state["position_B"].to("cpu"), **moved}
 
 
 def select_rows(state: Any, rows: Sequence[int] | slice) -> Any:
@@ -88,8 +89,13 @@ def unflatten(tensors: Mapping[str, Tensor], like: Any) -> Any:
 
 
 def state_bytes(state: State) -> int:
-    """Bytes of the layers' tensors; the positions, 8 bytes a row, are not counted."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(state["layers"]))
+    """Bytes of the tensors; the positions, 8 bytes a row, are not counted."""
+    tensors = tensors_of(_without_clock(state))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _without_clock(state: State) -> State:
+    return {name: tree for name, tree in state.items() if name != "position_B"}
 
 
 def _build(tree: Any, path: Path, leaf: Callable[[Path, Tensor], Tensor]) -> Any:

@@ -89,7 +89,7 @@ def sdpa(
     grouped = keys_BNGP.shape[2] != query_BTHP.shape[2]
     query, keys, values = (x.transpose(1, 2) for x in (query_BTHP, keys_BNGP, values_BNGP))
     is_causal = n_queries == n_keys and not 0 < window < n_keys and _is_whole(document_BN)
-    mask = None if is_causal else _visible(document_BN, n_queries, window)[:, None]
+    mask = None if is_causal else visible(document_BN, n_queries, window)[:, None]
     mixed = F.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
     )
@@ -193,7 +193,7 @@ def _is_whole(document_BN: Tensor) -> bool:
     return document_BN.device.type == "cpu" and torch.equal(document_BN[:, 0], document_BN[:, -1])
 
 
-def _visible(document_BN: Tensor, n_queries: int, window: int) -> Tensor:
+def visible(document_BN: Tensor, n_queries: int, window: int) -> Tensor:
     """B x T x N, whether a query sees a key."""
     n_keys = document_BN.shape[1]
     key_N = torch.arange(n_keys, device=document_BN.device)

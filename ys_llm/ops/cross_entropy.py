@@ -4,6 +4,12 @@
     loss = sum_n w_n nats_n / sum_n w_n            nats per token; w_n = 1 without weights
     d z_n = w_n (softmax(z_n) - onehot(target_n)) / sum_n w_n
 
+Where a part of the probability comes from elsewhere, the head has only a share of it:
+
+    nats_n = -log(share_n p_n + other_n),   p_n = softmax(z_n)_{target_n}
+    d z_n = w_n r_n (softmax(z_n) - onehot(target_n)) / sum_n w_n
+    r_n = share_n p_n / (share_n p_n + other_n)
+
 A target that is IGNORE_INDEX, or whose weight is 0, does not count; where none counts the loss and
 all gradients are 0. Weights are not negative.
 
@@ -14,7 +20,7 @@ before the first matmul: in an evaluation they are up to half of all rows.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +35,23 @@ from ys_llm.ops.precision import compute_dtype
 CHUNK_ELEMENTS = 1 << 22  # logits of one chunk: 16 MiB in float32
 MODULE_ROWS = 256  # of one chunk of a head that is called: its number of logits per row is unknown
 
+
+class Mixture(NamedTuple):
+    """The head's share of the probability of each row, and what the rest gives to its target."""
+
+    share_N: Tensor
+    other_N: Tensor
+
+
 _Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Any]
 
 
 def cross_entropy(
-    head: nn.Module, x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None = None
+    head: nn.Module,
+    x_ND: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor | None = None,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """Mean nats of the targets that count, for the logits head(x).
 
@@ -41,12 +59,12 @@ def cross_entropy(
     adapter, a hook, a parametrisation) is called, one chunk of rows at a time.
     """
     if not is_plain(head):
-        return _of_module(head, x_ND, targets_N, weights_N)
+        return _of_module(head, x_ND, targets_N, weights_N, mixture)
     weight, bias = head.weight, head.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
     op = cpp if rowwise.is_available(x_ND) else chunked
-    return op(x_ND, weight, bias, targets_N, weights_N)
+    return op(x_ND, weight, bias, targets_N, weights_N, mixture)
 
 
 def reference(
@@ -55,12 +73,14 @@ def reference(
     bias_V: Tensor | None,
     targets_N: Tensor,
     weights_N: Tensor | None = None,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """All logits at once."""
     logits_NV = functional.linear(x_ND, weight_VD, bias_V)
     nats_N = functional.cross_entropy(
         logits_NV, targets_N, reduction="none", ignore_index=IGNORE_INDEX
     )
+    nats_N = nats_N if mixture is None else mixed_nats(nats_N, *mixture)
     counts_N = (targets_N != IGNORE_INDEX).to(nats_N.dtype)
     weights_N = counts_N if weights_N is None else counts_N * weights_N
     total = weights_N.sum()
@@ -73,9 +93,10 @@ def chunked(
     bias_V: Tensor | None,
     targets_N: Tensor,
     weights_N: Tensor | None = None,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """As `reference`, one chunk of rows at a time; bf16 operands under bf16 autocast."""
-    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, _softmax)
+    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, mixture, _softmax)
 
 
 def cpp(
@@ -84,24 +105,34 @@ def cpp(
     bias_V: Tensor | None,
     targets_N: Tensor,
     weights_N: Tensor | None = None,
+    mixture: Mixture | None = None,
 ) -> Tensor:
     """As `chunked`, with the compiled kernel for softmax, loss and gradient of the logits."""
     known = rowwise.supports("cross_entropy", compute_dtype(x_ND), weight_VD.dtype)
     step = _compiled_softmax if known else _softmax
-    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, step)
+    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, mixture, step)
+
+
+def mixed_nats(nats_N: Tensor, share_N: Tensor, other_N: Tensor) -> Tensor:
+    """-log(share exp(-nats) + other), finite in every case."""
+    probability_N = share_N * (-nats_N).exp() + other_N
+    return -probability_N.clamp_min(torch.finfo(probability_N.dtype).tiny).log()
 
 
 def counted_rows(
-    x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The rows whose targets count, with their targets and weights."""
+    x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None, mixture: Mixture | None
+) -> tuple[Tensor, Tensor, Tensor | None, Mixture | None]:
+    """The rows whose targets count, with their targets, weights and mixture."""
     counts_N = targets_N != IGNORE_INDEX
     if weights_N is not None:
         counts_N = counts_N & (weights_N != 0)
     if bool(counts_N.all()):
-        return x_ND, targets_N, weights_N
+        return x_ND, targets_N, weights_N, mixture
     rows = counts_N.nonzero().squeeze(1)
-    return x_ND[rows], targets_N[rows], None if weights_N is None else weights_N[rows]
+    weights_N = None if weights_N is None else weights_N[rows]
+    if mixture is not None:
+        mixture = Mixture(mixture.share_N[rows], mixture.other_N[rows])
+    return x_ND[rows], targets_N[rows], weights_N, mixture
 
 
 def _loss(
@@ -110,16 +141,19 @@ def _loss(
     bias_V: Tensor | None,
     targets_N: Tensor,
     weights_N: Tensor | None,
+    mixture: Mixture | None,
     softmax: _Step,
 ) -> Tensor:
     dtype = compute_dtype(x_ND)
-    x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
+    x_ND, targets_N, weights_N, mixture = counted_rows(x_ND, targets_N, weights_N, mixture)
+    share_N, other_N = mixture or (None, None)
     if not torch.is_grad_enabled():  # needs_input_grad would still be true, and cost matmuls
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
         bias_V = None if bias_V is None else bias_V.detach()
+        share_N, other_N = (None if x is None else x.detach() for x in (share_N, other_N))
     with torch.autocast(x_ND.device.type, enabled=False):
         loss: Tensor = _Chunked.apply(  # type: ignore[no-untyped-call]
-            x_ND, weight_VD, bias_V, targets_N, weights_N, dtype, softmax
+            x_ND, weight_VD, bias_V, share_N, other_N, targets_N, weights_N, dtype, softmax
         )
     return loss
 
@@ -165,6 +199,8 @@ class _Chunked(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        share: Tensor | None,
+        other: Tensor | None,
         targets: Tensor,
         weights: Tensor | None,
         dtype: torch.dtype,
@@ -176,20 +212,35 @@ class _Chunked(torch.autograd.Function):
         d_x = torch.empty_like(x_used) if needs_x else None
         d_weight = torch.zeros_like(weight) if needs_weight else None
         d_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
-        nats = []
+        nats, d_mixture = [], []
         size = max(1, CHUNK_ELEMENTS // len(weight))
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
-            logits = x_used[part] @ weight_used.t()
+            logits, x_part = x_used[part] @ weight_used.t(), x_used[part]
             w_part = None if weights is None else weights[part]
-            nats_n, d_logits = softmax(logits, bias, targets[part], w_part, d_bias)
+            if share is None or other is None:
+                nats_n, d_logits = softmax(logits, bias, targets[part], w_part, d_bias)
+            else:
+                nats_n, d_logits = softmax(logits, bias, targets[part], None, None)
+                nats_n, scale, *d_parts = _mixed(nats_n, share[part], other[part], w_part)
+                d_mixture.append(d_parts)
+                x_part = x_part * scale.to(dtype).unsqueeze(1)
+                if d_bias is not None:
+                    d_bias += d_logits.to(scale.dtype).t() @ scale
             nats.append(nats_n)
             if d_x is not None:
                 torch.mm(d_logits, weight_used, out=d_x[part])
+                if d_mixture:
+                    d_x[part] *= scale.unsqueeze(1)
             if d_weight is not None:
-                rowwise.add_to(d_weight, d_logits.t() @ x_used[part])
+                rowwise.add_to(d_weight, d_logits.t() @ x_part)
             del logits, d_logits  # before the next ones are allocated
-        ctx.save_for_backward(d_x, d_weight, d_bias)
+        d_share, d_other = (
+            (torch.cat(parts) for parts in zip(*d_mixture, strict=True))
+            if d_mixture
+            else (None, None)
+        )
+        ctx.save_for_backward(d_x, d_weight, d_bias, d_share, d_other)
         ctx.dtype, ctx.total = x.dtype, len(x) if weights is None else weights.sum()
         if not nats:  # no target counts
             ctx.total = 1
@@ -200,19 +251,34 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """The saved gradients times the gradient of the loss."""
-        d_x, d_weight, d_bias = ctx.saved_tensors
+        d_x, *others = ctx.saved_tensors
         scale = grads[0] / ctx.total
         d_x = None if d_x is None else (d_x * scale).to(ctx.dtype)
-        d_weight = None if d_weight is None else d_weight * scale
-        d_bias = None if d_bias is None else d_bias * scale
-        return d_x, d_weight, d_bias, None, None, None, None
+        scaled = (None if d is None else d * scale for d in others)
+        return d_x, *scaled, None, None, None, None
+
+
+def _mixed(
+    nats: Tensor, share: Tensor, other: Tensor, weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weighted nats of a mixture, and its gradients by the head's nats, by share and other."""
+    head = (-nats).exp()
+    total = (share * head + other).clamp_min(torch.finfo(nats.dtype).tiny)
+    mixed, d_nats, d_share, d_other = -total.log(), share * head / total, -head / total, -1 / total
+    if weights is None:
+        return mixed, d_nats, d_share, d_other
+    return mixed * weights, d_nats * weights, d_share * weights, d_other * weights
 
 
 def _of_module(
-    head: nn.Module, x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None
+    head: nn.Module,
+    x_ND: Tensor,
+    targets_N: Tensor,
+    weights_N: Tensor | None,
+    mixture: Mixture | None,
 ) -> Tensor:
     """The loss of head(x) a chunk at a time; logits are recomputed for the gradients."""
-    x_ND, targets_N, weights_N = counted_rows(x_ND, targets_N, weights_N)
+    x_ND, targets_N, weights_N, mixture = counted_rows(x_ND, targets_N, weights_N, mixture)
     if not len(x_ND):
         return x_ND.sum()  # 0, with gradients of zeros
 
@@ -224,6 +290,7 @@ def _of_module(
 
     pairs = zip(x_ND.split(MODULE_ROWS), targets_N.split(MODULE_ROWS), strict=True)
     nats_N = torch.cat([checkpoint(nats, *pair, use_reentrant=False) for pair in pairs])
+    nats_N = nats_N if mixture is None else mixed_nats(nats_N, *mixture)
     if weights_N is None:
         return nats_N.mean()
     loss: Tensor = (nats_N * weights_N).sum() / weights_N.sum()

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ys_llm.csrc import loader
 
-Kernel = Literal["rms_norm", "swiglu_gate", "cross_entropy", "add_to"]
+Kernel = Literal["rms_norm", "swiglu_gate", "cross_entropy", "copied_mass", "add_to"]
 _SUFFIXES = {torch.bfloat16: "b", torch.float32: "f", torch.float64: "d"}
 _SUPPORTED = {
     "rms_norm": {"ddd", "fff", "ffb", "fbf", "fbb"},  # x, delta, y
     "swiglu_gate": {"d", "f", "b"},
     "cross_entropy": {"dd", "ff", "bf"},  # logits, bias and losses
+    "copied_mass": {"d", "f", "b"},
     "add_to": {"fb"},  # total, x
 }
 
@@ -114,6 +115,21 @@ def cross_entropy(
     tensors = (logits, bias, targets.contiguous(), weights, losses, d_bias)
     kernel(*map(library.pointer, tensors), *logits.shape, torch.get_num_threads())
     return losses
+
+
+def copied_mass(scores: Tensor, first: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+    """The masses (B x C) of `ops.copy_attention`; the scores, B x C x K, become d mass / d score.
+
+    Query c sees keys `first` (B x C) to K - C + c; `tokens` are those of the keys, B x K.
+    """
+    library = _library()
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    masses = torch.empty(scores.shape[:2], dtype=dtype)
+    kernel = getattr(library.lib, f"ys_copied_mass_{_suffix((scores.dtype,))}")
+    ids = [x.to(torch.int32).contiguous() for x in (tokens, targets)]
+    pointers = map(library.pointer, (scores, first.contiguous(), *ids, masses))
+    kernel(*pointers, *scores.shape, torch.get_num_threads())
+    return masses
 
 
 def add_to(total: Tensor, x: Tensor) -> None:

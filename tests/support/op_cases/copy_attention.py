@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+
+from support.op_cases import Case, leaf
+
+VOCAB_SIZE = 5  # few, so that most targets are found
+
+
+def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
+    """With and without carried keys, documents (0 pads a row on the left) and small windows."""
+    for past, starts, window in product((0, 21), (False, True), (7, 40, 512)):
+        torch.manual_seed(length)
+        n_keys = past + length
+        query_BTK, keys_BNK = leaf(3, length, 6, dtype=dtype), leaf(3, n_keys, 6, dtype=dtype)
+        document_BN = torch.ones(3, n_keys, dtype=torch.int32)
+        if starts:
+            document_BN += (torch.rand(3, n_keys) < 0.1).cumsum(1, dtype=torch.int32)
+            document_BN[0, :past] = 0
+        tokens_BN = torch.randint(VOCAB_SIZE, (3, n_keys))
+        targets_BT = torch.randint(VOCAB_SIZE, (3, length))
+        arguments = (query_BTK, keys_BNK, tokens_BN, document_BN, targets_BT, window)
+        yield f"{past=}, {starts=}, {window=}", Case(arguments, {}, [query_BTK, keys_BNK])

@@ -91,7 +91,10 @@ class ModelConfig:
     layers: tuple[str, ...] = setting(
         ("three_tier",), "mixer of each layer, files of ys_llm/mixers/; repeated over the depth"
     )
-    copy: CopyConfig = field(default_factory=CopyConfig)
+    copy: CopyConfig = field(
+        default_factory=CopyConfig,
+        metadata={"help": "the copy tier: a part of each prediction is one of the latest tokens"},
+    )
     options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata={"help": "options of each mixer under its name, as its file lists them"},

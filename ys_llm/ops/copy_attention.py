@@ -81,7 +81,8 @@ def tiled(
     window: int,
 ) -> Tensor:
     """As `reference`, a tile of queries at a time."""
-    return _in_tiles(query_BTK, keys_BNK, tokens_BN, document_BN, targets_BT, window, _filled)
+    first_BT = _first_visible(document_BN, query_BTK.shape[1], window)
+    return _in_tiles(query_BTK, keys_BNK, tokens_BN, first_BT, targets_BT, _filled)
 
 
 def cpp(
@@ -95,24 +96,23 @@ def cpp(
     """As `tiled`, with the compiled kernel between the matmuls."""
     known = rowwise.supports("copied_mass", compute_dtype(query_BTK))
     fill = _filled_by_kernel if known else _filled
-    return _in_tiles(query_BTK, keys_BNK, tokens_BN, document_BN, targets_BT, window, fill)
+    first_BT = _first_visible(document_BN, query_BTK.shape[1], window)
+    return _in_tiles(query_BTK, keys_BNK, tokens_BN, first_BT, targets_BT, fill)
 
 
 def _in_tiles(
     query_BTK: Tensor,
     keys_BNK: Tensor,
     tokens_BN: Tensor,
-    document_BN: Tensor,
+    first_BT: Tensor,
     targets_BT: Tensor,
-    window: int,
     fill: _Fill,
 ) -> Tensor:
-    dtype, n_queries = compute_dtype(query_BTK), query_BTK.shape[1]
+    dtype = compute_dtype(query_BTK)
     query_BTK = (query_BTK * query_BTK.shape[2] ** -0.5).to(dtype)
-    first_BT = _first_visible(document_BN, n_queries, window)
-    rest = (tokens_BN, first_BT, targets_BT, fill)
+    arguments = (query_BTK, keys_BNK.to(dtype), tokens_BN, first_BT, targets_BT, fill)
     with torch.autocast(query_BTK.device.type, enabled=False):
-        mass_BT: Tensor = _Tiled.apply(query_BTK, keys_BNK.to(dtype), *rest)  # type: ignore[no-untyped-call]
+        mass_BT: Tensor = _Tiled.apply(*arguments)  # type: ignore[no-untyped-call]
     return mass_BT
 
 

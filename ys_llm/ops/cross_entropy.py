@@ -43,6 +43,15 @@ class Mixture(NamedTuple):
     other_N: Tensor
 
 
+class Counted(NamedTuple):
+    """The rows whose targets count, with their targets, weights and mixture."""
+
+    x_ND: Tensor
+    targets_N: Tensor
+    weights_N: Tensor | None
+    mixture: Mixture | None
+
+
 _Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Any]
 
 
@@ -59,7 +68,7 @@ def cross_entropy(
     adapter, a hook, a parametrisation) is called, one chunk of rows at a time.
     """
     if not is_plain(head):
-        return _of_module(head, x_ND, targets_N, weights_N, mixture)
+        return _of_module(head, Counted(x_ND, targets_N, weights_N, mixture))
     weight, bias = head.weight, head.bias
     assert isinstance(weight, Tensor)
     assert bias is None or isinstance(bias, Tensor)
@@ -96,7 +105,8 @@ def chunked(
     mixture: Mixture | None = None,
 ) -> Tensor:
     """As `reference`, one chunk of rows at a time; bf16 operands under bf16 autocast."""
-    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, mixture, _softmax)
+    rows = Counted(x_ND, targets_N, weights_N, mixture)
+    return _loss(rows, weight_VD, bias_V, _softmax)
 
 
 def cpp(
@@ -110,7 +120,8 @@ def cpp(
     """As `chunked`, with the compiled kernel for softmax, loss and gradient of the logits."""
     known = rowwise.supports("cross_entropy", compute_dtype(x_ND), weight_VD.dtype)
     step = _compiled_softmax if known else _softmax
-    return _loss(x_ND, weight_VD, bias_V, targets_N, weights_N, mixture, step)
+    rows = Counted(x_ND, targets_N, weights_N, mixture)
+    return _loss(rows, weight_VD, bias_V, step)
 
 
 def mixed_nats(nats_N: Tensor, share_N: Tensor, other_N: Tensor) -> Tensor:
@@ -119,33 +130,26 @@ def mixed_nats(nats_N: Tensor, share_N: Tensor, other_N: Tensor) -> Tensor:
     return -probability_N.clamp_min(torch.finfo(probability_N.dtype).tiny).log()
 
 
-def counted_rows(
-    x_ND: Tensor, targets_N: Tensor, weights_N: Tensor | None, mixture: Mixture | None
-) -> tuple[Tensor, Tensor, Tensor | None, Mixture | None]:
-    """The rows whose targets count, with their targets, weights and mixture."""
-    counts_N = targets_N != IGNORE_INDEX
-    if weights_N is not None:
-        counts_N = counts_N & (weights_N != 0)
+def counted_rows(rows: Counted) -> Counted:
+    """Those of the rows whose targets count."""
+    counts_N = rows.targets_N != IGNORE_INDEX
+    if rows.weights_N is not None:
+        counts_N = counts_N & (rows.weights_N != 0)
     if bool(counts_N.all()):
-        return x_ND, targets_N, weights_N, mixture
-    rows = counts_N.nonzero().squeeze(1)
-    weights_N = None if weights_N is None else weights_N[rows]
-    if mixture is not None:
-        mixture = Mixture(mixture.share_N[rows], mixture.other_N[rows])
-    return x_ND[rows], targets_N[rows], weights_N, mixture
+        return rows
+    counted = counts_N.nonzero().squeeze(1)
+    x_ND, targets_N, weights_N, mixture = rows
+    return Counted(
+        x_ND[counted],
+        targets_N[counted],
+        None if weights_N is None else weights_N[counted],
+        None if mixture is None else Mixture(*(part_N[counted] for part_N in mixture)),
+    )
 
 
-def _loss(
-    x_ND: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    targets_N: Tensor,
-    weights_N: Tensor | None,
-    mixture: Mixture | None,
-    softmax: _Step,
-) -> Tensor:
+def _loss(rows: Counted, weight_VD: Tensor, bias_V: Tensor | None, softmax: _Step) -> Tensor:
+    x_ND, targets_N, weights_N, mixture = counted_rows(rows)
     dtype = compute_dtype(x_ND)
-    x_ND, targets_N, weights_N, mixture = counted_rows(x_ND, targets_N, weights_N, mixture)
     share_N, other_N = mixture or (None, None)
     if not torch.is_grad_enabled():  # needs_input_grad would still be true, and cost matmuls
         x_ND, weight_VD = x_ND.detach(), weight_VD.detach()
@@ -270,15 +274,9 @@ def _mixed(
     return mixed * weights, d_nats * weights, d_share * weights, d_other * weights
 
 
-def _of_module(
-    head: nn.Module,
-    x_ND: Tensor,
-    targets_N: Tensor,
-    weights_N: Tensor | None,
-    mixture: Mixture | None,
-) -> Tensor:
+def _of_module(head: nn.Module, rows: Counted) -> Tensor:
     """The loss of head(x) a chunk at a time; logits are recomputed for the gradients."""
-    x_ND, targets_N, weights_N, mixture = counted_rows(x_ND, targets_N, weights_N, mixture)
+    x_ND, targets_N, weights_N, mixture = counted_rows(rows)
     if not len(x_ND):
         return x_ND.sum()  # 0, with gradients of zeros
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from ys_llm.config.schema import ModelConfig
+from ys_llm.config.schema import CopyConfig, ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.inference import decoder as decoder_module
 from ys_llm.inference.decoder import BYTES_PER_THREAD, Decoder, decoder_of, forget_decoder
@@ -155,6 +155,10 @@ def test_a_mixer_without_a_compiled_step_leaves_the_model_to_torch() -> None:
     attention = softmax_attention.Options(n_heads=2)
     model.blocks[1].mixer = softmax_attention.Mixer(D, attention)
     assert decoder_of(model) is None
+
+
+def test_a_model_with_a_copy_tier_is_left_to_torch() -> None:
+    assert decoder_of(model_of(copy=CopyConfig(window=20, width=8))) is None
 
 
 def test_a_kind_that_the_library_does_not_know_is_left_to_torch(

@@ -243,7 +243,10 @@ def default_values() -> dict[str, Any]:
     values: dict[str, Any] = {}
     for section, options in to_mapping(Config()).items():
         if isinstance(options, dict):
-            values |= {f"{section}.{name}": value for name, value in options.items()}
+            for name, value in options.items():
+                parts = value if name == "copy" else {}
+                values |= {f"{section}.{name}.{part}": one for part, one in parts.items()}
+                values[f"{section}.{name}"] = value
     for mixer in Config().model.layers:
         module = importlib.import_module(f"ys_llm.mixers.{mixer}")
         for name, value in dataclasses.asdict(module.Options()).items():

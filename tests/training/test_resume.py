@@ -479,6 +479,8 @@ def test_every_setting_has_been_judged() -> None:
     fixed = {name for name in settings_now if reason_fixed(name)}
     assert fixed == {
         "data.validation_fraction",
+        "model.copy.width",
+        "model.copy.window",
         "model.d_mlp",
         "model.d_model",
         "model.layers",

@@ -57,6 +57,7 @@ from ys_llm.training.trainer import (
     TrainState,
     batch_plan,
     check_folder,
+    remove_old,
     restore_checkpoint,
     save,
 )
@@ -114,6 +115,8 @@ def set_up(
     run.model.train()
     if saved is None:  # a run killed before its first checkpoint then repeats its choices
         save(run, state)
+    else:
+        remove_old(run, state)  # a run killed between saving and removing has one too many
     return run, state
 
 

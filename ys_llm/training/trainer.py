@@ -193,7 +193,7 @@ def save(run: Run, state: TrainState) -> None:
     """Write a checkpoint of this step and remove those that it supersedes."""
     check_folder(run.folder, run.lock)
     began = time.perf_counter()
-    tensors, config = random_state(run.device), run.config.train
+    tensors = random_state(run.device)
     if state.carried is not None:
         carried = flatten(state.carried)
         tensors |= {f"{_CARRIED}{name}": tensor for name, tensor in carried.items()}
@@ -202,13 +202,18 @@ def save(run: Run, state: TrainState) -> None:
         ENVIRONMENT: run.environment,
     }
     save_checkpoint(run.folder, run.model, run.optimizer, progress=progress, tensors=tensors)
+    remove_old(run, state)
+    state.progress.saving_seconds += time.perf_counter() - began
+
+
+def remove_old(run: Run, state: TrainState) -> None:
+    """Remove the checkpoints that the settings do not keep."""
     remove_superseded(
         run.folder,
-        newest=config.keep_checkpoints,
-        every=config.keep_checkpoint_every,
+        newest=run.config.train.keep_checkpoints,
+        every=run.config.train.keep_checkpoint_every,
         best_step=state.progress.best_step,
     )
-    state.progress.saving_seconds += time.perf_counter() - began
 
 
 def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:

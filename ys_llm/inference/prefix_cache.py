@@ -14,8 +14,8 @@ so can whoever reads prompts in another way, a server in slices for one:
     cache.add(keys[-1], SavedPrefix(state, logits_V))
 
 The tokens of an answer are computed by the decode step, which rounds differently: a state after an
-answer continues that conversation, but is none of a prompt's. Read as part of a later prompt an
-answer takes a fraction of the time in which it was written.
+answer continues that conversation, but is none of a prompt's. As part of a later prompt an answer
+is read again.
 """
 
 from __future__ import annotations

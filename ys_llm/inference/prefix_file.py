@@ -38,6 +38,7 @@ from ys_llm.model.state import (
 )
 from ys_llm.runs.model_files import LoadedRun, architecture, weights
 from ys_llm.system.files import write_atomically
+from ys_llm.system.machine import cpu_class
 
 _FORMAT = "ys prefix cache 1"
 _HEADER_BYTES = 1_000_000  # more than names and keys take beyond what the cache counts for them
@@ -63,7 +64,8 @@ def fingerprint_of(loaded: LoadedRun) -> Fingerprint:
     compiled = "with" if loader.load() is not None else "without"
     software = (
         f"ys {__version__}, torch {torch.__version__}, {device}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, {compiled} compiled kernels"
+        f"{torch.backends.cpu.get_cpu_capability()}, {cpu_class()}, "
+        f"{torch.get_num_threads()} threads, {compiled} compiled kernels"
     )
     return Fingerprint(digest.hexdigest(), loaded.tokenizer.fingerprint, software)
 

@@ -50,7 +50,7 @@ class Memory:
 
     def array(self, suffix: str, n: int) -> Any:
         """n numbers of the type with this suffix, all 0."""
-        ctype, size = {**SUFFIXES, "i": ("int64_t", 8)}[suffix]
+        ctype, size = {**SUFFIXES, "i": ("int64_t", 8), "t": ("int32_t", 4)}[suffix]
         memory = self._c.malloc(max(1, n * size))
         self._c.memset(memory, 0, n * size)
         self._allocated.append(memory)
@@ -99,6 +99,23 @@ def call_rowwise(lib: Any, memory: Memory, rows: int, width: int, threads: int) 
             logits, losses = memory.array(t, size), memory.array(p, rows)
             loss(logits, bias, targets, weights, losses, d_bias, rows, width, threads)
     lib.ys_add_to_fb(memory.array("f", size), memory.array("b", size), size, threads)
+    memory.free()
+
+
+def call_copied_mass(lib: Any, memory: Memory, threads: int) -> None:
+    """Tiles of queries that see one key, some, and all of those before them."""
+    for suffix, masses in (("b", "f"), ("f", "f"), ("d", "d")):
+        for batch, queries, width in ((1, 1, 1), (2, 3, 17), (3, 70, 100)):
+            scores, first = (
+                memory.array(suffix, batch * queries * width),
+                memory.array("i", batch * queries),
+            )
+            for row in range(batch * queries):
+                first[row] = min(row % 5, width - queries + row % queries)
+            tokens, targets = memory.array("t", batch * width), memory.array("t", batch * queries)
+            out = memory.array(masses, batch * queries)
+            copied_mass = getattr(lib, f"ys_copied_mass_{suffix}")
+            copied_mass(scores, first, tokens, targets, out, batch, queries, width, threads)
     memory.free()
 
 
@@ -208,6 +225,8 @@ def main() -> None:
         for width in WIDTHS:
             for threads in THREADS:
                 call_rowwise(counted, memory, rows, width, threads)
+    for threads in THREADS:
+        call_copied_mass(counted, memory, threads)
     call_weight_grad(counted, memory)
     call_linear(counted, memory)
     torch.set_num_threads(2)

@@ -253,10 +253,11 @@ def test_answers_behind_a_slow_request_are_journalled_at_once(kinds: Path, tmp_p
             process.join()
         assert len(entries(tmp_path / "out")) < 4, "the silent request is one of the first four"
         kept = len(answers(tmp_path / "out"))
-        before = len(server.asked)
-        assert run_child(request, tmp_path / "said") == 0
+    with llm() as server:  # another one: the first may still be reading what a dead process asked
+        request = request_for(kinds, tmp_path / "out", server.address, workers=4)
+        assert run_child(replace(request, kinds=("tale",)), tmp_path / "said") == 0
+        assert len(server.asked) <= needed - kept, "an answer was asked for again"
     assert content(tmp_path / "out") == content(tales)
-    assert len(server.asked) - before <= needed - kept, "an answer was asked for again"
 
 
 def test_ctrl_c_stops_within_a_second_and_says_what_to_type(

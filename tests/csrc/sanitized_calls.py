@@ -142,7 +142,10 @@ def call_linear(lib: Any, memory: Memory) -> None:
         lib.ys_matmul_f(x, k, memory.array("f", size), rows, k, m, out, threads)
         packed = memory.array("f", lib.ys_weight_grad_workspace_f(k))
         sums, d_weight = memory.array("f", size), memory.array("f", k * m)
-        lib.ys_weight_grad_f(x, k, out, m, rows, k, m, packed, sums, d_weight, threads)
+        for begins in (1, 0):
+            operands = (x, k, out, m, rows, k, m, packed, sums)
+            lib.ys_add_weight_grad_f(*operands, begins, threads)
+        lib.ys_unpack_f(sums, k, m, d_weight, threads)
     memory.free()
 
 

@@ -1,11 +1,13 @@
 """The float32 matmul kernels against torch in float64: values, layouts, threads, and their use."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
 from ys_llm.csrc import loader
-from ys_llm.ops import matmul, weight_grad
+from ys_llm.ops import cross_entropy, matmul, swiglu, weight_grad
 
 pytestmark = pytest.mark.skipif(loader.build() is None, reason="there is no compiled library")
 # Rows, K, M: whole blocks, parts of blocks and panels, more of k than stays in a cache.
@@ -49,6 +51,52 @@ def test_the_result_does_not_depend_on_threads(threads_as_they_were: None) -> No
         results.append((matmul.cpp(x_NK, w_KM), weight_grad.cpp_f32(x_NK, dy_NM)))
     for alone, together in zip(*results, strict=True):
         assert torch.equal(alone, together)
+
+
+def test_the_gradient_of_pieces_is_the_sum_of_theirs() -> None:
+    x_NK, dy_NM = _numbers(700, 39, seed=0), _numbers(700, 70, seed=1)
+    total = weight_grad.SumF32(39, 70)
+    for part in (slice(0, 256), slice(256, 699), slice(699, 700)):
+        total.add(x_NK[part], dy_NM[part])
+    assert _error(total.total(), x_NK.double().t() @ dy_NM.double()) < TOLERANCE
+
+
+def _with_gradients(op: Callable[..., Tensor], *tensors: Tensor) -> list[Tensor]:
+    leaves = [tensor.requires_grad_() for tensor in tensors if tensor.is_floating_point()]
+    y = op(*tensors)
+    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
+
+
+def _cross_entropy(backend: str) -> Callable[..., Tensor]:
+    def op(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        return cross_entropy.BACKENDS[backend](x_ND, weight_VD, None, targets_N)
+
+    return op
+
+
+@pytest.mark.parametrize("op", ["swiglu", "cross_entropy"])
+def test_swiglu_and_the_head_multiply_by_the_kernels(
+    op: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if op == "swiglu":
+        ours, reference = swiglu.cpp, swiglu.reference
+        shapes: list[tuple[int, ...]] = [(2, 301, 70), (90, 70), (90, 70), (70, 90)]
+        more = []
+    else:
+        ours, reference = _cross_entropy("cpp"), _cross_entropy("reference")
+        monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 256 * 97)  # 256 + 256 + 90 rows
+        shapes, more = [(602, 70), (97, 70)], [torch.arange(602) % 97]
+    tensors = [_numbers(*shape, seed=i) for i, shape in enumerate(shapes)]
+    expected = _with_gradients(reference, *(tensor.double() for tensor in tensors), *more)
+    monkeypatch.setattr(matmul, "_is_amd", lambda: True)
+    monkeypatch.setattr(Tensor, "__matmul__", _not_called)
+    monkeypatch.setattr(torch, "mm", _not_called)
+    found = _with_gradients(ours, *tensors, *more)
+    assert max(map(_error, found, expected)) < TOLERANCE
+
+
+def _not_called(*arguments: object, **options: object) -> Tensor:
+    raise AssertionError("torch multiplied")
 
 
 def test_a_nan_stays_in_its_row_of_the_result_and_spreads_over_its_row_of_the_gradient() -> None:

@@ -113,13 +113,15 @@ void ys_add_to_fb(float* total, const ys_bf16* x, int64_t count, int64_t threads
 // rows x m.
 void ys_matmul_f(const float* x, int64_t stride_x, const float* packed, int64_t rows, int64_t k,
                  int64_t m, float* out, int64_t threads);
-// Numbers of `packed` for ys_weight_grad_f.
+// Numbers of `packed` for ys_add_weight_grad_f.
 int64_t ys_weight_grad_workspace_f(int64_t k);
-// out (k x m) = x^T dy, of rows x k and rows x m numbers. `sums` is workspace for k x m numbers, m
-// rounded up to a panel: ys_packed_size.
-void ys_weight_grad_f(const float* x, int64_t stride_x, const float* dy, int64_t stride_dy,
-                      int64_t rows, int64_t k, int64_t m, float* packed, float* sums, float* out,
-                      int64_t threads);
+// sums += x^T dy, of rows x k and rows x m numbers; = where it begins. The sums are a packed k x m
+// matrix: ys_packed_size; `packed` is workspace.
+void ys_add_weight_grad_f(const float* x, int64_t stride_x, const float* dy, int64_t stride_dy,
+                          int64_t rows, int64_t k, int64_t m, float* packed, float* sums,
+                          int64_t begins, int64_t threads);
+// out (k x m, row by row) = the packed matrix.
+void ys_unpack_f(const float* packed, int64_t k, int64_t m, float* out, int64_t threads);
 
 // In weight_grad.cpp: the gradient of a large matrix, on AMX.
 

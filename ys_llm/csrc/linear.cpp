@@ -62,8 +62,8 @@ struct Operand {
 };
 
 // `sums` holds the gradient panel by panel, each contiguous, until all rows are added.
-void weight_grad(Operand x, Operand dy, int64_t rows, float* packed, float* sums, float* out,
-                 int threads) {
+void add_weight_grad(Operand x, Operand dy, int64_t rows, float* packed, float* sums, bool begins,
+                     int threads) {
   const Blocks blocks{x.columns};
   const int64_t panels = (dy.columns + NR<float> - 1) / NR<float>;
   const auto width = [&](int64_t j) {
@@ -81,7 +81,7 @@ void weight_grad(Operand x, Operand dy, int64_t rows, float* packed, float* sums
 #pragma omp for schedule(static)
       for (int64_t j = 0; j < panels; j++) {
         float* to = sums + j * x.columns * NR<float>;
-        if (from == 0) std::fill_n(to, x.columns * NR<float>, 0.f);
+        if (begins && from == 0) std::fill_n(to, x.columns * NR<float>, 0.f);
         pack_panel(dy.numbers + from * dy.stride + j * NR<float>, dy.stride, 1, some, width(j),
                    panel.data());
         for (int64_t i = 0; i < blocks.n; i++)
@@ -89,12 +89,15 @@ void weight_grad(Operand x, Operand dy, int64_t rows, float* packed, float* sums
                                   some, to + blocks[i].begin * NR<float>);
       }
     }
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < x.columns; row++)
-      for (int64_t j = 0; j < panels; j++)
-        std::copy_n(sums + (j * x.columns + row) * NR<float>, width(j),
-                    out + row * dy.columns + j * NR<float>);
   }
+}
+
+void unpack(const float* sums, int64_t k, int64_t m, float* out, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t row = 0; row < k; row++)
+    for (int64_t column = 0; column < m; column += NR<float>)
+      std::copy_n(sums + column * k + row * NR<float>, std::min<int64_t>(NR<float>, m - column),
+                  out + row * m + column);
 }
 
 }  // namespace
@@ -116,9 +119,14 @@ void ys_matmul_f(const float* x, int64_t stride_x, const float* packed, int64_t 
 
 int64_t ys_weight_grad_workspace_f(int64_t k) { return k * ys::PIECE; }
 
-void ys_weight_grad_f(const float* x, int64_t stride_x, const float* dy, int64_t stride_dy,
-                      int64_t rows, int64_t k, int64_t m, float* packed, float* sums, float* out,
-                      int64_t threads) {
-  ys::weight_grad({x, stride_x, k}, {dy, stride_dy, m}, rows, packed, sums, out, int(threads));
+void ys_add_weight_grad_f(const float* x, int64_t stride_x, const float* dy, int64_t stride_dy,
+                          int64_t rows, int64_t k, int64_t m, float* packed, float* sums,
+                          int64_t begins, int64_t threads) {
+  ys::add_weight_grad({x, stride_x, k}, {dy, stride_dy, m}, rows, packed, sums, begins != 0,
+                      int(threads));
+}
+
+void ys_unpack_f(const float* sums, int64_t k, int64_t m, float* out, int64_t threads) {
+  ys::unpack(sums, k, m, out, int(threads));
 }
 }

@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ys_llm.data.batches import IGNORE_INDEX
 from ys_llm.ops import rowwise
+from ys_llm.ops.head_products import products
 from ys_llm.ops.linear import is_plain
 from ys_llm.ops.precision import compute_dtype
 
@@ -213,14 +214,14 @@ class _Chunked(torch.autograd.Function):
         """The mean loss, and its gradients, which backward scales."""
         x_used, weight_used = x.to(dtype), weight.to(dtype)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        d_x = torch.empty_like(x_used) if needs_x else None
-        d_weight = torch.zeros_like(weight) if needs_weight else None
+        d_x = torch.empty_like(x_used, memory_format=torch.contiguous_format) if needs_x else None
         d_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
         nats, d_mixture = [], []
         size = max(1, CHUNK_ELEMENTS // len(weight))
+        head = products(x_used, weight_used, size, weight.dtype)
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
-            logits, x_part = x_used[part] @ weight_used.t(), x_used[part]
+            logits, x_part = head.logits(x_used[part]), x_used[part]
             w_part = None if weights is None else weights[part]
             if share is None or other is None:
                 nats_n, d_logits = softmax(logits, bias, targets[part], w_part, d_bias)
@@ -233,17 +234,18 @@ class _Chunked(torch.autograd.Function):
                     d_bias += d_logits.to(scale.dtype).t() @ scale
             nats.append(nats_n)
             if d_x is not None:
-                torch.mm(d_logits, weight_used, out=d_x[part])
+                head.d_x(d_logits, d_x[part])
                 if d_mixture:
                     d_x[part] *= scale.unsqueeze(1)
-            if d_weight is not None:
-                rowwise.add_to(d_weight, d_logits.t() @ x_part)
+            if needs_weight:
+                head.add_d_weight(d_logits, x_part)
             del logits, d_logits  # before the next ones are allocated
         d_share, d_other = (
             (torch.cat(parts) for parts in zip(*d_mixture, strict=True))
             if d_mixture
             else (None, None)
         )
+        d_weight = head.d_weight() if needs_weight else None
         ctx.save_for_backward(d_x, d_weight, d_bias, d_share, d_other)
         ctx.dtype, ctx.total = x.dtype, len(x) if weights is None else weights.sum()
         if not nats:  # no target counts

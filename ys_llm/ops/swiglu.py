@@ -15,7 +15,9 @@ from torch.nn.functional import linear, silu
 
 from ys_llm.ops import rowwise
 from ys_llm.ops.linear import is_plain
+from ys_llm.ops.matmul import matmul
 from ys_llm.ops.precision import compute_dtype
+from ys_llm.ops.weight_grad import weight_grad
 
 
 def swiglu(gate: nn.Module, up: nn.Module, down: nn.Module, x: Tensor) -> Tensor:
@@ -52,11 +54,11 @@ class _SwiGLU(torch.autograd.Function):
         """The layer's output, with gate and up as one matmul."""
         x_ND = rowwise.to_2d(x)
         weight, down_used = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
-        both = x_ND @ weight.t()
+        both = matmul(x_ND, weight.t())
         act = rowwise.swiglu_gate_forward(both)
         ctx.save_for_backward(x, both, weight, down_used)
         ctx.dtype = gate.dtype
-        return rowwise.from_2d(act @ down_used.t(), x)
+        return rowwise.from_2d(matmul(act, down_used.t()), x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -64,14 +66,14 @@ class _SwiGLU(torch.autograd.Function):
         x, both, weight, down_used = ctx.saved_tensors
         x_ND, width = rowwise.to_2d(x), both.shape[1] // 2
         d_y = rowwise.to_2d(rowwise.match_layout(grads[0], x))
-        d_both, act = rowwise.swiglu_gate_backward(both, d_y @ down_used)
+        d_both, act = rowwise.swiglu_gate_backward(both, matmul(d_y, down_used))
         needs_x, *needs_weights, needs_down = ctx.needs_input_grad
-        d_x = rowwise.from_2d(d_both @ weight, x) if needs_x else None
+        d_x = rowwise.from_2d(matmul(d_both, weight), x) if needs_x else None
         d_gate = d_up = d_down = None  # of frozen weights: adapters are trained elsewhere
         if any(needs_weights):
-            d_gate, d_up = (d_both.t() @ x_ND).to(ctx.dtype).split(width)
+            d_gate, d_up = weight_grad(d_both, x_ND).to(ctx.dtype).split(width)
         if needs_down:
-            d_down = (d_y.t() @ act).to(ctx.dtype)
+            d_down = weight_grad(d_y, act).to(ctx.dtype)
         return d_x, d_gate, d_up, d_down
 
 

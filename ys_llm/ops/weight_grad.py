@@ -47,21 +47,41 @@ def cpp(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     return out
 
 
+class SumF32:
+    """The sum of x^T dy over pieces of the rows, by the float32 kernel: on a CPU, rows contiguous.
+
+    The sum stays in the kernel's layout until all pieces are added.
+    """
+
+    def __init__(self, k: int, m: int) -> None:
+        library = loader.load()
+        assert library is not None, "the kernel was called without a compiled library"
+        self._lib, self._pointer, self._size = library.lib, library.pointer, (k, m)
+        self._packed = torch.empty(self._lib.ys_weight_grad_workspace_f(k))
+        self._sums = torch.empty(self._lib.ys_packed_size(1, k, m))
+        self._begins = True
+
+    def add(self, x_NK: Tensor, dy_NM: Tensor) -> None:
+        """Adds the product of one piece."""
+        operands = (self._pointer(x_NK), x_NK.stride(0), self._pointer(dy_NM), dy_NM.stride(0))
+        workspace = (self._pointer(self._packed), self._pointer(self._sums))
+        sizes, threads = (len(x_NK), *self._size), torch.get_num_threads()
+        self._lib.ys_add_weight_grad_f(*operands, *sizes, *workspace, self._begins, threads)
+        self._begins = False
+
+    def total(self) -> Tensor:
+        """K x M; at least one piece was added."""
+        out, threads = torch.empty(self._size), torch.get_num_threads()
+        pointers = self._pointer(self._sums), self._pointer(out)
+        self._lib.ys_unpack_f(pointers[0], *self._size, pointers[1], threads)
+        return out
+
+
 def cpp_f32(x_NK: Tensor, dy_NM: Tensor) -> Tensor:
     """As `reference`, by the float32 kernel: on a CPU, rows contiguous."""
-    library = loader.load()
-    assert library is not None, "the kernel was called without a compiled library"
-    lib, pointer = library.lib, library.pointer
-    (rows, k), m = x_NK.shape, dy_NM.shape[1]
-    packed = torch.empty(lib.ys_weight_grad_workspace_f(k))
-    sums, out = torch.empty(lib.ys_packed_size(1, k, m)), torch.empty(k, m)
-    x, dy = (pointer(v) for v in (x_NK, dy_NM))
-    workspace = (pointer(v) for v in (packed, sums, out))
-    strides = (x_NK.stride(0), dy_NM.stride(0))
-    lib.ys_weight_grad_f(
-        x, strides[0], dy, strides[1], rows, k, m, *workspace, torch.get_num_threads()
-    )
-    return out
+    total = SumF32(x_NK.shape[1], dy_NM.shape[1])
+    total.add(x_NK, dy_NM)
+    return total.total()
 
 
 def weight_grad(x_NK: Tensor, dy_NM: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def test_a_healthy_machine_needs_nothing() -> None:
         ),
         (
             {"unavailable": Unavailable("there is no C++ compiler", "Install g++")},
-            "there is no C++ compiler, so training is several times slower. Install g++",
+            "there is no C++ compiler, so training is slower. Install g++",
         ),
         ({"disturbed": 1}, "other work disturbed 1 of the measurements above"),
         ({"disturbed": 1}, "when nothing else runs, type: ys doctor --remeasure"),

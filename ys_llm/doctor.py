@@ -266,7 +266,7 @@ def little_memory(checkup: Checkup) -> str:
 
 
 def swapping(checkup: Checkup) -> str:
-    """Memory that has to be read back from disk is a thousand times slower."""
+    """Memory that has to be read back from disk before it can be used."""
     swapped = checkup.machine.swapped_bytes
     if swapped < MUCH_SWAPPED:
         return ""
@@ -283,7 +283,7 @@ def idle_gpu(checkup: Checkup) -> str:
 
 
 def debug_build(checkup: Checkup) -> str:
-    """Several times slower, for checks that only their developers need."""
+    """Libraries built with checks that only their developers need."""
     named = " and ".join(checkup.debug_builds)
     return f"a debug build of {named} is slow: install a release" if named else ""
 
@@ -339,7 +339,7 @@ def instructions(checkup: Checkup) -> str:
     if machine.architecture.lower() not in ("x86_64", "amd64"):
         return ""
     if not {"avx2", "avx512f"} & machine.features and not used.startswith("AVX"):
-        return "the processor has no AVX2: matmuls are several times slower without it"
+        return "the processor has no AVX2, and matmuls are slow without it"
     setting = checkup.environment.get(CAPABILITY, "")
     better = "AVX512" if "avx512f" in machine.features else "AVX2"
     if setting and better not in used:
@@ -348,11 +348,11 @@ def instructions(checkup: Checkup) -> str:
 
 
 def no_compiled_code(checkup: Checkup) -> str:
-    """A CPU that could train several times faster; nothing can be done outside Linux."""
+    """A CPU that could train faster; nothing can be done outside Linux."""
     missing = checkup.unavailable
     if checkup.gpu or missing is None or not checkup.machine.system.startswith("Linux"):
         return ""
-    return f"{missing.problem}, so training is several times slower. {missing.fix}"
+    return f"{missing.problem}, so training is slower. {missing.fix}"
 
 
 def disturbed_measurement(checkup: Checkup) -> str:

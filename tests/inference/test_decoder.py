@@ -156,6 +156,20 @@ def test_the_state_it_starts_from_is_not_changed() -> None:
     assert kept["position_B"].tolist() == [21]
 
 
+@pytest.mark.parametrize("quantization", ["", "int8"])
+def test_its_own_copy_is_of_all_matrices_but_the_embedding(quantization: Quantization) -> None:
+    model = model_of("wide", torch.float32)
+    if quantization:
+        quantize_linears(model, quantization)
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = [kept for kept in decoder_for(model)._weights._kept if isinstance(kept, Tensor)]
+    copied = sum(tensor.nbytes for tensor in kept if tensor.data_ptr() not in own)
+    tensors = (*model.parameters(), *model.buffers())
+    matrices = sum(tensor.nbytes for tensor in tensors if tensor.dim() >= 2)
+    expected = matrices - model.embedding.weight.nbytes
+    assert expected <= copied < 1.2 * expected, "panels are padded"
+
+
 def test_the_clock_may_be_at_any_position() -> None:
     model = model_of("default")
     _, state = by_torch(model, ids_of(9), None)

@@ -92,7 +92,7 @@ class Tokenizer:
 
     def encode_packed(self, text: str) -> bytes:
         """Return the ids of `encode` as stored in a shard: packed in the format `id_format`."""
-        if self.kind == "bytes":  # without a lookup, 50 times as fast
+        if self.kind == "bytes":  # without a lookup
             ids, _ = codecs.charmap_decode(to_utf8(text), "strict", _ID_OF_BYTE)
             return ids.encode("utf-16-le")
         findall, packed_piece = self._findall, self._packed_piece
@@ -187,11 +187,11 @@ def id_format(vocab_size: int) -> str:
 
 
 class _PackedPieces(dict[str, bytes]):
-    """A cache of the ids of each piece: a lookup costs a hundredth of encoding it."""
+    """A cache of the ids of each piece: most pieces of a text occur again."""
 
     def __init__(self, library: tokenizers.Tokenizer, kind: TokenizerKind, id_format: str) -> None:
         super().__init__()
-        self._tokenize = library.model.tokenize  # half the time of `encode`
+        self._tokenize = library.model.tokenize  # `encode` would split the piece again
         self._to_library = _utf8_text if kind == "chars" else byte_level
         self._pack = struct.Struct(id_format).pack
 

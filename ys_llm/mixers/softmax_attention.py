@@ -40,6 +40,7 @@ from ys_llm.ops.attention import attention, reference
 from ys_llm.ops.linear import fused_backward, is_plain, linear
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.rotary import angles, rotate
+from ys_llm.ops.shared_by_layers import shared_by_layers
 
 INIT_STD = 0.02  # of GPT-2 and its descendants
 
@@ -123,7 +124,7 @@ class Mixer(nn.Module):
         query_BTHP, new_keys = turned_BTHP.split([self.n_heads, self.n_kv_heads], dim=2)
         keys_BNGP = _append(state["keys"], new_keys)
         values_BNGP = _append(state["values"], new_values)
-        document_BN = _append(state["document"], _documents(x_BTD, state, starts_BT))
+        document_BN = _documents(state["document"], starts_BT, n_tokens)
         attend = reference if self.backend == "reference" else attention
         mixed_BTHP = attend(query_BTHP, keys_BNGP, values_BNGP, document_BN, self.window)
         n_keys, n_read = keys_BNGP.shape[1], max(clocks) + n_tokens
@@ -207,10 +208,18 @@ def _first_kept(n_keys: int, window: int) -> int:
     return max(0, n_keys - (window - 1)) if window else 0
 
 
-def _documents(x_BTD: Tensor, state: dict[str, Tensor], starts_BT: Tensor | None) -> Tensor:
-    past_BN = state["document"]
-    last_B1 = past_BN[:, -1:] if past_BN.shape[1] else past_BN.new_zeros(x_BTD.shape[0], 1)
-    last_B1 = last_B1.clamp_min(1)  # 0 where the row has read nothing: padding alone
+def _documents(past_BN: Tensor, starts_BT: Tensor | None, n_tokens: int) -> Tensor:
+    """The documents of past and new tokens; without a past the same tensor for every layer."""
+    if not past_BN.shape[1]:
+        if starts_BT is None:
+            return past_BN.new_ones(len(past_BN), 1).expand(-1, n_tokens)
+        return _first(starts_BT)
+    last_B1 = past_BN[:, -1:].clamp_min(1)  # 0 where the row has read nothing: padding alone
     if starts_BT is None:
-        return last_B1.repeat(1, x_BTD.shape[1])
-    return last_B1 + starts_BT.cumsum(dim=1, dtype=torch.int32)
+        return torch.cat([past_BN, last_B1.expand(-1, n_tokens)], dim=1)
+    return torch.cat([past_BN, last_B1 + starts_BT.cumsum(dim=1, dtype=torch.int32)], dim=1)
+
+
+@shared_by_layers
+def _first(starts_BT: Tensor) -> Tensor:
+    return 1 + starts_BT.cumsum(dim=1, dtype=torch.int32)

@@ -9,7 +9,8 @@ ascending order; `window` 0 is no limit. G key/value heads, each for H / G query
 Two paths besides `reference`. `sdpa` is torch's fused attention: its causal form where a row is one
 document that begins with its first query, else with a mask. `tiled` computes only what is in view:
 each document's queries in tiles, one tile against the keys that any of its queries sees. Where rows
-hold several documents, that is a small part of what the masked form computes.
+hold several documents, that is a small part of what the masked form computes. Layers that pass the
+same `document_BN` share its mask and its tiles.
 """
 
 import math
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ys_llm.ops.precision import compute_dtype
+from ys_llm.ops.shared_by_layers import shared_by_layers
 
 TILED_QUERIES = 32  # fewest queries a row for `tiled`; below, all rows in one call are faster
 TILED_THREADS = 8  # most threads that the small matmuls of a tile keep busy
@@ -87,7 +89,7 @@ def sdpa(
     grouped = keys_BNGP.shape[2] != query_BTHP.shape[2]
     query, keys, values = (x.transpose(1, 2) for x in (query_BTHP, keys_BNGP, values_BNGP))
     is_causal = n_queries == n_keys and not 0 < window < n_keys and _is_whole(document_BN)
-    mask = None if is_causal else visible(document_BN, n_queries, window)[:, None]
+    mask = None if is_causal else _shared_mask(document_BN, n_queries, window)[:, None]
     mixed = F.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=is_causal, enable_gqa=grouped
     )
@@ -101,8 +103,7 @@ def tiled(
     dtype, n_heads = compute_dtype(query_BTHP), query_BTHP.shape[2]
     keys, values = (_every_head(x, n_heads).to(dtype) for x in (keys_BNGP, values_BNGP))
     query = (query_BTHP * query_BTHP.shape[3] ** -0.5).to(dtype)
-    size = _TILE.get(dtype, _TILE_OTHERWISE)
-    tiles = [*_tiles(document_BN.tolist(), query.shape[1], window, size)]
+    tiles = _tiles(document_BN, query.shape[1], window, _TILE.get(dtype, _TILE_OTHERWISE))
     with torch.autocast(query.device.type, enabled=False):
         mixed: Tensor = _Tiled.apply(query, keys, values, tiles, window)  # type: ignore[no-untyped-call]
     return mixed
@@ -164,8 +165,13 @@ def _weights(q_HCP: Tensor, k_HKP: Tensor, window: int) -> Tensor:
     return torch.softmax(scores_HCK, -1, out=scores_HCK)
 
 
-def _tiles(documents: list[list[int]], n_queries: int, window: int, size: int) -> Iterator[Tile]:
+@shared_by_layers
+def _tiles(document_BN: Tensor, n_queries: int, window: int, size: int) -> list[Tile]:
     """Tiles of at most `size` queries, of one row and one document each, as even as can be."""
+    return [*_tiles_of(document_BN.tolist(), n_queries, window, size)]
+
+
+def _tiles_of(documents: list[list[int]], n_queries: int, window: int, size: int) -> Iterator[Tile]:
     for row, document_N in enumerate(documents):
         n_keys = len(document_N)
         begin = n_keys - n_queries
@@ -187,7 +193,12 @@ def _every_head(x_BNGP: Tensor, n_heads: int) -> Tensor:
 
 
 def _is_whole(document_BN: Tensor) -> bool:
-    """Whether each row is one document; on a GPU unknown, as the answer would be waited for."""
+    """Whether each row is one document, stored once or, on a CPU, by its first and last number.
+
+    On a GPU the numbers are not read, as the answer would be waited for.
+    """
+    if document_BN.stride(1) == 0:
+        return True
     return document_BN.device.type == "cpu" and torch.equal(document_BN[:, 0], document_BN[:, -1])
 
 
@@ -199,6 +210,9 @@ def visible(document_BN: Tensor, n_queries: int, window: int) -> Tensor:
     in_view_TN = (age_TN >= 0) & (age_TN < window) if window else age_TN >= 0
     own_BTN = document_BN[:, n_keys - n_queries :, None] == document_BN[:, None]
     return own_BTN & in_view_TN
+
+
+_shared_mask = shared_by_layers(visible)
 
 
 BACKENDS: dict[str, Callable[..., Tensor]] = {

@@ -51,8 +51,8 @@ class Compute:
 def process_settings(config: TrainConfig) -> Iterator[None]:
     """Threads, denormals, determinism and random numbers as training needs them.
 
-    Denormal states and moments are flushed to 0: arithmetic on them takes 100 times as long. On
-    exit, also by an exception, every setting is restored.
+    Denormal states and moments are flushed to 0: arithmetic on them is slow. On exit, also by an
+    exception, every setting is restored.
     """
     threads, flushed = torch.get_num_threads(), _denormals_are_flushed()
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -66,7 +66,7 @@ def _note(record: Record) -> RuleResult:
 
 
 def _note_lines(prose: str) -> Iterator[re.Match[str]]:
-    """Lines that begin as notes; searching line by line takes five times as long."""
+    """Lines that begin as notes: only those with a word of a note are looked at."""
     seen = -1
     for word in _NOTE_WORD.finditer(prose):
         begin = prose.rfind("\n", 0, word.start()) + 1

@@ -236,7 +236,7 @@ _PAIRS: Mapping[type, _Types] = {
 
 
 def _entry(found: Any) -> JournalEntry:
-    """The entry of a line. Not by the strict reader of settings, which is 50 times slower."""
+    """The entry of a line; the strict reader of settings would look up every type anew."""
     fields = _checked(found, _ENTRY, "it")
     record, status = fields["record"], fields["status"]
     if status not in ("accepted", "dropped") or (status == "accepted" and record is None):

@@ -14,8 +14,8 @@ class Gemm(NamedTuple):
     """How matmuls are computed, chosen by device, dtype and shape alone.
 
     On a CPU in float32, large matrices are multiplied by oneDNN's kernel, called directly: exact
-    float32, 1.4 to 2 times as fast as torch's default on AMD Zen 5. (torch's own switch for it is
-    global to the process and may also round operands to bfloat16; it stays as it is.)
+    float32, and faster than torch's default on AMD Zen 5 (LOG.md, section 18). torch's own switch
+    for it is global to the process and may also round operands to bfloat16; it stays as it is.
     """
 
     precision: Precision

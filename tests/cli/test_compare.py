@@ -110,3 +110,16 @@ def test_the_table_says_how_each_row_was_made(compare: Compare, tmp_path: Path) 
     assert first["layers"] == "1 softmax_attention"
     assert first["tokens"] == 2 * 2 * 16
     assert second["command"] == "ys train --config 1.yaml --set train.warmup_steps=1"
+
+
+def test_a_task_compares_models_without_any_text(compare: Compare) -> None:
+    one = replace(SMALL, train=replace(SMALL.train, threads=1))
+    words = (*NO_DATA, "--task", "recall", "--steps", "2")
+    code, err = compare([one, replace(one, run="other")], *words)
+    assert code == 0, err
+    rows = json.loads(Path("runs/compare.json").read_text(encoding="utf-8"))
+    assert [(row["run"], row["size"]) for row in rows] == [
+        (run, size) for run in ("default", "other") for size in (2, 4, 8, 16, 32)
+    ]
+    # The same configuration twice is the same training.
+    assert [row["accuracy"] for row in rows[:5]] == [row["accuracy"] for row in rows[5:]]

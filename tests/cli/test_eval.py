@@ -35,3 +35,34 @@ def test_recall_and_obedience_are_printed(
         main(["eval", run, str(tmp_path / "new.md"), "--obedience", "0"])
     assert stopped.value.code == EXIT_USAGE
     assert "--obedience must be at least 1" in capsys.readouterr().err
+
+
+def test_a_task_needs_no_text(train_run: TrainRun, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(train_run().run)
+    capsys.readouterr()
+    words = ["eval", run, "--task", "passkey", "--lengths", "150,200", "--samples", "2", "--json"]
+    assert main(words) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["task"], row["tokens"], row["samples"]) for row in rows] == [
+        ("passkey", 150, 2),
+        ("passkey", 200, 2),
+    ]
+    assert all(row["state_bytes"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "give a file or folder after the run, or --task"),
+        (["text", "--task", "passkey"], "give a file or folder after the run, or --task"),
+        (["--task", "passkey", "--lengths", "1k"], "--lengths takes numbers"),
+        (["--task", "passkey", "--samples", "0"], "--samples must be at least 1"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["eval", "some_run", *words])
+    assert stopped.value.code == EXIT_USAGE
+    assert problem in capsys.readouterr().err

@@ -27,12 +27,17 @@ V, T, D, WIDTH = 12, 40, 16, 8
 STARTS = (0, 7, 8, 25)
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
-every_window = pytest.mark.parametrize("window", [1, 5, 64])
+# (window, keep): a window of 9 holds 2 of the latest tokens and 6 of those before.
+SIZES = [(1, "recent"), (5, "recent"), (64, "recent"), (9, "surprising"), (64, "surprising")]
+every_size = pytest.mark.parametrize(("window", "keep"), SIZES)
 
 
-def model_of(mixer: str = "three_tier", window: int = 5, **changes: Any) -> Model:
+def model_of(
+    mixer: str = "three_tier", window: int = 5, keep: Any = "recent", **changes: Any
+) -> Model:
     settings = {"d_model": D, "n_layers": 2, "d_mlp": 24, "layers": (mixer,), **changes}
-    model = Model(ModelConfig(copy=CopyConfig(window, WIDTH), **settings), vocab_size=V).double()
+    tier = CopyConfig(window, WIDTH, keep)
+    model = Model(ModelConfig(copy=tier, **settings), vocab_size=V).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -54,38 +59,45 @@ def starts_at(*positions: int) -> Tensor:
 def by_the_book(model: Any, tokens_T: Tensor, starts: tuple[int, ...]) -> Tensor:
     """log p, token by token, from what the head reads."""
     read: list[Tensor] = []
-    handle = model.output.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0][0]))
+    handle = model.final_dropout.register_forward_hook(lambda *call: read.append(call[2][0]))
     starts_1T = torch.zeros(1, T, dtype=torch.bool)
     starts_1T[0, list(starts)] = True
     model(tokens_T[None], starts_BT=starts_1T)
     handle.remove()
     (h_TD,), tier, window = read, model.copy_tier, model.config.copy.window
+    recent = window // 4 if model.config.copy.keep == "surprising" else window
     e_TD = model.embedding.weight[tokens_T]
     e_TD = e_TD / e_TD.square().mean(-1, keepdim=True).sqrt()
-    logs = []
-    for t in range(T):
-        begin = max([s for s in starts if s <= t], default=0)
-        seen = range(max(begin, t - window + 1), t + 1)
-        before = [h_TD[s - 1] if s > begin else torch.zeros_like(h_TD[0]) for s in seen]
-        keys = [
-            before[i] @ tier.key.weight.t() + e_TD[s] @ tier.token_key.weight.t()
-            for i, s in enumerate(seen)
-        ]
-        query = h_TD[t] @ tier.query.weight.t()
-        a = torch.stack([query @ key / WIDTH**0.5 for key in keys]).softmax(0)
+    before_TD = torch.cat([torch.zeros_like(h_TD[:1]), h_TD[:-1]])
+    before_TD[list(starts)] = 0
+    keys = before_TD @ tier.key.weight.t() + e_TD @ tier.token_key.weight.t()
+
+    def told(t: int, seen: list[int]) -> Tensor:
+        """What is predicted after token t from these tokens."""
+        scores = torch.stack([h_TD[t] @ tier.query.weight.t() @ keys[s] / WIDTH**0.5 for s in seen])
         g = torch.sigmoid(h_TD[t] @ tier.gate.weight[0] + tier.gate.bias[0])
         p = (1 - g) * F.softmax(model.output(h_TD[t]), -1)
-        for weight, s in zip(a, seen, strict=True):
-            p[tokens_T[s]] += g * weight
-        logs.append(p.log())
+        return p.index_add(0, tokens_T[seen], g * scores.softmax(0))
+
+    logs, seen, surprise = [], list[int](), list[float]()
+    for t in range(T):
+        is_first = t == 0 or t in starts
+        seen = [t] if is_first else [*seen, t]
+        latest = [s for s in seen[:-1] if s >= t - recent] or [t - 1]
+        surprise.append(0 if is_first else -told(t - 1, latest)[tokens_T[t]].log().item())
+        logs.append(told(t, seen).log())
+        if len(seen) == window:  # one too many for the state
+            old = seen if recent == window else [s for s in seen if s <= t - recent]
+            least = min(surprise[s] for s in old)
+            seen.remove(old[0] if old is seen else max(s for s in old if surprise[s] == least))
     return torch.stack(logs)
 
 
 @every_mixer
-@every_window
+@every_size
 @torch.no_grad()
-def test_it_equals_the_equation(mixer: str, window: int) -> None:
-    model, tokens_BT = model_of(mixer, window), some_tokens()
+def test_it_equals_the_equation(mixer: str, window: int, keep: str) -> None:
+    model, tokens_BT = model_of(mixer, window, keep), some_tokens()
     logits_BTV, _ = model(tokens_BT, starts_BT=starts_at(*STARTS))
     for row, tokens_T in enumerate(tokens_BT):
         torch.testing.assert_close(logits_BTV[row], by_the_book(model, tokens_T, STARTS), **SAME)
@@ -93,13 +105,14 @@ def test_it_equals_the_equation(mixer: str, window: int) -> None:
 
 
 @every_mixer
-@every_window
+@every_size
 @pytest.mark.parametrize("starts", [(), STARTS], ids=["one-document", "packed"])
 @torch.no_grad()
 def test_pieces_with_the_carried_state_equal_one_pass(
-    mixer: str, window: int, starts: tuple[int, ...]
+    mixer: str, window: int, keep: str, starts: tuple[int, ...]
 ) -> None:
-    model, tokens_BT, starts_BT = model_of(mixer, window), some_tokens(), starts_at(*starts)
+    model, tokens_BT = model_of(mixer, window, keep), some_tokens()
+    starts_BT = starts_at(*starts)
     targets_BT = some_tokens()
     expected, last = model(tokens_BT, starts_BT=starts_BT)
     nats_BT = F.cross_entropy(expected.transpose(1, 2), targets_BT, reduction="none")
@@ -117,10 +130,14 @@ def test_pieces_with_the_carried_state_equal_one_pass(
                 torch.testing.assert_close(ours, theirs, **SAME)
 
 
+every_keep = pytest.mark.parametrize("keep", ["recent", "surprising"])
+
+
 @every_mixer
+@every_keep
 @torch.no_grad()
-def test_rows_at_different_clocks_know_nothing_of_each_other(mixer: str) -> None:
-    model, lengths = model_of(mixer, 9), (1, 16, 3)
+def test_rows_at_different_clocks_know_nothing_of_each_other(mixer: str, keep: str) -> None:
+    model, lengths = model_of(mixer, 9, keep), (1, 16, 3)
     states = [model(torch.randint(V, (1, n)))[1] for n in lengths]
     together, apart = select_rows(concat_rows(states), [2, 0, 1]), [states[i] for i in (2, 0, 1)]
     for _ in range(12):
@@ -132,8 +149,9 @@ def test_rows_at_different_clocks_know_nothing_of_each_other(mixer: str) -> None
 
 
 @every_mixer
-def test_the_loss_has_the_gradients_of_the_logits(mixer: str) -> None:
-    model, tokens_BT, targets_BT = model_of(mixer), some_tokens(), some_tokens()
+@every_keep
+def test_the_loss_has_the_gradients_of_the_logits(mixer: str, keep: str) -> None:
+    model, tokens_BT, targets_BT = model_of(mixer, 9, keep), some_tokens(), some_tokens()
     weights_BT, starts_BT = torch.rand(2, T).double(), starts_at(*STARTS)
     weights_BT[:, ::3] = 0
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -176,18 +194,22 @@ def test_logits_are_finite_where_nothing_gives_a_token_any_probability() -> None
     assert loss.isfinite()
 
 
+@every_keep
 @torch.no_grad()
-def test_the_last_logits_are_those_of_the_last_token() -> None:
-    model, tokens_BT = model_of(), some_tokens()
+def test_the_last_logits_are_those_of_the_last_token(keep: str) -> None:
+    model, tokens_BT = model_of("three_tier", 9, keep), some_tokens()
     last_B1V, _ = model(tokens_BT, logits="last")
     torch.testing.assert_close(last_B1V, model(tokens_BT)[0][:, -1:], **SAME)
 
 
 @every_mixer
+@every_keep
 @torch.no_grad()
-def test_its_costs_are_those_of_a_real_pass(mixer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_costs_are_those_of_a_real_pass(
+    mixer: str, keep: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loader, "load", lambda **_: None)  # torch cannot count its work
-    with_tier, without = (model_of(mixer, window).float() for window in (5, 0))
+    with_tier, without = model_of(mixer, 9, keep).float(), model_of(mixer, 0).float()
     counted = [
         counted_flops(partial(model, torch.zeros(1, 1, dtype=torch.int64)))
         for model in (with_tier, without)
@@ -204,9 +226,10 @@ def test_its_costs_are_those_of_a_real_pass(mixer: str, monkeypatch: pytest.Monk
     )
 
 
+@every_keep
 @torch.no_grad()
-def test_it_can_be_quantised() -> None:
-    model, tokens_BT = model_of(window=64).float(), some_tokens()
+def test_it_can_be_quantised(keep: str) -> None:
+    model, tokens_BT = model_of(window=64, keep=keep).float(), some_tokens()
     expected, _ = model(tokens_BT)
     quantize_linears(model, "int8")
     assert "copy_tier.key.scales" in model.state_dict()
@@ -215,9 +238,34 @@ def test_it_can_be_quantised() -> None:
     assert 0 < (logits - expected).abs().max() < 0.5
 
 
-def test_bf16_autocast_changes_the_loss_by_rounding_alone() -> None:
-    model, tokens_BT = model_of(window=64).float(), some_tokens()
+@every_keep
+def test_bf16_autocast_changes_the_loss_by_rounding_alone(keep: str) -> None:
+    model, tokens_BT = model_of(window=64, keep=keep).float(), some_tokens()
     expected, _ = model(tokens_BT, targets_BT=tokens_BT)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss, _ = model(tokens_BT, targets_BT=tokens_BT)
     assert loss.item() == pytest.approx(expected.item(), rel=0.02)
+
+
+@torch.no_grad()
+def test_a_surprising_token_stays_however_long_the_text() -> None:
+    """One id that the head never expects, then a thousand tokens; recent ones are always there."""
+    model: Any = model_of(window=16, keep="surprising").float()
+    model.output.weight.zero_()  # every id is equally probable, but for the bias below
+    model.copy_tier.gate.bias.fill_(-30.0)
+    model.output.bias = torch.nn.Parameter(torch.zeros(V))
+    model.output.bias[7] = -20.0
+    tokens_BT = torch.randint(7, (1, 1000))
+    tokens_BT[0, 3] = 7
+    state = None
+    for piece in tokens_BT.split(100, 1):
+        _, state = model(piece, state)
+    held = state["copy"]["tokens"] - 1
+    assert held.shape == (1, 15)
+    assert 7 in held
+    assert torch.equal(held[:, -4:], tokens_BT[:, -4:].int())
+
+
+def test_a_window_too_small_for_two_parts_is_refused() -> None:
+    with pytest.raises(ValueError, match="window of at least 8, found 0"):
+        CopyConfig(0, WIDTH, "surprising")

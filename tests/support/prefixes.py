@@ -27,13 +27,14 @@ IDS = torch.randint(VOCAB_SIZE, (700,), generator=torch.Generator().manual_seed(
 def model_of(layers: tuple[str, ...]) -> Model:
     """In float32, where another order of the same sums has other bits."""
     torch.manual_seed(1)
-    window = 50 if len(layers) > 1 else 0  # a copy tier above all mixers together
+    # a copy tier above all mixers together
+    tier = CopyConfig(50, 8, "surprising") if len(layers) > 1 else CopyConfig()
     config = ModelConfig(
         d_model=32,
         n_layers=max(2, len(layers)),
         d_mlp=48,
         layers=layers,
-        copy=CopyConfig(window, width=8),
+        copy=tier,
     )
     model = Model(config, vocab_size=VOCAB_SIZE).eval()
     with torch.no_grad():

@@ -63,6 +63,7 @@ def test_more_steps_continue_as_if_requested_at_once(
         f"model.n_layers={max(2, mixer.count(',') + 1)}",
         "model.dropout=0.2",
         f"model.copy.window={20 if ',' in mixer else 0}",
+        f"model.copy.keep={'surprising' if ',' in mixer else 'recent'}",
         "train.grad_accum_steps=2",
         "train.sample_interval=2",
         "train.eval_interval=4",
@@ -479,6 +480,7 @@ def test_every_setting_has_been_judged() -> None:
     fixed = {name for name in settings_now if reason_fixed(name)}
     assert fixed == {
         "data.validation_fraction",
+        "model.copy.keep",
         "model.copy.width",
         "model.copy.window",
         "model.d_mlp",

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from ys_llm.cli.common import RUNS_DIR
-from ys_llm.errors import UserError, command_line
+from ys_llm.errors import UsageError, UserError, command_line
 
 if TYPE_CHECKING:
     from ys_llm.config.sources import Resolved
     from ys_llm.evaluation.compare import Row
+    from ys_llm.training.task_training import TaskRow
 
 EXAMPLES = """\
 examples:
   ys compare configs/a.yaml configs/b.yaml
   ys compare a.yaml b.yaml --set train.max_steps=2000 --allow-different parameters
+  ys compare a.yaml b.yaml --task recall --steps 500   small tasks of memory instead of text
 
 Fair means: same data, split, tokenizer, evaluation, seed and hardware settings, and parameter
 counts within 2 %. What differs is named and nothing is trained, unless --allow-different permits
 it. A run that exists is resumed. YS_* in the environment is not read, so that the command in each
 row reproduces that row.
 """
+TASKS = ("recall", "copying", "selective_copying")
 DIFFERENCES = ("data", "split", "tokenizer", "evaluation", "seed", "hardware", "parameters")
 
 
@@ -37,6 +41,8 @@ class Arguments:
     allow_different: list[str]
     clean: bool
     out: Path | None
+    task: Literal["recall", "copying", "selective_copying"] | None
+    steps: int
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +60,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--clean", action="store_true", help="remove the runs' models first instead of resuming")
     add("--out", metavar="FILE", type=Path, help="the rows as JSON (default: runs/compare.json)")
+    task = "train each model on a task of memory instead of its text, and show accuracy by size"
+    add("--task", choices=TASKS, help=task)
+    add("--steps", metavar="N", type=int, default=500, help="steps of --task (default: 500)")
 
 
 def run(arguments: Arguments) -> int:
@@ -62,17 +71,20 @@ def run(arguments: Arguments) -> int:
     from ys_llm.config.sources import load_config
     from ys_llm.evaluation.compare import (
         check_configs,
-        markdown,
         parameter_differences,
         refuse,
         tokenizer_differences,
     )
-    from ys_llm.system.files import write_atomically
 
+    if arguments.steps < 1:
+        raise UsageError(f"--steps must be at least 1, found {arguments.steps}")
     loaded = {
         name: load_config(find_config(name), overrides=arguments.set) for name in arguments.configs
     }
     check_configs([one.config for one in loaded.values()], allowed=arguments.allow_different)
+    if arguments.task:
+        _show([row for one in loaded.values() for row in _task(one, arguments)], arguments)
+        return 0
     rows = []
     for name, resolved in loaded.items():
         command = command_line("train", config=name, set=arguments.set)
@@ -80,10 +92,26 @@ def run(arguments: Arguments) -> int:
     trained = parameter_differences({row.run: row.parameters for row in rows})
     used = tokenizer_differences([RUNS_DIR / row.run for row in rows])
     refuse(trained | used, allowed=arguments.allow_different)
+    _show(rows, arguments)
+    return 0
+
+
+def _show(rows: Sequence[Any], arguments: Arguments) -> None:
+    """Write the rows, and print them as a table."""
+    from ys_llm.evaluation.compare import markdown
+    from ys_llm.system.files import write_atomically
+
     table = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
     write_atomically(arguments.out or RUNS_DIR / "compare.json", table)
     print(markdown(rows))
-    return 0
+
+
+def _task(resolved: Resolved, arguments: Arguments) -> Iterator[TaskRow]:
+    from ys_llm.evaluation.tasks.synthetic import TASKS
+    from ys_llm.training.task_training import compare_on_task
+
+    assert arguments.task is not None
+    return compare_on_task(resolved.config, TASKS[arguments.task], steps=arguments.steps)
 
 
 def _train(resolved: Resolved, command: str, *, clean: bool) -> Row:

@@ -1,4 +1,4 @@
-"""`ys eval`: loss and bits per byte, loss by position, recall; as a table or as JSON."""
+"""`ys eval`: loss and bits per byte, loss by position, recall, a task; as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ys_llm.cli.common import (
     RUNS_DIR,
@@ -28,6 +28,7 @@ examples:
   ys eval default training_data --recall --held-out   does it remember names?
   ys eval default training_data --obedience 300 --held-out
   ys eval default training_data --quantize int8   what quantised weights lose
+  ys eval default --task passkey --lengths 1000,10000   five digits in a long text
 """
 
 
@@ -41,6 +42,9 @@ class Arguments:
     recall: bool
     obedience: int | None
     contrast: int | None
+    task: Literal["passkey"] | None
+    lengths: str
+    samples: int
     held_out: bool
     json: bool
     quantize: Quantization
@@ -51,7 +55,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `ys eval`."""
     add = parser.add_argument
     add("name", metavar="RUN", help="name or folder of a run")
-    add("paths", metavar="PATH", nargs="+", type=Path, help="file or folder")
+    add("paths", metavar="PATH", nargs="*", type=Path, help="file or folder; none with --task")
     by_position = "loss by distance from a fresh state, up to 16 times the trained length"
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--by-position", action="store_true", help=by_position)
@@ -61,6 +65,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     modes.add_argument("--obedience", metavar="N", type=int, help=obedience)
     contrast = "loss of N answers after their own prompts and after seven others"
     modes.add_argument("--contrast", metavar="N", type=int, help=contrast)
+    task = "passkey: five digits somewhere in a long text, asked for at its end"
+    modes.add_argument("--task", choices=("passkey",), help=task)
+    lengths = "lengths of the texts of --task in tokens (default: 1000,10000)"
+    add("--lengths", metavar="N,N", default="1000,10000", help=lengths)
+    samples = "texts of each length (default: 50)"
+    add("--samples", metavar="N", type=int, default=50, help=samples)
     held_out = "only the text of PATH that the run has held out from training"
     add("--held-out", action="store_true", help=held_out)
     add("--json", action="store_true", help="print a list of objects")
@@ -70,15 +80,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: Arguments) -> int:
     """Evaluate a run on each path; the exit code."""
-    for flag in ("obedience", "contrast"):
+    for flag in ("obedience", "contrast", "samples"):
         if (number := getattr(arguments, flag)) is not None and number < 1:
             raise UsageError(f"--{flag} must be at least 1, found {number}")
+    if bool(arguments.paths) == (arguments.task is not None):
+        raise UsageError("give a file or folder after the run, or --task without any")
+    lengths = _lengths(arguments.lengths)
     from ys_llm.runs.folder import find_run
 
     loaded = load_quantized(
         find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
     )
-    rows = _rows(loaded, arguments)
+    rows = _task(loaded, arguments, lengths) if arguments.task else _rows(loaded, arguments)
     if arguments.json:
         import json
 
@@ -86,6 +99,19 @@ def run(arguments: Arguments) -> int:
     else:
         print(_table(rows))
     return 0
+
+
+def _lengths(given: str) -> list[int]:
+    words = given.split(",")
+    if not all(word.strip().isdecimal() for word in words):
+        raise UsageError(f"--lengths takes numbers with commas between them, found {given!r}")
+    return [int(word) for word in words]
+
+
+def _task(loaded: LoadedRun, arguments: Arguments, lengths: Sequence[int]) -> list[dict[str, Any]]:
+    from ys_llm.evaluation.tasks.passkey import passkey_of_run
+
+    return [asdict(row) for row in passkey_of_run(loaded, lengths, samples=arguments.samples)]
 
 
 def _rows(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ DataFormat = Literal["auto", "text", "records"]
 _MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
+_LEAST_SURPRISING = 8  # a window that holds two of the latest tokens
 _MAX_MINUTES = 366 * 24 * 60
 _INTERVALS = ("warmup_steps", "eval_interval", "checkpoint_interval", "sample_interval")
 
@@ -63,12 +64,25 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class CopyConfig:
-    """The copy tier: how far back a token can be copied from."""
+    """The copy tier: which tokens can be copied."""
 
     window: int = setting(
-        0, "latest tokens that can be copied; 0 = no copy tier", minimum=0, maximum=_MAX_WIDTH
+        0, "tokens that can be copied; 0 = no copy tier", minimum=0, maximum=_MAX_WIDTH
     )
     width: int = setting(64, "numbers of a key", minimum=1, maximum=_MAX_WIDTH)
+    keep: Literal["recent", "surprising"] = setting(
+        "recent",
+        "recent: the latest tokens; surprising: a quarter of them, and the least expected ones of "
+        "the whole document",
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the window holds a recent and a surprising part."""
+        if self.keep == "surprising" and self.window < _LEAST_SURPRISING:
+            raise ValueError(
+                f"keep: surprising needs a window of at least {_LEAST_SURPRISING}, found "
+                f"{self.window}"
+            )
 
 
 @dataclass(frozen=True)

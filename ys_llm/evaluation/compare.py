@@ -161,17 +161,20 @@ def hardware(device: str) -> str:
     return f"{inspect_machine().processor}, {os.cpu_count()} cores"
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Lay out the rows as a Markdown table."""
+def markdown(rows: Sequence[Any]) -> str:
+    """Lay out rows, dataclasses of one kind, as a Markdown table."""
     formats: dict[str, Callable[[Any], str]] = {
         "parameters": "{:,}".format,
         "tokens": "{:,}".format,
         "tokens_per_second": "{:,.0f}".format,
         "loss": "{:.4f}".format,
         "bits_per_byte": "{:.4f}".format,
+        "accuracy": "{:.3f}".format,
+        "standard_error": "{:.3f}".format,
+        "chance": "{:.3f}".format,
         "command": "`{}`".format,
     }
-    names = [field.name for field in fields(Row)]
+    names = [field.name for field in fields(rows[0])]
     heads = [name.replace("_per_", "/").replace("_", " ") for name in names]
     cells = [[formats.get(name, str)(getattr(row, name)) for name in names] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(names), *cells])

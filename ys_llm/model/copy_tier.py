@@ -4,16 +4,27 @@ A pointer in the manner of Merity et al. 2016 and See et al. 2017. h_t is what t
 token t, e_t the embedding of token t divided by its root mean square, K the width of a key:
 
     p_t(v) = (1 - g_t) softmax(head(h_t))_v + g_t sum_s a_ts [token_s = v]
-    a_ts = softmax_s(q_t . k_s / sqrt(K))    over s <= t of t's own document, t - s < window
+    a_ts = softmax_s(q_t . k_s / sqrt(K))    over the s in view: t itself and window - 1 before it
     q_t = query(h_t)      k_s = key(h_{s-1}) + token_key(e_s)      g_t = sigmoid(gate(h_t))
 
 The key of a token tells what stood before it, and is 0 there for the first token of a document: a
 copy goes on where it began, and a name of several tokens is not copied from its second.
 
+Which ones of t's own document are in view, `keep` decides. `recent`: the latest. `surprising`: the
+latest window / 4, and of the whole document before those the tokens that surprised most when they
+were read (`kept_tokens.py`), by what the head and the latest window / 4 tokens had told of them:
+
+    surprise_s = -log((1 - g_{s-1}) softmax(head(h_{s-1}))_{token_s} + g_{s-1} b_s)
+
+where b_s is what a over the latest window / 4 tokens alone gives to token_s. The whole mixture says
+of s what depends on which tokens are kept, so that a text could only be read a token at a
+time; the head alone would be surprised by every repetition. A document's first token surprises
+nobody: its surprise is 0.
+
 State: keys and tokens in view, the latest last, at most window - 1 of them, with `pending`, what
 the state of the last token adds to the key of the next. Tokens are kept as id + 1: 0 is nothing, as
 rows that have read texts of different lengths are padded on the left. A document that starts clears
-all of them.
+all of them. `surprising` adds each token's surprise, and what the next token's is computed from.
 """
 
 from typing import NamedTuple
@@ -22,8 +33,10 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.schema import CopyConfig
+from ys_llm.model.kept_tokens import expiries, held, is_held, room_of
 from ys_llm.ops import rowwise
-from ys_llm.ops.copy_attention import copied_mass, copy_weights
+from ys_llm.ops.copy_attention import View, copied_mass, copy_weights
+from ys_llm.ops.cross_entropy import mixed_nats, token_nats
 from ys_llm.ops.linear import linear
 
 GATE_BIAS = -2.0  # a new model copies an eighth of each prediction
@@ -38,11 +51,15 @@ class Reading(NamedTuple):
     gate_BT: Tensor
     keys_BNK: Tensor
     tokens_BN: Tensor
-    document_BN: Tensor
+    view: View
 
     def last(self) -> "Reading":
         """That of the last token."""
-        return self._replace(query_BTK=self.query_BTK[:, -1:], gate_BT=self.gate_BT[:, -1:])
+        view, last = self.view, self.query_BTK.shape[1] - 1
+        if view.expires_BN is not None:
+            view = view._replace(expires_BN=view.expires_BN - last)
+        query_B1K, gate_B1 = self.query_BTK[:, -1:], self.gate_BT[:, -1:]
+        return self._replace(query_BTK=query_B1K, gate_BT=gate_B1, view=view)
 
 
 class CopyTier(nn.Module):
@@ -51,6 +68,7 @@ class CopyTier(nn.Module):
     def __init__(self, d_model: int, config: CopyConfig) -> None:
         super().__init__()
         self.window, self.width = config.window, config.width
+        self.room = room_of(config.window) if config.keep == "surprising" else None
         self.query = nn.Linear(d_model, config.width, bias=False)
         self.key = nn.Linear(d_model, config.width, bias=False)
         self.token_key = nn.Linear(d_model, config.width, bias=False)
@@ -67,10 +85,11 @@ class CopyTier(nn.Module):
         tokens_BT: Tensor,
         state: CopyState,
         starts_BT: Tensor | None,
+        head: nn.Module,
     ) -> tuple[Reading, CopyState]:
         """What the loss or the logits are mixed with, and the state after the last token."""
         own_BTK = _projected(self.key, x_BTD)
-        before_BTK = torch.cat([state["pending"].to(own_BTK.dtype)[:, None], own_BTK[:, :-1]], 1)
+        before_BTK = _shifted(state["pending"], own_BTK)
         if starts_BT is not None:
             before_BTK = before_BTK.masked_fill(starts_BT.unsqueeze(2), 0)
         new_keys = before_BTK + _projected(self.token_key, _scaled(embedded_BTD))
@@ -80,19 +99,73 @@ class CopyTier(nn.Module):
         gate_BT = _projected(self.gate, x_BTD).squeeze(2)
         gate_BT = gate_BT.to(torch.promote_types(gate_BT.dtype, torch.float32)).sigmoid()
         query_BTK = _projected(self.query, x_BTD).contiguous()
+        view = View(document_BN, self.window)
+        reading = Reading(query_BTK, gate_BT, keys_BNK, tokens_BN, view)
+        if self.room is None:
+            after = self._latest(reading)
+        else:
+            reading, after = self._surprising(reading, x_BTD, state, head)
+        return reading, {**after, "pending": own_BTK[:, -1]}
+
+    def _latest(self, reading: Reading) -> CopyState:
+        """The keys and tokens of the latest tokens."""
+        document_BN, tokens_BN = reading.view.document_BN, reading.tokens_BN
         kept = slice(max(0, tokens_BN.shape[1] - (self.window - 1)), None)
         is_over_BN = document_BN[:, kept] != document_BN[:, -1:]
-        return Reading(query_BTK, gate_BT, keys_BNK, tokens_BN, document_BN), {
-            "keys": keys_BNK[:, kept].masked_fill(is_over_BN.unsqueeze(2), 0),
+        return {
+            "keys": reading.keys_BNK[:, kept].masked_fill(is_over_BN.unsqueeze(2), 0),
             "tokens": tokens_BN[:, kept].masked_fill(is_over_BN, 0),
-            "pending": own_BTK[:, -1],
         }
+
+    def _surprising(
+        self, reading: Reading, x_BTD: Tensor, state: CopyState, head: nn.Module
+    ) -> tuple[Reading, CopyState]:
+        """The reading with the view of each token, and what is held after the last."""
+        assert self.room is not None
+        document_BN, n_new = reading.view.document_BN, x_BTD.shape[1]
+        new_BT = self._surprise(reading, x_BTD, state, head)
+        surprise_BN = torch.cat([state["surprise"], new_BT.to(torch.float32)], 1)
+        expires_BN = expiries(surprise_BN, document_BN, n_new, self.room)
+        kept_BS = held(expires_BN, document_BN, n_new, self.room)
+        empty_BS = ~is_held(expires_BN, document_BN, n_new).gather(1, kept_BS)
+        keys_BSK = reading.keys_BNK.gather(1, kept_BS.unsqueeze(2).expand(-1, -1, self.width))
+        reading = reading._replace(view=View(document_BN, 0, expires_BN))
+        return reading, {
+            "keys": keys_BSK.masked_fill(empty_BS.unsqueeze(2), 0),
+            "tokens": reading.tokens_BN.gather(1, kept_BS).masked_fill(empty_BS, 0),
+            "surprise": surprise_BN.gather(1, kept_BS).masked_fill(empty_BS, 0),
+            "hidden": x_BTD[:, -1],
+            "query": reading.query_BTK[:, -1],
+            "gate": reading.gate_BT[:, -1:],
+        }
+
+    @torch.no_grad()
+    def _surprise(
+        self, reading: Reading, x_BTD: Tensor, state: CopyState, head: nn.Module
+    ) -> Tensor:
+        """B x T, nats; see the top of this file."""
+        assert self.room is not None
+        n_new = x_BTD.shape[1]
+        tokens_BT = reading.tokens_BN[:, -n_new:]
+        before_BTD = _shifted(state["hidden"], x_BTD)
+        nats_N = token_nats(head, before_BTD.flatten(0, 1), tokens_BT.flatten() - 1)
+        gate_BT = _shifted(state["gate"], reading.gate_BT)
+        query_BTK = _shifted(state["query"], reading.query_BTK)
+        # One key, token and document more, as the first query may be that of no token at all.
+        keys_BNK, tokens_BN, document_BN = (
+            torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1)
+            for x in (reading.keys_BNK, reading.tokens_BN, reading.view.document_BN)
+        )
+        view = View(document_BN, self.room.n_recent)
+        mass_BT = copied_mass(query_BTK, keys_BNK, tokens_BN, tokens_BT, view)
+        nats_BT = mixed_nats(nats_N.view_as(gate_BT), 1 - gate_BT, gate_BT * mass_BT)
+        is_first_BT = document_BN[:, -n_new:] != reading.view.document_BN[:, -n_new:]
+        return nats_BT.masked_fill(is_first_BT, 0)
 
     def mixture(self, reading: Reading, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The head's share of each prediction and the probability copied to its target, B x T."""
-        query, gate_BT, keys_BNK, tokens_BN, document_BN = reading
-        targets_BT = targets_BT + 1
-        mass_BT = copied_mass(query, keys_BNK, tokens_BN, document_BN, targets_BT, self.window)
+        query_BTK, gate_BT, keys_BNK, tokens_BN, view = reading
+        mass_BT = copied_mass(query_BTK, keys_BNK, tokens_BN, targets_BT + 1, view)
         return 1 - gate_BT, gate_BT * mass_BT
 
     def mix(self, logits_BTV: Tensor, reading: Reading) -> Tensor:
@@ -105,40 +178,70 @@ class CopyTier(nn.Module):
 
     def shares(self, reading: Reading) -> Tensor:
         """g_t a_ts, B x T x N: the probability that is copied from each token."""
-        query, gate_BT, keys_BNK, _, document_BN = reading
-        weights_BTN = copy_weights(query, keys_BNK, document_BN, self.window)
+        query_BTK, gate_BT, keys_BNK, _, view = reading
+        weights_BTN = copy_weights(query_BTK, keys_BNK, view)
         return gate_BT.unsqueeze(2) * weights_BTN
 
     def init_state(self, batch_size: int) -> CopyState:
         """Nothing read."""
         weight = self.query.weight
-        return {
+        state = {
             "keys": weight.new_zeros(batch_size, 0, self.width),
             "tokens": torch.zeros(batch_size, 0, dtype=torch.int32, device=weight.device),
             "pending": weight.new_zeros(batch_size, self.width),
         }
+        if self.room is None:
+            return state
+        return state | {
+            "surprise": torch.zeros(batch_size, 0, dtype=torch.float32, device=weight.device),
+            "hidden": weight.new_zeros(batch_size, weight.shape[1]),
+            "query": weight.new_zeros(batch_size, self.width),
+            "gate": weight.new_zeros(batch_size, 1),
+        }
 
     def state_bytes(self, batch_size: int, seq_len: int) -> int:
-        """Bytes after `seq_len` tokens: a key and a token for each in view, and `pending`."""
-        number = self.query.weight.element_size()
-        n_keys = min(self.window - 1, seq_len)
-        per_key = self.width * number + torch.int32.itemsize
-        return batch_size * (n_keys * per_key + self.width * number)
+        """Bytes after `seq_len` tokens: a key and a token for each in view, and `pending`.
 
-    def flops_per_token(self, seq_len: int) -> int:
-        """Forward FLOPs (multiply-add = 2), mean over the first `seq_len` tokens."""
+        `surprising` adds 4 bytes for each, and what belongs to the last token.
+        """
+        number, n_keys = self.query.weight.element_size(), min(self.window - 1, seq_len)
+        per_key, once = self.width * number + torch.int32.itemsize, self.width * number
+        if self.room is not None:
+            per_key += torch.float32.itemsize
+            once += (self.query.weight.shape[1] + self.width + 1) * number
+        return batch_size * (n_keys * per_key + once)
+
+    def flops_per_token(self, seq_len: int, vocab_size: int) -> int:
+        """Forward FLOPs (multiply-add = 2), mean over the first `seq_len` tokens.
+
+        Surprise costs the head once more, and a look at the latest tokens.
+        """
         projections = sum(weight.numel() for weight in self.parameters() if weight.dim() > 1)
-        window = min(self.window, seq_len)
-        pairs = window * (window + 1) // 2 + (seq_len - window) * window
-        return 2 * projections + 2 * self.width * pairs // seq_len
+        flops = 2 * projections + 2 * self.width * _pairs(self.window, seq_len) // seq_len
+        if self.room is None:
+            return flops
+        looking = 2 * self.width * _pairs(self.room.n_recent, seq_len) // seq_len
+        return flops + looking + 2 * self.query.weight.shape[1] * vocab_size
 
     def extra_repr(self) -> str:
         """Show what the weights' shapes do not."""
-        return f"window={self.window}"
+        return f"window={self.window}, keep={'recent' if self.room is None else 'surprising'}"
 
 
 def _projected(layer: nn.Module, x_BTD: Tensor) -> Tensor:
     return rowwise.from_2d(linear(layer, rowwise.to_2d(x_BTD)), x_BTD)
+
+
+def _shifted(first: Tensor, x_BT: Tensor) -> Tensor:
+    """x of the token before: `first` (B x ...), which was carried, then all but the last."""
+    carried = first.to(x_BT.dtype).view(len(x_BT), 1, *x_BT.shape[2:])
+    return torch.cat([carried, x_BT[:, :-1]], 1)
+
+
+def _pairs(window: int, seq_len: int) -> int:
+    """How many pairs of a query and a key of its `window` latest `seq_len` tokens have."""
+    window = min(window, seq_len)
+    return window * (window + 1) // 2 + (seq_len - window) * window
 
 
 def _scaled(embedded_BTD: Tensor) -> Tensor:

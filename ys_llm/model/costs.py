@@ -35,8 +35,9 @@ def flops_per_token(model: Model, seq_len: int) -> int:
     config = model.config
     mixers = sum(mixer.flops_per_token(seq_len) for mixer in model.mixers)
     mlps = 0 if config.block == "plain" else config.n_layers * 6 * config.d_model * config.d_mlp
-    copying = 0 if model.copy_tier is None else model.copy_tier.flops_per_token(seq_len)
-    return mixers + mlps + copying + 2 * config.d_model * model.vocab_size
+    head, tier = 2 * config.d_model * model.vocab_size, model.copy_tier
+    copying = 0 if tier is None else tier.flops_per_token(seq_len, model.vocab_size)
+    return mixers + mlps + copying + head
 
 
 def state_bytes(model: Model, *, batch_size: int, seq_len: int) -> int:

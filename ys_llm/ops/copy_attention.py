@@ -1,14 +1,13 @@
 """Attention that copies: how much probability each query gives to one token, its target.
 
-    a_ts = softmax_s(q_t . k_s / sqrt(K))   over s <= t of t's own document, t - s < window
+    a_ts = softmax_s(q_t . k_s / sqrt(K))   over the s that `View` lets t see
     mass_t = sum_s a_ts [token_s = target_t]
     d mass_t / d score_ts = a_ts ([token_s = target_t] - mass_t)
 
-The queries are those of the last T of N keys of width K. `document_BN` numbers the documents of a
-row in ascending order. A loss needs the mass of its target alone, so that no B x T x V numbers are
-ever in memory: `tiled` and `cpp` compute a tile of queries against the keys that any of them sees,
-and keep the derivative above for the backward pass, which is then two matmuls a tile. `cpp` fills
-in a tile by one kernel, in place.
+The queries are those of the last T of N keys of width K. A loss needs the mass of its target alone,
+so that no B x T x V numbers are ever in memory: `tiled` and `cpp` compute a tile of queries against
+the keys that any of them sees, and keep the derivative above for the backward pass, which is then
+two matmuls a tile. `cpp` fills in a tile by one kernel, in place.
 """
 
 import math
@@ -28,6 +27,35 @@ TILE = 128  # queries: larger tiles compute more that is masked, smaller ones ar
 _Fill = Callable[["Tile", Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
+class View(NamedTuple):
+    """Which keys a query sees: of its own document, itself and earlier ones, `window` at most.
+
+    `document_BN` numbers the documents of a row in ascending order; `window` 0 is no limit. With
+    `expires_BN` key s of row b is seen by query t, counted from 0, only while t < expires_bs.
+    """
+
+    document_BN: Tensor
+    window: int
+    expires_BN: Tensor | None = None
+
+    def first(self, n_queries: int) -> Tensor:
+        """B x T, the first key that each query sees, as far as documents and window decide."""
+        n_keys = self.document_BN.shape[1]
+        own_BT = self.document_BN[:, n_keys - n_queries :].contiguous()
+        start_BT = torch.searchsorted(self.document_BN.contiguous(), own_BT)
+        if not self.window:
+            return start_BT
+        oldest_T = torch.arange(n_keys - n_queries, n_keys, device=start_BT.device)
+        return torch.maximum(start_BT, oldest_T - (self.window - 1))
+
+    def expired(self, queries: slice, keys: slice) -> Tensor | None:
+        """B x C x K of these queries and keys; None where no key expires."""
+        if self.expires_BN is None:
+            return None
+        query_C = torch.arange(queries.start, queries.stop, device=self.expires_BN.device)
+        return self.expires_BN[:, None, keys] <= query_C[:, None]
+
+
 class Tile(NamedTuple):
     """Queries `first` to `end`, with the keys `oldest` to `last` that any of them sees."""
 
@@ -38,79 +66,60 @@ class Tile(NamedTuple):
 
 
 def copied_mass(
-    query_BTK: Tensor,
-    keys_BNK: Tensor,
-    tokens_BN: Tensor,
-    document_BN: Tensor,
-    targets_BT: Tensor,
-    window: int,
+    query_BTK: Tensor, keys_BNK: Tensor, tokens_BN: Tensor, targets_BT: Tensor, view: View
 ) -> Tensor:
     """B x T, by the compiled kernel where there is one; 0 for a target that is in no view."""
     op = cpp if rowwise.is_available(query_BTK) else tiled
-    return op(query_BTK, keys_BNK, tokens_BN, document_BN, targets_BT, window)
+    return op(query_BTK, keys_BNK, tokens_BN, targets_BT, view)
 
 
-def copy_weights(query_BTK: Tensor, keys_BNK: Tensor, document_BN: Tensor, window: int) -> Tensor:
+def copy_weights(query_BTK: Tensor, keys_BNK: Tensor, view: View) -> Tensor:
     """a, B x T x N, in float32 or wider."""
+    n_queries, n_keys = query_BTK.shape[1], keys_BNK.shape[1]
     scores_BTN = query_BTK @ keys_BNK.transpose(1, 2)
     scores_BTN = scores_BTN.to(torch.promote_types(scores_BTN.dtype, torch.float32))
-    hidden_BTN = ~visible(document_BN, query_BTK.shape[1], window)
+    hidden_BTN = ~visible(view.document_BN, n_queries, view.window)
+    expired_BTN = view.expired(slice(0, n_queries), slice(0, n_keys))
+    hidden_BTN = hidden_BTN if expired_BTN is None else hidden_BTN | expired_BTN
     scores_BTN = scores_BTN / math.sqrt(query_BTK.shape[2])
     return scores_BTN.masked_fill(hidden_BTN, -math.inf).softmax(-1)
 
 
 def reference(
-    query_BTK: Tensor,
-    keys_BNK: Tensor,
-    tokens_BN: Tensor,
-    document_BN: Tensor,
-    targets_BT: Tensor,
-    window: int,
+    query_BTK: Tensor, keys_BNK: Tensor, tokens_BN: Tensor, targets_BT: Tensor, view: View
 ) -> Tensor:
     """The equation, with all weights in memory."""
-    weights_BTN = copy_weights(query_BTK, keys_BNK, document_BN, window)
+    weights_BTN = copy_weights(query_BTK, keys_BNK, view)
     return (weights_BTN * (tokens_BN[:, None] == targets_BT[:, :, None])).sum(-1)
 
 
 def tiled(
-    query_BTK: Tensor,
-    keys_BNK: Tensor,
-    tokens_BN: Tensor,
-    document_BN: Tensor,
-    targets_BT: Tensor,
-    window: int,
+    query_BTK: Tensor, keys_BNK: Tensor, tokens_BN: Tensor, targets_BT: Tensor, view: View
 ) -> Tensor:
     """As `reference`, a tile of queries at a time."""
-    first_BT = _first_visible(document_BN, query_BTK.shape[1], window)
-    return _in_tiles(query_BTK, keys_BNK, tokens_BN, first_BT, targets_BT, _filled)
+    return _in_tiles(query_BTK, keys_BNK, tokens_BN, targets_BT, view, _filled)
 
 
 def cpp(
-    query_BTK: Tensor,
-    keys_BNK: Tensor,
-    tokens_BN: Tensor,
-    document_BN: Tensor,
-    targets_BT: Tensor,
-    window: int,
+    query_BTK: Tensor, keys_BNK: Tensor, tokens_BN: Tensor, targets_BT: Tensor, view: View
 ) -> Tensor:
     """As `tiled`, with the compiled kernel between the matmuls."""
     known = rowwise.supports("copied_mass", compute_dtype(query_BTK))
     fill = _filled_by_kernel if known else _filled
-    first_BT = _first_visible(document_BN, query_BTK.shape[1], window)
-    return _in_tiles(query_BTK, keys_BNK, tokens_BN, first_BT, targets_BT, fill)
+    return _in_tiles(query_BTK, keys_BNK, tokens_BN, targets_BT, view, fill)
 
 
 def _in_tiles(
     query_BTK: Tensor,
     keys_BNK: Tensor,
     tokens_BN: Tensor,
-    first_BT: Tensor,
     targets_BT: Tensor,
+    view: View,
     fill: _Fill,
 ) -> Tensor:
     dtype = compute_dtype(query_BTK)
     query_BTK = (query_BTK * query_BTK.shape[2] ** -0.5).to(dtype)
-    arguments = (query_BTK, keys_BNK.to(dtype), tokens_BN, first_BT, targets_BT, fill)
+    arguments = (query_BTK, keys_BNK.to(dtype), tokens_BN, targets_BT, view, fill)
     with torch.autocast(query_BTK.device.type, enabled=False):
         mass_BT: Tensor = _Tiled.apply(*arguments)  # type: ignore[no-untyped-call]
     return mass_BT
@@ -123,18 +132,20 @@ class _Tiled(torch.autograd.Function):
         query: Tensor,
         keys: Tensor,
         tokens: Tensor,
-        first_BT: Tensor,
         targets: Tensor,
+        view: View,
         fill: _Fill,
     ) -> Tensor:
         """The masses; the derivatives are kept where a backward pass will need them."""
+        first_BT = view.first(query.shape[1])
         tiles, masses, kept = _tiles(first_BT, keys.shape[1]), [], []
         for tile in tiles:
-            queries = slice(tile.first, tile.end)
-            scores = query[:, queries] @ keys[:, tile.oldest : tile.last].transpose(1, 2)
+            queries, part = slice(tile.first, tile.end), slice(tile.oldest, tile.last)
+            scores = query[:, queries] @ keys[:, part].transpose(1, 2)
+            if (expired := view.expired(queries, part)) is not None:
+                scores.masked_fill_(expired, -math.inf)
             first = first_BT[:, queries] - tile.oldest
-            part = tokens[:, tile.oldest : tile.last]
-            masses.append(fill(tile, scores, first, part, targets[:, queries]))
+            masses.append(fill(tile, scores, first, tokens[:, part], targets[:, queries]))
             if any(ctx.needs_input_grad[:2]):
                 kept.append(scores)
         ctx.save_for_backward(query, keys, *kept)
@@ -175,15 +186,6 @@ def _filled_by_kernel(
     tile: Tile, scores: Tensor, first: Tensor, tokens: Tensor, targets: Tensor
 ) -> Tensor:
     return rowwise.copied_mass(scores, first, tokens, targets)
-
-
-def _first_visible(document_BN: Tensor, n_queries: int, window: int) -> Tensor:
-    """B x T, the first key that each query sees."""
-    n_keys = document_BN.shape[1]
-    own_BT = document_BN[:, n_keys - n_queries :].contiguous()
-    start_BT = torch.searchsorted(document_BN.contiguous(), own_BT)
-    oldest_T = torch.arange(n_keys - n_queries, n_keys, device=start_BT.device) - (window - 1)
-    return torch.maximum(start_BT, oldest_T)
 
 
 def _tiles(first_BT: Tensor, n_keys: int) -> list[Tile]:

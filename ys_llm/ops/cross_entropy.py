@@ -125,6 +125,19 @@ def cpp(
     return _loss(rows, weight_VD, bias_V, step)
 
 
+@torch.no_grad()
+def token_nats(head: nn.Module, x_ND: Tensor, targets_N: Tensor) -> Tensor:
+    """The nats of each target for the logits head(x), a chunk at a time, without gradients."""
+    weight = head.weight if is_plain(head) else None
+    size = max(1, CHUNK_ELEMENTS // len(weight)) if isinstance(weight, Tensor) else MODULE_ROWS
+    nats = []
+    for x, targets in zip(x_ND.split(size), targets_N.long().split(size), strict=True):
+        logits: Tensor = head(x)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        nats.append(functional.cross_entropy(exact, targets, reduction="none"))
+    return torch.cat(nats)
+
+
 def mixed_nats(nats_N: Tensor, share_N: Tensor, other_N: Tensor) -> Tensor:
     """-log(share exp(-nats) + other), finite in every case."""
     probability_N = share_N * (-nats_N).exp() + other_N

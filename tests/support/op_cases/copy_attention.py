@@ -6,13 +6,17 @@ from itertools import product
 import torch
 
 from support.op_cases import Case, leaf
+from ys_llm.ops.copy_attention import View
 
 VOCAB_SIZE = 5  # few, so that most targets are found
 
 
 def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
-    """With and without carried keys, documents (0 pads a row on the left) and small windows."""
-    for past, starts, window in product((0, 21), (False, True), (7, 40, 512)):
+    """With and without carried keys, documents (0 pads a row on the left) and small windows.
+
+    Without a window, keys expire at random.
+    """
+    for past, starts, window in product((0, 21), (False, True), (0, 7, 40, 512)):
         torch.manual_seed(length)
         n_keys = past + length
         query_BTK, keys_BNK = leaf(3, length, 6, dtype=dtype), leaf(3, n_keys, 6, dtype=dtype)
@@ -22,5 +26,8 @@ def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
             document_BN[0, :past] = 0
         tokens_BN = torch.randint(VOCAB_SIZE, (3, n_keys))
         targets_BT = torch.randint(VOCAB_SIZE, (3, length))
-        arguments = (query_BTK, keys_BNK, tokens_BN, document_BN, targets_BT, window)
+        own_N = torch.arange(n_keys) - past
+        expires_BN = None if window else own_N + 1 + torch.randint(40, (3, n_keys))
+        view = View(document_BN, window, expires_BN)
+        arguments = (query_BTK, keys_BNK, tokens_BN, targets_BT, view)
         yield f"{past=}, {starts=}, {window=}", Case(arguments, {}, [query_BTK, keys_BNK])

@@ -1,0 +1,106 @@
+"""Small models of several configurations, trained on one synthetic task for equally many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ys_llm.config.schema import Config, TrainConfig
+from ys_llm.data.batches import IGNORE_INDEX
+from ys_llm.evaluation.compare import describe_layers
+from ys_llm.evaluation.tasks.synthetic import CHANCE, VOCAB_SIZE, Task, examples
+from ys_llm.model.costs import parameter_count
+from ys_llm.model.language_model import Model
+from ys_llm.model.modes import inference_mode
+from ys_llm.training.compute import process_settings
+from ys_llm.training.optimizer import make_optimizer, set_learning_rate
+from ys_llm.training.schedule import learning_rate
+
+BATCH_SIZE = 32  # examples of one size a step; the sizes take turns
+EVALUATED = 256  # examples of each size
+_UNSEEN = 1 << 32  # added to the seed of the training for the examples that are evaluated
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """The share of answers that are right, its standard error over examples, and that of guesses.
+
+    `size` counts pairs, tokens or a distance, as the task's `unit` says.
+    """
+
+    run: str
+    layers: str
+    copy: str
+    parameters: int
+    task: str
+    steps: int
+    unit: str
+    size: int
+    accuracy: float
+    standard_error: float
+    chance: float
+
+
+def compare_on_task(config: Config, task: Task, *, steps: int) -> Iterator[TaskRow]:
+    """Train the configuration's model on the task, and measure it on unseen examples by size.
+
+    Its vocabulary is the task's; rate, schedule, decay, seed and threads are the configuration's,
+    in float32.
+    """
+    train = replace(config.train, max_steps=steps, minutes=None, stages=())
+    with process_settings(train):
+        model = _trained(config, train, task)
+        tier = config.model.copy
+        for size in task.sizes:
+            yield TaskRow(
+                config.run,
+                describe_layers(config.model),
+                f"{tier.keep} {tier.window}" if tier.window else "none",
+                parameter_count(model),
+                task.name,
+                steps,
+                task.unit,
+                size,
+                *accuracy(model, task, size, seed=train.seed + _UNSEEN),
+                CHANCE,
+            )
+
+
+def _trained(config: Config, train: TrainConfig, task: Task) -> Model:
+    torch.manual_seed(train.seed)
+    model = Model(config.model, vocab_size=VOCAB_SIZE, backends=train.backend)
+    optimizer = make_optimizer(model, train)
+    for step in range(train.max_steps):
+        size = task.sizes[step % len(task.sizes)]
+        first = step * BATCH_SIZE
+        batch = examples(task, size, seed=train.seed, first=first, number=BATCH_SIZE)
+        loss, _ = model(batch.inputs_BT, targets_BT=batch.targets_BT)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if train.grad_clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
+        set_learning_rate(optimizer, learning_rate(step, train, ()))
+        optimizer.step()
+    return model
+
+
+def accuracy(model: Model, task: Task, size: int, *, seed: int) -> tuple[float, float]:
+    """The share of right answers over EVALUATED examples, and its standard error."""
+    shares = []
+    with inference_mode(model):
+        for first in range(0, EVALUATED, BATCH_SIZE):
+            batch = examples(task, size, seed=seed, first=first, number=BATCH_SIZE)
+            logits_BTV, _ = model(batch.inputs_BT)
+            shares.append(_right(logits_BTV.argmax(-1), batch.targets_BT))
+    shares_N = torch.cat(shares)
+    return shares_N.mean().item(), (shares_N.std() / EVALUATED**0.5).item()
+
+
+def _right(said_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    """Of each example, the share of its answers that are right."""
+    answers_BT = targets_BT != IGNORE_INDEX
+    right_BT = (said_BT == targets_BT) & answers_BT
+    return right_BT.sum(1).double() / answers_BT.sum(1)

@@ -83,5 +83,5 @@ def test_a_training_text_holds_its_key_and_says_it_at_the_end() -> None:
 
 
 def test_a_length_too_short_for_the_question_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match="a passkey needs 7[0-9] tokens, found 10"):
+    with pytest.raises(UserError, match=r"a passkey needs 7[0-9] tokens, found 10"):
         list(text_ids(passkey_at(1), tokenizer, 10))

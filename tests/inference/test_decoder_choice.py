@@ -161,6 +161,11 @@ def test_a_model_with_a_copy_tier_is_left_to_torch() -> None:
     assert decoder_of(model_of(copy=CopyConfig(window=20, width=8))) is None
 
 
+def test_a_copy_tier_that_keeps_what_surprises_is_left_to_torch() -> None:
+    tier = CopyConfig(window=20, width=8, keep="surprising")
+    assert decoder_of(model_of(copy=tier)) is None
+
+
 def test_a_kind_that_the_library_does_not_know_is_left_to_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

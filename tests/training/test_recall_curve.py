@@ -26,3 +26,6 @@ def test_evaluations_give_the_loss_on_names_that_come_again(
     assert evaluated == [2, 4]
     with_names = [row["step"] for row in rows if row.get("val_names_again_loss", 0) > 0]
     assert with_names == (evaluated if named else [])
+    # The summary's is that of the published weights: of the best evaluation.
+    best = min((row for row in rows if "val_loss" in row), key=lambda row: row["val_loss"])
+    assert run.val_names_again_loss == pytest.approx(best.get("val_names_again_loss"))

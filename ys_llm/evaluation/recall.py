@@ -119,6 +119,7 @@ def _rows_of_mentions(
     words: str, mentions: Sequence[Mention], clusters: _Clusters, every: Float64Array
 ) -> list[RecallRow]:
     def sums_of(chosen: Iterable[Mention]) -> _Sums:
+        """What these mentions add up to."""
         kept = list(chosen)
         begins = clusters.positions(kept)
         return clusters.sums(every, _positions(kept, clusters), begins)

@@ -58,6 +58,7 @@ class TrainSummary:
     val_loss: float | None
     val_bits_per_byte: float | None
     baselines: dict[str, float]
+    val_names_again_loss: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -180,7 +181,7 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
         )
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"validation loss {result.loss}")
-    names = names_again(run)
+    names = names_again(run, run.model)
     display.log_line(
         f"step {progress.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
@@ -228,11 +229,12 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
     """
     check_folder(run.folder, run.lock)
     _publish_if_none(run, state)
-    progress, result = state.progress, None
+    progress, result, names = state.progress, None, dict[str, float]()
     if run.data.validation is not None:
         release_freed_memory()
         loaded = model_files.load_run(run.folder, device=str(run.device))
         result = evaluate_run(loaded, run.data.validation)
+        names = names_again(run, loaded.model)
         check_folder(run.folder, run.lock)
     summary = TrainSummary(
         run.folder,
@@ -243,6 +245,7 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
         None if result is None else result.loss,
         None if result is None else result.bits_per_byte,
         dict(run.data.baselines),
+        names.get("val_names_again_loss"),
     )
     log_line(
         f"{'stopped early' if stopped_early(run, state) else 'done':<12} {progress.step:,} steps, "
@@ -252,8 +255,9 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
     )
     if result is not None:
         log_line(
-            f"held out     {result.bits_per_byte:.4f} bits per byte in fp32 "
-            f"(baselines: {baseline_text(run)})"
+            f"held out     {result.bits_per_byte:.4f} bits per byte in fp32"
+            + "".join(f", names again {loss:.2f}" for loss in names.values())
+            + f" (baselines: {baseline_text(run)})"
         )
     log_line(f"try it       {command_line('run', run.config.run)}")
     return summary

@@ -5,6 +5,7 @@ import numpy as np
 from ys_llm.data.words import CommonWords
 from ys_llm.evaluation.mentions import documents_of, find_mentions
 from ys_llm.evaluation.token_losses import losses_of_documents
+from ys_llm.model.language_model import Model
 from ys_llm.runs.folder import COMMON_WORDS
 from ys_llm.training.trainer import Run
 
@@ -12,8 +13,8 @@ CURVE_TOKENS = 10_000  # a fifth of what an evaluation reads by default in the q
 _DOCUMENT_TOKENS = 2048  # a longer document is read up to here: alone it would be slow
 
 
-def names_again(run: Run) -> dict[str, float]:
-    """`val_names_again_loss`, in nats per token of names that their document has named before.
+def names_again(run: Run, model: Model) -> dict[str, float]:
+    """`val_names_again_loss` of a model of the run: nats per token of names that come again.
 
     Empty where the held-out text has no such names. See `evaluation/recall.py`; here only the first
     documents with at most CURVE_TOKENS tokens are read.
@@ -26,6 +27,6 @@ def names_again(run: Run) -> dict[str, float]:
     again = [m for m in find_mentions(documents, run.tokenizer, common) if m.is_name and m.distance]
     if not again:
         return {}
-    losses = losses_of_documents(run.model, documents, first_id=run.tokenizer.end_id)
+    losses = losses_of_documents(model, documents, first_id=run.tokenizer.end_id)
     nats = np.concatenate([losses[m.document][m.first : m.last + 1] for m in again])
     return {"val_names_again_loss": float(nats.mean())}

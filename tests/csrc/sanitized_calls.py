@@ -119,6 +119,26 @@ def call_copied_mass(lib: Any, memory: Memory, threads: int) -> None:
     memory.free()
 
 
+def call_convolution(lib: Any, memory: Memory, threads: int) -> None:
+    """Texts shorter and longer than the taps, in both memory orders."""
+    for suffix, wide in (("b", "f"), ("f", "f"), ("d", "d")):
+        for batch, length, width, earlier in ((1, 1, 1, 1), (2, 2, 17, 3), (3, 40, 33, 3)):
+            size = batch * length * width
+            x, y, d_x = (memory.array(suffix, size) for _ in range(3))
+            weight, d_weight = (memory.array(wide, earlier * width) for _ in range(2))
+            past, d_past = (memory.array(wide, batch * earlier * width) for _ in range(2))
+            reach = memory.array("t", batch * length)
+            for token in range(batch * length):
+                reach[token] = token % (earlier + 1)
+            for time_major, seen in ((0, reach), (1, reach), (1, loader_ffi().NULL)):
+                sizes = (batch, length, width, earlier, time_major, threads)
+                forward = getattr(lib, f"ys_convolution_forward_{suffix}")
+                forward(x, weight, past, seen, y, *sizes)
+                backward = getattr(lib, f"ys_convolution_backward_{suffix}")
+                backward(y, x, weight, past, seen, d_x, d_weight, d_past, *sizes)
+    memory.free()
+
+
 def call_weight_grad(lib: Any, memory: Memory) -> None:
     """Where this processor has it; elsewhere a call does nothing."""
     lib.ys_has_weight_grad()
@@ -230,6 +250,7 @@ def main() -> None:
                 call_rowwise(counted, memory, rows, width, threads)
     for threads in THREADS:
         call_copied_mass(counted, memory, threads)
+        call_convolution(counted, memory, threads)
     call_weight_grad(counted, memory)
     call_linear(counted, memory)
     torch.set_num_threads(2)

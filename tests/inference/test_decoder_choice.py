@@ -166,6 +166,10 @@ def test_a_copy_tier_that_keeps_what_surprises_is_left_to_torch() -> None:
     assert decoder_of(model_of(copy=tier)) is None
 
 
+def test_a_model_with_a_convolution_is_left_to_torch() -> None:
+    assert decoder_of(model_of(convolution=2)) is None
+
+
 def test_a_kind_that_the_library_does_not_know_is_left_to_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -26,9 +26,14 @@ by_layers = pytest.mark.parametrize("layers", LAYERS, ids="+".join)
 
 
 def model_of(layers: tuple[str, ...], dtype: torch.dtype = torch.float64) -> Model:
-    """A model far from uniform predictions; in float64, where no rounding turns a draw."""
+    """A model far from uniform predictions; in float64, where no rounding turns a draw.
+
+    A hybrid's mixers are behind convolutions.
+    """
     torch.manual_seed(1)
-    config = ModelConfig(d_model=32, n_layers=max(2, len(layers)), d_mlp=48, layers=layers)
+    taps = 4 if len(layers) > 1 else 0
+    n_layers = max(2, len(layers))
+    config = ModelConfig(d_model=32, n_layers=n_layers, d_mlp=48, layers=layers, convolution=taps)
     model = Model(config, vocab_size=VOCAB_SIZE).to(dtype).eval()
     with torch.no_grad():
         for parameter in model.parameters():

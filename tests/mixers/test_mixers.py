@@ -264,7 +264,8 @@ def test_the_fast_path_equals_the_reference_with_its_gradients(case: Case) -> No
 
 def model_of(case: Case, *, vocab_size: int, **changes: int) -> Model:
     settings = {"d_model": D_MODEL, "n_layers": 1, "d_mlp": 0, **changes}
-    config = ModelConfig(layers=(case.name,), options={case.name: asdict(case.options)}, **settings)
+    options = {case.name: asdict(case.options)}
+    config = ModelConfig(layers=(case.name,), options=options, convolution=case.taps, **settings)
     return Model(config, vocab_size=vocab_size)
 
 

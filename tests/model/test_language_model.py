@@ -260,6 +260,7 @@ def test_layers_are_repeated_over_the_depth_with_the_options_of_each() -> None:
         ({"layers": ()}, "layers must name 1 to 2 mixers"),
         ({"layers": ("three_tier",) * 3}, "layers must name 1 to 2 mixers, .* found 3"),
         ({"layers": ("a/b",)}, "without .py, found 'a/b'"),
+        ({"convolution": 1}, "convolution must be 2 to 4 taps, or 0 for none, found 1"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:

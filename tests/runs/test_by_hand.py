@@ -36,6 +36,7 @@ class ByHand:
         zeros = np.zeros((3, self.options["d_state"]))
         self.latest: list[tuple[int, Array]] = []  # tokens and keys of the copy tier
         self.before = np.zeros(self.config["copy"]["width"])
+        self.inputs: list[list[Array]] = [[] for _ in range(self.config["n_layers"])]
         self.states = [zeros.copy() for _ in range(self.config["n_layers"])]
 
     def rms_norm(self, x: Array, name: str) -> Array:
@@ -49,6 +50,12 @@ class ByHand:
 
     def mix(self, x: Array, layer: int, t: int) -> Array:
         own, state = f"blocks.{layer}.mixer", self.states[layer]
+        if taps := self.config["convolution"]:
+            self.inputs[layer] = [*self.inputs[layer], x][-taps:]
+            earlier = self.inputs[layer][:-1]
+            weights = self.tensors[f"{own}.taps"][taps - 1 - len(earlier) :]
+            x = x + sum(w * earlier_x for w, earlier_x in zip(weights, earlier, strict=True))
+            own += ".mixer"
         drive = self.tensors[f"{own}.in_proj.weight"] @ x + self.tensors[f"{own}.in_proj.bias"]
         held = self.tensors[f"{own}.summary_scale"] * (state[1] + state[2])
         pre = state[0] @ self.tensors[f"{own}.state_controller"] + drive + held
@@ -94,12 +101,13 @@ class ByHand:
 
 
 @pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("window", [0, 20])
+@pytest.mark.parametrize(("window", "taps"), [(0, 0), (20, 0), (20, 4)])
 def test_logits_computed_by_hand_are_those_of_the_model(
-    tmp_path: Path, tie: bool, window: int
+    tmp_path: Path, tie: bool, window: int, taps: int
 ) -> None:
     changes = ["model.d_model=12", "model.n_layers=2", "model.d_mlp=10", "tokenizer.kind=bytes"]
     changes += [f"model.copy.window={window}", "model.copy.width=6"]
+    changes += [f"model.convolution={taps}"]
     changes += ["model.options={three_tier: {d_state: 8, d_summary: 4, local_interval: 3}}"]
     config = load_config(None, overrides=[*changes, f"model.tie_embeddings={tie}"]).config
     tokenizer = train_tokenizer(["x"], kind="bytes", vocab_size=258)

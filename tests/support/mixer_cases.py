@@ -1,4 +1,4 @@
-"""Every mixer with every setting that its file wants tested, and one pass of it."""
+"""Every mixer with every setting that its file wants tested, also behind a convolution."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ys_llm.mixers.protocol import mixer_module, mixer_names
+from ys_llm.model.convolution import Convolved
 
 NAMES = mixer_names()
 D_MODEL = 32
@@ -18,13 +19,19 @@ SAME = {"rtol": 1e-10, "atol": 1e-10}  # float64: another order of the same sums
 
 
 class Case(NamedTuple):
-    """A mixer's module and one setting of its options."""
+    """A mixer's module and one setting of its options, behind a convolution of so many taps."""
 
     name: str
     options: Any
+    taps: int = 0
 
     def mixer(self, backend: str = "auto") -> Any:
-        return mixer_module(self.name).Mixer(D_MODEL, self.options, backend=backend)
+        mixer = mixer_module(self.name).Mixer(D_MODEL, self.options, backend=backend)
+        if not self.taps:
+            return mixer
+        convolved = Convolved(mixer, d_model=D_MODEL, taps=self.taps)
+        nn.init.normal_(convolved.taps, std=0.5)  # at 0 it would be no convolution
+        return convolved
 
 
 def cases() -> Iterator[Any]:
@@ -33,6 +40,7 @@ def cases() -> Iterator[Any]:
         settings = (module.Options(), *getattr(module, "CONTRACT_OPTIONS", ()))
         for number, options in enumerate(settings):
             yield pytest.param(Case(name, options), id=f"{name}-{number}")
+        yield pytest.param(Case(name, settings[-1], taps=4), id=f"{name}-convolved")
 
 
 every_mixer = pytest.mark.parametrize("case", [*cases()])

@@ -64,6 +64,7 @@ def test_more_steps_continue_as_if_requested_at_once(
         "model.dropout=0.2",
         f"model.copy.window={20 if ',' in mixer else 0}",
         f"model.copy.keep={'surprising' if ',' in mixer else 'recent'}",
+        f"model.convolution={3 if ',' in mixer else 0}",
         "train.grad_accum_steps=2",
         "train.sample_interval=2",
         "train.eval_interval=4",
@@ -481,6 +482,7 @@ def test_every_setting_has_been_judged() -> None:
     assert fixed == {
         "data.validation_fraction",
         "model.copy.keep",
+        "model.convolution",
         "model.copy.width",
         "model.copy.window",
         "model.d_mlp",

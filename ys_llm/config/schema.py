@@ -105,6 +105,9 @@ class ModelConfig:
     layers: tuple[str, ...] = setting(
         ("three_tier",), "mixer of each layer, files of ys_llm/mixers/; repeated over the depth"
     )
+    convolution: int = setting(
+        0, "taps of a causal convolution before each mixer, 2 to 4; 0 = none", minimum=0, maximum=4
+    )
     copy: CopyConfig = field(
         default_factory=CopyConfig,
         metadata={"help": "the copy tier: a part of each prediction is one of the latest tokens"},
@@ -115,7 +118,10 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless every entry of `layers` can be a file's name and is used."""
+        """Raise ValueError unless every entry of `layers` can be a file's name and is used.
+
+        A convolution of one tap would be none.
+        """
         for name in self.layers:
             if not re.fullmatch(_MIXER_NAME, name):
                 raise ValueError(
@@ -126,6 +132,8 @@ class ModelConfig:
                 f"layers must name 1 to {self.n_layers} mixers, one for each of n_layers, found "
                 f"{len(self.layers)}"
             )
+        if self.convolution == 1:
+            raise ValueError("convolution must be 2 to 4 taps, or 0 for none, found 1")
 
     @property
     def mixer_names(self) -> tuple[str, ...]:

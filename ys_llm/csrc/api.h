@@ -107,6 +107,35 @@ void ys_copied_mass_b(ys_bf16* scores, const int64_t* first, const int32_t* toke
 // total += x.
 void ys_add_to_fb(float* total, const ys_bf16* x, int64_t count, int64_t threads);
 
+// In convolution.cpp.
+
+// y_t = x_t + sum_j w_j x_{t-j} over 1 <= j <= earlier; row earlier - j of `weight` (earlier x
+// width) is w_j. x and y are batch x length x width, or length x batch x width where time_major.
+// `past`, batch x earlier x width, are the inputs before the first. reach[b, t] is how many earlier
+// tokens t sees; null: all.
+void ys_convolution_forward_d(const double* x, const double* weight, const double* past,
+                              const int32_t* reach, double* y, int64_t batch, int64_t length,
+                              int64_t width, int64_t earlier, int64_t time_major, int64_t threads);
+void ys_convolution_forward_f(const float* x, const float* weight, const float* past,
+                              const int32_t* reach, float* y, int64_t batch, int64_t length,
+                              int64_t width, int64_t earlier, int64_t time_major, int64_t threads);
+void ys_convolution_forward_b(const ys_bf16* x, const float* weight, const float* past,
+                              const int32_t* reach, ys_bf16* y, int64_t batch, int64_t length,
+                              int64_t width, int64_t earlier, int64_t time_major, int64_t threads);
+// The gradients; d_weight is a sum over all tokens.
+void ys_convolution_backward_d(const double* d_y, const double* x, const double* weight,
+                               const double* past, const int32_t* reach, double* d_x,
+                               double* d_weight, double* d_past, int64_t batch, int64_t length,
+                               int64_t width, int64_t earlier, int64_t time_major, int64_t threads);
+void ys_convolution_backward_f(const float* d_y, const float* x, const float* weight,
+                               const float* past, const int32_t* reach, float* d_x, float* d_weight,
+                               float* d_past, int64_t batch, int64_t length, int64_t width,
+                               int64_t earlier, int64_t time_major, int64_t threads);
+void ys_convolution_backward_b(const ys_bf16* d_y, const ys_bf16* x, const float* weight,
+                               const float* past, const int32_t* reach, ys_bf16* d_x,
+                               float* d_weight, float* d_past, int64_t batch, int64_t length,
+                               int64_t width, int64_t earlier, int64_t time_major, int64_t threads);
+
 // In linear.cpp: large matmuls in float32.
 
 // out = x @ W: x is rows x k, its rows stride_x apart; W, k x m, is packed by ys_pack; out is

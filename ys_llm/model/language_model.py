@@ -23,6 +23,7 @@ from ys_llm.config.schema import ModelConfig
 from ys_llm.config.strict_reader import parse_dataclass, raise_problems
 from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import Mixer, mixer_module
+from ys_llm.model.convolution import Convolved
 from ys_llm.model.copy_tier import CopyTier, Reading
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
@@ -204,6 +205,14 @@ def _mixer_builders(
             problems.append(str(error))
             continue
         backend = backends.get(name, "auto")
-        builders[name] = partial(module.Mixer, config.d_model, options, backend=backend)
+        mixer = partial(module.Mixer, config.d_model, options, backend=backend)
+        builders[name] = partial(_behind_convolution, config, mixer)
     raise_problems(problems)
     return builders
+
+
+def _behind_convolution(config: ModelConfig, mixer: Callable[[], nn.Module]) -> nn.Module:
+    """A new mixer, behind the convolution where the model has one."""
+    if not config.convolution:
+        return mixer()
+    return Convolved(mixer(), d_model=config.d_model, taps=config.convolution)

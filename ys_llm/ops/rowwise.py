@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ys_llm.csrc import loader
 
-Kernel = Literal["rms_norm", "swiglu_gate", "cross_entropy", "copied_mass", "add_to"]
+Kernel = Literal["rms_norm", "swiglu_gate", "cross_entropy", "copied_mass", "convolution", "add_to"]
 _SUFFIXES = {torch.bfloat16: "b", torch.float32: "f", torch.float64: "d"}
 _SUPPORTED = {
     "rms_norm": {"ddd", "fff", "ffb", "fbf", "fbb"},  # x, delta, y
     "swiglu_gate": {"d", "f", "b"},
     "cross_entropy": {"dd", "ff", "bf"},  # logits, bias and losses
     "copied_mass": {"d", "f", "b"},
+    "convolution": {"dd", "ff", "bf"},  # x, weight
     "add_to": {"fb"},  # total, x
 }
 
@@ -130,6 +131,31 @@ def copied_mass(scores: Tensor, first: Tensor, tokens: Tensor, targets: Tensor) 
     pointers = map(library.pointer, (scores, first.contiguous(), *ids, masses))
     kernel(*pointers, *scores.shape, torch.get_num_threads())
     return masses
+
+
+def convolution_forward(
+    x_BTD: Tensor, weight_KD: Tensor, past_BKD: Tensor, reach_BT: Tensor | None
+) -> Tensor:
+    """y of `ops.convolution`, in the layout of x, which is dense; the others are contiguous."""
+    library, y_BTD = _library(), torch.empty_like(x_BTD)
+    kernel = getattr(library.lib, f"ys_convolution_forward_{_suffix((x_BTD.dtype,))}")
+    tensors = (x_BTD, weight_KD, past_BKD, reach_BT, y_BTD)
+    sizes = (*x_BTD.shape, len(weight_KD), _is_swapped(x_BTD))
+    kernel(*map(library.pointer, tensors), *sizes, torch.get_num_threads())
+    return y_BTD
+
+
+def convolution_backward(
+    d_y: Tensor, x_BTD: Tensor, weight_KD: Tensor, past_BKD: Tensor, reach_BT: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(d_x, d_weight, d_past); d_y is in the layout of x."""
+    library = _library()
+    made = (torch.empty_like(x_BTD), torch.empty_like(weight_KD), torch.empty_like(past_BKD))
+    kernel = getattr(library.lib, f"ys_convolution_backward_{_suffix((x_BTD.dtype,))}")
+    tensors = (d_y, x_BTD, weight_KD, past_BKD, reach_BT, *made)
+    sizes = (*x_BTD.shape, len(weight_KD), _is_swapped(x_BTD))
+    kernel(*map(library.pointer, tensors), *sizes, torch.get_num_threads())
+    return made
 
 
 def add_to(total: Tensor, x: Tensor) -> None:

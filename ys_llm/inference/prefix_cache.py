@@ -32,7 +32,7 @@ from torch import Tensor
 from ys_llm.model.state import State, tensors_of
 
 MEGABYTE = 1_000_000
-PIECE_SIZES = (256, 64)  # longer pieces are no faster on a CPU, and shorter ones clearly slower
+PIECE_SIZES = (256, 64)  # tokens that are read in one call
 ROOT = b""  # the key of no ids
 _TENSOR_OVERHEAD = 512  # bytes of a small tensor besides its numbers
 _LARGE_SHARE = 16  # what takes more than 1/16 of the memory is saved at sparse positions only

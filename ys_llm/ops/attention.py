@@ -26,9 +26,9 @@ from torch import Tensor
 from ys_llm.ops.precision import compute_dtype
 from ys_llm.ops.shared_by_layers import shared_by_layers
 
-TILED_QUERIES = 32  # fewest queries a row for `tiled`; below, all rows in one call are faster
-TILED_THREADS = 8  # most threads that the small matmuls of a tile keep busy
-# Queries of a tile: larger ones compute more that is masked, smaller ones are slower matmuls.
+TILED_QUERIES = 32  # fewest queries a row for `tiled`; below, all rows are one call
+TILED_THREADS = 8  # most threads for `tiled`, whose matmuls are small; timed with two
+# Queries of a tile: larger ones compute more that is masked, smaller ones are smaller matmuls.
 _TILE = {torch.bfloat16: 256}
 _TILE_OTHERWISE = 128
 _KEPT_KEYS = 512  # weights of a tile with more keys are computed again by the backward pass

@@ -21,7 +21,7 @@ from ys_llm.ops import rowwise
 from ys_llm.ops.attention import visible
 from ys_llm.ops.precision import compute_dtype
 
-TILE = 128  # queries: larger tiles compute more that is masked, smaller ones are slower matmuls
+TILE = 128  # queries: larger tiles compute more that is masked, smaller ones are smaller matmuls
 
 # Masses of a tile, from its scores, which become d mass / d score.
 _Fill = Callable[["Tile", Tensor, Tensor, Tensor, Tensor], Tensor]

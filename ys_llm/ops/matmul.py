@@ -3,8 +3,8 @@
     y = x W          x: N x K, W: K x M, y: N x M
 
 In float32 on an AMD processor the compiled kernel is used: torch's (MKL) reaches 0.8 of its speed
-with AVX2, and 0.4 with AVX-512, which MKL does not use there. On other processors torch's own is
-used, against which the kernel has not been measured.
+with AVX2, and 0.4 with AVX-512, which MKL does not use there (LOG.md, section 18). On other
+processors torch's own is used, against which the kernel has not been measured.
 """
 
 from functools import cache

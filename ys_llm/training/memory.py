@@ -234,7 +234,7 @@ def keep_freed_memory() -> None:
     """Ask glibc to keep freed blocks for the rest of the process; for programs, not libraries.
 
     Every step frees and allocates the same large tensors; otherwise their pages are faulted in
-    again, 22,000 faults a step in a small model, a sixth of its time. No effect without glibc.
+    again at every step (LOG.md, section 1). No effect without glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt

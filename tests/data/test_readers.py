@@ -17,7 +17,8 @@ from ys_llm.data import readers, shards, text_files
 from ys_llm.data.readers import Item, read_corpus, read_documents, read_items
 from ys_llm.data.records import Record, Texts
 from ys_llm.data.shards import load_or_tokenize
-from ys_llm.data.split import load_split, split_documents
+from ys_llm.data.split import split_documents
+from ys_llm.data.split_cache import load_split
 from ys_llm.data.text_files import CorpusFiles, passed_over_line
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.errors import UserError

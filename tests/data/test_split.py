@@ -20,9 +20,9 @@ from ys_llm.data.split import (
     Cut,
     Split,
     SplitRecord,
-    load_split,
     split_documents,
 )
+from ys_llm.data.split_cache import load_split
 from ys_llm.errors import UserError
 
 NOVEL = "".join(f"Line {i} of a novel.  \n" for i in range(20_000))

@@ -16,7 +16,8 @@ from support.training_runs import TrainRun
 from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.records import Document
 from ys_llm.data.shards import load_or_tokenize
-from ys_llm.data.split import SplitRecord, load_split
+from ys_llm.data.split import SplitRecord
+from ys_llm.data.split_cache import load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.data.words import CommonWords
 from ys_llm.errors import UserError

@@ -28,7 +28,8 @@ from ys_llm.config.sources import load_config
 from ys_llm.data.batches import BatchPlan, batch_at, batches_per_epoch
 from ys_llm.data.readers import read_documents
 from ys_llm.data.shards import TokenShard, load_or_tokenize
-from ys_llm.data.split import load_split, split_documents
+from ys_llm.data.split import split_documents
+from ys_llm.data.split_cache import load_split
 from ys_llm.errors import EXIT_DIVERGED, UserError
 from ys_llm.evaluation.bits_per_byte import evaluate_paths
 from ys_llm.runs.folder import checkpoints

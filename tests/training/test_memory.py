@@ -16,7 +16,7 @@ from support.training_runs import ROOT, TrainRun, write_corpus
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config, to_yaml
-from ys_llm.data.split import load_split
+from ys_llm.data.split_cache import load_split
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.system import machine
 from ys_llm.training import memory, setup

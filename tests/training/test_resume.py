@@ -33,7 +33,8 @@ from support.training_runs import (
 from ys_llm.config.schema import Config, DataConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
-from ys_llm.data.split import BY_CONTENT_HASH, BY_DOCUMENT_ID, SplitRecord, load_split
+from ys_llm.data.split import BY_CONTENT_HASH, BY_DOCUMENT_ID, SplitRecord
+from ys_llm.data.split_cache import load_split
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import select

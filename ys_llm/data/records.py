@@ -39,6 +39,11 @@ class Document:
     prompt: str | None = None
     source: str = ""
 
+    @property
+    def has_prompt(self) -> bool:
+        """Return whether there is a prompt, which may have to be read from a file."""
+        return self.prompt is not None
+
     @cached_property
     def id(self) -> str:
         """Return `document_id`: the same for texts that differ in line ends alone."""

@@ -15,10 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ys_llm.config.schema import DataConfig
-from ys_llm.data.readers import ADVICE, read_corpus
 from ys_llm.data.records import Document
-from ys_llm.data.text_files import passed_over_line
 from ys_llm.errors import UserError
 from ys_llm.system.files import write_atomically
 
@@ -92,32 +89,17 @@ class SplitRecord:
 
 @dataclass(frozen=True)
 class Split:
-    """The two sides. `leak_check`, and `notes` by their labels, are for the header of a run."""
+    """The two sides. `leak_check`, and `notes` by their labels, are for the header of a run.
+
+    `is_repeatable`: the same documents, split under `record`, are certain to give the same again.
+    """
 
     training: list[Document]
     validation: list[Document]
     leak_check: str
     notes: dict[str, str] = field(default_factory=dict)
     record: SplitRecord = field(default_factory=SplitRecord)
-
-
-def load_split(
-    config: DataConfig,
-    *,
-    record: SplitRecord | None = None,
-    command: str = ADVICE,
-    scratch: Path | None = None,
-) -> Split:
-    """Read the corpus of a configuration and split it; see `read_corpus` and `split_documents`."""
-    corpus = read_corpus(
-        Path(config.path), data_format=config.format, command=command, scratch=scratch
-    )
-    split = split_documents(
-        corpus.documents, validation_fraction=config.validation_fraction, record=record
-    )
-    if corpus.passed_over:
-        split.notes["passed over"] = passed_over_line(corpus.passed_over)
-    return split
+    is_repeatable: bool = False
 
 
 def split_documents(
@@ -137,6 +119,7 @@ def split_documents(
     every = list(documents)
     split = Split([], [], "")
     cuts: list[Cut] = []
+    largest_uncut = 0  # bytes: a later session may find the cut of another text in it
     record = record or SplitRecord()
     # A run of a version without records has trained on all of its only document.
     single = len(every) == 1 and record.version == BY_DOCUMENT_ID
@@ -144,11 +127,13 @@ def split_documents(
         fraction = _cut_fraction(document, validation_fraction, single=single)
         stored = _possible_cuts(document, record.cuts) if validation_fraction else []
         outline = _Outline(document) if fraction or stored else None
-        known = outline and outline.known_cut(stored)
-        if outline and (known or fraction):
-            cuts.append(known or outline.new_cut(fraction))
-            _apply(cuts[-1], outline, split)
-        elif len(every) == 1 or _place(document, record.version) >= validation_fraction:
+        cut = outline and outline.cut(stored, fraction)
+        if outline and cut:
+            cuts.append(cut)
+            _apply(cut, outline, split)
+            continue
+        largest_uncut = max(largest_uncut, document.n_bytes)
+        if len(every) == 1 or _place(document, record.version) >= validation_fraction:
             split.training.append(document)
         else:
             split.validation.append(document)
@@ -163,13 +148,14 @@ def split_documents(
         _leak_check(split.training, split.validation),
         _notes(split, every, validation_fraction, lost=len(set(record.cuts) - set(cuts))),
         SplitRecord(record.version, tuple(dict.fromkeys(cuts))),
+        is_repeatable=not record.cuts and all(cut.begin > largest_uncut for cut in cuts),
     )
 
 
 def _cut_fraction(document: Document, validation_fraction: float, *, single: bool) -> float:
     """Return the share of a document that is held out by a cut; 0 where it is not cut."""
     n_bytes = document.n_bytes  # compared first: the text itself may have to be read from a file
-    if n_bytes < SINGLE_DOCUMENT_BYTES or document.prompt is not None:
+    if n_bytes < SINGLE_DOCUMENT_BYTES or document.has_prompt:
         return 0.0
     if n_bytes > LONG_DOCUMENT_CHARS and document.n_chars > LONG_DOCUMENT_CHARS:
         return validation_fraction
@@ -181,7 +167,7 @@ def _cut_fraction(document: Document, validation_fraction: float, *, single: boo
 def _possible_cuts(document: Document, cuts: Sequence[Cut]) -> list[Cut]:
     """Return the stored cuts that are not behind the end of this document."""
     possible = [cut for cut in cuts if cut.begin <= document.n_bytes]
-    return possible if possible and document.prompt is None else []
+    return [] if document.has_prompt else possible
 
 
 class _Outline:
@@ -206,14 +192,22 @@ class _Outline:
             n_chars += len(block)
             self.count += len(solid)
 
-    def new_cut(self, fraction: float) -> Cut:
+    def cut(self, stored: Sequence[Cut], fraction: float) -> Cut | None:
+        """Return the stored cut of this text, or a new one; None where there is neither.
+
+        A stored cut is that of this text if the text before it is the same; of several, the one
+        that a new run would choose.
+        """
+        new = self._new_cut(fraction) if fraction else None
+        return new if new in stored else self._known_cut(stored) or new
+
+    def _new_cut(self, fraction: float) -> Cut:
         """Return the cut that holds out the end of the text."""
         position = int(self.document.n_chars * (1 - fraction))
         begin, end = self.count_before(position), self.count
         return Cut(begin, end, position, self.hash_before(begin), self.hash_before(end))
 
-    def known_cut(self, stored: Sequence[Cut]) -> Cut | None:
-        """Return the stored cut of this text, if its text before the cut is what it was."""
+    def _known_cut(self, stored: Sequence[Cut]) -> Cut | None:
         return next((c for c in stored if self.hash_before(c.begin) == c.hash_before_begin), None)
 
     def count_before(self, position: int) -> int:

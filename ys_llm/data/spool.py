@@ -102,6 +102,11 @@ class SpooledDocument(Document):
         """The prompt, from the file."""
         return None if self._prompt_span is None else self._spool.read(self._prompt_span)
 
+    @property
+    def has_prompt(self) -> bool:
+        """Return whether there is a prompt."""
+        return self._prompt_span is not None
+
     @cached_property
     def n_chars(self) -> int:
         """Return the length of the text."""

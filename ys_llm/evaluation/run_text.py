@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ys_llm.data.readers import read_documents
 from ys_llm.data.records import Document
-from ys_llm.data.split import Split, SplitRecord, load_split
+from ys_llm.data.split import Split, SplitRecord
+from ys_llm.data.split_cache import load_split
 from ys_llm.data.words import CommonWords, common_words
 from ys_llm.errors import UserError, command_line
 from ys_llm.runs.folder import COMMON_WORDS, SPLIT

@@ -14,7 +14,7 @@ import torch
 
 from ys_llm.config.sources import Resolved
 from ys_llm.data.batches import batches_per_epoch
-from ys_llm.data.split import load_split
+from ys_llm.data.split_cache import load_split
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.training.budget import (
     duration,

@@ -14,7 +14,8 @@ from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.provenance import provenance_of
 from ys_llm.data.records import Document, Texts
 from ys_llm.data.shards import load_or_tokenize
-from ys_llm.data.split import Split, SplitRecord, load_split
+from ys_llm.data.split import Split, SplitRecord
+from ys_llm.data.split_cache import load_split
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.data.words import common_words
 from ys_llm.errors import UserError, command_line
@@ -84,6 +85,7 @@ def set_up(
         record=saved_split(folder),
         command=data_command(resolved),
         scratch=folder / "cache",
+        cache_dir=folder / "cache",
     )
     run, state = build(config, folder, split, cache=folder / "cache")
     sources = _sources(config, split.training)
@@ -251,11 +253,11 @@ def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) 
         )
         baselines = cached_baselines(split.training, split.validation, cache_dir=cache)
     shown = split.validation or split.training
-    prompt = next((d.prompt for d in shown if d.prompt is not None), "")
+    prompt = next((d.prompt or "" for d in shown if d.has_prompt), "")
     return TrainingData(
         training,
         validation,
-        has_records=any(d.prompt is not None for d in split.training),
+        has_records=any(d.has_prompt for d in split.training),
         sample_prompt=config.train.sample_prompt or prompt,
         baselines=baselines,
     )

@@ -149,6 +149,53 @@ TEXTS = (
         ("texts/b.txt is a device",),
         link("texts/b.txt", "/dev/zero"),
     ),
+    Case(
+        "an endless device as the corpus",
+        (*TRAIN, "--data", "/dev/zero"),
+        ("/dev/zero is a device",),
+    ),
+    Case(
+        "a pipe named .docx as the corpus",
+        (*TRAIN, "--data", "pipe.docx"),
+        ("pipe.docx is a pipe",),
+        special("pipe.docx", os.mkfifo),
+    ),
+    Case(
+        "pipes and sockets of other names",
+        TRAIN,
+        ("texts holds no text", "it holds 2 files: 1 .docx, 1 .pdf"),
+        lambda: (Path("texts").mkdir(), os.mkfifo("texts/a.pdf"), a_socket("texts/b.docx")),
+    ),
+    Case(
+        "the beginning of a Word document",
+        (*TRAIN, "--data", "w.docx"),
+        ("w.docx is a Word document; expected one of .txt", "Save it as plain text"),
+        file("w.docx", b"PK\x03\x04xx[Content_Types].xml word/"),
+    ),
+    Case(
+        "the beginning of a zip archive",
+        (*TRAIN, "--data", "w.docx"),
+        ("w.docx is a zip archive", "Unpack it"),
+        file("w.docx", b"PK\x03\x04"),
+    ),
+    Case(
+        "an empty Word document",
+        (*TRAIN, "--data", "w.docx"),
+        ("w.docx is none of .txt", "Rename it if it is text"),
+        file("w.docx"),
+    ),
+    Case(
+        "the beginning of a gzip archive",
+        (*TRAIN, "--data", "a.txt.gz"),
+        ("a.txt.gz is a gzip archive", "gunzip"),
+        file("a.txt.gz", b"\x1f\x8b"),
+    ),
+    Case(
+        "the beginning of a PDF document",
+        (*TRAIN, "--data", "a.pdf"),
+        ("a.pdf is a PDF document", "pdftotext"),
+        file("a.pdf", b"%PDF-"),
+    ),
     Case("a socket", TRAIN, ("texts/b.txt is a socket",), special("texts/b.txt", a_socket)),
     Case(
         "a folder named .txt",

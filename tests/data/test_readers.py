@@ -193,6 +193,17 @@ def test_a_hole_of_gigabytes_is_refused_in_little_memory(folder: Path) -> None:
     assert int(kilobytes) < 150_000
 
 
+def test_a_file_that_grows_while_it_is_read_is_refused_and_not_read_for_ever(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "_BLOCK_BYTES", 100)
+    path = write(folder / "a.txt", "one line\n" * 100)
+    with path.open("a") as log, pytest.raises(UserError, match="changed while it was read"):
+        for _, _ in zip(text_files.read_blocks(path), range(1000), strict=False):
+            log.write("one more line, longer than what is read at a time\n" * 3)
+            log.flush()
+
+
 @pytest.mark.parametrize("before", [1 << 20, (1 << 20) - 1, (1 << 20) - 2])
 def test_offset_and_line_count_from_the_beginning_of_the_file(folder: Path, before: int) -> None:
     text = ("x" * 99 + "\n") * 20_000

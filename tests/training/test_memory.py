@@ -193,6 +193,23 @@ def test_a_run_trains_with_the_batch_size_that_was_found(
     assert (seen[0].dtype, seen[0].backends.keys()) == ("bf16", {"three_tier"})
 
 
+def test_the_header_says_where_a_choice_that_is_kept_was_made(
+    train_run: TrainRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the batch size is found, dtype and backends are chosen before it."""
+    monkeypatch.setattr(setup, "largest_batch_size", lambda *_, **__: 8)
+    choosing = ("train.dtype=auto", "train.backend={three_tier: auto}", "train.deterministic=true")
+    headers = []
+    for settings in ((), ("train.max_steps=4",)):
+        train_run("train.batch_size=auto", "train.max_steps=2", *choosing, *settings)
+        headers.append(capsys.readouterr().err)
+    first, resumed = headers
+    assert first.count("(chosen above, before the batch size)") == 2
+    assert "when the run began" not in first
+    assert resumed.count("(as when the run began)") == 2
+    assert "chosen above" not in resumed
+
+
 def test_on_cuda_a_batch_that_does_not_run_is_halved(
     words: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

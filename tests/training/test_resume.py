@@ -33,6 +33,7 @@ from support.training_runs import (
 from ys_llm.config.schema import Config, DataConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
+from ys_llm.data import readers, split_cache
 from ys_llm.data.split import BY_CONTENT_HASH, BY_DOCUMENT_ID, SplitRecord
 from ys_llm.data.split_cache import load_split
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
@@ -237,6 +238,27 @@ def test_a_text_that_grows_keeps_what_was_held_out(
     record = SplitRecord.load(run / "split.json")
     held_out = load_split(DataConfig(path=str(corpus)), record=record).validation
     assert len(held_out) == 1 and text.endswith(held_out[0].text)
+
+
+def test_a_second_start_does_not_read_a_large_text_that_has_not_changed(
+    train_run: TrainRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends with the same bits as a run that read it; after `clean` it is read."""
+    whole = train_run("train.max_steps=8", runs="whole").run
+    monkeypatch.setattr(readers, "SPOOL_BYTES", 1)
+    monkeypatch.setattr(split_cache, "_SETTLED_NANOSECONDS", -(10**18))
+    train_run("train.max_steps=4")
+
+    def must_not(path: Path) -> Any:
+        raise AssertionError(f"{path} is read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(readers, "read_blocks", must_not)
+        again = train_run("train.max_steps=8").run
+        assert_same_training(again, whole)
+        remove(list_removals(again, "model", corpus=tmp_path / "texts"))
+        with pytest.raises(AssertionError, match="is read"):
+            train_run("train.max_steps=8")
 
 
 def test_a_run_without_a_record_of_its_split_keeps_the_split_it_had(train_run: TrainRun) -> None:

@@ -186,9 +186,13 @@ def _read_bytes(path: Path) -> Iterator[bytes]:
     try:
         _refuse_special(name, path.stat().st_mode)
         with path.open("rb") as file:
-            before = os.fstat(file.fileno())
+            before, n_bytes = os.fstat(file.fileno()), 0
             while block := file.read(_BLOCK_BYTES):
                 yield block
+                n_bytes += len(block)
+                # A program may write faster than this reads. Some virtual files have no size.
+                if n_bytes > before.st_size > 0:
+                    break
             after = os.fstat(file.fileno())
     except OSError as error:
         raise _cannot_read(path, error) from error

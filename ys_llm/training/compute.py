@@ -20,6 +20,7 @@ from ys_llm.model.device import resolve_device
 from ys_llm.model.language_model import Model
 from ys_llm.ops.choices import NOT_KEPT, Answer, Question, recorded, time_in_turn
 from ys_llm.ops.precision import Precision
+from ys_llm.ops.three_tier.select import KEPT
 from ys_llm.system.machine import inspect_machine, thread_setting
 from ys_llm.training.metrics import log_line
 
@@ -35,11 +36,15 @@ _SLOWEST_UNIT = 1e10  # FLOP/s: emulated bf16 reaches 1 to 3 GFLOP/s, hardware s
 
 @dataclass(frozen=True)
 class Compute:
-    """The device, the dtype of matmul operands and the backend of each mixer; None: not chosen."""
+    """The device, the dtype of matmul operands and the backend of each mixer; None: not chosen.
+
+    `origin` says in the header where a choice that is kept was made.
+    """
 
     device: torch.device
     dtype: Precision | None = None
     backends: Mapping[str, str] = field(default_factory=dict)  # by mixer name
+    origin: str = "as when the run began"
 
     def autocast(self) -> torch.autocast:
         """bf16 operands where the run's dtype is bf16; weights and state stay float32."""
@@ -102,14 +107,14 @@ def select_device(config: TrainConfig) -> torch.device:
 def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Compute:
     """Choose dtype and backends for the model on the device of `previous`, and log them.
 
-    What `previous` sets (from a checkpoint made on this machine) is reused; a probe chooses the
-    rest, without timing anything where `train.deterministic` is set.
+    What `previous` sets (from a checkpoint made on this machine, or earlier in this start) is kept;
+    a probe chooses the rest, without timing anything where `train.deterministic` is set.
     """
     device = previous.device
     if device.type == "cpu":
         log_line(f"compiler     {compile_kernels()}")
     if config.dtype == "auto" and previous.dtype:
-        dtype, reason = previous.dtype, "as when the run began"
+        dtype, reason = previous.dtype, previous.origin
     else:
         dtype, reason = resolve_dtype(config, device)
     log_line(f"device       {describe(device)}; {dtype} ({reason})")
@@ -120,7 +125,8 @@ def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Com
         timed=not config.deterministic,
     )
     for mixer, (backend, reason) in selected.items():
-        log_line(f"backend      {mixer}: {backend} ({reason})")
+        why = previous.origin if reason == KEPT else reason
+        log_line(f"backend      {mixer}: {backend} ({why})")
     return Compute(device, dtype, {mixer: backend for mixer, (backend, _) in selected.items()})
 
 

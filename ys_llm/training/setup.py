@@ -232,6 +232,7 @@ def _with_batch_size(
     usual = replace(config.train, batch_size=TrainConfig().batch_size)
     model = Model(config.model, vocab_size=tokenizer.vocab_size, backends=config.train.backend)
     compute = select_backends(usual, model.to(device), Compute(device))
+    compute = replace(compute, origin="chosen above, before the batch size")
     held_out = sum(document.n_bytes + 1 for document in split.validation)  # tokens at most
     size = largest_batch_size(
         config,

@@ -32,6 +32,7 @@ FEWEST_STEPS = 16  # of a pass for which `cpp` gains more than packing its weigh
 
 PROBE_STEPS = 32  # two windows
 CLEARLY_SLOWER = 0.8  # cpp also needs less memory; smaller differences are noise of so short a run
+KEPT = "kept"  # the reason of a choice made before; the run knows when
 
 
 class Choice(NamedTuple):
@@ -89,7 +90,7 @@ def select(
     """
     device_type = weights.gain.device.type
     if is_available(previous, device_type):
-        return Choice(previous, "as when the run began")
+        return Choice(previous, KEPT)
     if device_type == "cuda":
         return Choice("windowed", "cuda_graph and triton are experimental: set them by name")
     if not is_available("cpp", device_type):

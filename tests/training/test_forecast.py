@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.training_runs import ROOT, TrainRun, settings, snapshot
+from support.training_runs import PINNED, ROOT, TINY, TrainRun, settings, snapshot
 
 from ys_llm.config.sources import load_config
 from ys_llm.errors import EXIT_USAGE, UserError
@@ -206,3 +206,45 @@ def test_time_and_memory_are_those_of_the_training(tmp_path: Path) -> None:
     (memory,) = re.findall(r"about ([\d.]+) GB", text)
     print(f"memory: promised {memory} GB, taken {usage.ru_maxrss * 1024 / 1e9:.2f} GB")
     assert float(memory) * 1e9 == pytest.approx(usage.ru_maxrss * 1024, rel=FORECAST_ERROR)
+
+
+# Its own peak, which the peak of the process that started it does not raise.
+YS_WITH_PEAK = """
+import sys
+from pathlib import Path
+from ys_llm.cli.main import main
+code = main(sys.argv[1:])
+status = Path("/proc/self/status").read_text().split()
+print("peak", status[status.index("VmHWM:") + 1])
+sys.exit(code)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
+@pytest.mark.parametrize("n_files", [1, 50])
+def test_the_memory_of_a_training_on_a_large_text_is_forecast(tmp_path: Path, n_files: int) -> None:
+    """100 MB of text that lay in memory would add a quarter to what is forecast."""
+    (tmp_path / "text").mkdir()
+    for number in range(n_files):
+        lines = (f"{number} {i:9} is a number of this text.\n" for i in range(2_500_000 // n_files))
+        with (tmp_path / "text" / f"{number}.txt").open("w") as file:
+            file.writelines(lines)
+    overrides = (*TINY, *PINNED, "train.sample_interval=0", "data.validation_fraction=0.001")
+    words = ["train", "--data", "text", *(w for o in overrides for w in ("--set", o))]
+
+    def run(*more: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-P", "-c", YS_WITH_PEAK, *words, *more],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+
+    (memory,) = re.findall(r"about ([\d.]+) GB", run("--dry-run"))
+    first, second = (1024 * int(run().rpartition("peak ")[2]) for _ in range(2))
+    print(f"memory: promised {memory} GB, taken {first / 1e9:.2f} GB, then {second / 1e9:.2f} GB")
+    assert float(memory) * 1e9 == pytest.approx(first, rel=FORECAST_ERROR)
+    assert second < 1.05 * first

@@ -7,7 +7,7 @@
                 tokenizer.json  generation_config.json  metrics.jsonl  README.md
                 split.json              which text is held out
                 common_words.json       the words that are common in its training text
-                cache/                  token shards
+                cache/                  token shards, and the split of a large text
                 checkpoints/step-*/     what training resumes from
                 rollbacks.json          steps that were rolled back, and why
                 post-mortem/            diagnosis and batch of such a step
@@ -142,7 +142,8 @@ def _refuse_foreign(run: Path) -> None:
 
 def remove_temp_files(run: Path) -> None:
     """Remove the partial files of a killed process; only the owner of the lock may."""
-    for folder in (run, run / CHECKPOINTS, run / POST_MORTEM, *(run / "cache").glob("*")):
+    cache = run / "cache"
+    for folder in (run, run / CHECKPOINTS, run / POST_MORTEM, cache, *cache.glob("*")):
         for path in folder.glob(".*.tmp"):
             _remove(path)
 

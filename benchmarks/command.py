@@ -105,7 +105,7 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
 
 
 def redraw(arguments: argparse.Namespace) -> int:
-    """What is made of saved files; exit code 1 where a figure of the newer one fell."""
+    """What is made of saved files; exit code 1 where a figure of the newer one fell or is missing."""
     if arguments.sections[0] == "tables":
         print("\n".join(tables.write(machine.ROOT) if arguments.write else tables.show()))
         return 0
@@ -114,7 +114,11 @@ def redraw(arguments: argparse.Namespace) -> int:
     if newer:
         found = changes(report, tables.read(newer[0]))
         print("\n".join(change.line() for change in found))
-        return EXIT_FAILED if any(change.fell for change in found) else 0
+        worse = [change for change in found if change.worse]
+        missing = sum(change.new is None for change in found)
+        if worse:
+            print(f"of {len(found)} figures {len(worse) - missing} fell, {missing} are missing")
+        return EXIT_FAILED if worse else 0
     if arguments.sections[0] == "table":
         print(table(judge(report)))
         return 0

@@ -1,4 +1,4 @@
-"""Two result files of one class of processors: which figures fell."""
+"""Two result files of one class of processors: which figures fell, and which are missing."""
 
 from __future__ import annotations
 
@@ -14,35 +14,52 @@ TOLERATED = 0.05  # a smaller change of a median is not told from noise
 
 @dataclass(frozen=True)
 class Change:
-    """One figure in both files."""
+    """One figure of the old file, and what the new one has for it: None where it is missing."""
 
     old: Target
-    new: Target
+    new: Target | None
 
     @property
     def gain(self) -> float:
-        """New over old, or old over new where less is better: below 1, the figure fell."""
+        """New over old, or old over new where less is better: below 1, the figure fell.
+
+        NaN where it is missing.
+        """
+        if self.new is None:
+            return float("nan")
         pair = (self.old, self.new) if self.new.at_most else (self.new, self.old)
         return pair[0].figure / pair[1].figure
 
     @property
     def fell(self) -> bool:
         """Worse by more than what is tolerated, and in every round worse than in any before."""
-        if self.gain >= 1 - TOLERATED:
+        if self.new is None or self.gain >= 1 - TOLERATED:
             return False
         if self.new.at_most:
             return min(self.new.values) > max(self.old.values)
         return max(self.new.values) < min(self.old.values)
 
+    @property
+    def worse(self) -> bool:
+        """Whether the new file has nothing as good to show: the figure fell or is missing."""
+        return self.new is None or self.fell
+
     def line(self) -> str:
         """Both figures with their spreads."""
-        old, new = (f"{side.figure:.3g} ({side.spread})" for side in (self.old, self.new))
+        key, unit = self.old.key, self.old.unit
+        if self.new is None:
+            return f"{key}: {_with_spread(self.old)} {unit} -> missing"
         verdict = ", fell" if self.fell else ""
-        return f"{self.new.key}: {old} -> {new} {self.new.unit}, gain {self.gain:.2f}{verdict}"
+        both = f"{_with_spread(self.old)} -> {_with_spread(self.new)}"
+        return f"{key}: {both} {unit}, gain {self.gain:.2f}{verdict}"
+
+
+def _with_spread(target: Target) -> str:
+    return f"{target.figure:.3g} ({target.spread})"
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
-    """Every figure that both reports give.
+    """Every figure that the old report gives.
 
     UserError where they are of different classes or numbers of threads.
     """
@@ -52,6 +69,5 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
                 f"{fact} {old[fact]} and {fact} {new[fact]} cannot be compared",
                 f"Name two files of the same {fact}",
             )
-    before = {target.key: target for target in judge(old) if target.values}
     after = {target.key: target for target in judge(new) if target.values}
-    return [Change(before[key], after[key]) for key in before if key in after]
+    return [Change(target, after.get(target.key)) for target in judge(old) if target.values]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import lstm
 from benchmarks.machine import (
     ROOT,
     bars,
@@ -21,7 +22,7 @@ from benchmarks.machine import (
     rate,
 )
 from benchmarks.rounds import Effort, Group, interleaved
-from ys_llm.config.schema import TrainConfig
+from ys_llm.config.schema import Config, TrainConfig
 from ys_llm.config.sources import load_config
 from ys_llm.data.split import Split
 from ys_llm.model.costs import flops_per_token, parameter_count
@@ -33,8 +34,9 @@ from ys_llm.training.recovery.non_finite import check_gradients
 from ys_llm.training.setup import build
 from ys_llm.training.trainer import Run, TrainState
 
-OURS, LLAMA = "default", "llama"  # names of configurations, all of about as many parameters
-SIDES = (OURS, LLAMA, "min_gru")
+# Names of configurations, all of about as many parameters; the LSTM is put into the default.
+OURS, LLAMA, LSTM = "default", "llama", "nn.LSTM"
+SIDES = (OURS, LLAMA, "min_gru", LSTM)
 JUDGED = (OURS, LLAMA)  # the others are left out where there is no time for them
 LENGTHS = (256, 2048)  # tokens a row
 STEPS = (OURS, "quickstart")  # the models whose steps are taken apart
@@ -57,12 +59,12 @@ class Workplace:
         Runs of one vocabulary share tokenizer and shards.
         """
         more = [f"data.path={self.corpus}", *overrides, *(_SMALL if quick else ())]
-        config = load_config(ROOT / f"configs/{name}.yaml", overrides=more).config
+        config = config_of(name, more)
         folder = self.folder / f"vocabulary-{config.tokenizer.vocab_size}"
         folder.mkdir(parents=True, exist_ok=True)
         run, _ = build(config, folder, self.split, cache=folder / "cache")
         run.tokenizer.save(folder / "tokenizer.json")
-        return run
+        return lstm.with_lstm(run) if name == LSTM else run
 
     def run(self, name: str, overrides: Sequence[str], *, quick: bool) -> Run:
         """As `ys train` prepares it."""
@@ -71,6 +73,13 @@ class Workplace:
         with process_settings(run.config.train):
             compute = select_backends(run.config.train, run.model, run.compute)
         return replace(run, compute=compute)
+
+
+def config_of(side: str, overrides: Sequence[str]) -> Config:
+    """The configuration of a side; that of the LSTM is for a model that is given it afterwards."""
+    own = lstm.OVERRIDES if side == LSTM else ()
+    path = ROOT / f"configs/{OURS if side == LSTM else side}.yaml"
+    return load_config(path, overrides=[*own, *overrides]).config
 
 
 def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> list[Group]:
@@ -87,7 +96,7 @@ def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> li
                 cases[f"{side} {dtype}"] = _step(run, stack.enter_context(_metrics(place)))
                 facts[f"{side} {dtype}"] = _facts_of(run, seq_len)
         stack.enter_context(process_settings(TrainConfig()))
-        keep = {limit, *(f"{side} {bars().dtype}" for side in JUDGED)}
+        keep = {limit, *(f"{side} {dtype}" for side in JUDGED for dtype in dtypes())}
         seconds, left_out = interleaved(cases, effort, keep=keep)
     facts |= {"work": {limit: matmul_flops(effort)}, "left_out": left_out}
     facts["tokens"] = dict.fromkeys(cases.keys() - {limit}, n_tokens)
@@ -95,9 +104,12 @@ def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> li
 
 
 def fitting(seq_len: int, effort: Effort, fp32_rate: float) -> int:
-    """Tokens of a step: fewer where the sides that are judged would not fit into the time."""
+    """Tokens of a step: fewer where the sides that are judged would not fit into the time.
+
+    In every dtype: a figure that is not judged is still compared with that of an older file.
+    """
     n_tokens = max(128, seq_len) if effort.quick else TOKENS_PER_STEP
-    work = len(JUDGED) * STEPS_THAT_FIT * FLOPS_PER_TOKEN
+    work = len(JUDGED) * len(dtypes()) * STEPS_THAT_FIT * FLOPS_PER_TOKEN
     while n_tokens > max(seq_len, 1024) and n_tokens * work / fp32_rate > effort.seconds:
         n_tokens //= 2
     return n_tokens

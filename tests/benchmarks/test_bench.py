@@ -21,12 +21,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import command, figure, layer, machine, rounds, sections, targets, training
+from benchmarks import command, figure, layer, lstm, machine, rounds, sections, targets, training
 from benchmarks.bars import BARS, FILES
 from benchmarks.rounds import Budget, Effort, Group
 from benchmarks.startup import read_split
 from benchmarks.training import Workplace
-from ys_llm.config.sources import load_config
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.training import steps
@@ -367,6 +366,28 @@ def test_training_is_timed_for_each_side_in_each_dtype(place: Workplace, bf16_he
     assert group.facts["default fp32"]["backend"] != group.facts["llama fp32"]["backend"]
 
 
+def test_the_lstm_is_in_every_block_and_is_trained(place: Workplace) -> None:
+    run = place.run(training.LSTM, ["train.max_steps=9", "train.dtype=fp32"], quick=True)
+    layers = [mixer.lstm for mixer in run.model.mixers]
+    assert len(layers) == 2 and all(isinstance(layer, torch.nn.LSTM) for layer in layers)
+    before = [layer.weight_hh_l0.detach().clone() for layer in layers]
+    state = training.TrainState()
+    steps.optimizer_step(run, state, steps.forward_backward(run, state))
+    for old, layer in zip(before, layers, strict=True):
+        assert not torch.equal(old, layer.weight_hh_l0)
+
+
+def test_every_dtype_of_a_judged_side_is_timed_however_short_the_time_is(
+    place: Workplace, bf16_here: None
+) -> None:
+    (group,) = training.measure(32, Effort(0.0, quick=True), place, LIMITS)
+    judged = {f"{side} {dtype}" for side in training.JUDGED for dtype in ("fp32", "bf16")}
+    assert set(group.seconds) == {*judged, f"matmul {machine.bars().dtype}"}
+    assert set(group.facts["left_out"]) == {
+        f"{side} {dtype}" for side in ("min_gru", "nn.LSTM") for dtype in ("fp32", "bf16")
+    }
+
+
 def test_a_step_is_taken_apart(place: Workplace) -> None:
     before = (torch.autograd.backward, steps.clip_gradients, steps.next_batch)
     groups = training.measure_steps(QUICK, place)
@@ -384,7 +405,8 @@ def test_the_sides_of_the_comparison_have_equal_numbers_of_parameters() -> None:
     counts = []
     for side in training.SIDES:
         with torch.device("meta"):
-            model = Model(load_config(ROOT / f"configs/{side}.yaml").config.model, vocab_size=4096)
+            model = Model(training.config_of(side, []).model, vocab_size=4096)
+            model = lstm.put_in(model) if side == training.LSTM else model
         counts.append(parameter_count(model))
     assert max(counts) < 1.02 * min(counts)
 

@@ -40,6 +40,20 @@ def test_a_file_equals_itself(report, tmp_path, capsys):
     assert all("gain 1.00" in line for line in lines)
 
 
+def test_a_figure_that_is_missing_is_named_and_ends_in_exit_code_1(report, tmp_path, capsys):
+    new = copy.deepcopy(report)
+    new["groups"] = [group for group in new["groups"] if group["name"] != "data"]
+    without = next(g for g in new["groups"] if g["name"] == GROUP)["seconds"]
+    for case in [case for case in without if case.startswith("nn.LSTM")]:
+        del without[case]
+    assert compared(report, new, tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    missing = [line.partition(":")[0] for line in lines if line.endswith("-> missing")]
+    assert missing == [f"{GROUP} / LSTM", "tokenising", "second start"]
+    assert lines[-1] == f"of {len(lines) - 1} figures 0 fell, 3 are missing"
+    assert compared(new, report, tmp_path) == 0, "what only the newer file has is no loss"
+
+
 def test_a_figure_that_fell_is_named(report, tmp_path, capsys):
     assert compared(report, slowed(report, 1.5), tmp_path) == 1
     fell = [line for line in capsys.readouterr().out.splitlines() if line.endswith("fell")]

@@ -587,6 +587,11 @@ def test_a_model_is_trained_on_with_other_text_in_a_run_of_its_own(
             "uses the configuration of that run",
         ),
         (["--init-from", "x"], "--init-from needs --data PATH"),
+        (["--init-from", "x", "--data", "y", "--size", "small"], "keeps the size of that run"),
+        (
+            ["--init-from", "x", "--data", "y", "--size", "auto", "--minutes", "3"],
+            "keeps the size of that run",
+        ),
     ],
 )
 def test_flags_of_train_that_cannot_be_meant_together(

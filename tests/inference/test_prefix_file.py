@@ -116,6 +116,25 @@ def test_a_fingerprint_tells_weights_quantisation_and_options() -> None:
     assert digest() == digests[0]
 
 
+def test_a_fingerprint_names_the_dtypes_and_the_backend_of_each_mixer() -> None:
+    def software(change: Any = None) -> str:
+        loaded = loaded_run(("softmax_attention", "three_tier"))
+        if change is not None:
+            change(loaded.model)
+        return fingerprint_of(loaded).software
+
+    def literal(model: Model) -> None:
+        for mixer in model.mixers:
+            mixer.backend = "reference"
+
+    usual = software()
+    assert usual.endswith(", float32, softmax_attention sdpa, three_tier auto")
+    assert software() == usual
+    assert software(literal).endswith(", softmax_attention reference, three_tier reference")
+    assert ", float64, " in software(lambda model: model.double())
+    assert "bfloat16" in software(lambda model: quantize_linears(model, "bf16"))
+
+
 def test_a_file_larger_than_the_memory_is_refused_with_what_to_allow(tmp_path: Path) -> None:
     model = model_of(("three_tier",))
     big = tmp_path / "states"

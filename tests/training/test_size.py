@@ -126,6 +126,20 @@ def test_the_largest_size_that_reads_enough_is_taken_and_the_header_says_why(
     ) in capsys.readouterr().err
 
 
+def test_the_copy_tier_counts_among_the_parameters(
+    train_size: TrainSize, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tier as wide as this has more parameters than the stack below it, and is read to as well."""
+    copying = ("model.copy.window=8", "model.copy.width=256")
+    minutes = minutes_for("small", 1.01 * ENOUGH_TOKENS)
+    auto = ("model.size=auto", f"train.minutes={minutes}")
+    assert saved_config(train_size(*auto)).model.size == "small"
+    assert saved_config(train_size(*auto, *copying, runs="copying")).model.size == "narrow"
+    with_tier = count("narrow") + 3 * WIDTHS["narrow"] * 256 + WIDTHS["narrow"] + 1
+    each = 60 * minutes * SPEEDS["narrow"] / with_tier
+    assert f"{each:.1f} tokens a parameter in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("times", "chosen"), [(1e-4, "narrow"), (0.99, "narrow"), (1e3, "wide")])
 def test_less_time_takes_a_smaller_size_and_there_is_always_one(
     times: float, chosen: str, train_size: TrainSize

@@ -53,19 +53,24 @@ class Fingerprint:
 
     model: str  # digest of architecture and weights, quantised or not
     tokenizer: str
-    software: str  # versions, device and instruction set: others round differently
+    software: str  # versions, device, instruction set, dtypes, backends: others round differently
 
 
 def fingerprint_of(loaded: LoadedRun) -> Fingerprint:
     """The fingerprint of a run as it is loaded, its weights read once."""
     digest = hashlib.sha256(json.dumps(architecture(loaded.config.model)).encode())
     _update(digest, weights(loaded.model))
-    device = next(loaded.model.parameters()).device.type
+    model = loaded.model
+    device = next(model.parameters()).device.type
+    mixers = zip(loaded.config.model.mixer_names, model.mixers, strict=True)
+    backends = sorted({f"{name} {mixer.backend}" for name, mixer in mixers})
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights(model).values()})
     compiled = "with" if loader.load() is not None else "without"
     software = (
         f"ys {__version__}, torch {torch.__version__}, {device}, "
         f"{torch.backends.cpu.get_cpu_capability()}, {cpu_class()}, "
-        f"{torch.get_num_threads()} threads, {compiled} compiled kernels"
+        f"{torch.get_num_threads()} threads, {compiled} compiled kernels, "
+        f"{' and '.join(dtypes)}, {', '.join(backends)}"
     )
     return Fingerprint(digest.hexdigest(), loaded.tokenizer.fingerprint, software)
 

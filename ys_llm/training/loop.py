@@ -24,6 +24,7 @@ from ys_llm.training.compute import process_settings
 from ys_llm.training.header import baseline_text
 from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import Metrics, Progress, log_line
+from ys_llm.training.more_time import more_time_line
 from ys_llm.training.recall_curve import names_again
 from ys_llm.training.recovery.non_finite import (
     NonFiniteError,
@@ -259,5 +260,7 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
             + "".join(f", names again {loss:.2f}" for loss in names.values())
             + f" (baselines: {baseline_text(run)})"
         )
+    if run.config.train.minutes is not None:
+        log_line(more_time_line(run.config, run.folder))
     log_line(f"try it       {command_line('run', run.config.run)}")
     return summary

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import os
 import shlex
 import statistics
@@ -80,9 +81,9 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("sections", nargs="*", default=["all"], metavar="SECTION", help=", ".join(SECTIONS))
-    add("--minutes", type=float, default=MINUTES, metavar="M",
-        help=f"time for all sections, compiling included (default: {MINUTES:g}); what does not "
-        "fit is made smaller or left out, and the file says so")  # fmt: skip
+    add("--minutes", type=float, metavar="M",
+        help=f"time for all sections, compiling included (default: {MINUTES:g}, of --quick none); "
+        "what does not fit is made smaller or left out, and the file says so")  # fmt: skip
     add("--quick", action="store_true", help="small shapes: shows that all of it runs")
     add("--cpu-level", choices=machine.RESTRICTIONS, default="",
         help="use only the instructions of an older processor")  # fmt: skip
@@ -99,13 +100,15 @@ def read_arguments(words: Sequence[str]) -> argparse.Namespace:
                          "tables [--write]")  # fmt: skip
         return arguments
     unknown = [name for name in arguments.sections if name not in (*SECTIONS, "all")]
+    if arguments.minutes is None:
+        arguments.minutes = math.inf if arguments.quick else MINUTES
     if unknown or arguments.minutes <= 0:
         parser.error(f"no such section: {', '.join(unknown)}" if unknown else "--minutes below 0")
     return arguments
 
 
 def redraw(arguments: argparse.Namespace) -> int:
-    """What is made of saved files; exit code 1 where a figure of the newer one fell or is missing."""
+    """What is made of saved files; exit code 1 where the newer one lost a figure, or it fell."""
     if arguments.sections[0] == "tables":
         print("\n".join(tables.write(machine.ROOT) if arguments.write else tables.show()))
         return 0

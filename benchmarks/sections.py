@@ -64,7 +64,7 @@ class Bench:
 
     def measure(self, part: Part, seconds: float) -> list[Group]:
         """The groups of one part; the machine's own must be the first."""
-        effort = Effort(quick=True) if self._quick else Effort(seconds)
+        effort = Effort(seconds, self._quick)
         if part.section == "machine":
             self._limits = machine.measure(effort)
             return [self._limits]

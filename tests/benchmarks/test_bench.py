@@ -368,13 +368,13 @@ def test_training_is_timed_for_each_side_in_each_dtype(place: Workplace, bf16_he
 
 def test_the_lstm_is_in_every_block_and_is_trained(place: Workplace) -> None:
     run = place.run(training.LSTM, ["train.max_steps=9", "train.dtype=fp32"], quick=True)
-    layers = [mixer.lstm for mixer in run.model.mixers]
-    assert len(layers) == 2 and all(isinstance(layer, torch.nn.LSTM) for layer in layers)
-    before = [layer.weight_hh_l0.detach().clone() for layer in layers]
+    lstms = [mixer.lstm for mixer in run.model.mixers]
+    assert len(lstms) == 2 and all(isinstance(one, torch.nn.LSTM) for one in lstms)
+    before = [one.weight_hh_l0.detach().clone() for one in lstms]
     state = training.TrainState()
     steps.optimizer_step(run, state, steps.forward_backward(run, state))
-    for old, layer in zip(before, layers, strict=True):
-        assert not torch.equal(old, layer.weight_hh_l0)
+    for old, one in zip(before, lstms, strict=True):
+        assert not torch.equal(old, one.weight_hh_l0)
 
 
 def test_every_dtype_of_a_judged_side_is_timed_however_short_the_time_is(
@@ -469,43 +469,3 @@ def test_all_sections_run(tmp_path: Path, level: list[str]) -> None:
     if level:
         assert report["class"] == "AVX2"
         assert not [c for group in report["groups"] for c in group["seconds"] if "bf16" in c]
-
-
-def run_as_a_user(*words: str) -> subprocess.CompletedProcess[str]:
-    command_line = [sys.executable, "-m", "benchmarks", *words]
-    return subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, timeout=900)
-
-
-def figures_of(folder: Path, *words: str) -> dict[str, Any]:
-    """The file of `python -m benchmarks WORDS`, after its readers have read it."""
-    out = str(folder / "mine.json")
-    measured = run_as_a_user(*words, "--out", out)
-    assert (measured.returncode, measured.stderr) == (0, "")
-    table = run_as_a_user("table", out)
-    compared = run_as_a_user("compare", out, out)
-    assert table.returncode == compared.returncode == 0, compared.stdout
-    report: dict[str, Any] = json.loads((folder / "mine.json").read_text(encoding="utf-8"))
-    given = [target for target in targets.judge(report) if target.values]
-    assert given and all(target.what in table.stdout for target in given)
-    assert all(f"{target.key}: " in compared.stdout for target in given)
-    assert all(target.line() in measured.stdout for target in given)
-    return report
-
-
-def test_the_bench_measures_in_a_tiny_time_and_its_file_is_read_back(tmp_path: Path) -> None:
-    report = figures_of(tmp_path, "model", "--quick", "--minutes", "0.01")
-    names = [group["name"] for group in report["groups"]]
-    lengths = sections.QUICK_LENGTHS
-    trainings = [f"training T {n}" for n in lengths]
-    assert names == ["machine", *trainings, "step default", "step quickstart"]
-    for group in report["groups"][1:3]:
-        sides = {case.rsplit(" ", 1)[0] for case in group["facts"]["tokens"]}
-        assert set(training.JUDGED) <= sides
-
-
-@pytest.mark.slow
-def test_all_of_the_bench_ends_in_a_short_time_with_every_judged_figure(tmp_path: Path) -> None:
-    report = figures_of(tmp_path, "all", "--minutes", "1")
-    assert [group["name"] for group in report["groups"] if not group["seconds"]] == []
-    judged = [target for target in targets.judge(report) if target.bar is not None]
-    assert [target.key for target in judged if not target.values] == []

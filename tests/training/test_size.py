@@ -129,7 +129,7 @@ def test_the_largest_size_that_reads_enough_is_taken_and_the_header_says_why(
 def test_the_copy_tier_counts_among_the_parameters(
     train_size: TrainSize, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A tier as wide as this has more parameters than the stack below it, and is read to as well."""
+    """A tier as wide as this has more parameters than the stack below it."""
     copying = ("model.copy.window=8", "model.copy.width=256")
     minutes = minutes_for("small", 1.01 * ENOUGH_TOKENS)
     auto = ("model.size=auto", f"train.minutes={minutes}")

@@ -64,7 +64,9 @@ def fingerprint_of(loaded: LoadedRun) -> Fingerprint:
     device = next(model.parameters()).device.type
     mixers = zip(loaded.config.model.mixer_names, model.mixers, strict=True)
     backends = sorted({f"{name} {mixer.backend}" for name, mixer in mixers})
-    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in weights(model).values()})
+    dtypes = sorted(
+        {str(weight.dtype).removeprefix("torch.") for weight in weights(model).values()}
+    )
     compiled = "with" if loader.load() is not None else "without"
     software = (
         f"ys {__version__}, torch {torch.__version__}, {device}, "

@@ -24,7 +24,7 @@ def figures_of(folder: Path, *words: str) -> dict[str, Any]:
     """The file of `python -m benchmarks WORDS`, after its readers have read it."""
     out = str(folder / "mine.json")
     measured = run_as_a_user(*words, "--out", out)
-    assert (measured.returncode, measured.stderr) == (0, "")
+    assert measured.returncode == 0, measured.stderr
     table = run_as_a_user("table", out)
     compared = run_as_a_user("compare", out, out)
     assert table.returncode == compared.returncode == 0, compared.stdout

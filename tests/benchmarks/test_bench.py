@@ -367,7 +367,7 @@ def test_training_is_timed_for_each_side_in_each_dtype(place: Workplace, bf16_he
 
 
 def test_the_lstm_is_in_every_block_and_is_trained(place: Workplace) -> None:
-    run = place.run(training.LSTM, ["train.max_steps=9", "train.dtype=fp32"], quick=True)
+    run = place.run(training.LSTM, training._shape(32, 128, "fp32", training.LSTM), quick=True)
     lstms = [mixer.lstm for mixer in run.model.mixers]
     assert len(lstms) == 2 and all(isinstance(one, torch.nn.LSTM) for one in lstms)
     before = [one.weight_hh_l0.detach().clone() for one in lstms]

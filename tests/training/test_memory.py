@@ -38,7 +38,6 @@ TRAININGS: dict[str, tuple[str, ...]] = {
     "three tiers in bf16": ("train.seq_len=128", "train.dtype=bf16"),
     "attention": ATTENTION,
     "attention in a window": (*ATTENTION, "model.options.softmax_attention.window=128"),
-    "a copy tier": ("model.copy.window=128", "train.seq_len=128"),
     "contiguous, accumulated, dropout": (
         "data.batching=contiguous",
         "model.dropout=0.2",

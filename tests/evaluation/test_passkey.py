@@ -16,7 +16,7 @@ from ys_llm.model.language_model import Model
 
 
 class Repeater(nn.Module):
-    """Says what followed the latest place in its memory that read like its last 20 tokens."""
+    """Says what followed the latest place in its memory that read like its last 12 tokens."""
 
     def __init__(self, tokenizer: Tokenizer, memory: int) -> None:
         super().__init__()
@@ -33,9 +33,9 @@ class Repeater(nn.Module):
         return nn.functional.one_hot(said_BT, self.vocab_size), after
 
     def says(self, read: list[int]) -> int:
-        last = bytes(read[-20:])
+        last = bytes(read[-12:])
         found = bytes(read[-self.memory : -1]).rfind(last)
-        return read[-self.memory :][found + 20] if found >= 0 else 0
+        return read[-self.memory :][found + 12] if found >= 0 else 0
 
 
 def measured(model: Any, tokenizer: Tokenizer, n_tokens: int = 700) -> float:

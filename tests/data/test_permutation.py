@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ys_llm.data import batches
-from ys_llm.data.permutation import UInt64Array, permute, permute_array
+from ys_llm.data.permutation import UInt64Array, permute, permute_array, permute_keyed
 
 
 def hashed(number: int, value: int) -> int:
@@ -28,22 +27,22 @@ def test_an_array_is_permuted_as_its_numbers_are(n: int) -> None:
 
 
 def test_the_order_of_windows_of_an_existing_run_never_changes() -> None:
-    order = batches.permute(np.arange(10, dtype=np.uint64), 10, seed=1337, epoch=2)
+    order = permute_keyed(np.arange(10, dtype=np.uint64), 10, seed=1337, epoch=2)
     assert order.tolist() == [1, 0, 8, 5, 4, 9, 6, 7, 2, 3]
 
 
 @given(n=st.integers(1, 3000), seed=st.integers(0, 2**31), epoch=st.integers(0, 1000))
 @settings(deadline=None, max_examples=100)
 def test_the_permutation_is_a_bijection(n: int, seed: int, epoch: int) -> None:
-    values = batches.permute(np.arange(n, dtype=np.uint64), n, seed=seed, epoch=epoch)
+    values = permute_keyed(np.arange(n, dtype=np.uint64), n, seed=seed, epoch=epoch)
     assert sorted(values.tolist()) == list(range(n))
 
 
 def test_each_index_is_permuted_alone_even_where_no_list_would_fit() -> None:
     n = 10**15 + 37
     indices = np.array([0, 1, 2, n // 2, n - 1], dtype=np.uint64)
-    together = batches.permute(indices, n, seed=3, epoch=0)
-    alone = [int(batches.permute(indices[i : i + 1], n, seed=3, epoch=0)[0]) for i in range(5)]
+    together = permute_keyed(indices, n, seed=3, epoch=0)
+    alone = [int(permute_keyed(indices[i : i + 1], n, seed=3, epoch=0)[0]) for i in range(5)]
     assert together.tolist() == alone
     assert len(set(alone)) == 5
     assert max(alone) < n
@@ -52,7 +51,7 @@ def test_each_index_is_permuted_alone_even_where_no_list_would_fit() -> None:
 def test_permutations_look_random_and_differ_between_epochs_and_seeds() -> None:
     n = 10_000
     indices = np.arange(n, dtype=np.uint64)
-    orders = [batches.permute(indices, n, seed=s, epoch=e) for s, e in [(0, 0), (0, 1), (1, 0)]]
+    orders = [permute_keyed(indices, n, seed=s, epoch=e) for s, e in [(0, 0), (0, 1), (1, 0)]]
     for i, order in enumerate(orders):
         # The correlation of two independent orders has standard deviation 1 / sqrt(n) = 0.01.
         assert abs(np.corrcoef(indices, order)[0, 1]) < 0.05

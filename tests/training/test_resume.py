@@ -55,7 +55,7 @@ def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun
 
 
 @pytest.mark.parametrize("mixer", [*mixer_names(), ", ".join(mixer_names())])
-@pytest.mark.parametrize("batching", ["shuffled", "contiguous"])
+@pytest.mark.parametrize("batching", ["shuffled", "contiguous", "documents"])
 def test_more_steps_continue_as_if_requested_at_once(
     train_run: TrainRun, batching: str, mixer: str
 ) -> None:
@@ -76,7 +76,7 @@ def test_more_steps_continue_as_if_requested_at_once(
     parts = train_run(*common, "train.max_steps=9")
     assert_same_training(parts.run, whole.run)
     carried = [name for name in last_tensors(parts.run) if "carried" in name]
-    assert bool(carried) is (batching == "contiguous")
+    assert bool(carried) is (batching in ("contiguous", "documents"))
 
 
 def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: int) -> Any:

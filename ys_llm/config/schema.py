@@ -11,6 +11,8 @@ from ys_llm.config.strict_reader import setting
 
 TokenizerKind = Literal["bpe", "words", "chars", "bytes"]
 DataFormat = Literal["auto", "text", "records"]
+Batching = Literal["shuffled", "contiguous", "documents"]
+LongDocuments = Literal["carry", "cut", "crop"]
 
 _MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
@@ -39,11 +41,27 @@ class DataConfig:
     validation_fraction: float = setting(
         0.05, "fraction of documents held out, chosen by content hash", minimum=0.0, below=1.0
     )
-    batching: Literal["shuffled", "contiguous"] = setting(
-        "shuffled",
-        "shuffled: random pieces; contiguous: text in order, state carried over",
+    batching: Batching = field(
+        default="shuffled",
+        metadata={
+            "help": "shuffled: random pieces; contiguous: text in order, state carried over; "
+            "documents: rows begin at documents"
+        },
+    )
+    long_documents: LongDocuments = field(
+        default="carry",
+        metadata={
+            "help": "what does not fit into its row: carry = goes on in the next, with its "
+            "state; cut = goes on in another, without; crop = the rest is not read"
+        },
     )
     reset_at_document: bool = setting(True, "reset the state at document boundaries")
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether each row of a batch goes on where that of the batch before it stopped."""
+        with_documents = self.batching == "documents" and self.long_documents == "carry"
+        return with_documents or self.batching == "contiguous"
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ of M = len(tokens) - 1 inputs, in which position (i + 1) mod M follows position 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ys_llm.data.permutation import ROUNDS, UInt64Array, permute_array
+from ys_llm.config.schema import Batching, LongDocuments
+from ys_llm.data.document_rows import EMPTY, document_rows
+from ys_llm.data.permutation import draw, permute_keyed
 from ys_llm.data.shards import Int64Array, TokenShard
 from ys_llm.errors import UserError
 
@@ -27,7 +27,8 @@ class Batch:
     """The input of one step: `inputs_BT`, `targets_BT` (int64), `starts_BT` (bool).
 
     With `carry`, row b continues row b of the previous batch, so the state is carried over.
-    `starts_BT` marks the first token (`<end>`) of each document.
+    `starts_BT` marks the first token (`<end>`) of each document, and of a row that continues
+    nothing though the others do.
     """
 
     inputs_BT: Tensor
@@ -40,16 +41,23 @@ class Batch:
 class BatchPlan:
     """What the order of batches depends on, besides the data and the batch index."""
 
-    batching: Literal["shuffled", "contiguous"]
+    batching: Batching
     seq_len: int
     batch_size: int
     seed: int
     end_id: int
+    long_documents: LongDocuments = "carry"
 
 
 def batches_per_epoch(data: TokenShard, plan: BatchPlan) -> int:
-    """Return the number of batches after which every token was an input at least once."""
-    _check_length(data, plan)
+    """Return the number of batches after which every token was an input at least once.
+
+    With documents, after which every row was read; R / batch_size of them, rounded up.
+    """
+    _check(data, plan)
+    if plan.batching == "documents":
+        rows = document_rows(data, plan.seq_len, plan.long_documents)
+        return -(-rows.packing.n_rows // plan.batch_size)
     if plan.batching == "shuffled":
         return -(-_n_windows(data, plan) // plan.batch_size)
     return _n_pieces(data, plan)
@@ -58,15 +66,20 @@ def batches_per_epoch(data: TokenShard, plan: BatchPlan) -> int:
 def batch_at(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
     """Return batch number `index`, from 0: a pure function of its arguments, in O(1).
 
-    shuffled: sample s = index * batch_size + row is window `permute(s mod n)` of epoch s // n,
-    with n = ceil(M / seq_len). A batch may span two epochs, so no partial batch is dropped.
+    shuffled: sample s = index * batch_size + row is window `permute_keyed(s mod n)` of epoch
+    s // n, with n = ceil(M / seq_len). A batch may span two epochs, so no partial batch is dropped.
     contiguous: row b begins at floor(b M / batch_size), and the batch is its piece k = index mod K,
     K = ceil(M / (batch_size seq_len)); `carry` is false for the first piece of an epoch only.
     In both, an offset drawn from (seed, epoch) rotates the ring, so borders move every epoch.
+    documents: see `document_rows.py`. Columns without a document are inputs of `<end>` with the
+    target IGNORE_INDEX.
 
-    Raises UserError if the data is shorter than one window.
+    Raises UserError if the data is shorter than one window, or a single document where rows begin
+    at documents.
     """
-    _check_length(data, plan)
+    _check(data, plan)
+    if plan.batching == "documents":
+        return _document_batch(data, plan, index)
     if plan.batching == "shuffled":
         begins, carry = _window_begins(data, plan, index), False
     else:
@@ -74,12 +87,6 @@ def batch_at(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
     positions = (begins[:, None] + np.arange(plan.seq_len + 1)) % data.n_inputs
     rows = torch.from_numpy(data.tokens[positions].astype(np.int64))
     return _batch(rows[:, :-1], rows[:, 1:], end_id=plan.end_id, carry=carry)
-
-
-def permute(indices: UInt64Array, n: int, *, seed: int, epoch: int) -> UInt64Array:
-    """Return where the permutation of 0..n-1 that belongs to (seed, epoch) takes each index."""
-    keys = _draw("permute", seed, epoch, n=ROUNDS)
-    return permute_array(indices, n, lambda number, values: _mix(values ^ keys[number]))
 
 
 def evaluation_span(data: TokenShard, *, max_tokens: int) -> tuple[int, int]:
@@ -126,7 +133,27 @@ def _batch(inputs_BT: Tensor, targets_BT: Tensor, *, end_id: int, carry: bool) -
     return Batch(inputs_BT.contiguous(), targets_BT.contiguous(), inputs_BT == end_id, carry)
 
 
-def _check_length(data: TokenShard, plan: BatchPlan) -> None:
+def _document_batch(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
+    rows = document_rows(data, plan.seq_len, plan.long_documents)
+    positions, is_first_B = rows.positions(index, batch_size=plan.batch_size, seed=plan.seed)
+    is_empty = positions == EMPTY
+    inputs = np.where(is_empty, plan.end_id, data.tokens[positions].astype(np.int64))
+    targets = np.where(is_empty, IGNORE_INDEX, data.tokens[positions + 1].astype(np.int64))
+    carry = plan.long_documents == "carry" and index > 0
+    batch = _batch(
+        torch.from_numpy(inputs), torch.from_numpy(targets), end_id=plan.end_id, carry=carry
+    )
+    batch.starts_BT[:, 0] |= torch.from_numpy(is_first_B)
+    return batch
+
+
+def _check(data: TokenShard, plan: BatchPlan) -> None:
+    if plan.batching == "documents" and len(data.document_offsets) == 1:
+        raise UserError(
+            "data.batching is documents, and the training text is one document",
+            "Type --set data.batching=shuffled, or --set data.batching=contiguous, which reads it "
+            "in order.",
+        )
     if data.n_inputs < plan.seq_len:
         raise UserError(
             f"The training split has {len(data.tokens):,} tokens, and train.seq_len: "
@@ -150,27 +177,17 @@ def _window_begins(data: TokenShard, plan: BatchPlan, index: int) -> Int64Array:
     begins = np.empty(plan.batch_size, dtype=np.int64)
     for epoch in np.unique(epochs).tolist():
         rows = epochs == epoch
-        windows = permute((samples[rows] % n).astype(np.uint64), n, seed=plan.seed, epoch=epoch)
-        offset = int(_draw("offset", plan.seed, epoch)[0]) % plan.seq_len
+        windows = permute_keyed(
+            (samples[rows] % n).astype(np.uint64), n, seed=plan.seed, epoch=epoch
+        )
+        offset = int(draw("offset", plan.seed, epoch)[0]) % plan.seq_len
         begins[rows] = offset + windows.astype(np.int64) * plan.seq_len
     return begins
 
 
 def _contiguous_begins(data: TokenShard, plan: BatchPlan, index: int) -> tuple[Int64Array, bool]:
     epoch, piece = divmod(index, _n_pieces(data, plan))
-    offset = int(_draw("offset", plan.seed, epoch)[0]) % data.n_inputs
+    offset = int(draw("offset", plan.seed, epoch)[0]) % data.n_inputs
     rows = np.arange(plan.batch_size, dtype=np.int64)
     begins = offset + rows * data.n_inputs // plan.batch_size + piece * plan.seq_len
     return begins, piece > 0
-
-
-def _mix(x: UInt64Array) -> UInt64Array:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _draw(purpose: str, seed: int, epoch: int, *, n: int = 1) -> UInt64Array:
-    digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=8 * n).digest()
-    return np.frombuffer(digest, dtype="<u8")

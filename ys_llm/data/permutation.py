@@ -5,6 +5,7 @@ A Feistel network permutes the numbers of 2h bits, 4**h >= n: in each round (l, 
 walking; Black and Rogaway, 2002), fewer than 4 times on average.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,25 @@ def permute_array(
         values[outside] = _feistel(values[outside], half_bits, round_function)
         outside = values >= n
     return values
+
+
+def permute_keyed(indices: UInt64Array, n: int, *, seed: int, epoch: int) -> UInt64Array:
+    """Return where the permutation of 0..n-1 that belongs to (seed, epoch) takes each index."""
+    keys = draw("permute", seed, epoch, n=ROUNDS)
+    return permute_array(indices, n, lambda number, values: mix(values ^ keys[number]))
+
+
+def mix(x: UInt64Array) -> UInt64Array:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): every input bit reaches every output."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def draw(purpose: str, seed: int, epoch: int, *, n: int = 1) -> UInt64Array:
+    """Return n numbers of 64 bits that depend on the arguments alone, on every machine."""
+    digest = hashlib.blake2b(f"{purpose} {seed} {epoch}".encode(), digest_size=8 * n).digest()
+    return np.frombuffer(digest, dtype="<u8")
 
 
 def _half_bits(n: int) -> int:

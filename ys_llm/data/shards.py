@@ -44,7 +44,7 @@ _MAX_PROCESSES = 16  # 0.15 GB each; more would wait for the one that writes
 Int64Array = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a shard equals itself alone: its arrays are never compared
 class TokenShard:
     """One encoded split. `tokens` is a read-only memory map (uint16 or uint32)."""
 

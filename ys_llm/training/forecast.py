@@ -25,6 +25,7 @@ from ys_llm.training.budget import (
     with_steps,
 )
 from ys_llm.training.compute import process_settings, select_backends
+from ys_llm.training.header import rows_lines
 from ys_llm.training.memory import (
     FORECAST_ERROR,
     available_bytes,
@@ -122,6 +123,7 @@ def _sizes(run: Run) -> Iterator[str]:
         f"epoch        {data.n_inputs:,} tokens, "
         f"{batches / config.train.grad_accum_steps:,.1f} steps"
     )
+    yield from rows_lines(run)
 
 
 def _peak_memory(prepared: Preparation) -> int:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from ys_llm.data.batches import batches_per_epoch
+from ys_llm.data.document_rows import document_rows
 from ys_llm.data.provenance import Provenance
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.training.trainer import Run, batch_plan
@@ -20,6 +21,7 @@ def header_lines(run: Run) -> Iterator[str]:
         f"data         {data.training.n_inputs:,} training tokens "
         f"({data.training.n_bytes / 1e6:.1f} MB), {held_out / 1e6:.1f} MB held out"
     )
+    yield from rows_lines(run)
     if data.baselines:
         yield f"baselines    {baseline_text(run)} (bits per byte of the held-out text)"
     mixers = ", ".join(config.model.layers)
@@ -28,6 +30,25 @@ def header_lines(run: Run) -> Iterator[str]:
         f"cost         {flops_per_token(model, stage.seq_len) / 1e6:.1f} MFLOP forward per token, "
         f"{state_bytes(model, batch_size=1, seq_len=stage.seq_len):,} bytes of state per sequence"
     )
+
+
+def rows_lines(run: Run) -> Iterator[str]:
+    """What rows that begin at documents hold, for each sequence length; nothing for other rows."""
+    config = run.config.data
+    if config.batching != "documents":
+        return
+    for seq_len in dict.fromkeys(stage.seq_len for stage in run.config.train.plan):
+        shares = document_rows(run.data.training, seq_len, config.long_documents).shares()
+        text = {
+            "carry": f"all text is read, {shares.apart:.1%} of it in a later row than the "
+            "beginning of its document, with the state",
+            "cut": f"all text is read, {shares.apart:.1%} of it without the beginning of its "
+            "document",
+            "crop": f"an epoch leaves out {shares.unread:.1%} of the text, and "
+            f"{shares.never:.1%} is never read",
+        }[config.long_documents]
+        rows = f"{shares.rows:,} of {seq_len:,} tokens, {shares.padding:.1%} padding"
+        yield f"rows         {rows}; {text}"
 
 
 def plan_line(run: Run) -> str:

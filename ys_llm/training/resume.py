@@ -42,6 +42,7 @@ ORDER = (
     "data.path",
     "data.format",
     "data.batching",
+    "data.long_documents",
     "train.seed",
     "train.seq_len",
     "train.batch_size",

@@ -28,7 +28,7 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
             loss, carried = run.model(
                 batch.inputs_BT, carried, starts_BT, targets_BT=batch.targets_BT
             )
-        if run.config.data.batching == "contiguous":
+        if run.config.data.carries_state:
             state.carried = detach(carried)
         torch.autograd.backward(loss / config.grad_accum_steps)
         mean_loss += loss.item() / config.grad_accum_steps

@@ -77,7 +77,7 @@ class Run:
 class TrainState:
     """What a step changes besides weights and moments.
 
-    `carried` is the state after the last batch where batches are contiguous, detached.
+    `carried` is the state after the last batch where the next one continues it, detached.
     """
 
     progress: TrainProgress = field(default_factory=TrainProgress)
@@ -137,6 +137,7 @@ def batch_plan(config: Config, tokenizer: Tokenizer, stage_index: int) -> BatchP
         stage.batch_size,
         config.train.seed + stage_index,  # stages must not all start with the same windows
         tokenizer.end_id,
+        config.data.long_documents,
     )
 
 

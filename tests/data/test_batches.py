@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batches import END, same, token_data
 
 from ys_llm.data.batches import (
     IGNORE_INDEX,
@@ -20,20 +20,7 @@ from ys_llm.data.batches import (
     evaluation_batches,
     evaluation_span,
 )
-from ys_llm.data.shards import TokenShard
 from ys_llm.errors import UserError
-
-END = 0
-
-
-def token_data(lengths: list[int]) -> TokenShard:
-    """Documents of these lengths; every text token differs from every other."""
-    total = sum(lengths) + len(lengths) + 1
-    tokens = np.arange(total, dtype=np.uint32) + 10
-    offsets = np.cumsum([0, *[length + 1 for length in lengths[:-1]]]).astype(np.int64)
-    tokens[offsets] = END
-    tokens[-1] = END
-    return TokenShard(tokens, offsets, np.array(lengths, dtype=np.int64) * 3)
 
 
 def plan_of(
@@ -47,11 +34,6 @@ def plan_of(
 
 def rows_of(batches: list[Batch], row: int) -> list[int]:
     return torch.cat([batch.inputs_BT[row] for batch in batches]).tolist()
-
-
-def same(a: Batch, b: Batch) -> bool:
-    tensors = ("inputs_BT", "targets_BT", "starts_BT")
-    return a.carry == b.carry and all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)
 
 
 @given(

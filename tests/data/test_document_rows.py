@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batches import END, same, token_data
 
-from tests.data.test_batches import END, same, token_data
 from ys_llm.config.schema import LongDocuments
 from ys_llm.data import document_rows as module
 from ys_llm.data.batches import IGNORE_INDEX, Batch, BatchPlan, batch_at, batches_per_epoch

@@ -95,16 +95,18 @@ class DocumentRows:
         """Return the rows with these numbers in the order of the epoch."""
         packing = self.packing
         if self.long_documents != "carry":
-            n = packing.n_rows
-            return permute_keyed(numbers.astype(np.uint64), n, seed=seed, epoch=epoch).astype(
-                np.int64
-            )
+            asked = numbers.astype(np.uint64)
+            permuted = permute_keyed(asked, packing.n_rows, seed=seed, epoch=epoch)
+            return permuted.astype(np.int64)
         units, first_numbers = _unit_order(self, seed, epoch)
         found = np.searchsorted(first_numbers, numbers, side="right") - 1
         unit, row_of_unit = units[found], numbers - first_numbers[found]
         pattern = np.searchsorted(packing.first_unit, unit, side="right") - 1
         repetition = unit - packing.first_unit[pattern]
-        return packing.first_row[pattern] + repetition * packing.pattern_rows[pattern] + row_of_unit
+        found_rows: Int64Array = (
+            packing.first_row[pattern] + repetition * packing.pattern_rows[pattern] + row_of_unit
+        )
+        return found_rows
 
     def _row_positions(self, row: int, documents: Int64Array) -> Int64Array:
         """Return the positions of the tokens of a row, without what is empty at its end."""

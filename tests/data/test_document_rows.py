@@ -244,7 +244,7 @@ def test_one_document_is_refused_with_what_to_type(choice: LongDocuments) -> Non
     assert "--set data.batching=contiguous" in str(caught.value)
 
 
-def test_a_million_documents_take_a_second_and_little_memory() -> None:
+def test_a_million_documents_are_packed_as_patterns_with_next_to_no_padding() -> None:
     lengths = np.random.default_rng(0).gamma(2, 100, 1_000_000).astype(np.int64) + 1
     packing = pack(lengths, 256, crop=False)
     assert len(packing.slot_taken) < 200_000, "patterns, not documents"

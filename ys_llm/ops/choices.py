@@ -36,6 +36,7 @@ FEWEST_ROUNDS = 3
 CALM_SPREAD = 1.3  # of a candidate's second slowest round over its fastest
 CALM_WAITING = 0.05  # share of the time in which a thread waited for a core
 NOT_KEPT = f"not timed: a measurement cannot be kept; set {CACHE_VARIABLE} to a writable folder"
+CHOSEN_BEFORE = "chosen before"  # a reason; the run knows when that was
 _LOCK_SECONDS = 60
 _MOST_BYTES = 1 << 16  # of a record; 2 kB is usual
 

@@ -18,9 +18,8 @@ from ys_llm.config.schema import TrainConfig
 from ys_llm.csrc import loader
 from ys_llm.model.device import resolve_device
 from ys_llm.model.language_model import Model
-from ys_llm.ops.choices import NOT_KEPT, Answer, Question, recorded, time_in_turn
+from ys_llm.ops.choices import CHOSEN_BEFORE, NOT_KEPT, Answer, Question, recorded, time_in_turn
 from ys_llm.ops.precision import Precision
-from ys_llm.ops.three_tier.select import KEPT
 from ys_llm.system.machine import inspect_machine, thread_setting
 from ys_llm.training.metrics import log_line
 
@@ -125,7 +124,7 @@ def select_backends(config: TrainConfig, model: Model, previous: Compute) -> Com
         timed=not config.deterministic,
     )
     for mixer, (backend, reason) in selected.items():
-        why = previous.origin if reason == KEPT else reason
+        why = previous.origin if reason == CHOSEN_BEFORE else reason
         log_line(f"backend      {mixer}: {backend} ({why})")
     return Compute(device, dtype, {mixer: backend for mixer, (backend, _) in selected.items()})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ys_llm.csrc import loader
 from ys_llm.ops.accuracy import TOLERANCES, largest_error
-from ys_llm.ops.choices import NOT_KEPT, Answer, Question, recorded, time_in_turn
+from ys_llm.ops.choices import CHOSEN_BEFORE, NOT_KEPT, Answer, Question, recorded, time_in_turn
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.cpp import cpp, library, unavailable_reason, units
 from ys_llm.ops.three_tier.gpu.recurrence import cuda_graph, triton
@@ -32,7 +32,6 @@ FEWEST_STEPS = 16  # of a pass for which `cpp` gains more than packing its weigh
 
 PROBE_STEPS = 32  # two windows
 CLEARLY_SLOWER = 0.8  # cpp also needs less memory; smaller differences are noise of so short a run
-KEPT = "kept"  # the reason of a choice made before; the run knows when
 
 
 class Choice(NamedTuple):
@@ -90,7 +89,7 @@ def select(
     """
     device_type = weights.gain.device.type
     if is_available(previous, device_type):
-        return Choice(previous, KEPT)
+        return Choice(previous, CHOSEN_BEFORE)
     if device_type == "cuda":
         return Choice("windowed", "cuda_graph and triton are experimental: set them by name")
     if not is_available("cpp", device_type):

@@ -37,11 +37,11 @@ def measure(effort: Effort, limits: Group) -> list[Group]:
     ids = torch.randint(2, model.vocab_size, (far,)).tolist()
     after_near = prefill(model, ids[:near])
     named = {
-        "near": (f"{answer} tokens after {near:,}", _answer(model, after_near, answer)),
-        "far": (f"{answer} tokens after {far:,}", _answer(model, prefill(model, ids), answer)),
+        "near": (f"{answer} tokens after {near:,}", continuation(model, after_near, answer)),
+        "far": (f"{answer} tokens after {far:,}", continuation(model, prefill(model, ids), answer)),
         "read": (f"read {prefix} tokens", lambda: prefill(model, ids[:prefix])),
-        "write": (f"write {prefix} tokens", _answer(model, prefill(model, ids[:1]), prefix)),
-        "texts": (f"{TEXTS} texts at once", _answers(model, after_near, answer)),
+        "write": (f"write {prefix} tokens", continuation(model, prefill(model, ids[:1]), prefix)),
+        "texts": (f"{TEXTS} texts at once", continuations(model, after_near, answer)),
     }
     reading = "read as many bytes"
     vector = torch.ones(_bytes_per_token(model) // 4)  # a large cache may hold them
@@ -89,7 +89,8 @@ def save_run(run: Path, tokenizer: Tokenizer) -> None:
     save_model(run, Config(run=run.name, model=TEN_MILLION), model, tokenizer, facts)
 
 
-def _answer(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], object]:
+def continuation(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], object]:
+    """One answer of so many tokens."""
     sampling, decoder = GenerateConfig(max_tokens=n_tokens, seed=1), decoder_of(model)
 
     def run() -> None:
@@ -100,20 +101,22 @@ def _answer(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], o
     return run
 
 
-def _answers(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[[], object]:
-    """`TEXTS` answers to one prompt, decoded together."""
+def continuations(
+    model: Model, prefilled: Prefilled, n_tokens: int, n_texts: int = TEXTS
+) -> Callable[[], object]:
+    """So many answers to one prompt, decoded together."""
     sampling, decoder = GenerateConfig(max_tokens=n_tokens, seed=1), decoder_of(model)
 
     def run() -> None:
         answers = generate_batch(
             model,
-            [prefilled] * TEXTS,
+            [prefilled] * n_texts,
             sampling=sampling,
             end_id=_NEVER,
-            max_batch=TEXTS,
+            max_batch=n_texts,
             decoder=decoder,
         )
         made = sum(len(tokens) for _, tokens in answers)
-        assert made == TEXTS * n_tokens, made
+        assert made == n_texts * n_tokens, made
 
     return run

@@ -93,7 +93,7 @@ def measure(seq_len: int, effort: Effort, place: Workplace, limits: Group) -> li
         for side in SIDES:
             for dtype in dtypes():
                 run = place.run(side, _shape(seq_len, n_tokens, dtype, side), quick=effort.quick)
-                cases[f"{side} {dtype}"] = _step(run, stack.enter_context(_metrics(place)))
+                cases[f"{side} {dtype}"] = training_step(run, stack.enter_context(_metrics(place)))
                 facts[f"{side} {dtype}"] = _facts_of(run, seq_len)
         stack.enter_context(process_settings(TrainConfig()))
         keep = {limit, *(f"{side} {dtype}" for side in JUDGED for dtype in dtypes())}
@@ -143,7 +143,7 @@ def _metrics(place: Workplace) -> closing[Metrics]:
     return closing(Metrics(place.folder / "metrics.jsonl", keep_to_step=0))
 
 
-def _step(run: Run, metrics: Metrics) -> Callable[[], object]:
+def training_step(run: Run, metrics: Metrics) -> Callable[[], object]:
     """One iteration of training: forward and backward, clip, optimizer step, row of metrics."""
     state, display = TrainState(), Progress(begin=0, total=run.total_steps)
 
@@ -169,7 +169,7 @@ def _measure_step(name: str, effort: Effort, place: Workplace) -> Group:
     limit = matmul_name(bars().dtype)
     rows: list[dict[str, float]] = []
     with process_settings(run.config.train), _metrics(place) as metrics:
-        step = _step(run, metrics)
+        step = training_step(run, metrics)
 
         def taken_apart() -> None:
             with _timed_parts(run) as spent:

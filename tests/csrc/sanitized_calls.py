@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ys_llm.config.schema import GenerateConfig, ModelConfig
+from ys_llm.config.schema import CopyConfig, GenerateConfig, ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW, draw_rows
 from ys_llm.inference.decoder import Decoder
@@ -196,12 +196,18 @@ def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: boo
 
 
 def call_decoder(
-    library: loader.Library, dtype: torch.dtype, quantization: str, **changes: Any
+    library: loader.Library, dtype: torch.dtype, quantization: str, window: int, **changes: Any
 ) -> None:
-    """Seven steps for one and for many sequences, with updates of both summaries."""
+    """Seven steps for one and for many sequences, with updates of both summaries.
+
+    `window` is that of the copy tier, whose ring goes round where it is small.
+    """
     options = {"d_state": 21, "d_summary": 6, "n_heads": 3, "local_interval": 2, **changes}
     options["global_interval"] = 3
-    settings = ModelConfig(d_model=19, n_layers=2, d_mlp=23, options={"three_tier": options})
+    settings = ModelConfig(
+        **{"d_model": 19, "n_layers": 2, "d_mlp": 23, "copy": CopyConfig(window, 5)},
+        options={"three_tier": options},
+    )
     model = Model(settings, vocab_size=29).to(dtype).eval()
     if quantization:
         quantize_linears(model, quantization)  # type: ignore[arg-type]
@@ -263,8 +269,9 @@ def main() -> None:
         (torch.float32, "bf16"),
         (torch.float32, "int8"),
     ):
-        call_decoder(library, dtype, quantization)
-        call_decoder(library, dtype, quantization, d_summary=21, factored=True)
+        for window in (0, 3, 20):
+            call_decoder(library, dtype, quantization, window)
+        call_decoder(library, dtype, quantization, 0, d_summary=21, factored=True)
     call_sampling(library)
     library.ffi.string(counted.ys_units())
     counted.ys_layout()

@@ -16,7 +16,7 @@ from support.op_cases import Case, assert_within, results
 from support.op_cases.three_tier import Setting, recurrence_case
 from torch import Tensor
 
-from ys_llm.config.schema import GenerateConfig, ModelConfig
+from ys_llm.config.schema import CopyConfig, GenerateConfig, ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.inference.compiled_sampling import draw_rows
 from ys_llm.inference.decoder import Decoder
@@ -40,6 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "odd": {"d_model": 33, "d_mlp": 17, "options": {"d_state": 7, "d_summary": 5}},
     "heads": {"options": {"d_state": 24, "d_summary": 6, "n_heads": 3, "factored": True}},
     "wide": {"options": {"d_state": 80, "local_interval": 2, "global_interval": 5}},
+    "copy": {"copy": CopyConfig(5, 7), "options": {"d_state": 24}},
 }
 
 

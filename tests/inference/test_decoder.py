@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ys_llm.config.schema import GenerateConfig, ModelConfig
+from ys_llm.config.schema import CopyConfig, GenerateConfig, ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError
 from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, StepMemory, decoder_of
@@ -23,7 +23,7 @@ from ys_llm.inference.generate import generate, generate_batch, prefill
 from ys_llm.inference.sampling import ScoredToken
 from ys_llm.model.language_model import Model
 from ys_llm.model.quantize import Quantization, quantize_linears
-from ys_llm.model.state import flatten
+from ys_llm.model.state import flatten, select_rows
 from ys_llm.system.machine import inspect_machine
 
 V0_3 = {"d_summary": 0, "factored": True, "shared_norm": True, "summary_scale": "fixed"}
@@ -40,6 +40,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no mlp": {"d_mlp": 0, "options": {"d_state": 24, "local_interval": 5, "global_interval": 1}},
     "tied": {"tie_embeddings": True, "options": {"d_state": 24}},
     "v0.3": {"block": "plain", "d_mlp": 0, "n_layers": 1, "options": {"d_state": 40, **V0_3}},
+    "copy": {"copy": CopyConfig(40, 8), "options": {"d_state": 24}},
+    "copy one": {"copy": CopyConfig(1, 1), "options": {"d_state": 24}},
+    "copy odd": {"d_model": 33, "copy": CopyConfig(33, 7), "options": {"d_state": 7}},
+    "copy all": {"tie_embeddings": True, "copy": CopyConfig(512, 64), "options": {"d_state": 9}},
+    "copy v0.3": {
+        **{"block": "plain", "d_mlp": 0, "n_layers": 1, "copy": CopyConfig(20, 16)},
+        "options": {"d_state": 40, **V0_3},
+    },
     "plain stack": {"block": "plain", "d_mlp": 0, "options": {"d_state": 18, "n_heads": 2}},
 }
 LENGTH = 132  # past the second global summary
@@ -104,7 +112,7 @@ def test_logits_and_state_are_those_of_the_modules(shape: str, threads: int) -> 
             assert_same_state(decoder.state(sequence), state, 1e-10)
 
 
-@pytest.mark.parametrize("shape", ["default", "heads", "v0.3"])
+@pytest.mark.parametrize("shape", ["default", "heads", "v0.3", "copy"])
 @given(cuts=st.lists(st.integers(1, LENGTH - 1), min_size=1, max_size=4, unique=True))
 def test_either_continues_where_the_other_stopped(shape: str, cuts: list[int]) -> None:
     model, ids = model_of(shape), ids_of()
@@ -136,7 +144,8 @@ def test_in_single_precision_it_is_as_close_as_torch_is(shape: str) -> None:
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    model, ids = model_of("wide", torch.float32), ids_of(70)
+    model = model_of("wide", torch.float32, copy=CopyConfig(30, 16))
+    ids = ids_of(70)
     decoder, logits = decoder_for(model), []
     for threads in (1, 2, 3, None):
         sequence = decoder.sequence(model.init_state(1))
@@ -168,6 +177,32 @@ def test_its_own_copy_is_of_all_matrices_but_the_embedding(quantization: Quantiz
     matrices = sum(tensor.nbytes for tensor in tensors if tensor.dim() >= 2)
     expected = matrices - model.embedding.weight.nbytes
     assert expected <= copied < 1.2 * expected, "panels are padded"
+
+
+def test_a_copy_tier_sees_nothing_of_documents_before_the_last() -> None:
+    model, ids = model_of("copy"), ids_of(90)
+    decoder, state = decoder_for(model), model.init_state(2)
+    starts_BT = torch.zeros(2, 30, dtype=torch.bool)
+    starts_BT[0, 25] = starts_BT[1, 0] = True
+    with torch.inference_mode():
+        _, state = model(torch.tensor([ids[:30], ids[30:60]]), state, starts_BT)
+    for row in range(2):
+        sequence, of_torch = decoder.sequence(state, row), select_rows(state, [row])
+        for id in ids[60:]:
+            expected, of_torch = by_torch(model, [id], of_torch)
+            found = decoder.step([sequence], [id])
+            torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_copy_tier_keeps_as_much_after_many_tokens_as_after_few() -> None:
+    model = model_of("copy", copy=CopyConfig(4, 8))
+    decoder = decoder_for(model)
+    sequence = decoder.sequence(model.init_state(1))
+    for n_read, id in enumerate(ids_of(13), start=1):
+        decoder.step([sequence], [id])
+        state = decoder.state(sequence)["copy"]
+        assert state["tokens"].tolist() == [[id + 1 for id in ids_of(13)[:n_read][-3:]]]
+        assert state["keys"].shape == (1, min(n_read, 3), 8)
 
 
 def test_the_clock_may_be_at_any_position() -> None:
@@ -213,7 +248,7 @@ def test_the_limit_on_sequences_is_that_of_the_kernel() -> None:
 # Many sequences
 
 
-@pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3"])
+@pytest.mark.parametrize("shape", ["default", "wide", "heads", "v0.3", "copy"])
 @pytest.mark.parametrize("n", [2, 3, 4, 7, 21, MAX_SEQUENCES])
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_each_of_many_sequences_gets_the_bits_it_gets_alone(
@@ -236,8 +271,9 @@ def test_each_of_many_sequences_gets_the_bits_it_gets_alone(
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 16])
-def test_each_of_many_continuations_is_the_one_alone(max_batch: int) -> None:
-    model = model_of("default", torch.float32)
+@pytest.mark.parametrize("shape", ["default", "copy"])
+def test_each_of_many_continuations_is_the_one_alone(shape: str, max_batch: int) -> None:
+    model = model_of(shape, torch.float32)
     read = [prefill(model, ids_of(1 + 5 * b)) for b in range(8)]
     options: dict[str, Any] = {"sampling": SAMPLED, "end_id": 4, "decoder": decoder_for(model)}
     alone = [list(generate(model, one, **options)) for one in read]
@@ -277,9 +313,10 @@ def test_prompts_join_as_rows_become_free(max_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_torch_and_the_decoder_generate_the_same_text(temperature: float) -> None:
-    sampling = replace(SAMPLED, temperature=temperature)
-    model = model_of("default")
+@pytest.mark.parametrize("shape", ["default", "copy"])
+def test_torch_and_the_decoder_generate_the_same_text(shape: str, temperature: float) -> None:
+    sampling = replace(SAMPLED, temperature=temperature, repetition_penalty=1.1)
+    model = model_of(shape)
     read = prefill(model, ids_of(30))
 
     def made(decoder: Decoder | None) -> tuple[list[ScoredToken], dict[int, list[ScoredToken]]]:
@@ -307,7 +344,7 @@ def test_older_processors_compute_the_same(flag: str) -> None:
     assert library is not None, loader.unavailable_reason(flags=(flag,))
     quantizations: tuple[Quantization | None, ...] = (None, "bf16", "int8")
     for quantization, dtype in [(None, torch.float64), *product(quantizations, [torch.float32])]:
-        model, ids = model_of("odd", dtype), ids_of(66)
+        model, ids = model_of("odd", dtype, copy=CopyConfig(19, 5)), ids_of(66)
         if quantization:
             quantize_linears(model, quantization)
         specs = [spec for mixer in model.mixers if (spec := mixer.decode_spec())]

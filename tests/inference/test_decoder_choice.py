@@ -157,8 +157,12 @@ def test_a_mixer_without_a_compiled_step_leaves_the_model_to_torch() -> None:
     assert decoder_of(model) is None
 
 
-def test_a_model_with_a_copy_tier_is_left_to_torch() -> None:
-    assert decoder_of(model_of(copy=CopyConfig(window=20, width=8))) is None
+@pytest.mark.parametrize("name", ["", ".query", ".key", ".token_key", ".gate"])
+def test_a_copy_tier_that_computes_something_else_is_left_to_torch(name: str) -> None:
+    model = model_of(copy=CopyConfig(window=20, width=8))
+    assert decoder_of(model) is not None
+    model.get_submodule(f"copy_tier{name}").register_forward_hook(lambda *_: None)
+    assert decoder_of(model) is None
 
 
 def test_a_copy_tier_that_keeps_what_surprises_is_left_to_torch() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.training_runs import TrainRun
 from torch import Tensor, nn
 
-from ys_llm.config.schema import ModelConfig
+from ys_llm.config.schema import CopyConfig, ModelConfig
 from ys_llm.csrc import loader
 from ys_llm.evaluation.bits_per_byte import evaluate_paths
 from ys_llm.inference.decoder import Decoder, decoder_of
@@ -31,6 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "no summaries": {"options": {"d_state": S, "local_interval": 0, "global_interval": 0}},
     "tied": {"tie_embeddings": True, "options": {"d_state": S}},
     "v0.3": {"block": "plain", "d_mlp": 0, "options": {"d_state": 40, **FACTORED}},
+    "copy": {"copy": CopyConfig(40, 16), "options": {"d_state": S}},
 }
 
 

@@ -40,7 +40,8 @@ examples:
   ys run --cache letter.states < letter.txt     the same letter is read once, also tomorrow
 
 At the prompt, Ctrl-C stops an answer or drops what was typed. Pasted lines are one prompt; to type
-several lines, begin and end them with three quotes.
+several lines, begin and end them with three quotes. /why shows what of the last answer a model with
+a copy tier has copied.
 Text goes to stdout, timings to stderr. Defaults come from the run's `generate` section and from
 YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
 as fast as one by one, and printed as --json prints one answer. With a seed each line gets the

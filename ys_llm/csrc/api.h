@@ -232,10 +232,23 @@ struct ys_decode_layer {
   const void* mixer;       // its weights: a struct ys_<kind>_weights
   struct ys_linear gate, up, down;
 };
+// The copy tier. K is the width of a key: query, key and token_key are K x D, gate is 1 x D.
+struct ys_copy_weights {
+  struct ys_linear query, key, token_key, gate;
+  int64_t slots;  // of a ring, at most
+};
+// What a sequence can copy: slots 0 to `used` each hold a token and its key. The token that is read
+// goes to slot `next`, which counts as used. The keys are packed like the rows of a ys_linear.
+struct ys_copy_ring {
+  void* keys;
+  int64_t* tokens;
+  int64_t next, used;
+};
 struct ys_decode_model {
   const void *embedding, *final_gain;  // V x D; D, null: no final norm
   const struct ys_decode_layer* layers;
   struct ys_linear head;
+  const struct ys_copy_weights* copy;  // null: no copy tier
   int64_t n_layers, d_model;
   double rms_eps;
 };
@@ -249,13 +262,17 @@ int64_t ys_mixer_state_size(int64_t kind, const void* mixer);
 // Numbers of scratch for a step of n sequences.
 int64_t ys_decode_scratch(const struct ys_decode_model* model, int64_t n, int64_t threads);
 // Reads one token of each of n sequences and writes n x V logits. positions[i] tokens were read
-// before; states[i], the states of all layers one after the other, is updated in place. The model
-// is only read: threads may share it, each with its own states, logits and scratch.
+// before; states[i], the states of all layers one after the other, is updated in place. With a copy
+// tier the K numbers after them are `pending`, and rings[i] is updated, too; without one `rings`
+// may be null. The model is only read: threads may share it, each with its own states, rings,
+// logits and scratch.
 void ys_decode_f(const struct ys_decode_model* model, int64_t n, const int64_t* tokens,
-                 const int64_t* positions, float* const* states, float* logits, float* scratch,
+                 const int64_t* positions, float* const* states,
+                 const struct ys_copy_ring* const* rings, float* logits, float* scratch,
                  int64_t threads);
 void ys_decode_d(const struct ys_decode_model* model, int64_t n, const int64_t* tokens,
-                 const int64_t* positions, double* const* states, double* logits, double* scratch,
+                 const int64_t* positions, double* const* states,
+                 const struct ys_copy_ring* const* rings, double* logits, double* scratch,
                  int64_t threads);
 
 // In three_tier/step.cpp: the decode step of the three-tier mixer.

@@ -5,9 +5,9 @@
 // computes the norms, which are cheap, for itself. The mixers' steps are found by kind
 // (mixer_step.h); nothing here depends on a particular mixer.
 
-#include "exponential.h"
-#include "mixer_step.h"
-#include "norm.h"
+#include <optional>
+
+#include "copy_step.h"
 
 namespace ys {
 
@@ -31,19 +31,22 @@ struct Sequences {
   int64_t n;
   const int64_t* tokens;
   const int64_t* positions;
-  Real* const* states;  // of each: the states of all layers
-  Real* logits;         // n x V
+  Real* const* states;  // of each: the states of all layers, and `pending` of the copy tier
+  const ys_copy_ring* const* rings;
+  Real* logits;  // n x V
 };
 
 template <class Real>
-struct ScratchSizes {  // numbers for each sequence
-  int64_t trunk, mixer, own_trunk, own_mixer;
+struct ScratchSizes {  // numbers for each sequence, own_copy for each thread
+  int64_t trunk, mixer, copy, own_trunk, own_mixer, own_copy;
 
   explicit ScratchSizes(const ys_decode_model& model)
       : trunk(padded(model.d_model) + padded(d_mlp(model))),
         mixer(0),
+        copy(model.copy ? CopyStep<Real>::shared_scratch(*model.copy) : 0),
         own_trunk(padded(model.d_model)),
-        own_mixer(0) {
+        own_mixer(0),
+        own_copy(model.copy ? CopyStep<Real>::own_scratch(*model.copy, model.head.n_out) : 0) {
     for (int64_t l = 0; l < model.n_layers; l++) {
       const ys_decode_layer& layer = model.layers[l];
       const MixerStep<Real>& step = mixer_step<Real>(layer.mixer_kind);
@@ -58,7 +61,10 @@ struct ScratchSizes {  // numbers for each sequence
     return widest;
   }
   int64_t total(int64_t n, int64_t threads) const {
-    return n * (trunk + mixer + threads * (own_trunk + own_mixer));
+    return n * (trunk + mixer + copy) + threads * own(n);
+  }
+  int64_t own(int64_t n) const {  // of one thread
+    return n * (own_trunk + own_mixer) + own_copy;
   }
 };
 
@@ -73,15 +79,20 @@ class Worker {
     x_ = shared.take(model.d_model);
     hidden_ = shared.take(ScratchSizes<Real>::d_mlp(model));
     mixer_shared_ = shared.next;
-    Real* own_base = mixer_shared_ + n_ * sizes.mixer;
-    Scratch<Real> own{own_base + team.thread * n_ * (sizes.own_trunk + sizes.own_mixer), n_};
+    Real *copy_shared = mixer_shared_ + n_ * sizes.mixer,
+         *own_base = copy_shared + n_ * sizes.copy + team.thread * sizes.own(n_);
+    Scratch<Real> own{own_base, n_};
     normed_ = own.take(model.d_model);
     mixer_own_ = own.next;
+    if (model.copy)
+      copy_.emplace(*model.copy, sequences.rings, pending(), model.head.n_out, copy_shared,
+                    mixer_own_ + n_ * sizes.own_mixer, team);
   }
 
   void run() {
     embed();
     team_.barrier.wait();
+    if (copy_) copy_->read(x_.all(n_), normed_);
     int64_t state_begin = 0;
     for (int64_t l = 0; l < model_.n_layers; l++) {
       const ys_decode_layer& layer = model_.layers[l];
@@ -91,10 +102,26 @@ class Worker {
     }
     Vectors<Real> logits;
     for (int64_t b = 0; b < n_; b++) logits.add(sequences_.logits + b * model_.head.n_out);
-    apply(model_.head, team_.part(model_.head.n_out), normed(model_.final_gain), logits);
+    const Vectors<Real> hidden = normed(model_.final_gain);
+    apply(model_.head, team_.part(model_.head.n_out), hidden, logits);
+    if (!copy_) return;
+    copy_->query(hidden);
+    team_.barrier.wait();
+    copy_->mix(sequences_.tokens, sequences_.logits);
   }
 
  private:
+  Vectors<Real> pending() const {  // after the states of all layers
+    int64_t begin = 0;
+    for (int64_t l = 0; l < model_.n_layers; l++) {
+      const ys_decode_layer& layer = model_.layers[l];
+      begin += mixer_step<Real>(layer.mixer_kind).state_size(layer.mixer);
+    }
+    Vectors<Real> vectors;
+    for (int64_t b = 0; b < n_; b++) vectors.add(sequences_.states[b] + begin);
+    return vectors;
+  }
+
   void embed() {
     const Range part = team_.part(model_.d_model);
     const Real* rows = static_cast<const Real*>(model_.embedding);
@@ -149,6 +176,7 @@ class Worker {
   const Team team_;
   Rows<Real> x_, hidden_, normed_;
   Real *mixer_shared_, *mixer_own_;
+  std::optional<CopyStep<Real>> copy_;
 };
 
 template <class Real>
@@ -185,14 +213,14 @@ int64_t ys_decode_scratch(const ys_decode_model* model, int64_t n, int64_t threa
 }
 
 void ys_decode_f(const ys_decode_model* model, int64_t n, const int64_t* tokens,
-                 const int64_t* positions, float* const* states, float* logits, float* scratch,
-                 int64_t threads) {
-  ys::decode<float>(*model, {n, tokens, positions, states, logits}, scratch, threads);
+                 const int64_t* positions, float* const* states, const ys_copy_ring* const* rings,
+                 float* logits, float* scratch, int64_t threads) {
+  ys::decode<float>(*model, {n, tokens, positions, states, rings, logits}, scratch, threads);
 }
 
 void ys_decode_d(const ys_decode_model* model, int64_t n, const int64_t* tokens,
-                 const int64_t* positions, double* const* states, double* logits, double* scratch,
-                 int64_t threads) {
-  ys::decode<double>(*model, {n, tokens, positions, states, logits}, scratch, threads);
+                 const int64_t* positions, double* const* states, const ys_copy_ring* const* rings,
+                 double* logits, double* scratch, int64_t threads) {
+  ys::decode<double>(*model, {n, tokens, positions, states, rings, logits}, scratch, threads);
 }
 }

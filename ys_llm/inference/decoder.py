@@ -10,7 +10,7 @@ library is compiled; torch decodes every other model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ys_llm.csrc import loader
 from ys_llm.csrc.loader import Library
+from ys_llm.inference.copy_ring import CopyRing
 from ys_llm.inference.decoder_weights import WeightStructs, can_decode, tensors_of
 from ys_llm.mixers.protocol import DecodeSpec
 from ys_llm.model.language_model import Model
@@ -32,10 +33,14 @@ _SAMPLED = 64  # elements of each tensor that are compared to detect a change
 
 @dataclass
 class SequenceState:
-    """One sequence as the decoder keeps it: all layers' states in one vector, and the clock."""
+    """One sequence as the decoder keeps it: the clock, and all states in one vector.
+
+    Behind those of the layers it holds `pending` of the copy tier, whose tokens are in `ring`.
+    """
 
     numbers: Tensor
     position: int
+    ring: CopyRing | None = None
 
 
 class StepMemory:
@@ -75,6 +80,7 @@ class Decoder:
         self._weights = WeightStructs(model, specs, library)
         self._vocab_size, self._names = model.vocab_size, [spec.state for spec in specs]
         self._zeros: list[Any] = model.init_state(1)["layers"]
+        self._copy_tier = model.copy_tier
         lib = library.lib
         self._step = lib.ys_decode_d if self._dtype == torch.float64 else lib.ys_decode_f
         share = int(self.bytes_per_token / BYTES_PER_THREAD)
@@ -92,8 +98,13 @@ class Decoder:
         for names, layer in zip(self._names, state["layers"], strict=True):
             tensors = flatten(layer)
             parts += [tensors[name][row].reshape(-1) for name in names]
+        ring = None
+        if self._copy_tier is not None:
+            parts.append(state["copy"]["pending"][row])
+            panel = self._weights.panel
+            ring = CopyRing(self._copy_tier, state["copy"], row, self._library, panel)
         numbers = torch.cat(parts).to(self._dtype)
-        return SequenceState(numbers, int(state["position_B"][row]))
+        return SequenceState(numbers, int(state["position_B"][row]), ring)
 
     def state(self, sequence: SequenceState) -> State:
         """The inverse of `sequence`: a model's state of one row."""
@@ -106,7 +117,11 @@ class Decoder:
                 tensors[name] = part.clone().view(like.shape)
                 begin += like.numel()
             layers.append(unflatten(tensors, zeros))
-        return {"position_B": torch.tensor([sequence.position]), "layers": layers}
+        state: State = {"position_B": torch.tensor([sequence.position]), "layers": layers}
+        if sequence.ring is not None:
+            pending_BK = sequence.numbers[None, begin:].clone()
+            state["copy"] = {**sequence.ring.state(), "pending": pending_BK}
+        return state
 
     def step(
         self,
@@ -133,12 +148,14 @@ class Decoder:
         scratch = memory.empty("scratch", size, self._dtype)
         logits_NV = memory.empty("logits", n * self._vocab_size, self._dtype).view(n, -1)
         states = [library.pointer(sequence.numbers) for sequence in sequences]
+        rings = [sequence.ring.prepared() for sequence in sequences if sequence.ring is not None]
         self._step(
             struct,
             n,
             new("int64_t[]", ids),
             new("int64_t[]", [sequence.position for sequence in sequences]),
             new("double *[]" if self._dtype == torch.float64 else "float *[]", states),
+            new("struct ys_copy_ring *[]", rings) if rings else library.ffi.NULL,
             library.pointer(logits_NV),
             library.pointer(scratch),
             threads,
@@ -149,12 +166,11 @@ class Decoder:
 
     @staticmethod
     def side_by_side(sequences: Sequence[SequenceState]) -> list[SequenceState]:
-        """Copies of the sequences whose numbers are rows of one tensor."""
+        """The sequences with their numbers in rows of one tensor; the given ones are used up."""
         if not sequences:
             return []
         rows = torch.stack([sequence.numbers for sequence in sequences])
-        positions = (sequence.position for sequence in sequences)
-        return list(map(SequenceState, rows, positions))
+        return [replace(one, numbers=row) for one, row in zip(sequences, rows, strict=True)]
 
     def _check_state_sizes(self) -> None:
         for layer, (names, zeros) in enumerate(zip(self._names, self._zeros, strict=True)):

@@ -15,13 +15,14 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 
 from ys_llm.csrc.loader import Library
 from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
+from ys_llm.model.copy_tier import CopyTier
 from ys_llm.model.language_model import Model
 from ys_llm.model.layers import RMS_EPS, Block, Identity, PlainBlock, RMSNorm, SwiGLU
 from ys_llm.model.quantize import QuantizedLinear
 from ys_llm.ops.dropout import Dropout
 
 _KNOWN_MODULES = (
-    *(Model, Block, PlainBlock, RMSNorm, SwiGLU, Identity, Dropout, QuantizedLinear),
+    *(Model, Block, PlainBlock, RMSNorm, SwiGLU, Identity, Dropout, QuantizedLinear, CopyTier),
     *(nn.Embedding, nn.Linear, nn.LayerNorm, nn.ModuleList),
 )
 _MIXERS = "ys_llm.mixers."
@@ -31,13 +32,14 @@ def can_decode(model: Model) -> bool:
     """Whether the compiled step computes what calling this model would, given steps for its mixers.
 
     It does for models on the CPU in float32 or float64 whose modules are all as this package builds
-    them. Hooks with `observes_only = True` do not count, see `ops.linear.is_plain`.
+    them, with a copy tier that keeps the latest tokens or none. Hooks with `observes_only = True` do not count, see `ops.linear.is_plain`.
     """
     tensors = list(tensors_of(model))
     quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
     dtypes = {parameter.dtype for parameter in model.parameters()}
     return (
         not (_global_forward_hooks or _global_forward_pre_hooks)
+        and (model.copy_tier is None or model.copy_tier.room is None)
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and dtypes in ([{torch.float32}] if quantized else [{torch.float32}, {torch.float64}])
@@ -66,7 +68,7 @@ class WeightStructs:
     """A `struct ys_decode_model` and everything that it points to.
 
     `bytes_per_token`: bytes of weights read per token; those used at some tokens only count on
-    average.
+    average. `panel`: rows of a weight that are packed together.
     """
 
     def __init__(self, model: Model, specs: list[DecodeSpec], library: Library) -> None:
@@ -76,7 +78,7 @@ class WeightStructs:
         self.bytes_per_token = 0.0
         is_double = model.embedding.weight.dtype == torch.float64
         operands = library.lib.YS_F64 if is_double else library.lib.YS_F32
-        self._panel = int(library.lib.ys_decode_panel(operands))
+        self.panel = int(library.lib.ys_decode_panel(operands))
         layers = [self._layer(*pair) for pair in zip(model.blocks, specs, strict=True)]
         self.struct = self._ffi.new(
             "struct ys_decode_model *",
@@ -85,6 +87,7 @@ class WeightStructs:
                 "final_gain": self._gain(model.final_norm),
                 "layers": self._keep(self._ffi.new("struct ys_decode_layer[]", layers)),
                 "head": self._linear(model.output),
+                "copy": self._copying(model.copy_tier),
                 "n_layers": len(layers),
                 "d_model": model.config.d_model,
                 "rms_eps": RMS_EPS,
@@ -110,6 +113,14 @@ class WeightStructs:
             for name in ("gate", "up", "down"):
                 fields[name] = self._linear(getattr(block.mlp, name))
         return fields
+
+    def _copying(self, tier: CopyTier | None) -> Any:
+        if tier is None:
+            return self._ffi.NULL
+        names = ("query", "key", "token_key", "gate")
+        fields = {name: self._linear(getattr(tier, name)) for name in names}
+        struct = self._ffi.new("struct ys_copy_weights *", {**fields, "slots": tier.window})
+        return self._keep(struct)
 
     def _gain(self, norm: nn.Module) -> Any:
         return self._pointer(norm.weight) if isinstance(norm, RMSNorm) else self._ffi.NULL
@@ -141,7 +152,7 @@ class WeightStructs:
             weight, bias = value.weight, value.bias
         self.bytes_per_token += weight.nbytes / interval
         return {
-            "weight": self._pointer(packed(weight, n_groups, self._panel)),
+            "weight": self._pointer(packed(weight, n_groups, self.panel)),
             "scales": self._pointer(scales),
             "bias": self._pointer(bias),
             "n_in": weight.shape[1],

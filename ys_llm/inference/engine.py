@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.data.tokenizer import Tokenizer
+from ys_llm.inference.copied import Copied
 from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import (
     Prefilled,
+    copied_from,
     generate,
     generate_batch,
     prefill,
@@ -22,25 +25,48 @@ from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.inference.sampling import ScoredToken
 from ys_llm.runs.model_files import LoadedRun
 
+_LED_TO = 4  # tokens that are shown before one that was copied
+
 
 @dataclass(frozen=True)
 class TokenLogprob:
     """A token with its text and log-probability (nats); `top`: the most probable ones, on request.
 
-    The first token of a prompt has no log-probability: nothing comes before it.
+    The first token of a prompt has no log-probability: nothing comes before it. `copied` is what
+    the copy tier gave to the probability, None without one.
     """
 
     id: int
     text: str
     logprob: float | None
     top: tuple[TokenLogprob, ...] = ()
+    copied: CopiedText | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The token as JSON; `top` only where there is one."""
+        """The token as JSON; `top` and `copied` only where there is one."""
         described: dict[str, Any] = {"id": self.id, "text": self.text, "logprob": self.logprob}
         if self.top:
             described["top"] = [candidate.to_json() for candidate in self.top]
+        if self.copied is not None:
+            described["copied"] = asdict(self.copied)
         return described
+
+
+@dataclass(frozen=True)
+class SourceText:
+    """A token that was copied: position, share of the probability, and text with what led to it."""
+
+    position: int
+    share: float
+    text: str
+
+
+@dataclass(frozen=True)
+class CopiedText:
+    """The share of a token's probability that was copied, 0 to 1, and its largest sources."""
+
+    share: float
+    sources: tuple[SourceText, ...]
 
 
 @dataclass(frozen=True)
@@ -142,10 +168,11 @@ class Engine:
         """Answer one prompt; with `logprobs` each token is scored, with that many alternatives."""
         sampling, tokenizer, model = _seeded(sampling), self.loaded.tokenizer, self.loaded.model
         began, n_candidates, scored = time.perf_counter(), logprobs or 0, list[ScoredToken]()
+        ids: list[int] = []
         if logprobs is None:
             prefilled = self.read([prompt], raw=raw)
         else:  # every token of the prompt is read, to be scored
-            ids = self._ids([prompt], raw=raw)
+            ids += self._ids([prompt], raw=raw)
             prefilled = prefill(model, ids, observe=scored.append, n_candidates=n_candidates)
         finished_reading = time.perf_counter()
         tokens = list(
@@ -162,12 +189,26 @@ class Engine:
         answer = self._answer(reading, tokens, sampling)
         if logprobs is None:
             return answer
+        if copied := copied_from(model, ids, answer.ids):
+            pairs = zip(tokens, copied, strict=True)
+            tokens = [replace(token, copied=of_token) for token, of_token in pairs]
+        text = _Text(tokenizer, [*ids, *answer.ids])
         first = TokenLogprob(tokenizer.end_id, tokenizer.token_text(tokenizer.end_id), None)
         return replace(
             answer,
-            prompt_logprobs=(first, *map(self._logprob, scored)),
-            answer_logprobs=tuple(map(self._logprob, tokens)),
+            prompt_logprobs=(first, *map(text.logprob, scored)),
+            answer_logprobs=tuple(map(text.logprob, tokens)),
         )
+
+    def copied(
+        self, prompt: str, answer: Sequence[int], *, raw: bool = False
+    ) -> list[tuple[str, CopiedText]]:
+        """Each token of an answer with what of its probability was copied; empty: no copy tier."""
+        ids = [*self._ids([prompt], raw=raw)]
+        text = _Text(self.loaded.tokenizer, [*ids, *answer])
+        found = copied_from(self.loaded.model, ids, answer)
+        token_text = self.loaded.tokenizer.token_text
+        return [(token_text(id), text.copied(one)) for id, one in zip(answer, found, strict=False)]
 
     def answer_batch(
         self,
@@ -227,10 +268,33 @@ class Engine:
             cached_tokens=reading.cached_tokens,
         )
 
-    def _logprob(self, token: ScoredToken) -> TokenLogprob:
-        text = self.loaded.tokenizer.token_text
+
+class _Text:
+    """The tokens of a prompt and its answer, to show what was copied."""
+
+    def __init__(self, tokenizer: Tokenizer, ids: Sequence[int]) -> None:
+        self._tokenizer, self._ids = tokenizer, ids
+
+    def logprob(self, token: ScoredToken) -> TokenLogprob:
+        """The token with its text."""
+        text = self._tokenizer.token_text
         top = tuple(TokenLogprob(c.id, text(c.id), c.logprob) for c in token.candidates)
-        return TokenLogprob(token.id, text(token.id), token.logprob, top)
+        copied = None if token.copied is None else self.copied(token.copied)
+        return TokenLogprob(token.id, text(token.id), token.logprob, top, copied)
+
+    def copied(self, copied: Copied) -> CopiedText:
+        """The sources with their texts."""
+        return CopiedText(
+            copied.share,
+            tuple(
+                SourceText(source.position, source.share, self._until(source.position))
+                for source in copied.sources
+            ),
+        )
+
+    def _until(self, position: int) -> str:
+        shown = self._ids[max(0, position - _LED_TO) : position + 1]
+        return "".join(map(self._tokenizer.token_text, shown))
 
 
 def _reading(prompt: str, read: Prefilled, began: float, ended: float) -> _Reading:

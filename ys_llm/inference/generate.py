@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.data.tokenizer import StreamDecoder, Tokenizer
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
+from ys_llm.inference.copied import Copied, Copyable
 from ys_llm.inference.decode_step import decode_rows
 from ys_llm.inference.decoder import Decoder
 from ys_llm.inference.prefix_cache import (
@@ -36,6 +37,7 @@ from ys_llm.inference.sampling import (
     sample_rows,
     score_token,
 )
+from ys_llm.model.copy_tier import Reading
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State, detach, map_state
@@ -154,18 +156,39 @@ class _PromptReader:
         self.logits_V: Tensor | None = None
         self._model, self._observe, self._n_candidates = model, observe, n_candidates
         self._recent, self._n_cached = deque[int](maxlen=PENALTY_WINDOW), 0
+        self._copyable: Copyable | None = None  # by what follows the last token
 
     def read(self, piece: Sequence[int]) -> None:
         """Read the next piece."""
         wanted: Literal["all", "last"] = "last" if self._observe is None else "all"
+        readings: list[Reading] | None = None if self._observe is None else []
         with inference_mode(self._model):
-            logits_BTV, state = self._model(_row(self._model, piece), self.state, logits=wanted)
+            row = _row(self._model, piece)
+            logits_BTV, state = self._model(row, self.state, logits=wanted, readings=readings)
         if self._observe is not None:
-            for token in _scored(piece, logits_BTV[0], self.logits_V, self._n_candidates):
+            scored = _scored(piece, logits_BTV[0], self.logits_V, self._n_candidates)
+            for token in self._with_copied([*scored], readings, int(state["position_B"])):
                 self._observe(token)
         # In memory as a state from a file is, whose next piece must be rounded alike.
         self.state, self.logits_V = map_state(detach(state), Tensor.contiguous), logits_BTV[0, -1]
         self._pass(piece)
+
+    def _with_copied(
+        self, scored: list[ScoredToken], readings: list[Reading] | None, n_read: int
+    ) -> list[ScoredToken]:
+        """The tokens of a piece, the first of which the last query of the piece before predicts."""
+        tier = self._model.copy_tier
+        if tier is None or not readings:
+            return scored
+        before, now = self._copyable, Copyable(tier, readings[0], n_read)
+        self._copyable = now
+        predicted_by = [(now, query) for query in range(len(scored))]
+        if before is not None:
+            predicted_by.insert(0, (before, -1))
+        return [
+            replace(token, copied=copyable.of(query, token.id, token.logprob))
+            for token, (copyable, query) in zip(scored, predicted_by, strict=False)
+        ]
 
     def skip(self, pieces: Sequence[Sequence[int]], saved: SavedPrefix) -> None:
         """Take over what is saved of the next pieces."""
@@ -189,6 +212,19 @@ class _PromptReader:
     def _pass(self, piece: Sequence[int]) -> None:
         self._recent.extend(piece)
         self.n_tokens += len(piece)
+
+
+def copied_from(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> list[Copied]:
+    """How much of each token of an answer was copied, and from where; empty: no copy tier.
+
+    Both are read again: where the compiled decoder computed the answer, up to rounding.
+    """
+    if model.copy_tier is None or not answer:
+        return []
+    scored: list[ScoredToken] = []
+    state = prefill(model, prompt[:-1]).state if len(prompt) > 1 else None
+    prefill(model, [prompt[-1], *answer], state, observe=scored.append)
+    return [token.copied for token in scored if token.copied is not None]
 
 
 def _row(model: Model, ids: Sequence[int]) -> Tensor:

@@ -42,12 +42,14 @@ def run_interactive(
     """Read prompts with `input()` and stream each answer to stdout, timings to stderr.
 
     No prompt knows what came before it. `raw` continues a prompt as a text instead of answering
-    it. `exit`, `quit` or the end of the input leaves; Ctrl-C stops an answer, or drops what was
-    typed. Lines that arrive together, as when a paragraph is pasted, are one prompt, and so is all
-    between two marks of three quotes. An empty line is no prompt.
+    it. `exit`, `quit` or the end of the input leaves; `/why` shows what of the last answer was
+    copied, and from where. Ctrl-C stops an answer, or drops what was typed. Lines that arrive
+    together, as when a paragraph is pasted, are one prompt, and so is all between two marks of
+    three quotes. An empty line is no prompt.
     """
     _edit_lines()
     engine = Engine(loaded, cache)
+    last: tuple[str, list[int]] | None = None
     with interrupts_in_turn() as interrupts:
         while True:
             try:
@@ -55,8 +57,11 @@ def run_interactive(
                     prompt = _read_prompt()
                     if prompt.strip() in ("exit", "quit"):
                         return
-                    if prompt.strip():
-                        _stream_answer(engine, [prompt], sampling, raw=raw)
+                    if prompt.strip() == "/why":
+                        _explain(engine, last, raw=raw)
+                    elif prompt.strip():
+                        last = prompt, []
+                        _stream_answer(engine, [prompt], sampling, raw=raw, made=last[1])
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -161,20 +166,41 @@ def run_batch(
     print(f"[{read}; answers {speed}]", file=sys.stderr, flush=True)
 
 
+def _explain(engine: Engine, last: tuple[str, list[int]] | None, *, raw: bool) -> None:
+    """Print the tokens of the last answer that were copied for the most part, with their source."""
+    if engine.loaded.model.copy_tier is None:
+        return print("this model has no copy tier (model.copy.window): nothing was copied")
+    if last is None:
+        return print("nothing was answered yet")
+    prompt, ids = last
+    tokens = engine.copied(prompt, ids, raw=raw)
+    shown = [(text, copied) for text, copied in tokens if copied.share > 0.5]
+    print(f"{len(shown)} of {len(tokens)} tokens were copied for the most part")
+    for text, copied in shown:
+        source = copied.sources[0]
+        print(f"{copied.share:6.0%}  {text!r} from token {source.position}: {source.text!r}")
+
+
 def _stream_answer(
-    engine: Engine, pieces: Iterable[str], sampling: GenerateConfig, *, raw: bool
+    engine: Engine,
+    pieces: Iterable[str],
+    sampling: GenerateConfig,
+    *,
+    raw: bool,
+    made: list[int] | None = None,
 ) -> None:
+    """Read, answer and print; `made` receives the tokens of the answer."""
+    made = [] if made is None else made
     began = time.perf_counter()
     prefilled = engine.read(pieces, raw=raw)
     read_seconds = time.perf_counter() - began
-    began, n_tokens = time.perf_counter(), 0
-    text = StreamDecoder(engine.loaded.tokenizer)
+    began, text = time.perf_counter(), StreamDecoder(engine.loaded.tokenizer)
     for token in engine.generate(prefilled, sampling):
-        n_tokens += 1
+        made.append(token.id)
         print(text.push(token.id), end="", flush=True)
     print(text.flush(), flush=True)
     read = _reading_speed(prefilled, read_seconds)
-    answer = f"answer {_speed(n_tokens, time.perf_counter() - began)}"
+    answer = f"answer {_speed(len(made), time.perf_counter() - began)}"
     print(f"[{read}; {answer}]", file=sys.stderr, flush=True)
 
 

@@ -21,6 +21,7 @@ from ys_llm.config.schema import GenerateConfig
 from ys_llm.csrc import loader
 from ys_llm.errors import UserError, command_line
 from ys_llm.inference.compiled_sampling import NOT_FINITE, PENALTY_WINDOW, draw_rows
+from ys_llm.inference.copied import Copied
 
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -44,12 +45,14 @@ class ScoredToken:
     """A token that was read or generated.
 
     `logprob` (nats) and `candidates` (best first) are the model's own: the log-softmax of its
-    logits, before penalty, temperature and filters.
+    logits, before penalty, temperature and filters. `copied` is known of a token that was read, by
+    a model with a copy tier.
     """
 
     id: int
     logprob: float
     candidates: tuple[Candidate, ...] = ()
+    copied: Copied | None = None
 
 
 class Sampler:

@@ -79,6 +79,7 @@ class Model(nn.Module):
         targets_BT: Tensor | None = None,
         weights_BT: Tensor | None = None,
         logits: Literal["all", "last"] = "all",
+        readings: list[Reading] | None = None,
     ) -> tuple[Tensor, State]:
         """Logits (float32 or wider) or the mean loss in nats per target, and the state.
 
@@ -86,8 +87,11 @@ class Model(nn.Module):
         `targets_BT` are the tokens to be predicted, `weights_BT` how much each counts; a target
         that is `IGNORE_INDEX`, or of weight 0, does not. A loss never needs all
         logits in memory at once. `logits="last"` computes those of the last token only, B x 1 x V.
+        `readings` receives what the copy tier reads, where there is one.
         """
         x_BTD, state, reading = self._hidden(tokens_BT, state, starts_BT)
+        if readings is not None and reading is not None:
+            readings.append(reading)
         if targets_BT is not None:
             return self._loss(x_BTD, reading, targets_BT, weights_BT), state
         if logits == "last":

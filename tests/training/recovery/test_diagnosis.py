@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ys_llm.config.schema import ModelConfig
+from ys_llm.config.schema import CopyConfig, ModelConfig
 from ys_llm.data.batches import Batch
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.model.language_model import Model
@@ -140,6 +140,24 @@ def test_a_bad_entry_of_the_carried_state_is_named(mixer: str, tier: str, block:
     assert (diagnosis.kind, diagnosis.layer, diagnosis.entries) == ("state", 2, (tier,))
     assert diagnosis.rows == (3,)
     assert diagnosis.sentence == f"carried state of layer 2: {tier} not finite in row 3"
+
+
+@pytest.mark.parametrize("entry", ["keys", "pending"])
+def test_a_bad_entry_of_the_copy_tier_is_named(entry: str) -> None:
+    model = small_model(copy=CopyConfig(window=9, width=4))
+    state = carried(model)
+    state["copy"][entry][1] = math.nan
+    diagnosis = found(model, inputs_of(state=state))
+    assert (diagnosis.kind, diagnosis.where, diagnosis.layer) == ("state", "copy_tier", None)
+    assert diagnosis.sentence == f"carried state of the copy tier: {entry} not finite in row 1"
+
+
+def test_an_overflow_in_the_copy_tier_is_found_there() -> None:
+    model = small_model(copy=CopyConfig(window=9, width=4))
+    with torch.no_grad():
+        model.copy_tier.query.weight.fill_(HUGE)
+    diagnosis = found(model, inputs_of(state=carried(model)))
+    assert (diagnosis.kind, diagnosis.where) == ("forward", "copy_tier")
 
 
 @pytest.mark.parametrize(("row", "step"), [(0, 0), (2, 37), (3, T - 1)])

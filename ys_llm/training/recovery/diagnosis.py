@@ -109,11 +109,14 @@ def _bad_weights(model: Model) -> Diagnosis | None:
 
 
 def _bad_state(state: State | None) -> Diagnosis | None:
-    for number, layer in enumerate([] if state is None else state["layers"]):
-        bad = _bad_entries(flatten(layer))
-        if bad:
-            where = f"blocks.{number}.mixer"
-            return Diagnosis("state", where, number, tuple(bad), rows=_rows_of(bad))
+    if state is None:
+        return None
+    trees = {f"blocks.{number}.mixer": layer for number, layer in enumerate(state["layers"])}
+    if "copy" in state:
+        trees["copy_tier"] = state["copy"]
+    for where, tree in trees.items():
+        if bad := _bad_entries(flatten(tree)):
+            return Diagnosis("state", where, _layer(where), tuple(bad), rows=_rows_of(bad))
     return None
 
 
@@ -323,7 +326,7 @@ def _grad_norm(model: Model) -> float:
 
 
 def _bad_entries(layer: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The non-finite entries of a mixer's state, each with the rows that are."""
+    """The non-finite entries of a mixer's or the copy tier's state, each with the rows that are."""
     tensors = {name: v for name, v in layer.items() if torch.is_tensor(v) and v.dim() > 1}
     bad = {name: _indices(~torch.isfinite(v).flatten(1).all(1)) for name, v in tensors.items()}
     return {name: rows for name, rows in bad.items() if rows}

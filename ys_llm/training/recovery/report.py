@@ -37,9 +37,8 @@ class Diagnosis:
             case "weights":
                 return f"{self.non_finite_count:,} weights not finite before the step, in {listed}"
             case "state":
-                return (
-                    f"carried state of layer {self.layer}: {entries} not finite{self._rows(' in')}"
-                )
+                of = "the copy tier" if self.layer is None else f"layer {self.layer}"
+                return f"carried state of {of}: {entries} not finite{self._rows(' in')}"
             case "forward":
                 what = f"{entries} state" if self.entries else "output"
                 finite = "(weights, carried state and inputs finite)"

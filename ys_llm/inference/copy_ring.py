@@ -1,0 +1,55 @@
+"""What one sequence can copy, as the compiled decoder keeps it: a ring of tokens with their keys.
+
+The compiled step attends to all slots in use alike and writes the token that it reads to the slot
+it is told. The ring here keeps the latest tokens: the oldest one is written over.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ys_llm.csrc.loader import Library
+from ys_llm.inference.decoder_weights import packed
+from ys_llm.model.copy_tier import CopyState, CopyTier
+
+
+class CopyRing:
+    """As many slots as `tier` has tokens in view, filled from a model's state of one row.
+
+    `panel` is the number of slots whose keys are interleaved in memory (`packed`).
+    """
+
+    def __init__(
+        self, tier: CopyTier, state: CopyState, row: int, library: Library, panel: int
+    ) -> None:
+        self._width, self._slots = tier.width, tier.window
+        is_token_N = state["tokens"][row] > 0
+        keys_NK = state["keys"][row][is_token_N]
+        self._keys = packed(_padded(keys_NK, self._slots), 1, panel)
+        self._tokens = _padded(state["tokens"][row][is_token_N].long() - 1, self._slots)
+        pointers = map(library.pointer, (self._keys, self._tokens))
+        self._struct: Any = library.ffi.new("struct ys_copy_ring *", (*pointers, 0, 0))
+        self._used = self._next = len(keys_NK)  # a state has a token less than there are slots
+
+    def prepared(self) -> Any:
+        """The `struct ys_copy_ring` for the next step, with the slot of the token that it reads."""
+        self._struct.next = self._next
+        self._used = self._struct.used = max(self._used, self._next + 1)
+        self._next = (self._next + 1) % self._slots
+        return self._struct
+
+    def state(self) -> CopyState:
+        """Keys and tokens of a model's state of one row, the latest last."""
+        n_kept = min(self._used, self._slots - 1)
+        order_N = (torch.arange(-n_kept, 0) + self._next) % self._slots
+        keys_NK = self._keys.transpose(1, 2).reshape(-1, self._width)[order_N]
+        tokens_N = self._tokens[order_N].to(torch.int32) + 1
+        return {"keys": keys_NK[None], "tokens": tokens_N[None]}
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    """With rows of zeros behind them, as many as are missing."""
+    return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])

@@ -37,7 +37,11 @@ Cases = dict[str, Callable[[], object]]
 
 def main(words: Sequence[str]) -> None:
     """Measure what the command line asks for, and print it."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.copy_tier", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.copy_tier",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("part", choices=("generation", "training"))
     parser.add_argument("--seconds", type=float, default=40, help="for all rounds (default: 40)")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
@@ -72,7 +76,7 @@ def training(effort: Effort) -> list[str]:
         for dtype in dtypes():
             for window in (0, WINDOW):
                 more = [f"model.copy.window={window}", f"train.dtype={dtype}"]
-                more += ["train.minutes=0", "train.max_steps=1000000"]
+                more.append("train.max_steps=1000000")
                 run = place.run("quickstart", more, quick=effort.quick)
                 cases[f"{window}: {dtype}"] = training_step(run, metrics)
         stack.enter_context(process_settings(TrainConfig()))
@@ -80,7 +84,8 @@ def training(effort: Effort) -> list[str]:
 
 
 def _model(window: int) -> Model:
-    config = load_config(ROOT / "configs/quickstart.yaml", [f"model.copy.window={window}"]).config
+    changes = [f"model.copy.window={window}"]
+    config = load_config(ROOT / "configs/quickstart.yaml", overrides=changes).config
     torch.manual_seed(0)
     return Model(config.model, vocab_size=config.tokenizer.vocab_size).eval()
 

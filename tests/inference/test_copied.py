@@ -60,7 +60,7 @@ def test_the_share_is_that_of_the_mixture(window: int) -> None:
     nats = log_p[0].gather(1, tokens_BT[0, 1:, None])[:, 0]
     found = torch.tensor([token.copied.share for token in scored if token.copied])
     torch.testing.assert_close(found.double(), copied_BT[0] / nats.exp(), rtol=1e-4, atol=1e-6)
-    assert 0.05 < found.mean() < 1
+    assert 0.5 < found.max() <= 1
 
 
 @pytest.mark.parametrize("window", [7, 512])

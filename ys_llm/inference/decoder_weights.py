@@ -32,7 +32,8 @@ def can_decode(model: Model) -> bool:
     """Whether the compiled step computes what calling this model would, given steps for its mixers.
 
     It does for models on the CPU in float32 or float64 whose modules are all as this package builds
-    them, with a copy tier that keeps the latest tokens or none. Hooks with `observes_only = True` do not count, see `ops.linear.is_plain`.
+    them; a copy tier keeps the latest tokens. Hooks with `observes_only = True` do not count, see
+    `ops.linear.is_plain`.
     """
     tensors = list(tensors_of(model))
     quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())

@@ -54,9 +54,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class SourceText:
-    """A token that was copied: position, share of the probability, and text with what led to it."""
+    """A token that was copied: position, share of the probability, and text with what led to it.
 
-    position: int
+    Where the position is not known, see `copied.Source`, the text is empty.
+    """
+
+    position: int | None
     share: float
     text: str
 
@@ -292,7 +295,9 @@ class _Text:
             ),
         )
 
-    def _until(self, position: int) -> str:
+    def _until(self, position: int | None) -> str:
+        if position is None:
+            return ""
         shown = self._ids[max(0, position - _LED_TO) : position + 1]
         return "".join(map(self._tokenizer.token_text, shown))
 

@@ -178,7 +178,9 @@ def _explain(engine: Engine, last: tuple[str, list[int]] | None, *, raw: bool) -
     print(f"{len(shown)} of {len(tokens)} tokens were copied for the most part")
     for text, copied in shown:
         source = copied.sources[0]
-        print(f"{copied.share:6.0%}  {text!r} from token {source.position}: {source.text!r}")
+        known = f"token {source.position}: {source.text!r}"
+        origin = "far above" if source.position is None else known
+        print(f"{copied.share:6.0%}  {text!r} from {origin}")
 
 
 def _stream_answer(

@@ -37,7 +37,7 @@ from ys_llm.model.kept_tokens import expiries, held, is_held, room_of
 from ys_llm.ops import rowwise
 from ys_llm.ops.copy_attention import View, copied_mass, copy_weights
 from ys_llm.ops.cross_entropy import mixed_nats, token_nats
-from ys_llm.ops.linear import linear
+from ys_llm.ops.linear import linear, side_by_side
 
 GATE_BIAS = -2.0  # a new model copies an eighth of each prediction
 
@@ -88,24 +88,37 @@ class CopyTier(nn.Module):
         head: nn.Module,
     ) -> tuple[Reading, CopyState]:
         """What the loss or the logits are mixed with, and the state after the last token."""
-        own_BTK = _projected(self.key, x_BTD)
+        layers = (self.query, self.key, self.gate)
+        query_BTK, own_BTK, gate_BT1 = (
+            rowwise.from_2d(part, x_BTD) for part in side_by_side(layers, rowwise.to_2d(x_BTD))
+        )
         before_BTK = _shifted(state["pending"], own_BTK)
         if starts_BT is not None:
             before_BTK = before_BTK.masked_fill(starts_BT.unsqueeze(2), 0)
-        new_keys = before_BTK + _projected(self.token_key, _scaled(embedded_BTD))
+        new_keys = before_BTK + self._token_keys(embedded_BTD)
         keys_BNK = torch.cat([state["keys"].to(own_BTK.dtype), new_keys], 1)
         tokens_BN = torch.cat([state["tokens"], tokens_BT.to(torch.int32) + 1], 1)
         document_BN = _documents(state["tokens"], tokens_BT, starts_BT)
-        gate_BT = _projected(self.gate, x_BTD).squeeze(2)
+        gate_BT = gate_BT1.squeeze(2)
         gate_BT = gate_BT.to(torch.promote_types(gate_BT.dtype, torch.float32)).sigmoid()
-        query_BTK = _projected(self.query, x_BTD).contiguous()
         view = View(document_BN, self.window)
-        reading = Reading(query_BTK, gate_BT, keys_BNK, tokens_BN, view)
+        reading = Reading(query_BTK.contiguous(), gate_BT, keys_BNK, tokens_BN, view)
         if self.room is None:
             after = self._latest(reading)
         else:
             reading, after = self._surprising(reading, x_BTD, state, head)
         return reading, {**after, "pending": own_BTK[:, -1]}
+
+    def _token_keys(self, embedded_BTD: Tensor) -> Tensor:
+        """token_key(e / rms(e)): a new embedding is small, and would tell nothing.
+
+        The projection is what is scaled: it has fewer numbers than the embedding.
+        """
+        rows = linear(self.token_key, rowwise.to_2d(embedded_BTD))
+        keys_BTK = rowwise.from_2d(rows, embedded_BTD)
+        norm_BT1 = torch.linalg.vector_norm(embedded_BTD, dim=-1, keepdim=True)
+        scale_BT1 = (norm_BT1.square() / embedded_BTD.shape[-1] + 1e-12).rsqrt()
+        return (keys_BTK * scale_BT1).to(keys_BTK.dtype)
 
     def _latest(self, reading: Reading) -> CopyState:
         """The keys and tokens of the latest tokens."""
@@ -228,10 +241,6 @@ class CopyTier(nn.Module):
         return f"window={self.window}, keep={'recent' if self.room is None else 'surprising'}"
 
 
-def _projected(layer: nn.Module, x_BTD: Tensor) -> Tensor:
-    return rowwise.from_2d(linear(layer, rowwise.to_2d(x_BTD)), x_BTD)
-
-
 def _shifted(first: Tensor, x_BT: Tensor) -> Tensor:
     """x of the token before: `first` (B x ...), which was carried, then all but the last."""
     carried = first.to(x_BT.dtype).view(len(x_BT), 1, *x_BT.shape[2:])
@@ -242,12 +251,6 @@ def _pairs(window: int, seq_len: int) -> int:
     """How many pairs of a query and a key of its `window` latest `seq_len` tokens have."""
     window = min(window, seq_len)
     return window * (window + 1) // 2 + (seq_len - window) * window
-
-
-def _scaled(embedded_BTD: Tensor) -> Tensor:
-    """Each embedding over its root mean square: a new one is small, and would tell nothing."""
-    mean_BT1 = embedded_BTD.square().mean(-1, keepdim=True)
-    return embedded_BTD * (mean_BT1 + 1e-12).rsqrt()
 
 
 def _documents(past_BN: Tensor, tokens_BT: Tensor, starts_BT: Tensor | None) -> Tensor:

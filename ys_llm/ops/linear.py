@@ -6,7 +6,7 @@ y = x W^T + b;   dx = dy W;   dW = dy^T x          x: ... x K, W: M x K
 adapter around it, a forward hook, a parametrisation, a quantised layer) is called as it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ def linear_without_bias(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | 
         return fused_backward(x, weight), bias
     y: Tensor = module(x)
     return y, None
+
+
+def side_by_side(modules: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """`linear` of each module; where all are plain, as one product, which reads x once."""
+    if not all(map(is_plain, modules)):
+        return [linear(module, x) for module in modules]
+    weights: list[Any] = [module.weight for module in modules]
+    parts = fused_backward(x, torch.cat(weights)).split([len(weight) for weight in weights], -1)
+    biases: list[Any] = [module.bias for module in modules]
+    return [y if bias is None else y + bias for y, bias in zip(parts, biases, strict=True)]
 
 
 def reference(x: Tensor, weight_MK: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -23,12 +23,17 @@ V = 30
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 
 
-def model_of(window: int, vocab_size: int = V, gate: float = 0.5) -> Model:
+def model_of(
+    window: int,
+    vocab_size: int = V,
+    gate: float = 0.5,
+    keep: Literal["recent", "surprising"] = "recent",
+) -> Model:
     torch.manual_seed(1)
     options = {"three_tier": {"d_state": 24}}
     config = ModelConfig(
         **{"d_model": 16, "n_layers": 2, "d_mlp": 24, "options": options},
-        copy=CopyConfig(window, width=8),
+        copy=CopyConfig(window, width=8, keep=keep),
     )
     model = Model(config, vocab_size=vocab_size).eval()
     with torch.no_grad():
@@ -77,6 +82,21 @@ def test_the_sources_are_earlier_tokens_of_the_same_id(window: int) -> None:
         assert len(shares) == min(3, len(expected))
         assert {source.position for source in token.sources} <= set(expected)
     assert any(token.share > 0.5 for token in copied)
+
+
+def test_the_position_of_a_token_kept_for_its_surprise_is_not_known() -> None:
+    model, ids = model_of(16, keep="surprising"), torch.randint(V, (60,)).tolist()
+    copied = copied_from(model, ids[:-20], ids[-20:])
+    far = [source for token in copied for source in token.sources if source.position is None]
+    near = [
+        (ids[source.position], ids[40 + number])
+        for number, token in enumerate(copied)
+        for source in token.sources
+        if source.position is not None
+    ]
+    assert far
+    assert near
+    assert all(found == expected for found, expected in near)
 
 
 def test_the_answer_may_follow_a_prompt_of_one_token() -> None:

@@ -116,7 +116,7 @@ class CopyTier(nn.Module):
         """
         rows = linear(self.token_key, rowwise.to_2d(embedded_BTD))
         keys_BTK = rowwise.from_2d(rows, embedded_BTD)
-        norm_BT1 = torch.linalg.vector_norm(embedded_BTD, dim=-1, keepdim=True)
+        norm_BT1: Tensor = torch.linalg.vector_norm(embedded_BTD, dim=-1, keepdim=True)
         scale_BT1 = (norm_BT1.square() / embedded_BTD.shape[-1] + 1e-12).rsqrt()
         return (keys_BTK * scale_BT1).to(keys_BTK.dtype)
 

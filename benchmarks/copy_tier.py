@@ -24,6 +24,7 @@ from benchmarks.startup import read_split
 from benchmarks.training import Workplace, training_step
 from ys_llm.config.schema import TrainConfig
 from ys_llm.config.sources import load_config
+from ys_llm.csrc import loader
 from ys_llm.inference.generate import prefill
 from ys_llm.model.language_model import Model
 from ys_llm.training.compute import process_settings
@@ -53,6 +54,7 @@ def main(words: Sequence[str]) -> None:
 
 def generation(effort: Effort) -> list[str]:
     """A token of one text and of `TEXTS` texts, after a few tokens and after many."""
+    loader.build()
     far = 600 if effort.quick else 100_000
     cases: Cases = {}
     for window in (0, WINDOW):

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from ys_llm.cli.main import COMMANDS, parse
+from ys_llm.config.schema import Config
+from ys_llm.config.sources import Resolved
 from ys_llm.errors import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,10 +94,15 @@ def value_of(node: ast.expr) -> object:
         return ["train.seed=1"] if isinstance(node, ast.List) else "1"
 
 
+def given(call: ast.Call) -> tuple[list[str], dict[str, object]]:
+    """The words and flags that a call spells out."""
+    words = [str(value_of(word)) for word in call.args if not isinstance(word, ast.Starred)]
+    return words, {flag.arg: value_of(flag.value) for flag in call.keywords if flag.arg}
+
+
 @pytest.mark.parametrize(("file", "call"), CALLS)
 def test_every_command_that_is_built_is_accepted(file: str, call: ast.Call) -> None:
-    words = [str(value_of(word)) for word in call.args if not isinstance(word, ast.Starred)]
-    flags = {flag.arg: value_of(flag.value) for flag in call.keywords if flag.arg}
+    words, flags = given(call)
     if ast.unparse(call.func) == "resolved.train_command":
         words, flags = ["train", *words], {"run": "1", "set": ["train.seed=1"], **flags}
     elif file in PASSED_ON:
@@ -107,6 +114,24 @@ def test_every_command_that_is_built_is_accepted(file: str, call: ast.Call) -> N
     assert accepted.command == words[0]
     if words[0] == "train" and file not in WITHOUT_RUN | PASSED_ON:
         assert {"run", "init_from"} & flags.keys(), "it would train runs/default"
+
+
+TYPED: dict[str, object] = {
+    "set": ["train.max_steps=9", "train.seed=4", "generate.top_p=0.9"],
+    "minutes": "2",
+    "size": "m",
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "call"), [c for c in CALLS if ast.unparse(c.values[1].func) != "command_line"]
+)
+def test_an_advice_to_train_repeats_everything_that_was_typed(file: str, call: ast.Call) -> None:
+    """`file` names the case: what to type when text has moved, when checkpoints are gone, ..."""
+    words, flags = given(call)
+    resolved = Resolved(Config(run="mine"), {}, flags=TYPED)
+    accepted = parse(shlex.split(resolved.train_command(*words, **flags))[1:])
+    assert {name: getattr(accepted, name) for name in TYPED} == TYPED, file
 
 
 def test_there_are_calls_to_check() -> None:

@@ -156,7 +156,7 @@ def test_three_quotes_begin_and_end_a_prompt_of_several_lines(
 
 ENDLESS = "the cat"  # its answer ends when it is interrupted
 SESSION = """
-import fcntl, signal, sys, termios, threading, time
+import fcntl, select, signal, sys, termios, threading, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 sys.path.insert(0, sys.argv[1])
 if sys.argv[2] == "without readline":
@@ -165,10 +165,12 @@ from ys_llm.inference import repl
 if len(sys.argv) > 4:  # Ctrl-C reaches a thread that does not wait for input
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-def answer(engine, pieces, sampling, *, raw):
+def answer(engine, pieces, sampling, *, raw, made):
     print("answering", ascii("".join(pieces)), flush=True)
     while "".join(pieces) == sys.argv[3]:
         pass
+    if "".join(pieces) == "wait":  # until something is typed
+        select.select([0], [], [])
 repl.Engine, repl._stream_answer = lambda *_: None, answer
 repl.run_interactive(None, None)
 print("left", flush=True)
@@ -250,6 +252,21 @@ def test_a_conversation_at_a_terminal(talk: Conversation) -> None:
     talk.type("\x04")
     talk.wait_for("left")
     assert talk.process.wait(60) == 0
+
+
+def test_ctrl_d_during_an_answer_leaves_after_it(talk: Conversation) -> None:
+    talk.wait_for("> ")
+    talk.type("wait\n")
+    talk.wait_for("answering 'wait'")
+    talk.type("\x04")
+    talk.wait_for("left")
+
+
+def test_a_prompt_that_arrives_with_ctrl_d_is_answered_before_leaving(talk: Conversation) -> None:
+    talk.wait_for("> ")
+    talk.type("one\n\x04")
+    talk.wait_for("answering 'one'")
+    talk.wait_for("left")
 
 
 @pytest.mark.parametrize("how", ["with readline", "without readline"])

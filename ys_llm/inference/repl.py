@@ -5,9 +5,12 @@ Answers go to stdout, timings to stderr.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import select
 import sys
+import termios
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -54,7 +57,7 @@ def run_interactive(
         while True:
             try:
                 with interrupts:
-                    prompt = _read_prompt()
+                    prompt, is_last = _read_prompt()
                     if prompt.strip() in ("exit", "quit"):
                         return
                     if prompt.strip() == "/why":
@@ -62,6 +65,8 @@ def run_interactive(
                     elif prompt.strip():
                         last = prompt, []
                         _stream_answer(engine, [prompt], sampling, raw=raw, made=last[1])
+                    if is_last:
+                        return
             except EOFError:
                 return
             except KeyboardInterrupt:
@@ -79,23 +84,32 @@ def _edit_lines() -> None:
             readline.parse_and_bind("set enable-bracketed-paste on")
 
 
-def _read_prompt() -> str:
-    """The next prompt: a line, the lines that arrived with it, or a text between two marks."""
+def _read_prompt() -> tuple[str, bool]:
+    """The next prompt: a line, the lines that arrived with it, or a text between two marks.
+
+    Also whether the end of the input arrived with it. Raises EOFError where only the end came.
+    """
     lines = [_input_line("> ")]
     if not lines[0].lstrip().startswith(_MARK):
-        while _more_is_waiting():
-            lines.append(_input_line(""))
-        return "\n".join(lines)
+        try:
+            while _n_waiting(_PASTE_SECONDS) is not None:
+                lines.append(_input_line(""))
+        except EOFError:
+            return "\n".join(lines), True
+        return "\n".join(lines), False
     text = lines[0].lstrip().removeprefix(_MARK)
     while not text.rstrip().endswith(_MARK):
         text += "\n" + _input_line("... ")
-    return text.rstrip().removesuffix(_MARK).removeprefix("\n").removesuffix("\n")
+    return text.rstrip().removesuffix(_MARK).removeprefix("\n").removesuffix("\n"), False
 
 
 def _input_line(sign: str) -> str:
     """A line from stdin; the prompt `sign` is shown on a terminal only, never in piped output."""
     if not sys.stdin.isatty():
         return input()
+    if _n_waiting(0) == 0:  # Ctrl-D, typed during an answer: readline would take it for another key
+        os.read(sys.stdin.fileno(), 1)
+        raise EOFError
     with signals_noticed():
         if sys.stdout.isatty():
             return input(sign)
@@ -103,12 +117,13 @@ def _input_line(sign: str) -> str:
         return input()
 
 
-def _more_is_waiting() -> bool:
-    """Whether a terminal has more to read already."""
+def _n_waiting(seconds: float) -> int | None:
+    """How many bytes a terminal has to read within so many seconds: 0 at its end, None if none."""
     with suppress(OSError, ValueError):  # stdin has no descriptor
-        if sys.stdin.isatty():
-            return bool(select.select([sys.stdin.fileno()], [], [], _PASTE_SECONDS)[0])
-    return False
+        file = sys.stdin.fileno()
+        if sys.stdin.isatty() and select.select([file], [], [], seconds)[0]:
+            return int.from_bytes(fcntl.ioctl(file, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return None
 
 
 def run_once(

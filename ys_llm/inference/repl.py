@@ -65,8 +65,8 @@ def run_interactive(
                     elif prompt.strip():
                         last = prompt, []
                         _stream_answer(engine, [prompt], sampling, raw=raw, made=last[1])
-                    if is_last:
-                        return
+                if is_last:
+                    return
             except EOFError:
                 return
             except KeyboardInterrupt:

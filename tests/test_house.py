@@ -423,7 +423,7 @@ def test_there_are_config_files() -> None:
     assert CONFIGS
 
 
-@pytest.mark.parametrize("name", ["llama", "min_gru"])
+@pytest.mark.parametrize("name", ["llama", "min_gru", "gated_delta", "hybrid"])
 def test_a_baseline_is_as_large_as_the_default_stack(name: str) -> None:
     baseline = load_config(ROOT / "configs" / f"{name}.yaml").config
     with torch.device("meta"):

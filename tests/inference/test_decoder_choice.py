@@ -171,7 +171,10 @@ def test_a_copy_tier_that_keeps_what_surprises_is_left_to_torch() -> None:
 
 
 def test_a_model_with_a_convolution_is_left_to_torch() -> None:
-    assert decoder_of(model_of(convolution=2)) is None
+    model = model_of(convolution=2)
+    assert decoder_of(model) is None
+    selected = model.select_backends(batch_size=1, precision="fp32", timed=False)
+    assert all("torch decodes" in reason for _, reason in selected.values())
 
 
 def test_a_kind_that_the_library_does_not_know_is_left_to_torch(

@@ -81,10 +81,11 @@ class Convolved(nn.Module):
     def select_backend(
         self, *, batch_size: int, precision: Precision, previous: str = "", timed: bool = True
     ) -> tuple[str, str]:
-        """That of the mixer."""
-        return self._inner.select_backend(
+        """That of the mixer; the reason says who decodes."""
+        backend, why = self._inner.select_backend(
             batch_size=batch_size, precision=precision, previous=previous, timed=timed
         )
+        return backend, f"{why}; torch decodes, as there is a convolution before it"
 
     def decode_spec(self) -> None:
         """None: torch decodes a mixer behind a convolution."""

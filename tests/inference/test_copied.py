@@ -15,7 +15,6 @@ from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import copied_from, prefill
 from ys_llm.inference.repl import run_interactive, run_json
 from ys_llm.inference.sampling import ScoredToken
-from ys_llm.model.copy_tier import Reading
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 
@@ -57,11 +56,10 @@ def test_the_share_is_that_of_the_mixture(window: int) -> None:
     model, ids = model_of(window).double(), torch.randint(V, (700,)).tolist()
     scored: list[ScoredToken] = []
     prefill(model, ids, observe=scored.append)  # in pieces
-    readings: list[Reading] = []
     tokens_BT = torch.tensor([ids])
-    log_p, _ = model(tokens_BT[:, :-1], readings=readings)
-    assert model.copy_tier is not None
-    _, copied_BT = model.copy_tier.mixture(readings[0], tokens_BT[:, 1:])
+    log_p, _, reading = model.read(tokens_BT[:, :-1])
+    assert model.copy_tier is not None and reading is not None
+    _, copied_BT = model.copy_tier.mixture(reading, tokens_BT[:, 1:])
     nats = log_p[0].gather(1, tokens_BT[0, 1:, None])[:, 0]
     found = torch.tensor([token.copied.share for token in scored if token.copied])
     torch.testing.assert_close(found.double(), copied_BT[0] / nats.exp(), rtol=1e-4, atol=1e-6)

@@ -22,7 +22,7 @@ from ys_llm.config.yaml_io import dump_yaml
 from ys_llm.errors import UserError
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
-from ys_llm.training import budget, forecast, setup, size
+from ys_llm.training import budget, forecast, more_time, setup, size
 from ys_llm.training.budget import with_steps
 from ys_llm.training.loop import train
 from ys_llm.training.memory import MemoryForecast
@@ -73,6 +73,11 @@ def three_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return dataclasses.replace(run, config=with_steps(run.config, STEPS))
 
     monkeypatch.setattr(setup, "fit_to_minutes", few_steps)
+    measured = [
+        {"class": of_class, "minutes": 1e-6, "size": "small", "bits_per_byte": 1.0}
+        for of_class in more_time.MEASURED.values()
+    ]
+    monkeypatch.setattr(more_time, "read_table", lambda: {"runs": measured})
 
 
 @pytest.fixture

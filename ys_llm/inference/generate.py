@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -160,27 +159,27 @@ class _PromptReader:
 
     def read(self, piece: Sequence[int]) -> None:
         """Read the next piece."""
-        wanted: Literal["all", "last"] = "last" if self._observe is None else "all"
-        readings: list[Reading] | None = None if self._observe is None else []
         with inference_mode(self._model):
             row = _row(self._model, piece)
-            logits_BTV, state = self._model(row, self.state, logits=wanted, readings=readings)
-        if self._observe is not None:
-            scored = _scored(piece, logits_BTV[0], self.logits_V, self._n_candidates)
-            for token in self._with_copied([*scored], readings, int(state["position_B"])):
-                self._observe(token)
+            if self._observe is None:
+                logits_BTV, state = self._model(row, self.state, logits="last")
+            else:
+                logits_BTV, state, reading = self._model.read(row, self.state)
+                scored = _scored(piece, logits_BTV[0], self.logits_V, self._n_candidates)
+                for token in self._with_copied([*scored], reading, int(state["position_B"])):
+                    self._observe(token)
         # In memory as a state from a file is, whose next piece must be rounded alike.
         self.state, self.logits_V = map_state(detach(state), Tensor.contiguous), logits_BTV[0, -1]
         self._pass(piece)
 
     def _with_copied(
-        self, scored: list[ScoredToken], readings: list[Reading] | None, n_read: int
+        self, scored: list[ScoredToken], reading: Reading | None, n_read: int
     ) -> list[ScoredToken]:
         """The tokens of a piece, the first of which the last query of the piece before predicts."""
         tier = self._model.copy_tier
-        if tier is None or not readings:
+        if tier is None or reading is None:
             return scored
-        before, now = self._copyable, Copyable(tier, readings[0], n_read)
+        before, now = self._copyable, Copyable(tier, reading, n_read)
         self._copyable = now
         predicted_by = [(now, query) for query in range(len(scored))]
         if before is not None:

@@ -79,7 +79,6 @@ class Model(nn.Module):
         targets_BT: Tensor | None = None,
         weights_BT: Tensor | None = None,
         logits: Literal["all", "last"] = "all",
-        readings: list[Reading] | None = None,
     ) -> tuple[Tensor, State]:
         """Logits (float32 or wider) or the mean loss in nats per target, and the state.
 
@@ -87,20 +86,27 @@ class Model(nn.Module):
         `targets_BT` are the tokens to be predicted, `weights_BT` how much each counts; a target
         that is `IGNORE_INDEX`, or of weight 0, does not. A loss never needs all
         logits in memory at once. `logits="last"` computes those of the last token only, B x 1 x V.
-        `readings` receives what the copy tier reads, where there is one.
         """
         x_BTD, state, reading = self._hidden(tokens_BT, state, starts_BT)
-        if readings is not None and reading is not None:
-            readings.append(reading)
         if targets_BT is not None:
             return self._loss(x_BTD, reading, targets_BT, weights_BT), state
         if logits == "last":
             x_BTD, reading = x_BTD[:, -1:], reading and reading.last()
+        return self._logits(x_BTD, reading), state
+
+    def read(
+        self, tokens_BT: Tensor, state: State | None = None
+    ) -> tuple[Tensor, State, Reading | None]:
+        """Logits of all tokens, the state, and what the copy tier reads, where there is one."""
+        x_BTD, state, reading = self._hidden(tokens_BT, state, None)
+        return self._logits(x_BTD, reading), state, reading
+
+    def _logits(self, x_BTD: Tensor, reading: Reading | None) -> Tensor:
         logits_BTV: Tensor = self.output(x_BTD)
         logits_BTV = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
         if reading is None or self.copy_tier is None:
-            return logits_BTV, state
-        return self.copy_tier.mix(logits_BTV, reading), state
+            return logits_BTV
+        return self.copy_tier.mix(logits_BTV, reading)
 
     def init_state(self, batch_size: int) -> State:
         """The state before the first token; see `state.py`."""

@@ -97,6 +97,7 @@ def _evaluate_and_save(run: Run, seq_len: int, evaluated_tokens: int) -> int:
     after it has grown.
     """
     release_freed_memory()
+    reset_peak()  # else it is that of the largest batch that was tried
     with run.compute.autocast():
         evaluate_tokens(run.model, run.data.training, seq_len=seq_len)
     release_freed_memory()

@@ -103,7 +103,7 @@ TEXTS = (
     Case(
         "a program named .txt",
         TRAIN,
-        ("texts/a.txt is a program; expected text in UTF-8", "Move it out"),
+        ("texts/a.txt is a program; expected text in UTF-8", "Leave it out"),
         file("texts/a.txt", b"\x7fELF\x00\x01\x02\x03" * 100),
     ),
     Case("a table named .csv", (*TRAIN, "--data", "a.csv"), ("a.csv", ".txt"), file("a.csv", FOX)),

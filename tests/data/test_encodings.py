@@ -129,10 +129,15 @@ def a_word_document(path: Path) -> None:
     [
         (gzip.compress(b"text", mtime=0), "a gzip archive", "gunzip"),
         (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n1 0 obj", "a PDF document", "pdftotext"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "a PNG image", "Move it out"),
-        (b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image", "Move it out"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "a PNG image", "Leave it out"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "a JPEG image", "Leave it out"),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Microsoft Office document", "plain text"),
-        (b"\x7fELF\x02\x01\x01\0", "a program", "Move it out"),
+        (b"\x7fELF\x02\x01\x01\0", "a program", "Leave it out"),
+        (b"ID3\x03\0\0\0\0\0\0", "an MP3 recording", "Leave it out"),
+        (b"RIFF\x24\0\0\0WAVEfmt ", "a recording, an image or a film", "Leave it out"),
+        (b"{\\rtf1\\ansi text}", "an RTF document", "plain text"),
+        (b"\x93NUMPY\x01\0v\0", "a NumPy array", "Leave it out"),
+        (bytes(257) + b"ustar\x0000", "a tar archive", "Unpack it"),
         (None, "a Word document", "plain text"),
     ],
 )

@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 SIGNATURE_BYTES = 4096  # of a file's beginning; the names inside a zip are within it
 
-_CONVERT = "Extract its text into a .txt file, or move it out of the folder."
-_UNPACK = "Unpack it, or move it out of the folder."
-_REMOVE = "Move it out of the folder."
+_CONVERT = "Extract its text into a .txt file, or leave it out."
+_UNPACK = "Unpack it, or leave it out."
+_REMOVE = "Leave it out: only text is read."
 _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
-    (b"\x1f\x8b", "a gzip archive", "Unpack it (gunzip), or move it out of the folder."),
+    (b"\x1f\x8b", "a gzip archive", "Unpack it (gunzip), or leave it out."),
     (b"BZh", "a bzip2 archive", _UNPACK),
     (b"\xfd7zXZ\0", "an xz archive", _UNPACK),
     (b"\x28\xb5\x2f\xfd", "a zstd archive", _UNPACK),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
-    (b"%PDF-", "a PDF document", "Extract its text (pdftotext), or move it out of the folder."),
+    (b"%PDF-", "a PDF document", "Extract its text (pdftotext), or leave it out."),
     (b"\xd0\xcf\x11\xe0", "an old Microsoft Office document", "Save it as plain text (UTF-8)."),
     (b"\x89PNG", "a PNG image", _REMOVE),
     (b"\xff\xd8\xff", "a JPEG image", _REMOVE),
@@ -29,11 +29,22 @@ _SIGNATURES: tuple[tuple[bytes, str, str], ...] = (
     (b"PAR1", "a Parquet table", _CONVERT),
     (b"\x7fELF", "a program", _REMOVE),
     (b"MZ", "a program", _REMOVE),
+    (b"ID3", "an MP3 recording", _REMOVE),
+    (b"\xff\xfb", "an MP3 recording", _REMOVE),
+    (b"fLaC", "a FLAC recording", _REMOVE),
+    (b"OggS", "an Ogg recording", _REMOVE),
+    (b"RIFF", "a recording, an image or a film", _REMOVE),
+    (b"\x93NUMPY", "a NumPy array", _REMOVE),
+    (b"{\\rtf", "an RTF document", "Save it as plain text (UTF-8)."),
 )
+_TAR = b"ustar"  # at _TAR_AT
+_TAR_AT = 257
 _ZIPS = (
     (b"word/", "a Word document", "Save it as plain text (UTF-8)."),
     (b"opendocument.text", "an OpenDocument text", "Save it as plain text (UTF-8)."),
     (b"epub+zip", "an EPUB book", _CONVERT),
+    (b"xl/", "an Excel workbook", _CONVERT),
+    (b"ppt/", "a PowerPoint presentation", _CONVERT),
     (b"", "a zip archive", _UNPACK),
 )
 _MARKS = (  # the mark of UTF-32LE begins with that of UTF-16LE
@@ -170,7 +181,7 @@ def file_format(head: bytes) -> tuple[str, str] | None:
     for signature, what, advice in _SIGNATURES:
         if head.startswith(signature):
             return what, advice
-    return None
+    return ("a tar archive", _UNPACK) if head[_TAR_AT:].startswith(_TAR) else None
 
 
 def encoding_advice(head: bytes, sample: bytes, *, name: str) -> str:
@@ -184,7 +195,7 @@ def encoding_advice(head: bytes, sample: bytes, *, name: str) -> str:
     if zeros := _utf16_by_zeros(head):
         return _convert(zeros, "UTF-16 without its mark", name)
     if _is_binary(head) or _is_binary(sample):
-        return "This does not look like text: move it out of the folder."
+        return "This does not look like text: leave it out."
     if _is_damaged_utf8(head + sample):
         return (
             "It is UTF-8 with some broken bytes. To drop those, type: "
@@ -194,7 +205,7 @@ def encoding_advice(head: bytes, sample: bytes, *, name: str) -> str:
         return _convert(certain.name, certain.label, name)
     return (
         f"It could be {_listed(likely_encodings(sample))}. Open it in an editor that shows it "
-        "right, and save it as UTF-8; if it is not text, move it out of the folder."
+        "right, and save it as UTF-8; if it is not text, leave it out."
     )
 
 
@@ -227,7 +238,7 @@ def likely_encodings(sample: bytes) -> list[str]:
 def _convert(encoding: str, label: str, name: str) -> str:
     return (
         f"It looks like {label}. Type: iconv -f {encoding} -t UTF-8 {name} > NEW; "
-        "if it is not text, move it out of the folder."
+        "if it is not text, leave it out."
     )
 
 

@@ -135,7 +135,6 @@ def a_word_document(path: Path) -> None:
         (b"\x7fELF\x02\x01\x01\0", "a program", "Leave it out"),
         (b"ID3\x03\0\0\0\0\0\0", "an MP3 recording", "Leave it out"),
         (b"RIFF\x24\0\0\0WAVEfmt ", "a recording, an image or a film", "Leave it out"),
-        (b"{\\rtf1\\ansi text}", "an RTF document", "plain text"),
         (b"\x93NUMPY\x01\0v\0", "a NumPy array", "Leave it out"),
         (bytes(257) + b"ustar\x0000", "a tar archive", "Unpack it"),
         (None, "a Word document", "plain text"),

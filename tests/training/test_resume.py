@@ -30,13 +30,14 @@ from support.training_runs import (
     write_corpus,
 )
 
-from ys_llm.config.schema import Config, DataConfig
+from ys_llm.config.schema import Config, DataConfig, GenerateConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import flatten
 from ys_llm.data import readers, split_cache
 from ys_llm.data.split import BY_CONTENT_HASH, BY_DOCUMENT_ID, SplitRecord
 from ys_llm.data.split_cache import load_split
 from ys_llm.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, EXIT_USAGE, UserError
+from ys_llm.inference.engine import Engine
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import select
 from ys_llm.runs.folder import checkpoints, list_removals, remove
@@ -92,7 +93,10 @@ def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: in
     ):
         time.sleep(0.005)
     process.send_signal(sent)
-    _, output = process.communicate(timeout=60)
+    try:
+        _, output = process.communicate(timeout=60)
+    finally:
+        process.kill()  # else one that ignored the signal would train for ever
     return process.returncode, output
 
 
@@ -141,6 +145,19 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
     assert parts.run == run
     assert column(run, "step") == list(range(1, stopped + 6))
     assert_same_training(run, whole.run)
+
+
+def test_a_run_stopped_before_its_first_evaluation_has_a_model(
+    tmp_path: Path, corpus: Path
+) -> None:
+    never = (f"train.{name}={NEVER}" for name in ("max_steps", "eval_interval", "sample_interval"))
+    config = tmp_path / "mine.yaml"
+    config.write_text(to_yaml(load_config(None, overrides=settings(corpus, (*never,))).config))
+    code, _ = interrupted(tmp_path, config, signal.SIGINT, after=2)
+    assert code == EXIT_INTERRUPTED
+    run = tmp_path / "runs" / "mine"
+    assert not [row for row in read_metrics(run / "metrics.jsonl") if "val_loss" in row]
+    assert Engine(load_run(run)).answer("the", GenerateConfig(max_tokens=3)).answer_tokens > 0
 
 
 def test_another_batch_size_drops_the_carried_state(train_run: TrainRun) -> None:

@@ -521,6 +521,7 @@ def test_every_setting_has_been_judged() -> None:
     fixed = {name for name in settings_now if reason_fixed(name)}
     assert fixed == {
         "data.validation_fraction",
+        "model.copy.gate",
         "model.copy.keep",
         "model.convolution",
         "model.copy.width",
@@ -534,6 +535,7 @@ def test_every_setting_has_been_judged() -> None:
         "model.block",
         "tokenizer.kind",
         "tokenizer.vocab_size",
+        "train.optimizer",
     }
     assert set(ORDER) <= settings_now
 

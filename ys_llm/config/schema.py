@@ -93,6 +93,10 @@ class CopyConfig:
         "recent: the latest tokens; surprising: a quarter of them, and the least expected ones of "
         "the whole document",
     )
+    gate: Literal["sentinel", "separate"] = setting(
+        "sentinel",
+        "how much is copied: sentinel = by what fits, too; separate = by the last state alone",
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the window holds a recent and a surprising part."""
@@ -191,6 +195,9 @@ class TrainConfig:
     grad_accum_steps: int = setting(1, "batches accumulated for one optimizer step", minimum=1)
     stages: tuple[Stage, ...] = setting(
         (), "list of {seq_len, batch_size, steps}; replaces max_steps, seq_len and batch_size"
+    )
+    optimizer: Literal["adamw", "muon"] = setting(
+        "adamw", "muon: the matrices of the layers by Muon, all else by AdamW"
     )
     learning_rate: float = setting(3e-3, "peak learning rate", minimum=1e-30)
     schedule: Literal["linear", "cosine", "constant_sqrt_cooldown"] = setting(

@@ -36,7 +36,8 @@ _SUMS = "SHA256SUMS"
 _TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "tensors.safetensors")
 _CHECKPOINT_FILES = (*_TENSOR_FILES, "progress.json")
 _SHOWN_DIGITS = 12  # of a digest in the model card
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's, as torch names them
+# AdamW's, as torch names them; a group of another optimizer names its own under `moments`.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -161,22 +162,35 @@ def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
 def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Copy a checkpoint's weights and moments into the model and its optimizer."""
     load_weights(model, saved.weights, saved.path)
-    _check_moments(saved, model)
+    moments = _moments_by_parameter(optimizer)
+    _check_moments(saved, model, moments)
     optimizer.state.clear()
     for name, parameter in model.named_parameters():
-        if f"step.{name}" in saved.moments:
+        if f"exp_avg.{name}" in saved.moments:
             optimizer.state[parameter] = {
-                key: saved.moments[f"{key}.{name}"].to(parameter.device) for key in _MOMENTS
+                key: saved.moments[f"{key}.{name}"].to(parameter.device)
+                for key in moments[parameter]
             }
 
 
-def _check_moments(saved: Checkpoint, model: nn.Module) -> None:
+def _moments_by_parameter(
+    optimizer: torch.optim.Optimizer,
+) -> dict[Tensor, tuple[str, ...]]:
+    """What the optimizer keeps of each parameter that it trains, by name."""
+    groups = optimizer.param_groups
+    return {p: group.get("moments", _MOMENTS) for group in groups for p in group["params"]}
+
+
+def _check_moments(
+    saved: Checkpoint, model: nn.Module, moments: Mapping[Tensor, tuple[str, ...]]
+) -> None:
     """Reject moments of other shapes: AdamW would read past the end of a smaller one."""
     shapes: dict[str, torch.Size] = {}
     for name, parameter in model.named_parameters():
-        if f"step.{name}" in saved.moments:
-            shapes |= {f"{key}.{name}": parameter.shape for key in _MOMENTS}
-            shapes[f"step.{name}"] = torch.Size([])
+        if f"exp_avg.{name}" in saved.moments:
+            shapes |= {f"{key}.{name}": parameter.shape for key in moments.get(parameter, ())}
+            if f"step.{name}" in shapes:
+                shapes[f"step.{name}"] = torch.Size([])
     differing = sorted(shapes.keys() ^ saved.moments.keys()) or [
         name
         for name, moment in saved.moments.items()
@@ -192,10 +206,10 @@ def _check_moments(saved: Checkpoint, model: nn.Module) -> None:
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's moments by name; a parameter without a gradient so far has none."""
+    """The moments by name; a parameter without a gradient so far has none."""
     return {
-        f"{key}.{name}": optimizer.state[parameter][key]
+        f"{key}.{name}": moment
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
-        for key in _MOMENTS
+        for key, moment in optimizer.state[parameter].items()
     }

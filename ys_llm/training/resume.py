@@ -34,6 +34,7 @@ _ROLLBACKS = "rollbacks.json"
 FIXED = {
     "model.": "the weights have the old shape",
     "tokenizer.": "token ids mean nothing under another vocabulary",
+    "train.optimizer": "the saved moments are those of the other one",
     "data.validation_fraction": "held-out text would be trained on, or the reverse",
 }
 NOT_FIXED = ("model.dropout", "model.size")  # the size is a name for other settings

@@ -52,7 +52,8 @@ def optimizer_step(run: Run, state: TrainState, gradients: StepGradients) -> dic
     progress = state.progress
     rate = learning_rate(progress.step, run.config.train, state.rollbacks)
     set_learning_rate(run.optimizer, rate)
-    run.optimizer.step()
+    with run.compute.autocast():
+        run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     progress.step, progress.tokens = progress.step + 1, progress.tokens + gradients.tokens
     # At least a nanosecond: two readings of a coarse clock may be equal.

@@ -57,7 +57,7 @@ class Run:
     tokenizer: Tokenizer
     data: TrainingData
     model: Model
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     compute: Compute
     environment: Mapping[str, Any] = field(default_factory=dict)
     lock: HeldLock | None = None  # on the folder; None where nothing is written to it

@@ -72,3 +72,18 @@ def test_an_option_outside_its_mixer_is_told_where_it_belongs() -> None:
         "--set: model.mixer is now model.layers, a list: [MIXER, ...]",
         "--set: train.backend is now by the name of the mixer: {MIXER: cpp}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("# written by ys 0.1.0\n", "separate"), ("", "sentinel")],
+    ids=["by-ys", "by-hand"],
+)
+def test_a_run_from_before_a_setting_goes_on_as_it_was(
+    tmp_path: Path, written: str, expected: str
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(written + "model:\n  copy:\n    window: 8\n")
+    assert load_config(path).config.model.copy.gate == expected
+    path.write_text(written + "model:\n  copy:\n    gate: sentinel\n")
+    assert load_config(path).config.model.copy.gate == "sentinel"

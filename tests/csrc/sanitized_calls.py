@@ -113,9 +113,13 @@ def call_copied_mass(lib: Any, memory: Memory, threads: int) -> None:
             for row in range(batch * queries):
                 first[row] = min(row % 5, width - queries + row % queries)
             tokens, targets = memory.array("t", batch * width), memory.array("t", batch * queries)
-            out = memory.array(masses, batch * queries)
+            sentinel, rest, mass, common = (memory.array(masses, batch * queries) for _ in range(4))
             copied_mass = getattr(lib, f"ys_copied_mass_{suffix}")
-            copied_mass(scores, first, tokens, targets, out, batch, queries, width, threads)
+            arrays = (scores, sentinel, first, tokens, targets, rest, mass)
+            copied_mass(*arrays, batch, queries, width, threads)
+            backward = getattr(lib, f"ys_copied_mass_backward_{suffix}")
+            d_scores = memory.array(suffix, batch * queries * width)
+            backward(scores, mass, common, d_scores, batch * queries, width, threads)
     memory.free()
 
 

@@ -22,6 +22,12 @@ ASKS_ANIMAL = "Write a story about a shy fox who finds a lost owlet."
         (ASKS_ANIMAL, "A fox ran.", (True, False)),
         ("Tell me a story about Mabel and Basil.", "Mabel ran. So did Mabel.", (False, True)),
         ("Write a story about a kind boy.", "Noah ran. In the end Noah slept.", (True, True)),
+        (
+            ASKS_ANIMAL,
+            'The fox Mabel and Basil ran. "May I?" said Mabel. "Will you?"',
+            (True, True),
+        ),
+        (ASKS_ANIMAL, "The fox Mabel, Basil and Will ran to May. Mabel slept.", (True, False)),
         ("Write a story about a kind girl.", "Noah ran. In the end Noah slept.", (False, True)),
     ],
 )
@@ -42,4 +48,4 @@ def test_stories_of_the_program_mostly_pass() -> None:
     found = [judge(made.prompt, made.response) for made in (story(draw) for _ in range(200))]
     asked = [one["names_the_asked"] for one in found if "names_the_asked" in one]
     assert sum(asked) >= 0.95 * len(asked)
-    assert sum(one["keeps_its_hero"] for one in found) >= 0.75 * len(found)
+    assert sum(one["keeps_its_hero"] for one in found) >= 0.95 * len(found)

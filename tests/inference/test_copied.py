@@ -136,7 +136,7 @@ def converse(monkeypatch: pytest.MonkeyPatch, run: LoadedRun, *lines: str) -> No
 def test_why_shows_what_the_last_answer_copied(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = run_of(window=64, gate=9.0)  # next to everything is copied
+    run = run_of(window=64, gate=-9.0)  # next to everything is copied
     answer = Engine(run).answer("the cat", SAMPLING, raw=True).text
     converse(monkeypatch, run, "the mat", "the cat", " /why ")
     shown = capsys.readouterr().out

@@ -27,16 +27,26 @@ V, T, D, WIDTH = 12, 40, 16, 8
 STARTS = (0, 7, 8, 25)
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
-# (window, keep): a window of 9 holds 2 of the latest tokens and 6 of those before.
-SIZES = [(1, "recent"), (5, "recent"), (64, "recent"), (9, "surprising"), (64, "surprising")]
-every_size = pytest.mark.parametrize(("window", "keep"), SIZES)
+# (window, keep, gate): a window of 9 holds 2 of the latest tokens and 6 of those before.
+SIZES = [
+    (1, "recent", "sentinel"),
+    (5, "recent", "separate"),
+    (64, "recent", "sentinel"),
+    (9, "surprising", "sentinel"),
+    (64, "surprising", "separate"),
+]
+every_size = pytest.mark.parametrize(("window", "keep", "gate"), SIZES)
 
 
 def model_of(
-    mixer: str = "three_tier", window: int = 5, keep: Any = "recent", **changes: Any
+    mixer: str = "three_tier",
+    window: int = 5,
+    keep: Any = "recent",
+    gate: Any = "sentinel",
+    **changes: Any,
 ) -> Model:
     settings = {"d_model": D, "n_layers": 2, "d_mlp": 24, "layers": (mixer,), **changes}
-    tier = CopyConfig(window, WIDTH, keep)
+    tier = CopyConfig(window, WIDTH, keep, gate)
     model = Model(ModelConfig(copy=tier, **settings), vocab_size=V).double()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -75,9 +85,13 @@ def by_the_book(model: Any, tokens_T: Tensor, starts: tuple[int, ...]) -> Tensor
     def told(t: int, seen: list[int]) -> Tensor:
         """What is predicted after token t from these tokens."""
         scores = torch.stack([h_TD[t] @ tier.query.weight.t() @ keys[s] / WIDTH**0.5 for s in seen])
-        g = torch.sigmoid(h_TD[t] @ tier.gate.weight[0] + tier.gate.bias[0])
-        p = (1 - g) * F.softmax(model.output(h_TD[t]), -1)
-        return p.index_add(0, tokens_T[seen], g * scores.softmax(0))
+        said = h_TD[t] @ tier.gate.weight[0] + tier.gate.bias[0]
+        if tier.has_sentinel:
+            rest, *copied = torch.cat([said[None], scores]).softmax(0)
+        else:
+            rest, *copied = 1 - torch.sigmoid(said), *(torch.sigmoid(said) * scores.softmax(0))
+        p = rest * F.softmax(model.output(h_TD[t]), -1)
+        return p.index_add(0, tokens_T[seen], torch.stack(copied))
 
     logs, seen, surprise = [], list[int](), list[float]()
     for t in range(T):
@@ -96,8 +110,8 @@ def by_the_book(model: Any, tokens_T: Tensor, starts: tuple[int, ...]) -> Tensor
 @every_mixer
 @every_size
 @torch.no_grad()
-def test_it_equals_the_equation(mixer: str, window: int, keep: str) -> None:
-    model, tokens_BT = model_of(mixer, window, keep), some_tokens()
+def test_it_equals_the_equation(mixer: str, window: int, keep: str, gate: str) -> None:
+    model, tokens_BT = model_of(mixer, window, keep, gate), some_tokens()
     logits_BTV, _ = model(tokens_BT, starts_BT=starts_at(*STARTS))
     for row, tokens_T in enumerate(tokens_BT):
         torch.testing.assert_close(logits_BTV[row], by_the_book(model, tokens_T, STARTS), **SAME)
@@ -109,9 +123,9 @@ def test_it_equals_the_equation(mixer: str, window: int, keep: str) -> None:
 @pytest.mark.parametrize("starts", [(), STARTS], ids=["one-document", "packed"])
 @torch.no_grad()
 def test_pieces_with_the_carried_state_equal_one_pass(
-    mixer: str, window: int, keep: str, starts: tuple[int, ...]
+    mixer: str, window: int, keep: str, gate: str, starts: tuple[int, ...]
 ) -> None:
-    model, tokens_BT = model_of(mixer, window, keep), some_tokens()
+    model, tokens_BT = model_of(mixer, window, keep, gate), some_tokens()
     starts_BT = starts_at(*starts)
     targets_BT = some_tokens()
     expected, last = model(tokens_BT, starts_BT=starts_BT)
@@ -131,6 +145,7 @@ def test_pieces_with_the_carried_state_equal_one_pass(
 
 
 every_keep = pytest.mark.parametrize("keep", ["recent", "surprising"])
+every_gate = pytest.mark.parametrize("gate", ["sentinel", "separate"])
 
 
 @every_mixer
@@ -150,8 +165,9 @@ def test_rows_at_different_clocks_know_nothing_of_each_other(mixer: str, keep: s
 
 @every_mixer
 @every_keep
-def test_the_loss_has_the_gradients_of_the_logits(mixer: str, keep: str) -> None:
-    model, tokens_BT, targets_BT = model_of(mixer, 9, keep), some_tokens(), some_tokens()
+@every_gate
+def test_the_loss_has_the_gradients_of_the_logits(mixer: str, keep: str, gate: str) -> None:
+    model, tokens_BT, targets_BT = model_of(mixer, 9, keep, gate), some_tokens(), some_tokens()
     weights_BT, starts_BT = torch.rand(2, T).double(), starts_at(*STARTS)
     weights_BT[:, ::3] = 0
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -252,7 +268,7 @@ def test_a_surprising_token_stays_however_long_the_text() -> None:
     """One id that the head never expects, then a thousand tokens; recent ones are always there."""
     model: Any = model_of(window=16, keep="surprising").float()
     model.output.weight.zero_()  # every id is equally probable, but for the bias below
-    model.copy_tier.gate.bias.fill_(-30.0)
+    model.copy_tier.gate.bias.fill_(30.0)
     model.output.bias = torch.nn.Parameter(torch.zeros(V))
     model.output.bias[7] = -20.0
     tokens_BT = torch.randint(7, (1, 1000))

@@ -91,12 +91,12 @@ class ByHand:
         self.latest = [*self.latest, (token, self.before + named)][-size["window"] :]
         self.before = np.asarray(self.tensors[f"{own}.key.weight"] @ x)
         query = self.tensors[f"{own}.query.weight"] @ x
-        shares = np.exp([query @ key / np.sqrt(size["width"]) for _, key in self.latest])
-        pre = self.tensors[f"{own}.gate.weight"][0] @ x + self.tensors[f"{own}.gate.bias"][0]
-        gate = 1 / (1 + np.exp(-pre))
-        p = (1 - gate) * np.exp(logits) / np.exp(logits).sum()
-        for (copied, _), share in zip(self.latest, shares / shares.sum(), strict=True):
-            p[copied] += gate * share
+        scores = [query @ key / np.sqrt(size["width"]) for _, key in self.latest]
+        gate = self.tensors[f"{own}.gate.weight"][0] @ x + self.tensors[f"{own}.gate.bias"][0]
+        rest, *shares = np.exp([gate, *scores]) / np.exp([gate, *scores]).sum()
+        p = rest * np.exp(logits) / np.exp(logits).sum()
+        for (copied, _), share in zip(self.latest, shares, strict=True):
+            p[copied] += share
         return np.asarray(np.log(p))
 
 

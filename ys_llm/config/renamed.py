@@ -1,4 +1,5 @@
-"""Settings of earlier versions and their current names, for the error and for `ys convert`.
+"""Settings of earlier versions and their current names, for the error and for `ys convert`; and
+what earlier versions did before there was a setting for it.
 
 A name is a dotted path; options of mixers are listed as `model.options.NAME`, whichever the mixer.
 Earlier versions wrote them there; now they are written as `model.options.MIXER.NAME`.
@@ -38,6 +39,18 @@ RENAMED: Mapping[str, Renamed] = {
     "train.rollback_rate": Renamed("train.rollback_lr_factor"),
     "train.begin_from": Renamed("train.init_from"),
 }
+
+# Where a file that ys wrote lacks a setting, it did this. Only what differs from the default.
+BEFORE: Mapping[str, Any] = {"model.copy.gate": "separate"}
+
+
+def fill_in(values: Any) -> None:
+    """Add what a file that ys wrote lacks because there was no such setting then, in place."""
+    for path, value in BEFORE.items():
+        section, _, name = path.rpartition(".")
+        inner = _inner(values, section)
+        if inner and name not in inner:
+            inner[name] = value
 
 
 def take_renamed(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

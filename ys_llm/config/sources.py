@@ -12,7 +12,7 @@ from typing import Any
 from ys_llm import __version__
 from ys_llm.config.conflicts import conflicts, is_from_file, later_of_budgets, rank
 from ys_llm.config.environment import read_environment
-from ys_llm.config.renamed import is_earlier, take_renamed
+from ys_llm.config.renamed import fill_in, is_earlier, take_renamed
 from ys_llm.config.schema import Config
 from ys_llm.config.sizes import AUTO, origin_of_values, size_values, unknown_size
 from ys_llm.config.strict_reader import (
@@ -75,6 +75,8 @@ def load_config(
     if path is not None:
         text = read_yaml(path)
         _check_version(path, text)
+        if text.generated:
+            fill_in(text.values)
         sources.add_file(text, str(path))
     sources.add_environment(environment or {})
     for override in overrides:

@@ -91,18 +91,27 @@ void ys_cross_entropy_b(ys_bf16* logits, const float* bias, const int64_t* targe
                         int64_t width, int64_t threads);
 
 // The attention of a tile: `queries` of each row of a batch, the last of `width` keys, each of
-// which sees keys first[b, c] to its own. masses = sum of the softmax over keys whose token is the
-// target; the scores (batch x queries x width) are overwritten with d mass / d score, 0 where not
-// seen.
-void ys_copied_mass_d(double* scores, const int64_t* first, const int32_t* tokens,
-                      const int32_t* targets, double* masses, int64_t batch, int64_t queries,
-                      int64_t width, int64_t threads);
-void ys_copied_mass_f(float* scores, const int64_t* first, const int32_t* tokens,
-                      const int32_t* targets, float* masses, int64_t batch, int64_t queries,
-                      int64_t width, int64_t threads);
-void ys_copied_mass_b(ys_bf16* scores, const int64_t* first, const int32_t* tokens,
-                      const int32_t* targets, float* masses, int64_t batch, int64_t queries,
-                      int64_t width, int64_t threads);
+// which sees keys first[b, c] to its own, and sentinel[b, c], a score of no key. rests = the
+// softmax there, masses = its sum over keys whose token is the target; the scores (batch x queries
+// x width) are overwritten with the softmax, negative where the token is not the target, 0 where
+// not seen.
+void ys_copied_mass_d(double* scores, const double* sentinel, const int64_t* first,
+                      const int32_t* tokens, const int32_t* targets, double* rests, double* masses,
+                      int64_t batch, int64_t queries, int64_t width, int64_t threads);
+void ys_copied_mass_f(float* scores, const float* sentinel, const int64_t* first,
+                      const int32_t* tokens, const int32_t* targets, float* rests, float* masses,
+                      int64_t batch, int64_t queries, int64_t width, int64_t threads);
+void ys_copied_mass_b(ys_bf16* scores, const float* sentinel, const int64_t* first,
+                      const int32_t* tokens, const int32_t* targets, float* rests, float* masses,
+                      int64_t batch, int64_t queries, int64_t width, int64_t threads);
+
+// The gradient of the scores: |a| ([a > 0] d_mass - common), with a row of `width` for each query.
+void ys_copied_mass_backward_d(const double* weights, const double* d_mass, const double* common,
+                               double* d_scores, int64_t rows, int64_t width, int64_t threads);
+void ys_copied_mass_backward_f(const float* weights, const float* d_mass, const float* common,
+                               float* d_scores, int64_t rows, int64_t width, int64_t threads);
+void ys_copied_mass_backward_b(const ys_bf16* weights, const float* d_mass, const float* common,
+                               ys_bf16* d_scores, int64_t rows, int64_t width, int64_t threads);
 
 // total += x.
 void ys_add_to_fb(float* total, const ys_bf16* x, int64_t count, int64_t threads);

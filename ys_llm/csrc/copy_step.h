@@ -88,10 +88,9 @@ class CopyStep {
     const Range mine = share(pending_.n, 1, team_.threads, team_.thread);
     if (mine.size()) std::fill_n(mass_, vocab_size_, Real(0));
     for (int64_t b = mine.begin; b < mine.end; b++) {
-      const Real g = 1 / (1 + std::exp(-gate_[b][0]));
       keep(*rings_[b], tokens[b], key_[b]);
-      attend(*rings_[b], b, g);
-      add_copied(*rings_[b], g, logits + b * vocab_size_);
+      const Real head_share = attend(*rings_[b], b);
+      add_copied(*rings_[b], head_share, logits + b * vocab_size_);
     }
   }
 
@@ -104,28 +103,31 @@ class CopyStep {
     ring.tokens[ring.next] = token;
   }
 
-  // shares = g softmax(keys query / sqrt(K))
-  void attend(const ys_copy_ring& ring, int64_t b, Real g) {
+  // shares = the softmax of keys query / sqrt(K) with the sentinel, whose share is returned.
+  Real attend(const ys_copy_ring& ring, int64_t b) {
     const int64_t width = w_.query.n_out;
     const ys_linear keys{ring.keys, nullptr, nullptr, width, ring.used, 1, YS_REAL};
     Vectors<Real> query, scores;
     query.add(query_[b]);
     scores.add(shares_);
     apply(keys, {0, ring.used}, query, scores);
-    const Real scale = 1 / std::sqrt(Real(width)), most = greatest(shares_, ring.used);
-    const Real part = g / exponentials(shares_, ring.used, most, scale, shares_);
+    const Real scale = 1 / std::sqrt(Real(width)), sentinel = gate_[b][0] / scale,
+               most = std::max(sentinel, greatest(shares_, ring.used)),
+               rest = std::exp((sentinel - most) * scale),
+               part = 1 / (rest + exponentials(shares_, ring.used, most, scale, shares_));
     for (int64_t i = 0; i < ring.used; i++) shares_[i] *= part;
+    return rest * part;
   }
 
-  // logits = log((1 - g) softmax(logits) + copied). A logarithm is taken for the tokens in the ring
+  // logits = log(share softmax(logits) + copied). A logarithm is taken for the tokens in the ring
   // alone; elsewhere it is a difference. `mass_` is 0 before and after.
-  void add_copied(const ys_copy_ring& ring, Real g, Real* logits) {
+  void add_copied(const ys_copy_ring& ring, Real share, Real* logits) {
     constexpr int n = Lanes<Real>::n;
     const Real lowest = std::log(std::numeric_limits<Real>::min());
     const Real most = greatest(logits, vocab_size_),
                total =
                    exponentials(logits, vocab_size_, most, Real(1), static_cast<Real*>(nullptr)),
-               shift = std::log(1 - g) - std::log(total) - most;
+               shift = std::log(share) - std::log(total) - most;
     for (int64_t i = 0; i < vocab_size_; i += n) {
       const Vec<Real> v = load_part<Real>(logits + i, vocab_size_ - i) + shift;
       store_part<Real>(logits + i, at_least(lowest, v), vocab_size_ - i);

@@ -212,11 +212,12 @@ void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* we
       d_bias[i] += scratch[(thread * 2 + 1) * padded + i];
 }
 
-// Of a tile of queries, the last `queries` of `width` keys: row b, c of scores becomes
-// d mass / d score, where the query sees keys first[b, c] to its own.
+// Of a tile of queries, the last `queries` of `width` keys: row b, c of scores becomes its softmax
+// with sentinel[b, c] over keys first[b, c] to its own, negative where the token is not the target.
 template <class T, class R>
-void copied_mass(T* scores, const int64_t* first, const int32_t* tokens, const int32_t* targets,
-                 R* masses, int64_t batch, int64_t queries, int64_t width, int64_t threads) {
+void copied_mass(T* scores, const R* sentinel, const int64_t* first, const int32_t* tokens,
+                 const int32_t* targets, R* rests, R* masses, int64_t batch, int64_t queries,
+                 int64_t width, int64_t threads) {
   constexpr int n = Lanes<R>::n;
   const int64_t padded = (width + n - 1) / n * n;
   std::vector<R> scratch(threads * 2 * padded, R(0));
@@ -236,7 +237,7 @@ void copied_mass(T* scores, const int64_t* first, const int32_t* tokens, const i
         for (int64_t k = seen - i; k < n; k++) v[k] = v[0];
         most = v > most ? v : most;
       }
-      const R top = largest<R>(most);
+      const R top = std::max(largest<R>(most), sentinel[row]);
       Vec<R> totals{}, hits{};
       for (int64_t i = 0; i < seen; i += n) {
         Vec<R> e = exponential(load_part<R>(at + i, seen - i) - top);
@@ -245,10 +246,31 @@ void copied_mass(T* scores, const int64_t* first, const int32_t* tokens, const i
         totals += e;
         hits += e * load<R>(found_of + i);
       }
-      const R scale = 1 / sum<R>(totals), mass = masses[row] = sum<R>(hits) * scale;
+      const R rest = std::exp(sentinel[row] - top), scale = 1 / (sum<R>(totals) + rest);
+      rests[row] = rest * scale;
+      masses[row] = sum<R>(hits) * scale;
       for (int64_t i = 0; i < seen; i += n) {
-        const Vec<R> d = load<R>(e_of + i) * scale * (load<R>(found_of + i) - mass);
-        store_part<R>(at + i, d, seen - i);
+        const Vec<R> sign = load<R>(found_of + i) * R(2) - R(1);
+        store_part<R>(at + i, load<R>(e_of + i) * scale * sign, seen - i);
+      }
+    }
+  });
+}
+
+// d_scores = |a| ([a > 0] d_mass - common), a row for each query.
+template <class T, class R>
+void copied_mass_backward(const T* weights, const R* d_mass, const R* common, T* d_scores,
+                          int64_t rows, int64_t width, int64_t threads) {
+  constexpr int n = Lanes<R>::n;
+  split_rows(rows, threads, [&](int64_t, Range mine) {
+    for (int64_t row = mine.begin; row < mine.end; row++) {
+      const T* a_of = weights + row * width;
+      const Vec<R> of_target = broadcast(d_mass[row] - common[row]),
+                   of_others = broadcast(common[row]), zero{};
+      for (int64_t i = 0; i < width; i += n) {
+        const Vec<R> a = load_part<R>(a_of + i, width - i);
+        const Vec<R> d = a * (a > zero ? of_target : of_others);
+        store_part<R>(d_scores + row * width + i, d, width - i);
       }
     }
   });
@@ -284,24 +306,30 @@ using ys::bf16;
     ys::rms_norm_backward(d_y, d_out, residual, gain, r_rms, d_residual, d_delta, d_gain, rows,   \
                           width, threads);                                                        \
   }
-#define GATE_AND_LOSS(suffix, T, P)                                                               \
-  void ys_swiglu_gate_forward_##suffix(const T* gate_up, T* y, int64_t rows, int64_t width,       \
-                                       int64_t threads) {                                         \
-    ys::gate_forward(gate_up, y, rows, width, threads);                                           \
-  }                                                                                               \
-  void ys_swiglu_gate_backward_##suffix(const T* gate_up, const T* d_y, T* d_gate_up, T* y,       \
-                                        int64_t rows, int64_t width, int64_t threads) {           \
-    ys::gate_backward(gate_up, d_y, d_gate_up, y, rows, width, threads);                          \
-  }                                                                                               \
-  void ys_cross_entropy_##suffix(T* logits, const P* bias, const int64_t* targets,                \
-                                 const P* weights, P* losses, P* d_bias, int64_t rows,            \
-                                 int64_t width, int64_t threads) {                                \
-    ys::cross_entropy(logits, bias, targets, weights, losses, d_bias, rows, width, threads);      \
-  }                                                                                               \
-  void ys_copied_mass_##suffix(T* scores, const int64_t* first, const int32_t* tokens,            \
-                               const int32_t* targets, P* masses, int64_t batch, int64_t queries, \
-                               int64_t width, int64_t threads) {                                  \
-    ys::copied_mass(scores, first, tokens, targets, masses, batch, queries, width, threads);      \
+#define GATE_AND_LOSS(suffix, T, P)                                                                \
+  void ys_swiglu_gate_forward_##suffix(const T* gate_up, T* y, int64_t rows, int64_t width,        \
+                                       int64_t threads) {                                          \
+    ys::gate_forward(gate_up, y, rows, width, threads);                                            \
+  }                                                                                                \
+  void ys_swiglu_gate_backward_##suffix(const T* gate_up, const T* d_y, T* d_gate_up, T* y,        \
+                                        int64_t rows, int64_t width, int64_t threads) {            \
+    ys::gate_backward(gate_up, d_y, d_gate_up, y, rows, width, threads);                           \
+  }                                                                                                \
+  void ys_cross_entropy_##suffix(T* logits, const P* bias, const int64_t* targets,                 \
+                                 const P* weights, P* losses, P* d_bias, int64_t rows,             \
+                                 int64_t width, int64_t threads) {                                 \
+    ys::cross_entropy(logits, bias, targets, weights, losses, d_bias, rows, width, threads);       \
+  }                                                                                                \
+  void ys_copied_mass_##suffix(T* scores, const P* sentinel, const int64_t* first,                 \
+                               const int32_t* tokens, const int32_t* targets, P* rests, P* masses, \
+                               int64_t batch, int64_t queries, int64_t width, int64_t threads) {   \
+    ys::copied_mass(scores, sentinel, first, tokens, targets, rests, masses, batch, queries,       \
+                    width, threads);                                                               \
+  }                                                                                                \
+  void ys_copied_mass_backward_##suffix(const T* weights, const P* d_mass, const P* common,        \
+                                        T* d_scores, int64_t rows, int64_t width,                  \
+                                        int64_t threads) {                                         \
+    ys::copied_mass_backward(weights, d_mass, common, d_scores, rows, width, threads);             \
   }
 
 extern "C" {

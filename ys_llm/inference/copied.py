@@ -43,7 +43,7 @@ class Copyable:
     """
 
     def __init__(self, tier: CopyTier, reading: Reading, n_read: int) -> None:
-        self._shares_TN = tier.shares(reading)[0].to("cpu")
+        self._shares_TN = tier.shares(reading)[1][0].to("cpu")
         self._ids_N = (reading.tokens_BN[0] - 1).to("cpu")
         n_latest = tier.window if tier.room is None else tier.room.n_recent
         n_latest += reading.query_BTK.shape[1]

@@ -32,15 +32,15 @@ def can_decode(model: Model) -> bool:
     """Whether the compiled step computes what calling this model would, given steps for its mixers.
 
     It does for models on the CPU in float32 or float64 whose modules are all as this package builds
-    them; a copy tier keeps the latest tokens. Hooks with `observes_only = True` do not count, see
-    `ops.linear.is_plain`.
+    them; a copy tier has a sentinel and keeps the latest tokens. Hooks with `observes_only = True`
+    do not count, see `ops.linear.is_plain`.
     """
-    tensors = list(tensors_of(model))
+    tensors, tier = list(tensors_of(model)), model.copy_tier
     quantized = any(isinstance(module, QuantizedLinear) for module in model.modules())
     dtypes = {parameter.dtype for parameter in model.parameters()}
     return (
         not (_global_forward_hooks or _global_forward_pre_hooks)
-        and (model.copy_tier is None or model.copy_tier.room is None)
+        and (tier is None or (tier.has_sentinel and tier.room is None))
         and all(tensor.device.type == "cpu" for tensor in tensors)
         and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
         and dtypes in ([{torch.float32}] if quantized else [{torch.float32}, {torch.float64}])

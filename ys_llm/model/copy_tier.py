@@ -1,25 +1,31 @@
 """The copy tier: a part of each prediction is one of the latest tokens, said again.
 
-A pointer in the manner of Merity et al. 2016 and See et al. 2017. h_t is what the head reads after
-token t, e_t the embedding of token t divided by its root mean square, K the width of a key:
+A pointer with a sentinel, in the manner of Merity et al. 2016: the head takes part in the softmax
+that chooses what to copy, with a score of its own, so that little is copied where nothing fits.
+h_t is what the head reads after token t, e_t the embedding of token t divided by its root mean
+square, K the width of a key:
 
-    p_t(v) = (1 - g_t) softmax(head(h_t))_v + g_t sum_s a_ts [token_s = v]
-    a_ts = softmax_s(q_t . k_s / sqrt(K))    over the s in view: t itself and window - 1 before it
-    q_t = query(h_t)      k_s = key(h_{s-1}) + token_key(e_s)      g_t = sigmoid(gate(h_t))
+    (a_t0, a_t.) = softmax(z_t, q_t . k_s / sqrt(K))    over the s in view: t and window - 1 before
+    p_t(v) = a_t0 softmax(head(h_t))_v + sum_s a_ts [token_s = v]
+    q_t = query(h_t)      k_s = key(h_{s-1}) + token_key(e_s)      z_t = gate(h_t)
 
 The key of a token tells what stood before it, and is 0 there for the first token of a document: a
 copy goes on where it began, and a name of several tokens is not copied from its second.
+
+`gate: separate` is the form of See et al. 2017, in which h_t alone says how much is copied:
+
+    p_t(v) = (1 - g_t) softmax(head(h_t))_v + g_t sum_s a_ts [token_s = v]
+    g_t = sigmoid(gate(h_t))      z_t = -inf
 
 Which ones of t's own document are in view, `keep` decides. `recent`: the latest. `surprising`: the
 latest window / 4, and of the whole document before those the tokens that surprised most when they
 were read (`kept_tokens.py`), by what the head and the latest window / 4 tokens had told of them:
 
-    surprise_s = -log((1 - g_{s-1}) softmax(head(h_{s-1}))_{token_s} + g_{s-1} b_s)
+    surprise_s = -log p_{s-1}(token_s)    with these tokens alone in view
 
-where b_s is what a over the latest window / 4 tokens alone gives to token_s. The whole mixture says
-of s what depends on which tokens are kept, so that a text could only be read a token at a
-time; the head alone would be surprised by every repetition. A document's first token surprises
-nobody: its surprise is 0.
+The whole mixture says of s what depends on which tokens are kept, so that a text could only be read
+a token at a time; the head alone would be surprised by every repetition. A document's first token
+surprises nobody: its surprise is 0.
 
 State: keys and tokens in view, the latest last, at most window - 1 of them, with `pending`, what
 the state of the last token adds to the key of the next. Tokens are kept as id + 1: 0 is nothing, as
@@ -39,16 +45,21 @@ from ys_llm.ops.copy_attention import View, copied_mass, copy_weights
 from ys_llm.ops.cross_entropy import mixed_nats, token_nats
 from ys_llm.ops.linear import linear, side_by_side
 
-GATE_BIAS = -2.0  # a new model copies an eighth of each prediction
+# A new model copies an eighth of each prediction, with a sentinel once it has read 20 tokens.
+GATE_BIAS = {"separate": -2.0, "sentinel": 5.0}
 
 CopyState = dict[str, Tensor]
 
 
 class Reading(NamedTuple):
-    """What copying reads: a query and a gate for each of T tokens; N keys with their tokens."""
+    """What copying reads: a query, g and z for each of T tokens; N keys with their tokens.
+
+    With a sentinel g is 1, without one z is -inf: for both, p is that of `CopyTier.mixture`.
+    """
 
     query_BTK: Tensor
     gate_BT: Tensor
+    sentinel_BT: Tensor
     keys_BNK: Tensor
     tokens_BN: Tensor
     view: View
@@ -58,8 +69,12 @@ class Reading(NamedTuple):
         view, last = self.view, self.query_BTK.shape[1] - 1
         if view.expires_BN is not None:
             view = view._replace(expires_BN=view.expires_BN - last)
-        query_B1K, gate_B1 = self.query_BTK[:, -1:], self.gate_BT[:, -1:]
-        return self._replace(query_BTK=query_B1K, gate_BT=gate_B1, view=view)
+        return self._replace(
+            query_BTK=self.query_BTK[:, -1:],
+            gate_BT=self.gate_BT[:, -1:],
+            sentinel_BT=self.sentinel_BT[:, -1:],
+            view=view,
+        )
 
 
 class CopyTier(nn.Module):
@@ -68,6 +83,7 @@ class CopyTier(nn.Module):
     def __init__(self, d_model: int, config: CopyConfig) -> None:
         super().__init__()
         self.window, self.width = config.window, config.width
+        self.has_sentinel = config.gate == "sentinel"
         self.room = room_of(config.window) if config.keep == "surprising" else None
         self.query = nn.Linear(d_model, config.width, bias=False)
         self.key = nn.Linear(d_model, config.width, bias=False)
@@ -76,7 +92,7 @@ class CopyTier(nn.Module):
         for layer in (self.query, self.key, self.token_key):
             nn.init.normal_(layer.weight, std=d_model**-0.5)
         nn.init.zeros_(self.gate.weight)
-        nn.init.constant_(self.gate.bias, GATE_BIAS)
+        nn.init.constant_(self.gate.bias, GATE_BIAS[config.gate])
 
     def forward(
         self,
@@ -99,15 +115,21 @@ class CopyTier(nn.Module):
         keys_BNK = torch.cat([state["keys"].to(own_BTK.dtype), new_keys], 1)
         tokens_BN = torch.cat([state["tokens"], tokens_BT.to(torch.int32) + 1], 1)
         document_BN = _documents(state["tokens"], tokens_BT, starts_BT)
-        gate_BT = gate_BT1.squeeze(2)
-        gate_BT = gate_BT.to(torch.promote_types(gate_BT.dtype, torch.float32)).sigmoid()
-        view = View(document_BN, self.window)
-        reading = Reading(query_BTK.contiguous(), gate_BT, keys_BNK, tokens_BN, view)
+        said_BT = gate_BT1.squeeze(2)
+        said_BT = said_BT.to(torch.promote_types(said_BT.dtype, torch.float32))
+        gates, view = self._gates(said_BT), View(document_BN, self.window)
+        reading = Reading(query_BTK.contiguous(), *gates, keys_BNK, tokens_BN, view)
         if self.room is None:
             after = self._latest(reading)
         else:
-            reading, after = self._surprising(reading, x_BTD, state, head)
+            reading, after = self._surprising(reading, said_BT, x_BTD, state, head)
         return reading, {**after, "pending": own_BTK[:, -1]}
+
+    def _gates(self, said_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """g and z, from what the layer `gate` says."""
+        if self.has_sentinel:
+            return torch.ones_like(said_BT), said_BT
+        return said_BT.sigmoid(), torch.full_like(said_BT, -torch.inf)
 
     def _token_keys(self, embedded_BTD: Tensor) -> Tensor:
         """token_key(e / rms(e)): a new embedding is small, and would tell nothing.
@@ -131,12 +153,12 @@ class CopyTier(nn.Module):
         }
 
     def _surprising(
-        self, reading: Reading, x_BTD: Tensor, state: CopyState, head: nn.Module
+        self, reading: Reading, said_BT: Tensor, x_BTD: Tensor, state: CopyState, head: nn.Module
     ) -> tuple[Reading, CopyState]:
         """The reading with the view of each token, and what is held after the last."""
         assert self.room is not None
         document_BN, n_new = reading.view.document_BN, x_BTD.shape[1]
-        new_BT = self._surprise(reading, x_BTD, state, head)
+        new_BT = self._surprise(reading, said_BT, x_BTD, state, head)
         surprise_BN = torch.cat([state["surprise"], new_BT.to(torch.float32)], 1)
         expires_BN = expiries(surprise_BN, document_BN, n_new, self.room)
         kept_BS = held(expires_BN, document_BN, n_new, self.room)
@@ -149,12 +171,12 @@ class CopyTier(nn.Module):
             "surprise": surprise_BN.gather(1, kept_BS).masked_fill(empty_BS, 0),
             "hidden": x_BTD[:, -1],
             "query": reading.query_BTK[:, -1],
-            "gate": reading.gate_BT[:, -1:],
+            "gate": said_BT[:, -1:],
         }
 
     @torch.no_grad()
     def _surprise(
-        self, reading: Reading, x_BTD: Tensor, state: CopyState, head: nn.Module
+        self, reading: Reading, said_BT: Tensor, x_BTD: Tensor, state: CopyState, head: nn.Module
     ) -> Tensor:
         """B x T, nats; see the top of this file."""
         assert self.room is not None
@@ -162,7 +184,7 @@ class CopyTier(nn.Module):
         tokens_BT = reading.tokens_BN[:, -n_new:]
         before_BTD = _shifted(state["hidden"], x_BTD)
         nats_N = token_nats(head, before_BTD.flatten(0, 1), tokens_BT.flatten() - 1)
-        gate_BT = _shifted(state["gate"], reading.gate_BT)
+        gate_BT, sentinel_BT = self._gates(_shifted(state["gate"], said_BT))
         query_BTK = _shifted(state["query"], reading.query_BTK)
         # One key, token and document more, as the first query may be that of no token at all.
         keys_BNK, tokens_BN, document_BN = (
@@ -170,30 +192,31 @@ class CopyTier(nn.Module):
             for x in (reading.keys_BNK, reading.tokens_BN, reading.view.document_BN)
         )
         view = View(document_BN, self.room.n_recent)
-        mass_BT = copied_mass(query_BTK, keys_BNK, tokens_BN, tokens_BT, view)
-        nats_BT = mixed_nats(nats_N.view_as(gate_BT), 1 - gate_BT, gate_BT * mass_BT)
+        before = Reading(query_BTK, gate_BT, sentinel_BT, keys_BNK, tokens_BN, view)
+        nats_BT = mixed_nats(nats_N.view_as(gate_BT), *self.mixture(before, tokens_BT - 1))
         is_first_BT = document_BN[:, -n_new:] != reading.view.document_BN[:, -n_new:]
         return nats_BT.masked_fill(is_first_BT, 0)
 
     def mixture(self, reading: Reading, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The head's share of each prediction and the probability copied to its target, B x T."""
-        query_BTK, gate_BT, keys_BNK, tokens_BN, view = reading
-        mass_BT = copied_mass(query_BTK, keys_BNK, tokens_BN, targets_BT + 1, view)
-        return 1 - gate_BT, gate_BT * mass_BT
+        query_BTK, gate_BT, sentinel_BT, keys_BNK, tokens_BN, view = reading
+        arguments = (query_BTK, keys_BNK, sentinel_BT, tokens_BN, targets_BT + 1, view)
+        rest_BT, mass_BT = copied_mass(*arguments)
+        return 1 - gate_BT * (1 - rest_BT), gate_BT * mass_BT
 
     def mix(self, logits_BTV: Tensor, reading: Reading) -> Tensor:
         """log p, of the head's logits in float32 or wider."""
-        gate_BT1, shares_BTN = reading.gate_BT.unsqueeze(2), self.shares(reading)
+        head_BT, shares_BTN = self.shares(reading)
         ids_BTN = (reading.tokens_BN - 1).clamp_min(0).long().unsqueeze(1).expand_as(shares_BTN)
-        own_BTV = (1 - gate_BT1) * logits_BTV.softmax(-1)
+        own_BTV = head_BT.unsqueeze(2) * logits_BTV.softmax(-1)
         mixed_BTV = own_BTV.scatter_add(2, ids_BTN, shares_BTN.to(own_BTV.dtype))
         return mixed_BTV.clamp_min(torch.finfo(mixed_BTV.dtype).tiny).log()
 
-    def shares(self, reading: Reading) -> Tensor:
-        """g_t a_ts, B x T x N: the probability that is copied from each token."""
-        query_BTK, gate_BT, keys_BNK, _, view = reading
-        weights_BTN = copy_weights(query_BTK, keys_BNK, view)
-        return gate_BT.unsqueeze(2) * weights_BTN
+    def shares(self, reading: Reading) -> tuple[Tensor, Tensor]:
+        """The head's share, B x T, and the probability that each token gives, B x T x N."""
+        query_BTK, gate_BT, sentinel_BT, keys_BNK, _, view = reading
+        rest_BT, weights_BTN = copy_weights(query_BTK, keys_BNK, sentinel_BT, view)
+        return 1 - gate_BT * (1 - rest_BT), gate_BT.unsqueeze(2) * weights_BTN
 
     def init_state(self, batch_size: int) -> CopyState:
         """Nothing read."""

@@ -118,19 +118,30 @@ def cross_entropy(
     return losses
 
 
-def copied_mass(scores: Tensor, first: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
-    """The masses (B x C) of `ops.copy_attention`; the scores, B x C x K, become d mass / d score.
+def copied_mass(
+    scores: Tensor, sentinel: Tensor, first: Tensor, tokens: Tensor, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """rest and mass (B x C) of `ops.copy_attention`; the scores, B x C x K, become a, with signs.
 
     Query c sees keys `first` (B x C) to K - C + c; `tokens` are those of the keys, B x K.
     """
-    library = _library()
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    masses = torch.empty(scores.shape[:2], dtype=dtype)
+    library, dtype = _library(), torch.promote_types(scores.dtype, torch.float32)
+    rest, mass = torch.empty(2, *scores.shape[:2], dtype=dtype)
     kernel = getattr(library.lib, f"ys_copied_mass_{_suffix((scores.dtype,))}")
     ids = [x.to(torch.int32).contiguous() for x in (tokens, targets)]
-    pointers = map(library.pointer, (scores, first.contiguous(), *ids, masses))
-    kernel(*pointers, *scores.shape, torch.get_num_threads())
-    return masses
+    tensors = (scores, sentinel.contiguous(), first.contiguous(), *ids, rest, mass)
+    kernel(*map(library.pointer, tensors), *scores.shape, torch.get_num_threads())
+    return rest, mass
+
+
+def copied_mass_backward(weights: Tensor, d_mass: Tensor, common: Tensor) -> Tensor:
+    """The gradient of the scores; `weights` is what `copied_mass` left of them."""
+    library, d_scores = _library(), torch.empty_like(weights)
+    kernel = getattr(library.lib, f"ys_copied_mass_backward_{_suffix((weights.dtype,))}")
+    tensors = (weights, d_mass.contiguous(), common.contiguous(), d_scores)
+    rows, width = common.numel(), weights.shape[-1]
+    kernel(*map(library.pointer, tensors), rows, width, torch.get_num_threads())
+    return d_scores
 
 
 def convolution_forward(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import product
 
@@ -14,7 +15,7 @@ VOCAB_SIZE = 5  # few, so that most targets are found
 def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
     """With and without carried keys, documents (0 pads a row on the left) and small windows.
 
-    Without a window, keys expire at random.
+    Without a window, keys expire at random, and one row has no sentinel.
     """
     for past, starts, window in product((0, 21), (False, True), (0, 7, 40, 512)):
         torch.manual_seed(length)
@@ -29,5 +30,13 @@ def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:
         own_N = torch.arange(n_keys) - past
         expires_BN = None if window else own_N + 1 + torch.randint(40, (3, n_keys))
         view = View(document_BN, window, expires_BN)
-        arguments = (query_BTK, keys_BNK, tokens_BN, targets_BT, view)
-        yield f"{past=}, {starts=}, {window=}", Case(arguments, {}, [query_BTK, keys_BNK])
+        exact = torch.promote_types(dtype, torch.float32)
+        sentinel_BT = leaf(3, length, dtype=exact)
+        if not window:
+            with torch.no_grad():
+                sentinel_BT[1] = -math.inf
+        leaves = [query_BTK, keys_BNK, sentinel_BT]
+        yield (
+            f"{past=}, {starts=}, {window=}",
+            Case((*leaves, tokens_BN, targets_BT, view), {}, leaves),
+        )

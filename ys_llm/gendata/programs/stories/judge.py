@@ -20,7 +20,8 @@ _NAMES = frozenset(
     for full in of_pronoun
     for name in full.split()[-1:]
 )
-_WORD = re.compile(r"[^\W\d_]+")
+# Words, without the two verbs that are written like names where they begin a question.
+_WORD = re.compile(r"(?<![^\W\d_])(?!(?:May|Will) (?:I|you|he|she|they|we|it)\b)[^\W\d_]+")
 MOST_NEW_NAMES = 1  # after the hero's: one friend
 
 

@@ -423,7 +423,18 @@ def test_there_are_config_files() -> None:
     assert CONFIGS
 
 
-@pytest.mark.parametrize("name", ["llama", "min_gru", "gated_delta", "hybrid"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "min_gru",
+        "gated_delta",
+        "mamba2",
+        "decay_attention",
+        "kernel_attention",
+        "hybrid",
+    ],
+)
 def test_a_baseline_is_as_large_as_the_default_stack(name: str) -> None:
     baseline = load_config(ROOT / "configs" / f"{name}.yaml").config
     with torch.device("meta"):

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops.attention import attention, reference
+from ys_llm.ops.kv_cache import append, documents, first_kept, kept, pairs
 from ys_llm.ops.linear import fused_backward, is_plain, linear
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.rotary import angles, rotate
-from ys_llm.ops.shared_by_layers import shared_by_layers
 
 INIT_STD = 0.02  # of GPT-2 and its descendants
 
@@ -122,18 +122,16 @@ class Mixer(nn.Module):
         table = angles(clocks, n_tokens, self.d_head, self.rope_theta, x_BTD)
         turned_BTHP = rotate(turned_BTHP, *table)
         query_BTHP, new_keys = turned_BTHP.split([self.n_heads, self.n_kv_heads], dim=2)
-        keys_BNGP = _append(state["keys"], new_keys)
-        values_BNGP = _append(state["values"], new_values)
-        document_BN = _documents(state["document"], starts_BT, n_tokens)
+        keys_BNGP = append(state["keys"], new_keys)
+        values_BNGP = append(state["values"], new_values)
+        document_BN = documents(state["document"], starts_BT, n_tokens)
         attend = reference if self.backend == "reference" else attention
         mixed_BTHP = attend(query_BTHP, keys_BNGP, values_BNGP, document_BN, self.window)
-        n_keys, n_read = keys_BNGP.shape[1], max(clocks) + n_tokens
-        # Keys before the first token of the row that has read most are padding of every row.
-        kept = slice(max(_first_kept(n_keys, self.window), n_keys - n_read), None)
+        latest = kept(keys_BNGP.shape[1], n_tokens, position_B, self.window)
         return linear(self.out_proj, mixed_BTHP.flatten(2)), {
-            "keys": keys_BNGP[:, kept],
-            "values": values_BNGP[:, kept],
-            "document": document_BN[:, kept],
+            "keys": keys_BNGP[:, latest],
+            "values": values_BNGP[:, latest],
+            "document": document_BN[:, latest],
         }
 
     def select_backend(
@@ -159,7 +157,7 @@ class Mixer(nn.Module):
 
     def state_bytes(self, batch_size: int, seq_len: int) -> int:
         """Bytes after `seq_len` tokens: a key, a value and a document number for each in view."""
-        n_keys = seq_len - _first_kept(seq_len, self.window)
+        n_keys = seq_len - first_kept(seq_len, self.window)
         channels = 2 * self.n_kv_heads * self.d_head
         per_token = channels * self.k_proj.weight.element_size() + torch.int32.itemsize
         return batch_size * n_keys * per_token
@@ -171,9 +169,8 @@ class Mixer(nn.Module):
         fills masked blocks does more, up to twice the attention part.
         """
         weights = sum(parameter.numel() for parameter in self.parameters())
-        window = min(self.window or seq_len, seq_len)
-        pairs = window * (window + 1) // 2 + (seq_len - window) * window
-        return 2 * weights + 4 * self.n_heads * self.d_head * pairs // seq_len
+        n_pairs = pairs(seq_len, self.window)
+        return 2 * weights + 4 * self.n_heads * self.d_head * n_pairs // seq_len
 
     def extra_repr(self) -> str:
         """Show what the weights' shapes do not."""
@@ -197,29 +194,3 @@ def _resolve(backend: str) -> str:
         "Choose auto, reference or sdpa",
         exit_code=EXIT_USAGE,
     )
-
-
-def _append(past: Tensor, new: Tensor) -> Tensor:
-    return torch.cat([past.to(new.dtype), new], dim=1) if past.shape[1] else new
-
-
-def _first_kept(n_keys: int, window: int) -> int:
-    # The next token is itself one of the window: window - 1 older ones remain in its view.
-    return max(0, n_keys - (window - 1)) if window else 0
-
-
-def _documents(past_BN: Tensor, starts_BT: Tensor | None, n_tokens: int) -> Tensor:
-    """The documents of past and new tokens; without a past the same tensor for every layer."""
-    if not past_BN.shape[1]:
-        if starts_BT is None:
-            return past_BN.new_ones(len(past_BN), 1).expand(-1, n_tokens)
-        return _first(starts_BT)
-    last_B1 = past_BN[:, -1:].clamp_min(1)  # 0 where the row has read nothing: padding alone
-    if starts_BT is None:
-        return torch.cat([past_BN, last_B1.expand(-1, n_tokens)], dim=1)
-    return torch.cat([past_BN, last_B1 + starts_BT.cumsum(dim=1, dtype=torch.int32)], dim=1)
-
-
-@shared_by_layers
-def _first(starts_BT: Tensor) -> Tensor:
-    return 1 + starts_BT.cumsum(dim=1, dtype=torch.int32)

@@ -27,6 +27,22 @@ def convolution(
     return op(x_BTD, weight_KD, past_BKD, starts_BT)
 
 
+def short_convolution(
+    x_BTD: Tensor,
+    taps_WD: Tensor,
+    bias_D: Tensor | None,
+    past_BKD: Tensor,
+    starts_BT: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """y_t = bias + sum_j w_j x_{t-j} over 0 <= j < W, and the last W - 1 inputs.
+
+    Row W - 1 - j of `taps_WD` is w_j: x_t has a weight here.
+    """
+    sum_BTD, past_BKD = convolution(x_BTD, taps_WD[:-1], past_BKD, starts_BT)
+    y_BTD = sum_BTD + x_BTD * (taps_WD[-1] - 1)
+    return (y_BTD if bias_D is None else y_BTD + bias_D), past_BKD
+
+
 def reference(
     x_BTD: Tensor, weight_KD: Tensor, past_BKD: Tensor, starts_BT: Tensor | None
 ) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from ys_llm.ops.chunks import decays, in_chunks
 
 CHUNK = 64  # tokens; 2^n times _BASE
 STEPWISE = 8  # fewer tokens than these are read one by one
@@ -73,9 +74,9 @@ def chunked(
     n_tokens, size = query_BTHK.shape[1], _chunk_size(query_BTHK.shape[1])
     with torch.autocast(query_BTHK.device.type, enabled=False):
         query, wide, memory = _widened(query_BTHK, writes, memory_BHKV)
-        q, k, v = (_in_chunks(x, size) for x in (query, wide.key_BTHK, wide.value_BTHV))
-        log_decay, rate = (_in_chunks(x.unsqueeze(3), size) for x in wide[2:])
-        fresh, ratio = _decays(log_decay, starts_BT)  # g and D
+        q, k, v = (in_chunks(x, size) for x in (query, wide.key_BTHK, wide.value_BTHV))
+        log_decay, rate = (in_chunks(x.unsqueeze(3), size) for x in wide[2:])
+        fresh, ratio = decays(log_decay, starts_BT)  # g and D
         rated = rate * k
         inverse = inverse_of_unit_triangle((rated @ k.mT * ratio).tril(-1))
         own, of_memory = inverse @ (rate * v), inverse @ (fresh * rated)  # U = own - of_memory M
@@ -98,30 +99,6 @@ def _chunk_size(n_tokens: int) -> int:
     while size < min(n_tokens, CHUNK):
         size *= 2
     return size
-
-
-def _in_chunks(x_BTHX: Tensor, size: int) -> Tensor:
-    """B x H x N x C x X; zeros after the last token, which keep and write nothing new."""
-    padding = -x_BTHX.shape[1] % size
-    padded = F.pad(x_BTHX, (0, 0, 0, 0, 0, padding)) if padding else x_BTHX
-    chunks: Tensor = padded.unflatten(1, (-1, size))
-    return chunks.permute(0, 3, 1, 2, 4).contiguous()
-
-
-def _decays(log_decay: Tensor, starts_BT: Tensor | None) -> tuple[Tensor, Tensor]:
-    """g, B x H x N x C x 1, and D, B x H x N x C x C."""
-    size = log_decay.shape[3]
-    hidden = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu(1)
-    if starts_BT is None:
-        sums = log_decay.cumsum(3)
-        return sums.exp(), (sums - sums.mT).masked_fill(hidden, -torch.inf).exp()
-    starts = _in_chunks(starts_BT[:, :, None, None], size)
-    document = starts.cumsum(3)  # how many have started in a token's chunk, up to the token
-    hidden = hidden | (document != document.mT)
-    # By a product, so that no decay of another document takes part, not even to cancel out.
-    sums = (~hidden).to(log_decay.dtype) @ log_decay.masked_fill(starts, 0)
-    ratio = (sums - sums.mT).masked_fill(hidden, -torch.inf).exp()
-    return sums.exp().masked_fill(document > 0, 0), ratio
 
 
 def _carried(memory: Tensor, through: Tensor, written: Tensor) -> tuple[Tensor, Tensor]:

@@ -134,6 +134,23 @@ def test_gradients_are_those_of_the_equation(preset: str) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-8)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{}, {"kernel": "elu", "denominator": "count"}])
+def test_counts_go_on_from_pass_to_pass_and_begin_again_at_documents(
+    settings: dict[str, Any],
+) -> None:
+    """The kernels of constant state that divide by the number of keys."""
+    mixer, x_BTD = mixer_of("linear_cosine", rope_theta=0.0, **settings), tokens()
+    starts_BT = torch.zeros(2, 7, dtype=torch.bool)
+    starts_BT[0, 3] = True
+    expected, _ = run(mixer, x_BTD, None, starts_BT)
+    torch.testing.assert_close(expected[:1, 3:], run(mixer, x_BTD[:1, 3:])[0], **SAME)
+    for t in range(1, 7):
+        first, state = run(mixer, x_BTD[:, :t], None, starts_BT[:, :t])
+        second, _ = run(mixer, x_BTD[:, t:], state, starts_BT[:, t:], t)
+        torch.testing.assert_close(torch.cat([first, second], 1), expected, **SAME)
+
+
 def test_there_are_29_names_and_each_comes_back_from_its_settings() -> None:
     assert len(PRESETS) == 29
     for name, settings in PRESETS.items():

@@ -173,7 +173,6 @@ class Options:
 
 CONTRACT_OPTIONS = (
     Options("linear_relu", n_heads=2, kernel="elu", in_gate=True, out_gate="both", norm="rms"),
-    Options("linear_cosine", n_heads=2),
 )
 
 

@@ -51,25 +51,21 @@ _RATES = (1.0, 16.0)  # of -A in a new mixer
 _STEPS = (1e-3, 0.1)
 _SHORTEST_STEP = 1e-4
 
+_PUBLISHED: dict[str, Any] = {
+    "expand": 2,
+    "d_ssm": 0,
+    "d_head": 64,
+    "d_state": 128,
+    "n_groups": 1,
+    "taps": 4,
+    "conv_bias": True,
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "published": {
-        "expand": 2,
-        "d_ssm": 0,
-        "d_head": 64,
-        "d_state": 128,
-        "n_groups": 1,
-        "taps": 4,
-        "conv_bias": True,
-    },
+    "published": _PUBLISHED,
+    "as_written": _PUBLISHED | {"expand": 1, "d_state": 64, "n_groups": 0},
+    "as_committed": _PUBLISHED | {"expand": 1, "d_ssm": 64, "taps": 2, "conv_bias": False},
+    "linear_mamba": _PUBLISHED | {"expand": 1, "d_state": 64, "taps": 2},
 }
-PRESETS["as_written"] = PRESETS["published"] | {"expand": 1, "d_state": 64, "n_groups": 0}
-PRESETS["as_committed"] = PRESETS["published"] | {
-    "expand": 1,
-    "d_ssm": 64,
-    "taps": 2,
-    "conv_bias": False,
-}
-PRESETS["linear_mamba"] = PRESETS["published"] | {"expand": 1, "d_state": 64, "taps": 2}
 
 
 @dataclass(frozen=True)

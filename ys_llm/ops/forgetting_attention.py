@@ -32,11 +32,12 @@ def forgetting_attention(
         query, keys, values = (x.to(dtype).transpose(1, 2) for x in (query_BTHK, *keys_values))
         for first in range(0, n_queries, block):
             end = past + min(first + block, n_queries)
+            seen = slice(max(0, past + first + 1 - window) if window else 0, end)
             q = query[:, :, first : end - past]
-            view = visible(document_BN[:, :end], q.shape[2], window)[:, None]
-            decay = _between(sums_BNH[:, :end], q.shape[2], dtype)
-            scores = (q @ keys[:, :, :end].mT + decay).masked_fill(~view, -torch.inf)
-            outputs.append(scores.softmax(-1) @ values[:, :, :end])
+            view = visible(document_BN[:, seen], q.shape[2], window)[:, None]
+            decay = _between(sums_BNH[:, seen], q.shape[2], dtype)
+            scores = (q @ keys[:, :, seen].mT + decay).masked_fill(~view, -torch.inf)
+            outputs.append(scores.softmax(-1) @ values[:, :, seen])
     return torch.cat(outputs, 2).transpose(1, 2)
 
 

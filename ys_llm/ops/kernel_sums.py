@@ -46,10 +46,11 @@ def sums_in_view(
     parts = []
     for first in range(0, n_tokens, block):
         q, end = query[:, :, first : first + block], past + min(first + block, n_tokens)
-        view_BTN = visible(document_BN[:, :end], q.shape[2], window)
-        weights = _weights(q @ keys[:, :, :end].mT, kernel, ~view_BTN[:, None])
+        seen = slice(max(0, past + first + 1 - window) if window else 0, end)
+        view_BTN = visible(document_BN[:, seen], q.shape[2], window)
+        weights = _weights(q @ keys[:, :, seen].mT, kernel, ~view_BTN[:, None])
         total = weights.sum(-1, keepdim=True).transpose(1, 2)
-        read = (weights @ values[:, :, :end]).transpose(1, 2)
+        read = (weights @ values[:, :, seen]).transpose(1, 2)
         parts.append((read, total, view_BTN.sum(2)))
     return Sums(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
 

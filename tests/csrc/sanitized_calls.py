@@ -97,7 +97,9 @@ def call_rowwise(lib: Any, memory: Memory, rows: int, width: int, threads: int) 
                 weights[rows - 1] = 0.5
             loss = getattr(lib, f"ys_cross_entropy_{t}")
             logits, losses = memory.array(t, size), memory.array(p, rows)
-            loss(logits, bias, targets, weights, losses, d_bias, rows, width, threads)
+            mixture = [memory.array(p, rows) if optional else null for _ in range(4)]
+            given = (logits, bias, targets, weights, *mixture[:2], losses, *mixture[2:], d_bias)
+            loss(*given, rows, width, threads)
     lib.ys_add_to_fb(memory.array("f", size), memory.array("b", size), size, threads)
     memory.free()
 

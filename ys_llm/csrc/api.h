@@ -80,15 +80,21 @@ void ys_swiglu_gate_backward_b(const ys_bf16* gate_up, const ys_bf16* d_y, ys_bf
 // losses = w (logsumexp(z) - z[target]) with z = logits + bias; the logits are overwritten with
 // w (softmax(z) - onehot(target)), whose sum over the rows is added to d_bias. `weights` (w, one a
 // row) may be null: 1; a row with weight 0 is not read. A target that is no class gives loss NaN.
+// With `share` and `other` (one a row, or both null) losses = -w log(share p + other) with
+// p = softmax(z)[target]; d_share and d_other are w times the gradients, and those of the logits
+// are multiplied by share p / (share p + other).
 void ys_cross_entropy_d(double* logits, const double* bias, const int64_t* targets,
-                        const double* weights, double* losses, double* d_bias, int64_t rows,
-                        int64_t width, int64_t threads);
+                        const double* weights, const double* share, const double* other,
+                        double* losses, double* d_share, double* d_other, double* d_bias,
+                        int64_t rows, int64_t width, int64_t threads);
 void ys_cross_entropy_f(float* logits, const float* bias, const int64_t* targets,
-                        const float* weights, float* losses, float* d_bias, int64_t rows,
-                        int64_t width, int64_t threads);
+                        const float* weights, const float* share, const float* other, float* losses,
+                        float* d_share, float* d_other, float* d_bias, int64_t rows, int64_t width,
+                        int64_t threads);
 void ys_cross_entropy_b(ys_bf16* logits, const float* bias, const int64_t* targets,
-                        const float* weights, float* losses, float* d_bias, int64_t rows,
-                        int64_t width, int64_t threads);
+                        const float* weights, const float* share, const float* other, float* losses,
+                        float* d_share, float* d_other, float* d_bias, int64_t rows, int64_t width,
+                        int64_t threads);
 
 // The attention of a tile: `queries` of each row of a batch, the last of `width` keys, each of
 // which sees keys first[b, c] to its own, and sentinel[b, c], a score of no key. rests = the

@@ -38,13 +38,13 @@ Real exponentials(const Real* x, int64_t n, Real most, Real scale, Real* e) {
   return sum<Real>(totals);
 }
 
-// The work of one thread of the team, for all sequences. Between `read` and `query` and between
-// `query` and `mix` the team waits.
+// The work of one thread of the team, for all sequences. Between `read`, `query`, `score` and `mix`
+// the team waits, but for `score` and `mix` where `scores_whole_sequences`.
 template <class Real>
 class CopyStep {
  public:
   static int64_t shared_scratch(const ys_copy_weights& w) {  // numbers for each sequence
-    return 2 * padded(w.query.n_out) + padded(1);
+    return 2 * padded(w.query.n_out) + padded(1) + padded(w.slots);
   }
   static int64_t own_scratch(const ys_copy_weights& w, int64_t vocab_size) {  // for each thread
     return padded(w.slots) + padded(vocab_size);
@@ -57,7 +57,8 @@ class CopyStep {
     key_ = rows.take(w_.query.n_out);
     query_ = rows.take(w_.query.n_out);
     gate_ = rows.take(1);
-    shares_ = row.take(w_.slots).base;
+    scores_ = rows.take(w_.slots);
+    logits_ = row.take(w_.slots).base;
     mass_ = row.take(vocab_size).base;
   }
 
@@ -83,18 +84,38 @@ class CopyStep {
     apply(w_.gate, team_.part(1), hidden, gate_.all(pending_.n));
   }
 
-  // The tokens are kept, and logits of this thread's sequences become log p of the mixture.
-  void mix(const int64_t* tokens, Real* logits) {
-    const Range mine = share(pending_.n, 1, team_.threads, team_.thread);
+  // Whether a thread mixes the sequences that it scores.
+  bool scores_whole_sequences() const { return pending_.n >= team_.threads; }
+
+  // The tokens are kept and scored: all slots of this thread's sequences, or its slots of all.
+  void score(const int64_t* tokens) {
+    const Range mine = scores_whole_sequences() ? sequences() : Range{0, pending_.n};
+    for (int64_t b = mine.begin; b < mine.end; b++) {
+      const ys_copy_ring& ring = *rings_[b];
+      const Range slots = scores_whole_sequences() ? Range{0, ring.used} : team_.part(ring.used);
+      if (slots.begin <= ring.next && ring.next < slots.end) keep(ring, tokens[b], key_[b]);
+      const ys_linear keys{ring.keys, nullptr, nullptr, w_.query.n_out, ring.used, 1, YS_REAL};
+      Vectors<Real> query, scores;
+      query.add(query_[b]);
+      scores.add(scores_[b]);
+      apply(keys, slots, query, scores);
+    }
+  }
+
+  // Logits of this thread's sequences become log p of the mixture.
+  void mix(Real* logits) {
+    const Range mine = sequences();
     if (mine.size()) std::fill_n(mass_, vocab_size_, Real(0));
     for (int64_t b = mine.begin; b < mine.end; b++) {
-      keep(*rings_[b], tokens[b], key_[b]);
-      const Real head_share = attend(*rings_[b], b);
-      add_copied(*rings_[b], head_share, logits + b * vocab_size_);
+      const Real head_share = add_masses(*rings_[b], b);
+      scale_head(head_share, logits + b * vocab_size_);
+      add_copied(*rings_[b], scores_[b], logits + b * vocab_size_);
     }
   }
 
  private:
+  Range sequences() const { return share(pending_.n, 1, team_.threads, team_.thread); }
+
   void keep(const ys_copy_ring& ring, int64_t token, const Real* key) const {
     constexpr int n = Lanes<Real>::n;
     const int64_t width = w_.query.n_out;
@@ -103,25 +124,20 @@ class CopyStep {
     ring.tokens[ring.next] = token;
   }
 
-  // shares = the softmax of keys query / sqrt(K) with the sentinel, whose share is returned.
-  Real attend(const ys_copy_ring& ring, int64_t b) {
-    const int64_t width = w_.query.n_out;
-    const ys_linear keys{ring.keys, nullptr, nullptr, width, ring.used, 1, YS_REAL};
-    Vectors<Real> query, scores;
-    query.add(query_[b]);
-    scores.add(shares_);
-    apply(keys, {0, ring.used}, query, scores);
-    const Real scale = 1 / std::sqrt(Real(width)), sentinel = gate_[b][0] / scale,
-               most = std::max(sentinel, greatest(shares_, ring.used)),
+  // mass_v += the softmax of the scores / sqrt(K) with the sentinel over the slots that hold v.
+  // Returns the share of the sentinel.
+  Real add_masses(const ys_copy_ring& ring, int64_t b) {
+    Real* scores = scores_[b];
+    const Real scale = 1 / std::sqrt(Real(w_.query.n_out)), sentinel = gate_[b][0] / scale,
+               most = std::max(sentinel, greatest(scores, ring.used)),
                rest = std::exp((sentinel - most) * scale),
-               part = 1 / (rest + exponentials(shares_, ring.used, most, scale, shares_));
-    for (int64_t i = 0; i < ring.used; i++) shares_[i] *= part;
+               part = 1 / (rest + exponentials(scores, ring.used, most, scale, scores));
+    for (int64_t i = 0; i < ring.used; i++) mass_[ring.tokens[i]] += scores[i] * part;
     return rest * part;
   }
 
-  // logits = log(share softmax(logits) + copied). A logarithm is taken for the tokens in the ring
-  // alone; elsewhere it is a difference. `mass_` is 0 before and after.
-  void add_copied(const ys_copy_ring& ring, Real share, Real* logits) {
+  // logits = log(share softmax(logits)), finite
+  void scale_head(Real share, Real* logits) const {
     constexpr int n = Lanes<Real>::n;
     const Real lowest = std::log(std::numeric_limits<Real>::min());
     const Real most = greatest(logits, vocab_size_),
@@ -132,13 +148,25 @@ class CopyStep {
       const Vec<Real> v = load_part<Real>(logits + i, vocab_size_ - i) + shift;
       store_part<Real>(logits + i, at_least(lowest, v), vocab_size_ - i);
     }
-    for (int64_t i = 0; i < ring.used; i++) mass_[ring.tokens[i]] += shares_[i];
+  }
+
+  // logits = log(e^logits + mass) for the tokens in the ring: first all are gathered, so that they
+  // are computed side by side. `masses` is workspace; `mass_` becomes 0.
+  void add_copied(const ys_copy_ring& ring, Real* masses, Real* logits) {
+    constexpr int n = Lanes<Real>::n;
     for (int64_t i = 0; i < ring.used; i++) {
-      Real& mass = mass_[ring.tokens[i]];
-      if (mass == 0) continue;  // seen before
+      logits_[i] = logits[ring.tokens[i]];
+      masses[i] = mass_[ring.tokens[i]];
+      mass_[ring.tokens[i]] = 0;  // a token that comes again counts once
+    }
+    for (int64_t i = 0; i < ring.used; i += n) {
+      const int64_t left = ring.used - i;
+      const Vec<Real> head = exponential(load_part<Real>(logits_ + i, left));
+      store_part<Real>(logits_ + i, logarithm(head + load_part<Real>(masses + i, left)), left);
+    }
+    for (int64_t i = 0; i < ring.used; i++) {
       Real& logit = logits[ring.tokens[i]];
-      logit = std::log(std::exp(logit) + mass);
-      mass = 0;
+      logit = masses[i] == 0 ? logit : logits_[i];
     }
   }
 
@@ -147,8 +175,8 @@ class CopyStep {
   const Vectors<Real> pending_;
   const int64_t vocab_size_;
   const Team team_;
-  Rows<Real> key_, query_, gate_;
-  Real *shares_, *mass_;
+  Rows<Real> key_, query_, gate_, scores_;
+  Real *logits_, *mass_;
 };
 
 }  // namespace ys

@@ -1,4 +1,4 @@
-// e^x and the sigmoid of vectors.
+// e^x, ln x and the sigmoid of vectors.
 
 #pragma once
 
@@ -80,6 +80,36 @@ inline Vec<double> exponential(Vec<double> x) {
   // In two steps, because 2^n itself may be too small for a double.
   const Vec<double> half = n * .5 + shift, rest = n - (half - shift) + shift;
   return p * power_of_two(half) * power_of_two(rest);
+}
+
+// ln x of normal positive numbers; NaN where x is NaN. In float: x = 2^n (1 + f) with
+// sqrt(1/2) <= 1 + f < sqrt(2) and a polynomial for ln(1 + f) (Cephes), error 1e-7.
+inline Vec<float> logarithm(Vec<float> x) {
+  constexpr int32_t root_of_half = 0x3f3504f3;  // its bits
+  I32 bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const I32 power = (bits - root_of_half) >> 23;
+  bits -= power << 23;
+  Vec<float> f;
+  std::memcpy(&f, &bits, sizeof f);
+  f -= 1.f;
+  const Vec<float> n = __builtin_convertvector(power, Vec<float>), square = f * f;
+  Vec<float> p = broadcast(7.0376836292e-2f);
+  p = p * f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
+  p = p * f * square + n * -2.12194440e-4f - square * .5f;
+  p = n * 0.693359375f + (f + p);
+  return x == x ? p : x;
+}
+inline Vec<double> logarithm(Vec<double> x) {
+  for (int i = 0; i < Lanes<double>::n; i++) x[i] = std::log(x[i]);
+  return x;
 }
 
 inline Vec<float> inverse(Vec<float> x) {

@@ -3,6 +3,7 @@
 // once. Sums are in float, or in double where the numbers are double.
 
 #include <limits>
+#include <utility>
 
 #include "exponential.h"
 #include "norm.h"
@@ -155,9 +156,26 @@ void gate_backward(const T* gate_up, const T* dy, T* d_gate_up, T* y, int64_t ro
   });
 }
 
+// Where a row has only a share of the probability of its target; no arrays: it has all of it.
+template <class R>
+struct Mixture {
+  const R *share, *other;
+  R *d_share, *d_other;
+
+  // Writes the gradients of a row that gives its target probability p. Returns its loss by the
+  // mixture, and what the gradient of its own loss is multiplied by.
+  std::pair<R, R> of(int64_t row, R p, R weight) const {
+    const R own = share[row] * p, total = std::max(own + other[row], std::numeric_limits<R>::min());
+    d_share[row] = -weight * p / total;
+    d_other[row] = -weight / total;
+    return {-weight * std::log(total), own / total};
+  }
+};
+
 template <class T, class P>
-void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* weights, P* losses,
-                   P* d_bias, int64_t rows, int64_t width, int64_t threads) {
+void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* weights,
+                   const Mixture<P>& mixture, P* losses, P* d_bias, int64_t rows, int64_t width,
+                   int64_t threads) {
   using R = RealOf<T>;
   constexpr int n = Lanes<R>::n;
   const int64_t padded = (width + n - 1) / n * n;
@@ -169,6 +187,7 @@ void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* we
       const R weight = weights ? weights[row] : R(1);
       if (weight == 0) {  // not read: it may hold NaN
         losses[row] = 0;
+        if (mixture.share) mixture.d_share[row] = mixture.d_other[row] = 0;
         for (int64_t i = 0; i < width; i += n) store_part<R>(at + i, Vec<R>{}, width - i);
         continue;
       }
@@ -197,8 +216,14 @@ void cross_entropy(T* logits, const P* bias, const int64_t* targets, const P* we
         store(row_of + i, e);
         totals += e;
       }
-      const R total = sum<R>(totals), scale = weight / total;
+      const R total = sum<R>(totals);
+      R scale = weight / total;
       losses[row] = weight * (std::log(total) - (picked - top));
+      if (mixture.share) {
+        const auto [loss, part] = mixture.of(row, row_of[target] / total, weight);
+        losses[row] = loss;
+        scale *= part;
+      }
       row_of[target] -= total;
       for (int64_t i = 0; i < width; i += n) {
         Vec<R> d = load<R>(row_of + i) * scale;
@@ -316,9 +341,11 @@ using ys::bf16;
     ys::gate_backward(gate_up, d_y, d_gate_up, y, rows, width, threads);                           \
   }                                                                                                \
   void ys_cross_entropy_##suffix(T* logits, const P* bias, const int64_t* targets,                 \
-                                 const P* weights, P* losses, P* d_bias, int64_t rows,             \
-                                 int64_t width, int64_t threads) {                                 \
-    ys::cross_entropy(logits, bias, targets, weights, losses, d_bias, rows, width, threads);       \
+                                 const P* weights, const P* share, const P* other, P* losses,      \
+                                 P* d_share, P* d_other, P* d_bias, int64_t rows, int64_t width,   \
+                                 int64_t threads) {                                                \
+    ys::cross_entropy(logits, bias, targets, weights, {share, other, d_share, d_other}, losses,    \
+                      d_bias, rows, width, threads);                                               \
   }                                                                                                \
   void ys_copied_mass_##suffix(T* scores, const P* sentinel, const int64_t* first,                 \
                                const int32_t* tokens, const int32_t* targets, P* rests, P* masses, \

@@ -104,10 +104,7 @@ class Worker {
     for (int64_t b = 0; b < n_; b++) logits.add(sequences_.logits + b * model_.head.n_out);
     const Vectors<Real> hidden = normed(model_.final_gain);
     apply(model_.head, team_.part(model_.head.n_out), hidden, logits);
-    if (!copy_) return;
-    copy_->query(hidden);
-    team_.barrier.wait();
-    copy_->mix(sequences_.tokens, sequences_.logits);
+    if (copy_) copy(hidden);
   }
 
  private:
@@ -168,6 +165,14 @@ class Worker {
     team_.barrier.wait();
     apply(layer.down, team_.part(model_.d_model), hidden, x_.all(n_), Put::ADD);
     team_.barrier.wait();
+  }
+
+  void copy(const Vectors<Real>& hidden) {
+    copy_->query(hidden);
+    team_.barrier.wait();
+    copy_->score(sequences_.tokens);
+    if (!copy_->scores_whole_sequences()) team_.barrier.wait();
+    copy_->mix(sequences_.logits);
   }
 
   const ys_decode_model& model_;

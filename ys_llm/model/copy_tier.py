@@ -37,13 +37,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ys_llm.config.schema import CopyConfig
 from ys_llm.model.kept_tokens import expiries, held, is_held, room_of
 from ys_llm.ops import rowwise
 from ys_llm.ops.copy_attention import View, copied_mass, copy_weights
 from ys_llm.ops.cross_entropy import mixed_nats, token_nats
-from ys_llm.ops.linear import linear, side_by_side
+from ys_llm.ops.linear import is_plain, linear, side_by_side
 
 # A new model copies an eighth of each prediction, with a sentinel once it has read 20 tokens.
 GATE_BIAS = {"separate": -2.0, "sentinel": 5.0}
@@ -101,6 +102,7 @@ class CopyTier(nn.Module):
         tokens_BT: Tensor,
         state: CopyState,
         starts_BT: Tensor | None,
+        embedding: nn.Module,
         head: nn.Module,
     ) -> tuple[Reading, CopyState]:
         """What the loss or the logits are mixed with, and the state after the last token."""
@@ -110,9 +112,10 @@ class CopyTier(nn.Module):
         )
         before_BTK = _shifted(state["pending"], own_BTK)
         if starts_BT is not None:
-            before_BTK = before_BTK.masked_fill(starts_BT.unsqueeze(2), 0)
-        new_keys = before_BTK + self._token_keys(embedded_BTD)
-        keys_BNK = torch.cat([state["keys"].to(own_BTK.dtype), new_keys], 1)
+            before_BTK.masked_fill_(starts_BT.unsqueeze(2), 0)
+        keys_BNK = before_BTK.add_(self._token_keys(embedded_BTD, tokens_BT, embedding))
+        if state["keys"].shape[1]:
+            keys_BNK = torch.cat([state["keys"].to(own_BTK.dtype), keys_BNK], 1)
         tokens_BN = torch.cat([state["tokens"], tokens_BT.to(torch.int32) + 1], 1)
         document_BN = _documents(state["tokens"], tokens_BT, starts_BT)
         said_BT = gate_BT1.squeeze(2)
@@ -131,16 +134,25 @@ class CopyTier(nn.Module):
             return torch.ones_like(said_BT), said_BT
         return said_BT.sigmoid(), torch.full_like(said_BT, -torch.inf)
 
-    def _token_keys(self, embedded_BTD: Tensor) -> Tensor:
+    def _token_keys(self, embedded_BTD: Tensor, tokens_BT: Tensor, embedding: nn.Module) -> Tensor:
+        """The keys of tokens; those of the whole vocabulary are looked up in where more are read.
+
+        Gradients of many tokens with one key are summed in float32.
+        """
+        weight = embedding.weight if is_plain(embedding, nn.Embedding) else None
+        if isinstance(weight, Tensor) and tokens_BT.numel() > len(weight):
+            return functional.embedding(tokens_BT, self._keys_of(weight))
+        return self._keys_of(embedded_BTD)
+
+    def _keys_of(self, embedded: Tensor) -> Tensor:
         """token_key(e / rms(e)): a new embedding is small, and would tell nothing.
 
         The projection is what is scaled: it has fewer numbers than the embedding.
         """
-        rows = linear(self.token_key, rowwise.to_2d(embedded_BTD))
-        keys_BTK = rowwise.from_2d(rows, embedded_BTD)
-        norm_BT1: Tensor = torch.linalg.vector_norm(embedded_BTD, dim=-1, keepdim=True)
-        scale_BT1 = (norm_BT1.square() / embedded_BTD.shape[-1] + 1e-12).rsqrt()
-        return (keys_BTK * scale_BT1).to(keys_BTK.dtype)
+        rows = linear(self.token_key, rowwise.to_2d(embedded))
+        norm: Tensor = torch.linalg.vector_norm(embedded, dim=-1, keepdim=True)
+        scale = (norm.square() / embedded.shape[-1] + 1e-12).rsqrt()
+        return rowwise.from_2d(rows, embedded) * scale
 
     def _latest(self, reading: Reading) -> CopyState:
         """The keys and tokens of the latest tokens."""

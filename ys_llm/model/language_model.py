@@ -160,7 +160,7 @@ class Model(nn.Module):
         if self.copy_tier is None:
             return x_BTD, after, None
         arguments = (x_BTD, embedded_BTD, tokens_BT, state["copy"], starts_BT)
-        reading, after["copy"] = self.copy_tier(*arguments, self.output)
+        reading, after["copy"] = self.copy_tier(*arguments, self.embedding, self.output)
         return x_BTD, after, reading
 
     def _embedded(self, tokens_BT: Tensor) -> Tensor:

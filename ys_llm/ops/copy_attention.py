@@ -162,9 +162,9 @@ def _in_tiles(
     steps: _Steps,
 ) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(query_BTK)
-    query_BTK = (query_BTK * query_BTK.shape[2] ** -0.5).to(dtype)
     sentinel_BT = sentinel_BT.to(torch.promote_types(dtype, torch.float32))
-    arguments = (query_BTK, keys_BNK.to(dtype), sentinel_BT, tokens_BN, targets_BT, view, steps)
+    operands = (query_BTK.to(dtype), keys_BNK.to(dtype), sentinel_BT)
+    arguments = (*operands, tokens_BN, targets_BT, view, steps)
     with torch.autocast(query_BTK.device.type, enabled=False):
         rest_BT, mass_BT = _Tiled.apply(*arguments)  # type: ignore[no-untyped-call]
     return rest_BT, mass_BT
@@ -183,11 +183,12 @@ class _Tiled(torch.autograd.Function):
         steps: _Steps,
     ) -> tuple[Tensor, Tensor]:
         """Rest and mass; the weights are kept where a backward pass will need them."""
-        first_BT = view.first(query.shape[1])
+        first_BT, scale = view.first(query.shape[1]), query.shape[2] ** -0.5
         tiles, found, kept = _tiles(first_BT, keys.shape[1]), [], []
         for tile in tiles:
             queries, part = slice(tile.first, tile.end), slice(tile.oldest, tile.last)
-            scores = query[:, queries] @ keys[:, part].transpose(1, 2)
+            keys_BKC, unused = keys[:, part].transpose(1, 2), query.new_empty(())
+            scores = torch.baddbmm(unused, query[:, queries], keys_BKC, beta=0, alpha=scale)
             if (expired := view.expired(queries, part)) is not None:
                 scores.masked_fill_(expired, -math.inf)
             first, ids = first_BT[:, queries] - tile.oldest, (tokens[:, part], targets[:, queries])
@@ -203,15 +204,17 @@ class _Tiled(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         """Gradients of query, keys and z; see the top of this file.
 
-        dq_t = sum_s dscore_ts k_s;   dk_s = sum_t dscore_ts q_t
+        dq_t = sum_s dscore_ts k_s / sqrt(K);   dk_s = sum_t dscore_ts q_t / sqrt(K)
         """
         query, keys, rest, mass, *kept = ctx.saved_tensors
         d_rest, d_mass = grads
         common = mass * d_mass + rest * d_rest
         d_query, d_keys = torch.empty_like(query), torch.zeros_like(keys)
+        scale = query.shape[2] ** -0.5
+        scaled = (d_mass * scale, common * scale)
         for tile, weights in zip(ctx.tiles, kept, strict=True):
             queries, part = slice(tile.first, tile.end), slice(tile.oldest, tile.last)
-            d_scores = ctx.steps.backward(weights, d_mass[:, queries], common[:, queries])
+            d_scores = ctx.steps.backward(weights, *(part_BT[:, queries] for part_BT in scaled))
             d_query[:, queries] = torch.bmm(d_scores, keys[:, part])
             d_keys[:, part] += torch.bmm(d_scores.transpose(1, 2), query[:, queries])
         return d_query, d_keys, rest * (d_rest - common), None, None, None, None

@@ -19,7 +19,7 @@ peak is one chunk of logits instead of N x V numbers, and backward only scales t
 before the first matmul: in an evaluation they are up to half of all rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,12 @@ class Counted(NamedTuple):
     mixture: Mixture | None
 
 
-_Step = Callable[[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Any]
+# Logits of a chunk, bias, targets, weights, mixture, and the gradient of the bias, which is added
+# to. Returns weighted nats, gradients of the logits, and those of the mixture.
+_Step = Callable[
+    [Tensor, Tensor | None, Tensor, Tensor | None, Mixture | None, Tensor | None],
+    tuple[Tensor, Tensor, Sequence[Tensor] | None],
+]
 
 
 def cross_entropy(
@@ -181,20 +186,25 @@ def _softmax(
     bias: Tensor | None,
     targets: Tensor,
     weights: Tensor | None,
+    mixture: Mixture | None,
     d_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Weighted nats of each row, and d logits, whose sum over the rows is added to d_bias."""
+) -> tuple[Tensor, Tensor, Sequence[Tensor] | None]:
     exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bias is not None:
         exact += bias
     log_p, picked = torch.log_softmax(exact, -1), targets.unsqueeze(1)
     nats = -log_p.gather(1, picked).squeeze(1)
     d_logits = log_p.exp_().scatter_add_(1, picked, log_p.new_full((), -1.0).expand(picked.shape))
-    if weights is not None:
-        nats, d_logits = nats * weights, d_logits.mul_(weights.unsqueeze(1))
+    scale, d_mixture = weights, None
+    if mixture is not None:
+        nats, scale, *d_mixture = _mixed(nats, mixture, weights)
+    elif weights is not None:
+        nats = nats * weights
+    if scale is not None:
+        d_logits.mul_(scale.unsqueeze(1))
     if d_bias is not None:
         d_bias += d_logits.sum(0)
-    return nats, d_logits.to(logits.dtype)
+    return nats, d_logits.to(logits.dtype), d_mixture
 
 
 def _compiled_softmax(
@@ -202,12 +212,12 @@ def _compiled_softmax(
     bias: Tensor | None,
     targets: Tensor,
     weights: Tensor | None,
+    mixture: Mixture | None,
     d_bias: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Sequence[Tensor] | None]:
     """As `_softmax`; the logits become their gradients."""
-    if weights is not None:
-        weights = weights.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
-    return rowwise.cross_entropy(logits, bias, targets, d_bias, weights), logits
+    nats, d_mixture = rowwise.cross_entropy(logits, bias, targets, d_bias, weights, mixture)
+    return nats, logits, d_mixture
 
 
 class _Chunked(torch.autograd.Function):
@@ -234,24 +244,17 @@ class _Chunked(torch.autograd.Function):
         head = products(x_used, weight_used, size, weight.dtype)
         for begin in range(0, len(x), size):
             part = slice(begin, begin + size)
-            logits, x_part = head.logits(x_used[part]), x_used[part]
+            logits = head.logits(x_used[part])
             w_part = None if weights is None else weights[part]
-            if share is None or other is None:
-                nats_n, d_logits = softmax(logits, bias, targets[part], w_part, d_bias)
-            else:
-                nats_n, d_logits = softmax(logits, bias, targets[part], None, None)
-                nats_n, scale, *d_parts = _mixed(nats_n, share[part], other[part], w_part)
-                d_mixture.append(d_parts)
-                x_part = x_part * scale.to(dtype).unsqueeze(1)
-                if d_bias is not None:
-                    d_bias += d_logits.to(scale.dtype).t() @ scale
+            mixed = None if share is None or other is None else Mixture(share[part], other[part])
+            nats_n, d_logits, d_mixed = softmax(logits, bias, targets[part], w_part, mixed, d_bias)
             nats.append(nats_n)
+            if d_mixed is not None:
+                d_mixture.append(d_mixed)
             if d_x is not None:
                 head.d_x(d_logits, d_x[part])
-                if d_mixture:
-                    d_x[part] *= scale.unsqueeze(1)
             if needs_weight:
-                head.add_d_weight(d_logits, x_part)
+                head.add_d_weight(d_logits, x_used[part])
             del logits, d_logits  # before the next ones are allocated
         d_share, d_other = (
             (torch.cat(parts) for parts in zip(*d_mixture, strict=True))
@@ -277,16 +280,12 @@ class _Chunked(torch.autograd.Function):
         return d_x, *scaled, None, None, None, None
 
 
-def _mixed(
-    nats: Tensor, share: Tensor, other: Tensor, weights: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _mixed(nats: Tensor, mixture: Mixture, weights: Tensor | None) -> tuple[Tensor, ...]:
     """Weighted nats of a mixture, and its gradients by the head's nats, by share and other."""
-    head = (-nats).exp()
+    head, (share, other) = (-nats).exp(), mixture
     total = (share * head + other).clamp_min(torch.finfo(nats.dtype).tiny)
-    mixed, d_nats, d_share, d_other = -total.log(), share * head / total, -head / total, -1 / total
-    if weights is None:
-        return mixed, d_nats, d_share, d_other
-    return mixed * weights, d_nats * weights, d_share * weights, d_other * weights
+    results = -total.log(), share * head / total, -head / total, -1 / total
+    return results if weights is None else tuple(x * weights for x in results)
 
 
 def _of_module(head: nn.Module, rows: Counted) -> Tensor:

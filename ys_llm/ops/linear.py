@@ -17,14 +17,14 @@ from ys_llm.ops.precision import compute_dtype
 from ys_llm.ops.weight_grad import weight_grad
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether calling `module` is x W^T + b of its own weight and bias and nothing else.
+def is_plain(module: nn.Module, kind: type[nn.Module] = nn.Linear) -> bool:
+    """Whether calling `module` does what its class does with its own weight and nothing else.
 
     A parametrised module has another class; a hook or a replaced `forward` may do anything. Only
     hooks with `observes_only = True` set on them do not count: where a module is not called, they
     are not called either.
     """
-    if type(module) is not nn.Linear or "forward" in vars(module):
+    if type(module) is not kind or "forward" in vars(module):
         return False
     if type(module.weight) is not nn.Parameter:  # a distributed weight, or one that is swapped in
         return False

@@ -104,18 +104,28 @@ def cross_entropy(
     targets: Tensor,
     d_bias: Tensor | None,
     weights: Tensor | None = None,
-) -> Tensor:
+    mixture: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     """The loss of each row in nats, times its weight; the logits become their gradients.
 
     The sum of the gradients over the rows is added to `d_bias`. A row with weight 0 has loss and
-    gradient 0 whatever its logits and target are.
+    gradient 0 whatever its logits and target are. `mixture` is the head's share of the probability
+    of each row and what the rest gives to its target; second: their gradients.
     """
     library = _library()
-    losses = torch.empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    losses = torch.empty(len(logits), dtype=dtype)
     kernel = getattr(library.lib, f"ys_cross_entropy_{_suffix((logits.dtype,))}")
-    tensors = (logits, bias, targets.contiguous(), weights, losses, d_bias)
-    kernel(*map(library.pointer, tensors), *logits.shape, torch.get_num_threads())
-    return losses
+    d_mixture = None if mixture is None else (torch.empty_like(losses), torch.empty_like(losses))
+    per_row = [
+        None if x is None else x.to(dtype).contiguous()
+        for x in (weights, *(mixture or (None,) * 2))
+    ]
+    tensors = (logits, bias, targets.contiguous(), *per_row)
+    results = (losses, *(d_mixture or (None, None)), d_bias)
+    pointers = map(library.pointer, (*tensors, *results))
+    kernel(*pointers, *logits.shape, torch.get_num_threads())
+    return losses, d_mixture
 
 
 def copied_mass(

@@ -2,7 +2,7 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import MARKERS
@@ -20,7 +20,7 @@ LETTERS = (
 )
 
 
-def _pattern(markers: str = "") -> str:
+def _pattern(markers: str = "", word: str = f" ?[{LETTERS}]+") -> str:
     """Return the regular expression of a piece; `re` and the library match it alike.
 
     A piece is a word with its leading space; a contraction; a digit; symbols with their leading
@@ -30,18 +30,26 @@ def _pattern(markers: str = "") -> str:
     """
     return (
         (f"[{markers}]|" if markers else "")
-        + f" ?[{LETTERS}]+|'(?:[sdmt]|ll|ve|re)(?![{LETTERS}])|[0-9]"
+        + f"{word}|'(?:[sdmt]|ll|ve|re)(?![{LETTERS}])|[0-9]"
         + f"| ?[^{LETTERS}0-9 \t\r\n{markers}]+"
         + "|[ \t]*[\r\n]+|[ \t]+(?![^ \t])|[ \t]+"
     )
 
 
 _PATTERN, _MARKED_PATTERN = _pattern(), _pattern(MARKERS)
+# The same words for `re`, which is 13 % faster where it need not remember a way back.
+_QUICK_WORD = f" [{LETTERS}]++|[{LETTERS}]++"
 _CUT = re.compile(r"(?<=[^ \t\r\n])(?=[ \r\n])")  # where a piece ends in any context
 
 
 def split_chunks(text: str, size: int = _CHUNK_CHARS) -> Iterator[str]:
     """Cut a text into chunks of about `size` characters that have the same pieces as the text."""
+    if len(text) <= size:
+        return iter((text,))
+    return _cut_chunks(text, size)
+
+
+def _cut_chunks(text: str, size: int) -> Iterator[str]:
     start = 0
     while len(text) - start > size:
         cut = _CUT.search(text, start + size)
@@ -79,6 +87,11 @@ def split_long_piece(piece: str) -> list[str]:
 def piece_pattern(kind: TokenizerKind) -> str:
     """Return the regular expression that cuts the text of a tokenizer of this kind into pieces."""
     return _MARKED_PATTERN if kind == "words" else _PATTERN
+
+
+def piece_finder(kind: TokenizerKind) -> Callable[[str], list[str]]:
+    """Return a function that cuts text into the pieces of `piece_pattern`."""
+    return re.compile(_pattern(MARKERS if kind == "words" else "", _QUICK_WORD)).findall
 
 
 def to_utf8(text: str) -> bytes:

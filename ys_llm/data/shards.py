@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -175,8 +175,7 @@ def _write_tokens(
     return sizes, zlib.crc32(closing, checksum)
 
 
-@dataclass(frozen=True)
-class _Part:
+class _Part(NamedTuple):
     """A stretch of a document, and the control token before it: one, or "" inside a text."""
 
     control: str

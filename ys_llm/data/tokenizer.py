@@ -20,7 +20,6 @@ A text that contains `<end>` or `<start>` is encoded as those characters, never 
 import codecs
 import hashlib
 import json
-import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -45,6 +44,7 @@ from ys_llm.data.pieces import (
     LONGEST_PIECE,
     MAYBE_LONG,
     byte_level,
+    piece_finder,
     piece_pattern,
     split_chunks,
     split_long_piece,
@@ -84,7 +84,7 @@ class Tokenizer:
         self._token_bytes = _token_bytes(library, self.kind)
         self.id_format = id_format(self.vocab_size)
         self._packed_piece = _PackedPieces(library, self.kind, self.id_format).__getitem__
-        self._findall = re.compile(piece_pattern(self.kind)).findall
+        self._findall = piece_finder(self.kind)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, never a control id. Raises UserError on a lone surrogate."""
@@ -211,7 +211,7 @@ def _utf8_text(text: str) -> str:
 
 def _without_long_pieces(chunks: Iterable[str], kind: TokenizerKind) -> Iterator[str]:
     """Yield the chunks to learn from, with pieces over `LONGEST_PIECE` cut into parts."""
-    findall = re.compile(piece_pattern(kind)).findall
+    findall = piece_finder(kind)
     for chunk in chunks:
         if MAYBE_LONG.search(chunk):
             yield from chain.from_iterable(map(split_long_piece, findall(chunk)))
@@ -245,7 +245,7 @@ def _train_words(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     parts = _train_bpe(
         map(encode_case, _all_chunks(texts)), "words", SMALLEST_VOCAB + n_part_tokens
     )
-    findall = re.compile(piece_pattern("words")).findall
+    findall = piece_finder("words")
     counts: Counter[str] = Counter()
     for chunk in _without_long_pieces(map(encode_case, _all_chunks(texts)), "words"):
         counts.update(findall(chunk))

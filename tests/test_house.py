@@ -432,6 +432,7 @@ def test_there_are_config_files() -> None:
         "mamba2",
         "decay_attention",
         "kernel_attention",
+        "mlstm",
         "hybrid",
     ],
 )

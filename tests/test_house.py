@@ -433,6 +433,7 @@ def test_there_are_config_files() -> None:
         "decay_attention",
         "kernel_attention",
         "mlstm",
+        "rwkv7",
         "hybrid",
     ],
 )

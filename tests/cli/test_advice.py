@@ -28,6 +28,7 @@ PASSED_ON = {
     "ys_llm/config/sources.py",
     "ys_llm/cli/train.py",
     "ys_llm/cli/compare.py",
+    "ys_llm/training/trials.py",
     "ys_llm/gendata/command.py",
 }
 

@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ys_llm.cli.main import main
 from ys_llm.config.schema import Config
-from ys_llm.config.sources import to_yaml
+from ys_llm.config.sources import Resolved, to_yaml
+from ys_llm.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, UserError
+from ys_llm.evaluation import ledger
+from ys_llm.training import trials
 
 SMALL = replace(
     Config(),
@@ -41,15 +45,13 @@ def test_every_difference_that_makes_it_unfair_is_named(compare: Compare) -> Non
     other = replace(
         SMALL,
         run="other",
-        data=replace(SMALL.data, validation_fraction=0.2),
         train=replace(SMALL.train, seed=7, eval_tokens=10),
     )
     code, err = compare([SMALL, other])
     assert code == 2
-    assert "split: data.validation_fraction is 0.05 in default, 0.2 in other" in err
-    assert "seed: train.seed is 1337 in default, 7 in other" in err
-    assert "evaluation: train.eval_tokens is 200000 in default, 10 in other" in err
-    assert "--allow-different split --allow-different evaluation" in err
+    assert "train.seed is 1337 in default, 7 in other" in err
+    assert "train.eval_tokens is 200000 in default, 10 in other" in err
+    assert "--allow-different train.eval_tokens --allow-different train.seed" in err
     assert not Path("runs").exists()
 
 
@@ -58,6 +60,7 @@ def test_unequal_sizes_are_refused_unless_allowed(compare: Compare) -> None:
     code, err = compare([SMALL, wider], *NO_DATA)
     assert code == 2
     assert "parameters: more than 2% apart" in err
+    assert "model.d_mlp: 64 in wider makes it equal to default" in err
     _, err = compare([SMALL, wider], *NO_DATA, "--allow-different", "parameters")
     assert "nowhere" in err
 
@@ -80,36 +83,155 @@ def test_settings_reach_every_run(compare: Compare) -> None:
     assert "nowhere" in compare([SMALL, other], *NO_DATA, "--set", "train.seed=3")[1]
 
 
-def test_the_table_says_how_each_row_was_made(compare: Compare, tmp_path: Path) -> None:
+@pytest.fixture
+def short(tmp_path: Path) -> Config:
+    """Two steps of a small model on forty small texts."""
     texts = tmp_path / "texts"
     texts.mkdir()
     for number in range(40):
         text = f"The fox met crow number {number}, and they shared {number + 1} plums.\n"
         (texts / f"{number}.txt").write_text(text, encoding="utf-8")
-    short = replace(
+    train = replace(
+        SMALL.train, max_steps=2, seq_len=16, batch_size=2, threads=1, device="cpu", dtype="fp32"
+    )
+    return replace(
         SMALL,
+        run="one",
         data=replace(SMALL.data, path=str(texts), validation_fraction=0.3),
         tokenizer=replace(SMALL.tokenizer, kind="bytes"),
-        train=replace(
-            SMALL.train,
-            max_steps=2,
-            seq_len=16,
-            batch_size=2,
-            threads=1,
-            device="cpu",
-            dtype="fp32",
-        ),
+        model=replace(SMALL.model, d_model=16, d_mlp=16),
+        train=train,
     )
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs that are trained, in order."""
+    names: list[str] = []
+    real = trials.train
+
+    def counting(resolved: Resolved, **more: Any) -> Any:
+        names.append(resolved.config.run)
+        return real(resolved, **more)
+
+    monkeypatch.setattr(trials, "train", counting)
+    return names
+
+
+def figures() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path("runs/compare.json").read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_same_configuration_twice_is_the_same_and_not_better(
+    compare: Compare, short: Config
+) -> None:
     code, err = compare([short, replace(short, run="other")], "--set", "train.warmup_steps=1")
     assert code == 0, err
-    first, second = json.loads(Path("runs/compare.json").read_text(encoding="utf-8"))
-    assert (first["run"], second["run"]) == ("default", "other")
-    # The same configuration twice is the same training.
-    same = ("layers", "parameters", "tokens", "loss", "bits_per_byte", "seed", "hardware", "commit")
+    first, second = figures()["runs"]
+    assert (first["run"], second["run"]) == ("one", "other")
+    same = ("steps", "tokens", "bits_per_byte", "names_again", "seed", "hardware", "commit")
     assert [first[name] for name in same] == [second[name] for name in same]
-    assert first["layers"] == "1 softmax_attention"
     assert first["tokens"] == 2 * 2 * 16
     assert second["command"] == "ys train --config 1.yaml --set train.warmup_steps=1"
+    (verdict,) = figures()["verdicts"]
+    assert "nothing was shown" in Path("runs/compare.html").read_text(encoding="utf-8").lower()
+    (line,) = ledger.read(Path("runs/experiments.jsonl"))
+    assert (line["verdicts"], line["kept"]) == (figures()["verdicts"], None)
+    assert verdict["verdict"] == "not shown"
+    assert (verdict["difference"], verdict["p_over_documents"]) == (0, 1)
+    assert verdict["p_over_seeds"] is None  # there is one seed
+
+
+def test_what_was_kept_is_noted_when_the_comparison_is_typed_again(
+    compare: Compare, short: Config
+) -> None:
+    configs = [short, replace(short, run="other", train=replace(short.train, learning_rate=0.01))]
+    assert compare(configs)[0] == 0
+    with pytest.raises(SystemExit):
+        compare(configs, "--keep", "third")
+    assert compare(configs, "--keep", "other")[0] == 0
+    (line,) = ledger.read(Path("runs/experiments.jsonl"))
+    assert line["kept"] == "other"
+    assert [one["settings"] for one in line["configurations"]] == [
+        {"train.learning_rate": 0.003},
+        {"train.learning_rate": 0.01},
+    ]
+
+
+def test_seeds_take_turns_and_nothing_is_trained_twice(
+    compare: Compare, short: Config, trained: list[str]
+) -> None:
+    configs = [short, replace(short, run="other", model=replace(short.model, layers=("min_gru",)))]
+    words = ("--seeds", "2", "--allow-different", "parameters", "--json")
+    assert compare(configs, *words)[0] == 0
+    runs = ["one", "other", "one-s1338", "other-s1338"]
+    assert trained == runs
+    before = figures()
+    assert [row["run"] for row in before["runs"]] == [runs[0], runs[2], runs[1], runs[3]]
+    assert before["seeds"] == [1337, 1338]
+    assert before["runs"][1]["command"] == (
+        "ys train --config 0.yaml --run one-s1338 --set train.seed=1338"
+    )
+    spread = before["configurations"][0]["bits_per_byte"]
+    scores = [row["bits_per_byte"] for row in before["runs"][:2]]
+    assert spread["mean"] == pytest.approx(sum(scores) / 2)
+    assert spread["deviation"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    (verdict,) = before["verdicts"]
+    means = [one["bits_per_byte"]["mean"] for one in before["configurations"]]
+    assert verdict["difference"] == pytest.approx(means[1] - means[0])
+    assert verdict["p_over_seeds"] is not None
+    # Again, with one result lost: that run is measured again, and no step is made.
+    Path("runs/other/held_out.json").write_text("{", encoding="utf-8")
+    steps = [(run, Path("runs", run, "metrics.jsonl").read_bytes()) for run in runs]
+    assert compare(configs, *words)[0] == 0
+    assert trained == [*runs, "other"]
+    assert [(run, Path("runs", run, "metrics.jsonl").read_bytes()) for run in runs] == steps
+    assert figures() == before
+
+
+def test_a_comparison_that_is_stopped_says_how_to_go_on(
+    compare: Compare, short: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any, **__: Any) -> None:
+        raise UserError("stopped by SIGINT at step 3, saved", "x", exit_code=EXIT_INTERRUPTED)
+
+    monkeypatch.setattr(trials, "train", stopped)
+    code, err = compare([short, replace(short, run="other")], "--seeds", "2")
+    assert code == EXIT_INTERRUPTED
+    assert "one stopped by SIGINT at step 3" in err
+    assert "type: ys compare 0.yaml 1.yaml --seeds 2" in err
+
+
+def test_a_configuration_that_diverges_is_left_out(
+    compare: Compare, short: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = trials.train
+
+    def diverging(resolved: Resolved, **more: Any) -> Any:
+        if resolved.config.run.startswith("wild"):
+            raise UserError("the loss is not finite", exit_code=EXIT_DIVERGED)
+        return real(resolved, **more)
+
+    monkeypatch.setattr(trials, "train", diverging)
+    configs = [replace(short, run=run) for run in ("wild", "one", "other")]
+    assert compare(configs)[0] == 0
+    assert [one["run"] for one in figures()["configurations"]] == ["one", "other"]
+    assert figures()["conclusion"][-1] == "wild is left out: the loss is not finite."
+    assert compare(configs[:2])[0] == EXIT_DIVERGED  # nothing is left to compare with
+
+
+def test_a_run_of_other_settings_is_neither_used_nor_overwritten(
+    compare: Compare, short: Config
+) -> None:
+    configs = [short, replace(short, run="other")]
+    assert compare(configs)[0] == 0
+    code, err = compare(configs, "--set", "train.max_steps=3")
+    assert code == 2
+    assert "train.max_steps is 2 in runs/one, 3 in the comparison" in err
+    assert "--clean" in err
+    assert compare(configs, "--set", "train.max_steps=3", "--clean")[0] == 0
+    assert [row["steps"] for row in figures()["runs"]] == [3, 3]
 
 
 def test_a_task_compares_models_without_any_text(compare: Compare) -> None:

@@ -3,49 +3,92 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config
 from ys_llm.errors import UserError
 from ys_llm.evaluation.compare import (
-    SAME,
+    COMPARED,
+    NO_INFLUENCE,
     check_configs,
     code_version,
     count_parameters,
+    covers,
     describe_layers,
     parameter_differences,
+    refuse,
     setting_differences,
-    tokenizer_differences,
+    settings_of,
 )
 
 
-def test_every_aspect_is_compared() -> None:
+def test_every_setting_is_compared() -> None:
     first, second = Config(run="a"), Config(run="b")
-    assert setting_differences([first, second]) == {}
+    assert setting_differences([first, second], ignoring=["run"]) == {}
     changed = replace(
         second,
-        data=replace(second.data, path="elsewhere", validation_fraction=0.2),
-        tokenizer=replace(second.tokenizer, vocab_size=300),
-        train=replace(second.train, eval_tokens=1, seed=2, threads=3),
+        data=replace(second.data, path="elsewhere", reset_at_document=False),
+        model=replace(second.model, dropout=0.1, options={"three_tier": {"d_state": 8}}),
+        train=replace(second.train, weight_decay=0.2),
     )
-    assert set(setting_differences([first, changed])) == set(SAME)
+    found = setting_differences([first, changed], ignoring=[*COMPARED, *NO_INFLUENCE])
+    assert set(found) == {
+        "data.path",
+        "data.reset_at_document",
+        "model.dropout",
+        "train.weight_decay",
+    }
+    assert found["train.weight_decay"] == "train.weight_decay is 0.1 in a, 0.2 in b"
+
+
+@pytest.mark.parametrize("name", [*COMPARED, *NO_INFLUENCE])
+def test_what_is_not_compared_is_a_setting(name: str) -> None:
+    assert any(covers(name, setting) for setting in settings_of(Config()))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused"),
+    [
+        (["train"], "tokenizer.kind"),
+        (["train.seed"], "train.threads"),
+        (["train.seed", "train.threads", "tokenizer"], ""),
+    ],
+)
+def test_settings_and_sections_of_them_may_be_allowed(allowed: list[str], refused: str) -> None:
+    names = ("train.seed", "train.threads", "tokenizer.kind")
+    found = {name: f"{name} is 1 in a, 2 in b" for name in names}
+    if not refused:
+        refuse(found, allowed=allowed)
+        return
+    with pytest.raises(UserError, match=f"or type --allow-different {refused}"):
+        refuse(found, allowed=allowed)
+
+
+def test_other_held_out_text_is_never_allowed() -> None:
+    found = {"data.validation_fraction": "data.validation_fraction is 0.1 in a, 0.2 in b"}
+    with pytest.raises(UserError, match=r"0\.2 in b") as caught:
+        refuse(found, allowed=["data"])
+    assert "--allow-different" not in str(caught.value)
+
+
+def test_a_difference_that_does_not_exist_cannot_be_allowed() -> None:
+    with pytest.raises(UserError, match="--allow-different seed: there is no such setting"):
+        check_configs([Config(run="a"), Config(run="b")], allowed=["seed"])
+
+
+@pytest.mark.parametrize("name", ["train.batch_size", "model.size"])
+def test_what_each_run_would_choose_by_itself_is_refused(name: str) -> None:
+    words = [f"{name}=auto", "train.minutes=1"]
+    configs = [load_config(None, overrides=[*words, f"run={run}"]).config for run in "ab"]
+    with pytest.raises(UserError, match=f"{name} is auto in a"):
+        check_configs(configs, allowed=[])
 
 
 @pytest.mark.parametrize(("counts", "differ"), [((100, 102), False), ((1000, 1021), True)])
 def test_parameter_counts_may_be_two_percent_apart(counts: tuple[int, int], differ: bool) -> None:
     assert bool(parameter_differences(dict(zip("ab", counts, strict=True)))) == differ
-
-
-def test_tokenizers_of_other_contents_differ(tmp_path: Path) -> None:
-    runs = [tmp_path / name for name in "ab"]
-    for run in runs:
-        run.mkdir()
-        (run / "tokenizer.json").write_text("{}", encoding="utf-8")
-    assert tokenizer_differences(runs) == {}
-    (runs[1] / "tokenizer.json").write_text("{ }", encoding="utf-8")
-    assert "differ" in tokenizer_differences(runs)["tokenizer"]
 
 
 def test_layers_are_named_as_they_are_tiled_over_the_depth() -> None:

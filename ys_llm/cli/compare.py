@@ -1,35 +1,46 @@
-"""`ys compare`: train configurations one after another and tabulate them, if that is fair."""
+"""`ys compare`: train configurations with several seeds, and say which is better, if it is fair."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ys_llm.cli.common import RUNS_DIR
-from ys_llm.errors import UsageError, UserError, command_line
+from ys_llm.errors import (
+    EXIT_DIVERGED,
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    UsageError,
+    UserError,
+    command_line,
+)
 
 if TYPE_CHECKING:
-    from ys_llm.config.sources import Resolved
-    from ys_llm.evaluation.compare import Row
+    from ys_llm.config.schema import Config
+    from ys_llm.evaluation.verdicts import Comparison, RunResult
     from ys_llm.training.task_training import TaskRow
+    from ys_llm.training.trial_budget import Budget
+    from ys_llm.training.trials import Trial
 
 EXAMPLES = """\
 examples:
-  ys compare configs/a.yaml configs/b.yaml
+  ys compare default min_gru --seeds 3          a table, a verdict, and runs/compare.html
+  ys compare a.yaml b.yaml --seeds 3 --budget seconds=600
   ys compare a.yaml b.yaml --set train.max_steps=2000 --allow-different parameters
   ys compare a.yaml b.yaml --task recall --steps 500   small tasks of memory instead of text
 
-Fair means: same data, split, tokenizer, evaluation, seed and hardware settings, and parameter
-counts within 2 %. What differs is named and nothing is trained, unless --allow-different permits
-it. A run that exists is resumed. YS_* in the environment is not read, so that the command in each
-row reproduces that row.
+Fair means: the configurations differ in mixers, widths, depth and learning rate alone, and in
+parameters by at most 2 %. What else differs is named and nothing is trained, unless
+--allow-different permits it. What is trained already is not trained again: after Ctrl-C or a crash,
+type the same command. YS_* in the environment is not read, so that the command of each run
+reproduces it.
 """
 TASKS = ("recall", "copying", "selective_copying")
-DIFFERENCES = ("data", "split", "tokenizer", "evaluation", "seed", "hardware", "parameters")
+_STOPPED = (EXIT_INTERRUPTED, EXIT_TERMINATED, 129)  # by Ctrl-C, SIGTERM, a closed terminal
 
 
 @dataclass(frozen=True)
@@ -38,11 +49,29 @@ class Arguments:
 
     configs: list[str]
     set: list[str]
+    seeds: int
+    budget: str | None
     allow_different: list[str]
     clean: bool
     out: Path | None
+    page: Path | None
+    json: bool
+    keep: str | None
     task: Literal["recall", "copying", "selective_copying"] | None
     steps: int
+
+    def flags(self) -> dict[str, object]:
+        """The same comparison again, for a command to advise."""
+        return {
+            "seeds": self.seeds if self.seeds > 1 else None,
+            "budget": self.budget,
+            "set": self.set,
+            "allow_different": self.allow_different,
+            "out": self.out,
+            "page": self.page,
+            "json": self.json,
+            "keep": self.keep,
+        }
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -50,95 +79,250 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("configs", metavar="NAME_OR_FILE", nargs="+", help="a shipped configuration or a YAML file")
     add("--set", metavar="A.B=VALUE", action="append", default=[], help="one setting, for all runs")
-    add(
-        "--allow-different",
-        metavar="WHAT",
-        action="append",
-        default=[],
-        choices=DIFFERENCES,
-        help=f"compare although this differs ({', '.join(DIFFERENCES)}); may be repeated",
-    )
+    seeds = "train each configuration with N seeds, from its own on (default: 1)"
+    add("--seeds", metavar="N", type=int, default=1, help=seeds)
+    budget = "tokens=N, seconds=N or flops=N of training for each run, instead of their own steps"
+    add("--budget", metavar="UNIT=N", help=budget)
+    different = "compare although this setting or section differs, or `parameters`; may be repeated"
+    add("--allow-different", metavar="WHAT", action="append", default=[], help=different)
     add("--clean", action="store_true", help="remove the runs' models first instead of resuming")
-    add("--out", metavar="FILE", type=Path, help="the rows as JSON (default: runs/compare.json)")
+    add("--out", metavar="FILE", type=Path, help="all figures (default: runs/compare.json)")
+    page = "tables, verdict and curves as one HTML file (default: runs/compare.html)"
+    add("--page", metavar="FILE", type=Path, help=page)
+    add("--json", action="store_true", help="print all figures instead of tables")
+    keep = "note in runs/experiments.jsonl that this configuration, by its run's name, was chosen"
+    add("--keep", metavar="NAME", help=keep)
     task = "train each model on a task of memory instead of its text, and show accuracy by size"
     add("--task", choices=TASKS, help=task)
     add("--steps", metavar="N", type=int, default=500, help="steps of --task (default: 500)")
 
 
 def run(arguments: Arguments) -> int:
-    """Check, train, check again what only training shows, and print the table."""
-    from ys_llm.config.shipped import find_config
-    from ys_llm.config.sources import load_config
-    from ys_llm.evaluation.compare import (
-        check_configs,
-        parameter_differences,
-        refuse,
-        tokenizer_differences,
-    )
+    """Check, train, check again what only training shows, and print tables and verdicts."""
+    from ys_llm.evaluation.compare import check_configs
+    from ys_llm.training.trial_budget import REPLACED, parse_budget
 
-    if arguments.steps < 1:
-        raise UsageError(f"--steps must be at least 1, found {arguments.steps}")
-    loaded = {
-        name: load_config(find_config(name), overrides=arguments.set) for name in arguments.configs
-    }
-    check_configs([one.config for one in loaded.values()], allowed=arguments.allow_different)
+    for name in ("steps", "seeds"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"--{name} must be at least 1, found {getattr(arguments, name)}")
+    budget = parse_budget(arguments.budget) if arguments.budget else None
+    configs = _configs(arguments)
+    names = [config.run for config in configs]
+    if arguments.keep not in (None, *names):
+        raise UsageError(f"--keep must be one of {', '.join(names)}, found {arguments.keep}")
+    replaced = REPLACED if budget else ()
+    check_configs(configs, allowed=arguments.allow_different, replaced=replaced)
     if arguments.task:
-        _show([row for one in loaded.values() for row in _task(one, arguments)], arguments)
+        _run_task(configs, arguments)
         return 0
-    rows = []
-    for name, resolved in loaded.items():
-        command = command_line("train", config=name, set=arguments.set)
-        rows.append(_train(resolved, command, clean=arguments.clean))
-    trained = parameter_differences({row.run: row.parameters for row in rows})
-    used = tokenizer_differences([RUNS_DIR / row.run for row in rows])
-    refuse(trained | used, allowed=arguments.allow_different)
-    _show(rows, arguments)
+    _compare(configs, budget, arguments)
     return 0
 
 
-def _show(rows: Sequence[Any], arguments: Arguments) -> None:
-    """Write the rows, and print them as a table."""
+def _configs(arguments: Arguments) -> list[Config]:
+    from ys_llm.config.shipped import find_config
+    from ys_llm.config.sources import load_config
+
+    return [
+        load_config(find_config(name), overrides=arguments.set).config for name in arguments.configs
+    ]
+
+
+def _run_task(configs: Sequence[Config], arguments: Arguments) -> None:
     from ys_llm.evaluation.compare import markdown
-    from ys_llm.system.files import write_atomically
 
-    table = json.dumps([asdict(row) for row in rows], indent=2) + "\n"
-    write_atomically(arguments.out or RUNS_DIR / "compare.json", table)
-    print(markdown(rows))
+    if arguments.seeds > 1 or arguments.budget:
+        raise UsageError("--task has --steps of one seed, and neither --seeds nor --budget")
+    rows = [row for config in configs for row in _task_rows(config, arguments)]
+    text = _write([asdict(row) for row in rows], arguments)
+    print(text if arguments.json else markdown(rows))
 
 
-def _task(resolved: Resolved, arguments: Arguments) -> Iterator[TaskRow]:
+def _task_rows(config: Config, arguments: Arguments) -> Iterator[TaskRow]:
     from ys_llm.evaluation.tasks.synthetic import TASKS
     from ys_llm.training.task_training import compare_on_task
 
     assert arguments.task is not None
-    return compare_on_task(resolved.config, TASKS[arguments.task], steps=arguments.steps)
+    return compare_on_task(config, TASKS[arguments.task], steps=arguments.steps)
 
 
-def _train(resolved: Resolved, command: str, *, clean: bool) -> Row:
-    """Train one configuration, or resume its run; returns its row of the table."""
-    from ys_llm.evaluation.compare import Row, code_version, describe_layers, hardware
+def _write(value: Any, arguments: Arguments) -> str:
+    """Write all figures as JSON; returns the text."""
+    from ys_llm.system.files import write_atomically
+
+    text = json.dumps(value, indent=2)
+    write_atomically(arguments.out or RUNS_DIR / "compare.json", text + "\n")
+    return text
+
+
+def _compare(configs: Sequence[Config], budget: Budget | None, arguments: Arguments) -> None:
+    """All configurations with one seed, then with the next: cut short, it has whole seeds.
+
+    The figures so far are written after each seed.
+    """
+    from ys_llm.evaluation.compare import check_results
+    from ys_llm.training.trials import check_same_settings
+
+    seeds = [configs[0].train.seed + offset for offset in range(arguments.seeds)]
+    trials = [_trials(seed, budget, arguments) for seed in seeds]
+    if arguments.clean:
+        _clean(trial.resolved.config for of_seed in trials for trial in of_seed)
+    for trial in (trial for of_seed in trials for trial in of_seed):
+        check_same_settings(RUNS_DIR / trial.run, trial)
+    results: dict[str, RunResult] = {}
+    diverged: dict[str, str] = {}
+    for number, of_seed in enumerate(trials, 1):
+        _train_seed(configs, of_seed, results, diverged, arguments)
+        check_results(results, allowed=arguments.allow_different)
+        comparison = _comparison(configs, trials[:number], results, diverged, arguments)
+        text = _write(asdict(comparison), arguments)
+        _write_page(comparison, results, arguments)
+    _record(configs, comparison, results, arguments)
+    print(text if arguments.json else _tables(comparison))
+
+
+def _train_seed(
+    configs: Sequence[Config],
+    trials: Sequence[Trial],
+    results: dict[str, RunResult],
+    diverged: dict[str, str],
+    arguments: Arguments,
+) -> None:
+    """Train every configuration with one seed; one that diverges is left out from then on."""
+    from ys_llm.training.metrics import log_line
+
+    for config, trial in zip(configs, trials, strict=True):
+        if config.run in diverged:
+            continue
+        log_line(f"compare      {trial.run}, seed {trial.seed}")
+        try:
+            results[trial.run] = _train(trial, arguments)
+        except UserError as error:
+            if error.exit_code != EXIT_DIVERGED or len(configs) - len(diverged) < 3:
+                raise
+            diverged[config.run] = f"{config.run} is left out: {error.problem}."
+            log_line(f"compare      {diverged[config.run]}")
+
+
+def _trials(seed: int, budget: Budget | None, arguments: Arguments) -> list[Trial]:
+    from ys_llm.config.shipped import find_config
+    from ys_llm.training.trials import plan_trial
+
+    return [
+        plan_trial(name, find_config(name), arguments.set, seed=seed, budget=budget)
+        for name in arguments.configs
+    ]
+
+
+def _clean(configs: Iterable[Config]) -> None:
     from ys_llm.runs.folder import list_removals, remove
-    from ys_llm.training.loop import train
 
-    config = resolved.config
-    if clean:
+    for config in configs:
         remove(list_removals(RUNS_DIR / config.run, "model", corpus=Path(config.data.path)))
-    summary = train(resolved, runs_dir=RUNS_DIR)
-    if summary.val_loss is None or summary.val_bits_per_byte is None:
-        raise UserError(
-            f"{config.run} has no validation text, so there is nothing to compare",
-            "Set data.validation_fraction above 0, or give more text",
+
+
+def _train(trial: Trial, arguments: Arguments) -> RunResult:
+    """The result of a trial; where it is stopped, the command that goes on with the comparison."""
+    from ys_llm.training.trials import run_trial
+
+    try:
+        return run_trial(trial, RUNS_DIR)
+    except UserError as error:
+        if error.exit_code not in _STOPPED:
+            raise
+        again = command_line("compare", *arguments.configs, **arguments.flags())
+        fix = f"To go on with the comparison, type: {again}"
+        raise UserError(f"{trial.run} {error.problem}", fix, exit_code=error.exit_code) from error
+
+
+def _comparison(
+    configs: Sequence[Config],
+    trials: Sequence[Sequence[Trial]],
+    results: Mapping[str, RunResult],
+    diverged: Mapping[str, str],
+    arguments: Arguments,
+) -> Comparison:
+    """What the seeds so far have shown: `trials` has the trials of each seed, as the configs."""
+    from ys_llm.evaluation.compare import describe_layers
+    from ys_llm.evaluation.verdicts import Contender, ContenderRun, compare
+
+    contenders = [
+        Contender(
+            config.run,
+            describe_layers(config.model),
+            config.train.learning_rate,
+            tuple(
+                ContenderRun(trial.run, trial.seed, trial.command, results[trial.run])
+                for trial in of_config
+            ),
         )
-    return Row(
-        run=config.run,
-        layers=describe_layers(config.model),
-        parameters=summary.parameters,
-        tokens=summary.tokens,
-        tokens_per_second=summary.tokens_per_second,
-        loss=summary.val_loss,
-        bits_per_byte=summary.val_bits_per_byte,
-        commit=code_version(),
-        seed=config.train.seed,
-        hardware=hardware(config.train.device),
-        command=command,
+        for config, of_config in zip(configs, zip(*trials, strict=True), strict=True)
+        if config.run not in diverged
+    ]
+    more = {**arguments.flags(), "seeds": max(3, 2 * arguments.seeds)}
+    more_seeds = command_line("compare", *arguments.configs, **more)
+    return compare(
+        contenders,
+        budget=arguments.budget,
+        more_seeds=more_seeds,
+        left_out=list(diverged.values()),
     )
+
+
+def _write_page(
+    comparison: Comparison, results: Mapping[str, RunResult], arguments: Arguments
+) -> None:
+    from ys_llm.evaluation.compare_page import page
+    from ys_llm.system.files import write_atomically
+    from ys_llm.training.trials import learning_curves
+
+    runs = [(row.configuration, row.run, results[row.run]) for row in comparison.runs]
+    curves, measure = learning_curves(runs, RUNS_DIR)
+    write_atomically(
+        arguments.page or RUNS_DIR / "compare.html", page(comparison, curves, measure=measure)
+    )
+
+
+def _record(
+    configs: Sequence[Config],
+    comparison: Comparison,
+    results: Mapping[str, RunResult],
+    arguments: Arguments,
+) -> None:
+    """The comparison's line in the ledger."""
+    from ys_llm.evaluation.compare import setting_differences, settings_of
+    from ys_llm.evaluation.ledger import record
+
+    names = setting_differences(configs, ignoring=["run"])
+    settings = [{name: settings_of(one).get(name) for name in names} for one in configs]
+    entry = {
+        "configurations": [
+            {"name": name, "run": config.run, "settings": own}
+            for name, config, own in zip(arguments.configs, configs, settings, strict=True)
+        ],
+        "set": arguments.set,
+        "allow_different": arguments.allow_different,
+        "seeds": comparison.seeds,
+        "budget": comparison.budget,
+        "commit": list(dict.fromkeys(row.commit for row in comparison.runs)),
+        "hardware": list(dict.fromkeys(row.hardware for row in comparison.runs)),
+        "runs": {run: result.weights[:12] for run, result in results.items()},
+        "bits_per_byte": {one.run: one.bits_per_byte.mean for one in comparison.configurations},
+        "verdicts": [asdict(one) for one in comparison.verdicts],
+    }
+    record(RUNS_DIR / "experiments.jsonl", entry, keep=arguments.keep)
+
+
+def _tables(comparison: Comparison) -> str:
+    """The means, the verdicts and what they come to."""
+    from ys_llm.evaluation.compare import markdown
+
+    rates = {one.learning_rate for one in comparison.configurations}
+    tables = [
+        markdown(
+            comparison.configurations, leaving_out=["learning_rate"] if len(rates) == 1 else []
+        ),
+        markdown(comparison.verdicts),
+        "\n".join(comparison.conclusion),
+    ]
+    return "\n\n".join(tables)

@@ -1,16 +1,17 @@
-"""When a comparison of runs is fair, and the table of its results.
+"""When a comparison of configurations is fair, and the table of its results.
 
-Fair means: same data, split, tokenizer, evaluation, seed and hardware settings, and parameter
-counts within 2 %. Whatever differs is named, and refused unless the user allows it.
+Fair means: no setting differs but those of the mixers (which ones, their options, the convolution
+before them, their backends), of the widths and the depth, and the learning rate that a mixer needs;
+and parameter counts are within 2 %. Whatever else differs is named, and refused unless the user
+allows it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,48 +19,97 @@ import torch
 
 from ys_llm import __version__
 from ys_llm.config.schema import Config, ModelConfig
+from ys_llm.config.sizes import AUTO
 from ys_llm.config.sources import to_mapping
+from ys_llm.config.strict_reader import flatten
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.evaluation.verdicts import RunResult, Spread
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.system.machine import inspect_machine
 
-SAME: Mapping[str, tuple[str, ...]] = {
-    "data": ("data.path", "data.reset_at_document"),
-    "split": ("data.validation_fraction",),
-    "tokenizer": ("tokenizer.kind", "tokenizer.vocab_size"),
-    "evaluation": ("train.eval_tokens",),
-    "seed": ("train.seed",),
-    "hardware": ("train.device", "train.dtype", "train.threads"),
-}
-PARAMETERS = "parameters"
+# Settings, or sections of them, that a comparison may compare.
+COMPARED = (
+    "model.layers",
+    "model.options",
+    "model.convolution",
+    "model.d_model",
+    "model.d_mlp",
+    "model.n_layers",
+    "model.size",  # a name for the widths; the batch size that it also sets is compared
+    "train.learning_rate",
+    "train.backend",
+)
+# Settings that change no weight and no measurement.
+NO_INFLUENCE = (
+    "run",
+    "generate",
+    "train.checkpoint_interval",
+    "train.keep_checkpoints",
+    "train.keep_checkpoint_every",
+    "train.sample_interval",
+    "train.sample_prompt",
+    "train.memory_limit_gb",
+)
+# Without the same held-out text, no document of one run has a partner in the other.
+NEVER_DIFFERENT = ("data.path", "data.format", "data.validation_fraction", "held-out text")
+PARAMETERS, TOKENIZER = "parameters", "tokenizer"
 # Two architectures rarely have equal counts. With loss ~ parameters^-0.076 (Kaplan et al. 2020) 2 %
 # of the parameters is worth 0.15 % of the loss, less than another seed changes.
 PARAMETER_TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
-class Row:
-    """One run of the comparison, with all that is needed to reproduce it."""
+def check_configs(
+    configs: Sequence[Config], *, allowed: Collection[str], replaced: Collection[str] = ()
+) -> None:
+    """Raise UserError (2) unless the configurations make a fair comparison, before any training.
 
-    run: str
-    layers: str
-    parameters: int
-    tokens: int
-    tokens_per_second: float
-    loss: float
-    bits_per_byte: float
-    commit: str
-    seed: int
-    hardware: str
-    command: str
-
-
-def check_configs(configs: Sequence[Config], *, allowed: Collection[str]) -> None:
-    """Raise UserError (2) unless the configurations make a fair comparison, before any training."""
+    `replaced` are settings that the comparison sets itself.
+    """
+    _check_allowed(allowed)
     _check_names(configs)
+    _check_not_automatic(configs)
+    found = setting_differences(configs, ignoring=(*COMPARED, *NO_INFLUENCE, *replaced))
     counts = {config.run: count_parameters(config) for config in configs}
-    refuse(setting_differences(configs) | parameter_differences(counts), allowed=allowed)
+    sizes = parameter_differences(counts)
+    if sizes:
+        hints = [hint for config in configs[1:] if (hint := _size_hint(config, configs[0]))]
+        sizes[PARAMETERS] += "".join(f"; {hint}" for hint in hints)
+    refuse(found | sizes, allowed=allowed)
+
+
+def _size_hint(config: Config, first: Config) -> str:
+    """The width of the MLPs that gives as many parameters as the first configuration has."""
+    width, model = fitting_width(config, count_parameters(first)), config.model
+    if width in (None, model.d_mlp):
+        return ""
+    return f"model.d_mlp: {width} in {config.run} makes it equal to {first.run}"
+
+
+def fitting_width(config: Config, parameters: int) -> int | None:
+    """The `model.d_mlp` with which the model has about so many parameters; None if there is none.
+
+    Parameters are linear in it.
+    """
+    model = config.model
+    wider = replace(config, model=replace(model, d_mlp=model.d_mlp + 1))
+    count = count_parameters(config)
+    for_one = count_parameters(wider) - count
+    if not model.d_mlp or not for_one:
+        return None
+    width = model.d_mlp + round((parameters - count) / for_one)
+    return width if width > 0 else None
+
+
+def _check_allowed(allowed: Collection[str]) -> None:
+    known = [*settings_of(Config()), PARAMETERS]
+    for word in allowed:
+        if not any(covers(word, name) for name in known):
+            raise UserError(
+                f"--allow-different {word}: there is no such setting",
+                f"Give a setting such as train.seed, a section such as data, or {PARAMETERS}",
+                exit_code=EXIT_USAGE,
+            )
 
 
 def _check_names(configs: Sequence[Config]) -> None:
@@ -75,15 +125,40 @@ def _check_names(configs: Sequence[Config]) -> None:
         )
 
 
-def setting_differences(configs: Sequence[Config]) -> dict[str, str]:
-    """Aspect -> what differs in it, with the value of each run."""
+def _check_not_automatic(configs: Sequence[Config]) -> None:
+    """What a run would choose by its own measurement differs from run to run."""
+    for config in configs:
+        for name, fix in (("model.size", "small"), ("train.batch_size", "32")):
+            if settings_of(config)[name] == AUTO:
+                raise UserError(
+                    f"{name} is {AUTO} in {config.run}, which may come out different for each run",
+                    f"Type --set {name}={fix}, for example",
+                    exit_code=EXIT_USAGE,
+                )
+
+
+def settings_of(config: Config) -> dict[str, Any]:
+    """Every setting under its dotted name."""
+    return flatten(to_mapping(config))
+
+
+def covers(name: str, setting: str) -> bool:
+    """Whether `name` is the setting itself or a section that holds it."""
+    return setting == name or setting.startswith(f"{name}.")
+
+
+def setting_differences(
+    configs: Sequence[Config], *, ignoring: Collection[str] = ()
+) -> dict[str, str]:
+    """Setting -> what differs in it, with the value of each run."""
+    settings = {config.run: settings_of(config) for config in configs}
+    names = dict.fromkeys(name for one in settings.values() for name in one)
     found: dict[str, str] = {}
-    for aspect, names in SAME.items():
-        for name in names:
-            section, option = name.split(".")
-            values = {config.run: to_mapping(config)[section][option] for config in configs}
-            if len(set(values.values())) > 1:
-                found[aspect] = f"{aspect}: {name} is {_by_run(values)}"
+    for name in names:
+        values = {run: one.get(name) for run, one in settings.items()}
+        differs = any(value != values[configs[0].run] for value in values.values())
+        if differs and not any(covers(other, name) for other in ignoring):
+            found[name] = f"{name} is {_by_run(values)}"
     return found
 
 
@@ -97,15 +172,24 @@ def parameter_differences(counts: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-def tokenizer_differences(runs: Sequence[Path]) -> dict[str, str]:
-    """Compare the tokenizers that were used; a run folder may hold an older one."""
-    hashes = {
-        run.name: hashlib.sha256((run / "tokenizer.json").read_bytes()).hexdigest()[:12]
-        for run in runs
-    }
+def check_results(results: Mapping[str, RunResult], *, allowed: Collection[str]) -> None:
+    """Raise UserError unless the runs, by name, had the same text, tokens and sizes in fact."""
+    counts = {run: result.parameters for run, result in results.items()}
+    refuse(
+        _hash_differences("held-out text", {run: one.held_out for run, one in results.items()})
+        | _hash_differences("data", {run: one.training for run, one in results.items()})
+        | _hash_differences(TOKENIZER, {run: one.tokenizer for run, one in results.items()})
+        | parameter_differences(counts),
+        allowed=allowed,
+    )
+
+
+def _hash_differences(name: str, hashes: Mapping[str, str]) -> dict[str, str]:
+    """Like `setting_differences`, for what runs have used, known by a hash."""
     if len(set(hashes.values())) == 1:
         return {}
-    return {"tokenizer": f"tokenizer: the files tokenizer.json differ, {_by_run(hashes)}"}
+    shown = {run: digest[:12] for run, digest in hashes.items()}
+    return {name: f"{name}: not the same for all runs, {_by_run(shown)}"}
 
 
 def _by_run(values: Mapping[str, Any]) -> str:
@@ -114,14 +198,22 @@ def _by_run(values: Mapping[str, Any]) -> str:
 
 def refuse(differences: Mapping[str, str], *, allowed: Collection[str]) -> None:
     """Raise UserError that names every difference that is not allowed."""
-    unfair = {aspect: text for aspect, text in differences.items() if aspect not in allowed}
-    if unfair:
-        flags = " ".join(f"--allow-different {aspect}" for aspect in unfair)
-        raise UserError(
-            "the runs cannot be compared fairly:\n  " + "\n  ".join(unfair.values()),
-            f"Make them equal (--set NAME=VALUE changes all of them), or type {flags}",
-            exit_code=EXIT_USAGE,
-        )
+    unfair = {
+        name: text
+        for name, text in differences.items()
+        if name in NEVER_DIFFERENT or not any(covers(word, name) for word in allowed)
+    }
+    if not unfair:
+        return
+    flags = [f"--allow-different {name}" for name in unfair if name not in NEVER_DIFFERENT]
+    fix = "Make them equal (--set NAME=VALUE changes all of them)"
+    if len(flags) == len(unfair):
+        fix += f", or type {' '.join(flags)}"
+    raise UserError(
+        "the runs cannot be compared fairly:\n  " + "\n  ".join(unfair.values()),
+        fix,
+        exit_code=EXIT_USAGE,
+    )
 
 
 def count_parameters(config: Config) -> int:
@@ -161,20 +253,42 @@ def hardware(device: str) -> str:
     return f"{inspect_machine().processor}, {os.cpu_count()} cores"
 
 
-def markdown(rows: Sequence[Any]) -> str:
+def markdown(rows: Sequence[Any], *, leaving_out: Collection[str] = ()) -> str:
     """Lay out rows, dataclasses of one kind, as a Markdown table."""
-    formats: dict[str, Callable[[Any], str]] = {
-        "parameters": "{:,}".format,
-        "tokens": "{:,}".format,
-        "tokens_per_second": "{:,.0f}".format,
-        "loss": "{:.4f}".format,
-        "bits_per_byte": "{:.4f}".format,
-        "accuracy": "{:.3f}".format,
-        "standard_error": "{:.3f}".format,
-        "chance": "{:.3f}".format,
-        "command": "`{}`".format,
-    }
-    names = [field.name for field in fields(rows[0])]
+    names = [field.name for field in fields(rows[0]) if field.name not in leaving_out]
     heads = [name.replace("_per_", "/").replace("_", " ") for name in names]
-    cells = [[formats.get(name, str)(getattr(row, name)) for name in names] for row in rows]
+    cells = [[cell(name, getattr(row, name)) for name in names] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(names), *cells])
+
+
+def _p_value(value: float) -> str:
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+_FORMATS: Mapping[str, Callable[[Any], str]] = {
+    "parameters": "{:,}".format,
+    "state_bytes": "{:,}".format,
+    "tokens": "{:,.0f}".format,
+    "seconds": "{:,.1f}".format,
+    "tokens_per_second": "{:,.0f}".format,
+    "bits_per_byte": "{:.4f}".format,
+    "names_again": "{:.3f}".format,
+    "difference": "{:+.4f}".format,
+    "p_over_documents": _p_value,
+    "p_over_seeds": _p_value,
+    "seed_deviation": "{:.4f}".format,
+    "accuracy": "{:.3f}".format,
+    "standard_error": "{:.3f}".format,
+    "chance": "{:.3f}".format,
+}
+
+
+def cell(name: str, value: Any) -> str:
+    """The value of a column as text; a mean stands before its deviation over seeds."""
+    if value is None:
+        return "-"
+    form = _FORMATS.get(name, str)
+    if isinstance(value, Spread):
+        deviation = "" if value.deviation is None else f" ± {form(value.deviation)}"
+        return f"{form(value.mean)}{deviation}"
+    return form(value)

@@ -7,6 +7,7 @@
                 tokenizer.json  generation_config.json  metrics.jsonl  README.md
                 split.json              which text is held out
                 common_words.json       the words that are common in its training text
+                held_out.json           what `ys compare` has measured of the weights
                 cache/                  token shards, and the split of a large text
                 checkpoints/step-*/     what training resumes from
                 rollbacks.json          steps that were rolled back, and why
@@ -31,6 +32,7 @@ from ys_llm.system.lock import RUN_LOCK, HeldLock, hold_lock, is_run
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 SPLIT = "split.json"
 COMMON_WORDS = "common_words.json"
+HELD_OUT = "held_out.json"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: without it nothing resumes from what is only partly there
     "config.json",
@@ -40,6 +42,7 @@ _MODEL_NAMES = (
     "rollbacks.json",
     SPLIT,
     COMMON_WORDS,
+    HELD_OUT,
     "README.md",
     POST_MORTEM,
     SUPERSEDED,

@@ -1,0 +1,334 @@
+"""Which configuration is better: means over seeds, paired differences, and a verdict in words.
+
+A configuration is `better` (or `worse`) than the first where its bits per byte differ with p < 0.05
+over documents and with p < 0.05 over seeds; all else is `not shown`, so also what one seed finds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ys_llm.evaluation.significance import Float64Array, pooled_deviation, pooled_t_p, sign_flip_p
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run has shown: `nats` of each part of the held-out text, and its costs.
+
+    `documents` says to which document each part belongs; there are `bytes` of UTF-8 in all of them.
+    `weights`, `tokenizer`, `held_out` and `training` are hashes of what was measured, with which
+    tokens, and on which text.
+    """
+
+    weights: str
+    tokenizer: str
+    held_out: str
+    training: str
+    commit: str
+    hardware: str
+    parameters: int
+    state_bytes: int
+    flops_per_token: int
+    steps: int
+    tokens: int
+    seconds: float
+    names_again: float | None
+    bytes: int
+    documents: tuple[int, ...]
+    nats: tuple[float, ...]
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of the held-out text, each document read from its own start."""
+        return math.fsum(self.nats) / math.log(2) / self.bytes
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Training speed, without evaluations and checkpoints."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+@dataclass(frozen=True)
+class ContenderRun:
+    """The run of one seed, and the command that trains it alone."""
+
+    run: str
+    seed: int
+    command: str
+    result: RunResult
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One configuration of a comparison, with its runs, one for each seed."""
+
+    run: str
+    layers: str
+    learning_rate: float
+    runs: tuple[ContenderRun, ...]
+
+    @property
+    def results(self) -> list[RunResult]:
+        """What its runs have shown."""
+        return [one.result for one in self.runs]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation over seeds; no deviation for one seed."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A configuration's row of the table: means over its seeds."""
+
+    run: str
+    layers: str
+    learning_rate: float
+    parameters: int
+    state_bytes: int
+    tokens: float
+    seconds: float
+    tokens_per_second: Spread
+    bits_per_byte: Spread
+    names_again: Spread | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A configuration against the first one.
+
+    `difference` is in bits per byte, below 0 where it predicts better; `seed_deviation` is how far
+    seeds scatter, over all configurations. A p-value over seeds needs two seeds of one of them.
+    """
+
+    run: str
+    against: str
+    verdict: Literal["better", "worse", "not shown"]
+    difference: float
+    p_over_documents: float
+    documents: int
+    p_over_seeds: float | None
+    seeds: int
+    seed_deviation: float | None
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run with all that is needed to reproduce it."""
+
+    run: str
+    configuration: str
+    seed: int
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_second: float
+    bits_per_byte: float
+    names_again: float | None
+    commit: str
+    hardware: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that a comparison has found; `conclusion` says it in sentences."""
+
+    budget: str | None
+    seeds: tuple[int, ...]
+    configurations: tuple[Standing, ...]
+    verdicts: tuple[Verdict, ...]
+    conclusion: tuple[str, ...]
+    runs: tuple[RunRow, ...]
+
+
+def compare(
+    contenders: Sequence[Contender],
+    *,
+    budget: str | None,
+    more_seeds: str,
+    left_out: Sequence[str] = (),
+) -> Comparison:
+    """All that the runs have shown; `more_seeds` is the command that trains more of them.
+
+    `left_out` has a sentence for each configuration that could not be trained.
+    """
+    standings, found = [_standing(one) for one in contenders], verdicts(contenders)
+    return Comparison(
+        budget,
+        tuple(one.seed for one in contenders[0].runs),
+        tuple(standings),
+        tuple(found),
+        (*conclusion(standings, found, more_seeds=more_seeds), *left_out),
+        tuple(_run_row(contender, one) for contender in contenders for one in contender.runs),
+    )
+
+
+def _run_row(contender: Contender, one: ContenderRun) -> RunRow:
+    result = one.result
+    return RunRow(
+        one.run,
+        contender.run,
+        one.seed,
+        result.steps,
+        result.tokens,
+        result.seconds,
+        result.tokens_per_second,
+        result.bits_per_byte,
+        result.names_again,
+        result.commit,
+        result.hardware,
+        one.command,
+    )
+
+
+def _standing(contender: Contender) -> Standing:
+    """The means of a configuration."""
+    results = contender.results
+    names = [result.names_again for result in results if result.names_again is not None]
+    return Standing(
+        contender.run,
+        contender.layers,
+        contender.learning_rate,
+        results[0].parameters,
+        results[0].state_bytes,
+        float(np.mean([result.tokens for result in results])),
+        float(np.mean([result.seconds for result in results])),
+        _spread([result.tokens_per_second for result in results]),
+        _spread([result.bits_per_byte for result in results]),
+        _spread(names) if names else None,
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Spread(float(np.mean(values)), deviation)
+
+
+def verdicts(contenders: Sequence[Contender]) -> list[Verdict]:
+    """Every configuration but the first, against the first."""
+    scores = [[result.bits_per_byte for result in one.results] for one in contenders]
+    deviation, freedom = pooled_deviation(scores)
+    found = []
+    for index, contender in enumerate(contenders[1:], 1):
+        differences = _differences(contender, contenders[0])
+        total = math.fsum(differences)
+        p, p_over_seeds = sign_flip_p(differences), pooled_t_p(scores, index, 0)
+        found.append(
+            Verdict(
+                contender.run,
+                contenders[0].run,
+                _verdict(total, p, p_over_seeds),
+                total / math.log(2) / contender.results[0].bytes,
+                p,
+                len(differences),
+                p_over_seeds,
+                len(contender.results),
+                deviation if freedom else None,
+            )
+        )
+    return found
+
+
+def _verdict(
+    difference: float, p: float, p_over_seeds: float | None
+) -> Literal["better", "worse", "not shown"]:
+    if p_over_seeds is None or max(p, p_over_seeds) >= SIGNIFICANT:
+        return "not shown"
+    return "better" if difference < 0 else "worse"
+
+
+def _differences(one: Contender, other: Contender) -> Float64Array:
+    """Nats of each part of the text, mean over seeds, minus those of the other configuration.
+
+    Parts are cut by tokens: where the tokenizers are not the same, documents are compared whole.
+    """
+    alike = len({result.tokenizer for result in (*one.results, *other.results)}) == 1
+    left, right = (
+        np.mean([_nats(result, whole=not alike) for result in contender.results], axis=0)
+        for contender in (one, other)
+    )
+    difference: Float64Array = left - right
+    return difference
+
+
+def _nats(result: RunResult, *, whole: bool) -> Float64Array:
+    nats = np.array(result.nats)
+    return np.bincount(result.documents, nats).astype(np.float64) if whole else nats
+
+
+def conclusion(
+    standings: Sequence[Standing], found: Sequence[Verdict], *, more_seeds: str
+) -> Iterator[str]:
+    """Which one to use, and why, in sentences; `more_seeds` is a command."""
+    rows = {row.run: row for row in standings}
+    first = standings[0]
+    better = [one for one in found if one.verdict == "better"]
+    if better:
+        best = min(better, key=lambda one: one.difference)
+        yield f"Use {best.run}: {_evidence(best, first)}."
+        yield _costs(rows[best.run], first)
+    elif all(one.verdict == "worse" for one in found):
+        yield f"Use {first.run}: every other configuration was shown to be worse."
+    else:
+        yield f"Nothing was shown to be better than {first.run}."
+    for one in found:
+        if one.verdict == "worse":
+            yield f"{one.run} is worse: {_evidence(one, first)}."
+        elif one.verdict == "not shown":
+            yield f"{one.run} was shown to be neither better nor worse: {_doubt(one)}."
+    if len(better) > 1:
+        others = [one.run for one in better if one is not best]
+        yield f"Whether {best.run} is better than {' and '.join(others)} was not tested."
+    if any(one.verdict == "not shown" for one in found):
+        yield f"More seeds tell more, and what is trained is kept: {more_seeds}"
+
+
+def _evidence(one: Verdict, first: Standing) -> str:
+    share = abs(one.difference) / first.bits_per_byte.mean
+    sign = "fewer" if one.difference < 0 else "more"
+    return (
+        f"it needs {abs(one.difference):.4f} bits per byte ({share:.1%}) {sign} than "
+        f"{one.against}, {_p(one.p_over_documents)} over {one.documents} parts of the held-out "
+        f"text and {_p(one.p_over_seeds)} over {one.seeds} seeds"
+    )
+
+
+def _doubt(one: Verdict) -> str:
+    ahead = "ahead of" if one.difference < 0 else "behind"
+    by = f"it is {abs(one.difference):.4f} bits per byte {ahead} {one.against}"
+    documents = f"{_p(one.p_over_documents)} over {one.documents} parts of the held-out text"
+    if one.p_over_seeds is None:
+        return f"{by} ({documents}), and one seed cannot tell whether another would turn it"
+    deviation = f"seeds scatter by {one.seed_deviation:.4f}"
+    return f"{by} ({documents}, {_p(one.p_over_seeds)} over {one.seeds} seeds; {deviation})"
+
+
+def _p(value: float | None) -> str:
+    assert value is not None, "without a p-value there is no evidence"
+    return "p < 0.0001" if value < 0.0001 else f"p = {value:.4f}"
+
+
+def _costs(row: Standing, first: Standing) -> str:
+    speed = row.tokens_per_second.mean / first.tokens_per_second.mean
+    names = ""
+    if row.names_again and first.names_again:
+        names = (
+            f"; a name that comes again costs {row.names_again.mean:.2f} nats "
+            f"(there {first.names_again.mean:.2f})"
+        )
+    return (
+        f"It trains {speed:.2f} times as fast as {first.run}, and its state takes "
+        f"{row.state_bytes:,} bytes (there {first.state_bytes:,}){names}."
+    )

@@ -7,13 +7,13 @@ from html import escape
 from typing import Any
 
 from ys_llm.evaluation.compare import cell
-from ys_llm.evaluation.learning_curves import Curve, chart
+from ys_llm.evaluation.learning_curves import COLOURS, Curve, chart
 from ys_llm.evaluation.verdicts import SIGNIFICANT, Comparison, Verdict
 
 RULE = (
-    f"A configuration is better or worse where its bits per byte differ from the first one's with "
-    f"p < {SIGNIFICANT:g} over documents and with p < {SIGNIFICANT:g} over seeds; all else is not "
-    "shown."
+    f"A configuration is better or worse where its bits per byte differ from the other one's "
+    f"with p < {SIGNIFICANT:g} over documents and with p < {SIGNIFICANT:g} over seeds; all else is "
+    "not shown."
 )
 _STANDINGS = {
     "run": "configuration",
@@ -29,6 +29,7 @@ _STANDINGS = {
 }
 _VERDICTS = {
     "run": "configuration",
+    "against": "against",
     "verdict": "verdict",
     "difference": "difference, bits per byte",
     "p_over_documents": "p over documents",
@@ -69,7 +70,7 @@ svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px
 code { font-size: .8rem; }
 """ + "\n".join(
     f".s{index} {{ color: var(--c{index}); }} svg text.s{index} {{ fill: var(--c{index}); }}"
-    for index in range(6)
+    for index in range(COLOURS)
 )
 
 
@@ -91,7 +92,7 @@ def page(comparison: Comparison, curves: Sequence[Curve], *, measure: str) -> st
             *(f"<p>{escape(sentence)}</p>" for sentence in comparison.conclusion),
             "</div>\n<h2>Means over seeds, ± standard deviation</h2>",
             _table(comparison.configurations, _STANDINGS, names),
-            f"<h2>Against {escape(names[0])}</h2>",
+            "<h2>Verdicts</h2>",
             _table(comparison.verdicts, _VERDICTS, names),
             f'<p class="soft">{escape(RULE)}</p>',
             f'<h2>{escape(measure)}</h2>\n<div class="charts">',
@@ -114,7 +115,7 @@ def _charts(curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:
 
 
 def _table(rows: Sequence[Any], columns: dict[str, str], names: Sequence[str]) -> str:
-    words = {"layers", "verdict", "commit", "hardware", "command"}
+    words = {"against", "layers", "verdict", "commit", "hardware", "command"}
     marks = {name: ' class="words"' if name in words else "" for name in columns}
     head = "".join(f"<th{marks[name]}>{escape(text)}</th>" for name, text in columns.items())
     body = "".join(
@@ -130,8 +131,8 @@ def _cell(row: Any, name: str, names: Sequence[str]) -> str:
     text = escape(cell(name, getattr(row, name)))
     if name == "command":
         return f"<code>{text}</code>"
-    if name == "run" and row.run in names:
-        return f'<b class="s{names.index(row.run) % 6}">{text}</b>'
+    if name in ("run", "against") and getattr(row, name) in names:
+        return f'<b class="s{names.index(getattr(row, name)) % COLOURS}">{text}</b>'
     if name == "verdict" and isinstance(row, Verdict):
         return f"<b>{text}</b>"
     return text

@@ -217,28 +217,32 @@ def _spread(values: Sequence[float]) -> Spread:
 
 
 def verdicts(contenders: Sequence[Contender]) -> list[Verdict]:
-    """Every configuration but the first, against the first."""
-    scores = [[result.bits_per_byte for result in one.results] for one in contenders]
+    """Every configuration against the first; then the best against others that are better, too."""
+    found = [_between(contenders, index, 0) for index in range(1, len(contenders))]
+    better = [index for index, one in enumerate(found, 1) if one.verdict == "better"]
+    best = min(better, key=lambda index: found[index - 1].difference, default=0)
+    return found + [_between(contenders, best, other) for other in better if other != best]
+
+
+def _between(contenders: Sequence[Contender], index: int, against: int) -> Verdict:
+    """One configuration against another; seeds scatter as those of all of them do."""
+    one, other = contenders[index], contenders[against]
+    scores = [[result.bits_per_byte for result in contender.results] for contender in contenders]
     deviation, freedom = pooled_deviation(scores)
-    found = []
-    for index, contender in enumerate(contenders[1:], 1):
-        differences = _differences(contender, contenders[0])
-        total = math.fsum(differences)
-        p, p_over_seeds = sign_flip_p(differences), pooled_t_p(scores, index, 0)
-        found.append(
-            Verdict(
-                contender.run,
-                contenders[0].run,
-                _verdict(total, p, p_over_seeds),
-                total / math.log(2) / contender.results[0].bytes,
-                p,
-                len(differences),
-                p_over_seeds,
-                len(contender.results),
-                deviation if freedom else None,
-            )
-        )
-    return found
+    differences = _differences(one, other)
+    total = math.fsum(differences)
+    p, p_over_seeds = sign_flip_p(differences), pooled_t_p(scores, index, against)
+    return Verdict(
+        one.run,
+        other.run,
+        _verdict(total, p, p_over_seeds),
+        total / math.log(2) / one.results[0].bytes,
+        p,
+        len(differences),
+        p_over_seeds,
+        len(one.results),
+        deviation if freedom else None,
+    )
 
 
 def _verdict(
@@ -273,24 +277,27 @@ def conclusion(
 ) -> Iterator[str]:
     """Which one to use, and why, in sentences; `more_seeds` is a command."""
     rows = {row.run: row for row in standings}
-    first = standings[0]
-    better = [one for one in found if one.verdict == "better"]
+    first, others = standings[0], found[: len(standings) - 1]
+    better = [one for one in others if one.verdict == "better"]
     if better:
         best = min(better, key=lambda one: one.difference)
         yield f"Use {best.run}: {_evidence(best, first)}."
         yield _costs(rows[best.run], first)
-    elif all(one.verdict == "worse" for one in found):
+    elif all(one.verdict == "worse" for one in others):
         yield f"Use {first.run}: every other configuration was shown to be worse."
     else:
         yield f"Nothing was shown to be better than {first.run}."
-    for one in found:
+    for one in found[len(others) :]:
+        if one.verdict == "better":
+            evidence = _evidence(one, rows[one.against])
+            yield f"{one.run} is better than {one.against}, too: {evidence}."
+        else:
+            yield f"Between {one.run} and {one.against} nothing was shown: {_doubt(one)}."
+    for one in others:
         if one.verdict == "worse":
             yield f"{one.run} is worse: {_evidence(one, first)}."
         elif one.verdict == "not shown":
             yield f"{one.run} was shown to be neither better nor worse: {_doubt(one)}."
-    if len(better) > 1:
-        others = [one.run for one in better if one is not best]
-        yield f"Whether {best.run} is better than {' and '.join(others)} was not tested."
     if any(one.verdict == "not shown" for one in found):
         yield f"More seeds tell more, and what is trained is kept: {more_seeds}"
 

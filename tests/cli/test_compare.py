@@ -60,7 +60,7 @@ def test_unequal_sizes_are_refused_unless_allowed(compare: Compare) -> None:
     code, err = compare([SMALL, wider], *NO_DATA)
     assert code == 2
     assert "parameters: more than 2% apart" in err
-    assert "model.d_mlp: 64 in wider makes it equal to default" in err
+    assert "model.d_mlp: 64 in wider would make it as large as default" in err
     _, err = compare([SMALL, wider], *NO_DATA, "--allow-different", "parameters")
     assert "nowhere" in err
 

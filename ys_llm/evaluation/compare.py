@@ -83,7 +83,7 @@ def _size_hint(config: Config, first: Config) -> str:
     width, model = fitting_width(config, count_parameters(first)), config.model
     if width in (None, model.d_mlp):
         return ""
-    return f"model.d_mlp: {width} in {config.run} makes it equal to {first.run}"
+    return f"model.d_mlp: {width} in {config.run} would make it as large as {first.run}"
 
 
 def fitting_width(config: Config, parameters: int) -> int | None:

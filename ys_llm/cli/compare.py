@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 examples:
-  ys compare default min_gru --seeds 3          a table, a verdict, and runs/compare.html
+  ys compare default llama --seeds 3            a table, a verdict, and runs/compare.html
   ys compare a.yaml b.yaml --seeds 3 --budget seconds=600
   ys compare a.yaml b.yaml --set train.max_steps=2000 --allow-different parameters
   ys compare a.yaml b.yaml --task recall --steps 500   small tasks of memory instead of text

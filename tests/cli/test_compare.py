@@ -190,6 +190,20 @@ def test_seeds_take_turns_and_nothing_is_trained_twice(
     assert figures() == before
 
 
+def test_tuning_finds_a_rate_for_each_and_its_run_is_the_first_seed(
+    compare: Compare, short: Config, trained: list[str]
+) -> None:
+    configs = [short, replace(short, run="other", train=replace(short.train, learning_rate=1e-9))]
+    assert compare(configs, "--tune")[0] == 0
+    assert trained[:3] == ["one-lr0.0015", "one", "one-lr0.006"]
+    assert {"other", "other-lr5e-10", "other-lr2e-09"} <= set(trained)
+    assert len(trained) == len(set(trained))
+    for row, said in zip(figures()["configurations"], figures()["conclusion"][-2:], strict=True):
+        assert said.startswith(f"{row['run']}: learning rate {row['learning_rate']:g}, the best of")
+    tuned = [row["run"] for row in figures()["runs"]]
+    assert set(tuned) <= set(trained)
+
+
 def test_a_comparison_that_is_stopped_says_how_to_go_on(
     compare: Compare, short: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

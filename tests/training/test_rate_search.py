@@ -23,6 +23,7 @@ def test_it_tries_halves_and_doubles_until_the_best_lies_inside(
 ) -> None:
     search = search_rate(lambda rate: abs(math.log(rate / best)), 1.0)
     assert (search.rate, sorted(search.tried)) == (found, tried)
+    assert ("at the end" in search.text) == (best == 100)
 
 
 def test_a_rate_that_diverges_is_not_the_best() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +24,7 @@ from ys_llm.errors import (
 if TYPE_CHECKING:
     from ys_llm.config.schema import Config
     from ys_llm.evaluation.verdicts import Comparison, RunResult
+    from ys_llm.training.rate_search import RateSearch
     from ys_llm.training.task_training import TaskRow
     from ys_llm.training.trial_budget import Budget
     from ys_llm.training.trials import Trial
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 examples:
   ys compare default llama --seeds 3            a table, a verdict, and runs/compare.html
-  ys compare a.yaml b.yaml --seeds 3 --budget seconds=600
+  ys compare a.yaml b.yaml --seeds 3 --budget seconds=600 --tune
   ys compare a.yaml b.yaml --set train.max_steps=2000 --allow-different parameters
   ys compare a.yaml b.yaml --task recall --steps 500   small tasks of memory instead of text
 
@@ -51,6 +54,7 @@ class Arguments:
     set: list[str]
     seeds: int
     budget: str | None
+    tune: bool
     allow_different: list[str]
     clean: bool
     out: Path | None
@@ -65,6 +69,7 @@ class Arguments:
         return {
             "seeds": self.seeds if self.seeds > 1 else None,
             "budget": self.budget,
+            "tune": self.tune,
             "set": self.set,
             "allow_different": self.allow_different,
             "out": self.out,
@@ -83,6 +88,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--seeds", metavar="N", type=int, default=1, help=seeds)
     budget = "tokens=N, seconds=N or flops=N of training for each run, instead of their own steps"
     add("--budget", metavar="UNIT=N", help=budget)
+    tune = "first find each configuration's learning rate: half of it, twice, and on from there"
+    add("--tune", action="store_true", help=tune)
     different = "compare although this setting or section differs, or `parameters`; may be repeated"
     add("--allow-different", metavar="WHAT", action="append", default=[], help=different)
     add("--clean", action="store_true", help="remove the runs' models first instead of resuming")
@@ -105,6 +112,8 @@ def run(arguments: Arguments) -> int:
     for name in ("steps", "seeds"):
         if getattr(arguments, name) < 1:
             raise UsageError(f"--{name} must be at least 1, found {getattr(arguments, name)}")
+    if arguments.tune and arguments.clean:
+        raise UsageError("--tune uses what is trained; give it configurations with another `run:`")
     budget = parse_budget(arguments.budget) if arguments.budget else None
     configs = _configs(arguments)
     names = [config.run for config in configs]
@@ -131,8 +140,8 @@ def _configs(arguments: Arguments) -> list[Config]:
 def _run_task(configs: Sequence[Config], arguments: Arguments) -> None:
     from ys_llm.evaluation.compare import markdown
 
-    if arguments.seeds > 1 or arguments.budget:
-        raise UsageError("--task has --steps of one seed, and neither --seeds nor --budget")
+    if arguments.seeds > 1 or arguments.budget or arguments.tune:
+        raise UsageError("--task has --steps of one seed, and no --seeds, --budget or --tune")
     rows = [row for config in configs for row in _task_rows(config, arguments)]
     text = _write([asdict(row) for row in rows], arguments)
     print(text if arguments.json else markdown(rows))
@@ -164,9 +173,12 @@ def _compare(configs: Sequence[Config], budget: Budget | None, arguments: Argume
     from ys_llm.training.trials import check_same_settings
 
     seeds = [configs[0].train.seed + offset for offset in range(arguments.seeds)]
-    trials = [_trials(seed, budget, arguments) for seed in seeds]
     if arguments.clean:
+        trials = [_trials(configs, seed, budget, arguments) for seed in seeds]
         _clean(trial.resolved.config for of_seed in trials for trial in of_seed)
+    searches = _tune(configs, budget, arguments) if arguments.tune else {}
+    configs = [_with_rate(config, searches) for config in configs]
+    trials = [_trials(configs, seed, budget, arguments) for seed in seeds]
     for trial in (trial for of_seed in trials for trial in of_seed):
         check_same_settings(RUNS_DIR / trial.run, trial)
     results: dict[str, RunResult] = {}
@@ -174,7 +186,14 @@ def _compare(configs: Sequence[Config], budget: Budget | None, arguments: Argume
     for number, of_seed in enumerate(trials, 1):
         _train_seed(configs, of_seed, results, diverged, arguments)
         check_results(results, allowed=arguments.allow_different)
-        comparison = _comparison(configs, trials[:number], results, diverged, arguments)
+        notes = [*diverged.values(), *(f"{run}: {one.text}." for run, one in searches.items())]
+        comparison = _comparison(
+            [config for config in configs if config.run not in diverged],
+            [_without(configs, of_seed, diverged) for of_seed in trials[:number]],
+            results,
+            notes,
+            arguments,
+        )
         text = _write(asdict(comparison), arguments)
         _write_page(comparison, results, arguments)
     _record(configs, comparison, results, arguments)
@@ -204,14 +223,58 @@ def _train_seed(
             log_line(f"compare      {diverged[config.run]}")
 
 
-def _trials(seed: int, budget: Budget | None, arguments: Arguments) -> list[Trial]:
+def _without(
+    configs: Sequence[Config], trials: Sequence[Trial], diverged: Mapping[str, str]
+) -> list[Trial]:
+    pairs = zip(configs, trials, strict=True)
+    return [trial for config, trial in pairs if config.run not in diverged]
+
+
+def _tune(
+    configs: Sequence[Config], budget: Budget | None, arguments: Arguments
+) -> dict[str, RateSearch]:
+    """Search the learning rate of every configuration with the first seed, by its run's name."""
+    from ys_llm.training.metrics import log_line
+    from ys_llm.training.rate_search import search_rate
+
+    def score(name: str, config: Config, rate: float) -> float:
+        """Bits per byte with this rate."""
+        trial = _trial(name, config.train.seed, budget, rate, arguments)
+        log_line(f"compare      {trial.run}, learning rate {rate:g}")
+        try:
+            return _train(trial, arguments).bits_per_byte
+        except UserError as error:
+            if error.exit_code != EXIT_DIVERGED:
+                raise
+            return math.inf
+
+    return {
+        config.run: search_rate(partial(score, name, config), config.train.learning_rate)
+        for name, config in zip(arguments.configs, configs, strict=True)
+    }
+
+
+def _with_rate(config: Config, searches: Mapping[str, RateSearch]) -> Config:
+    if config.run not in searches:
+        return config
+    return replace(config, train=replace(config.train, learning_rate=searches[config.run].rate))
+
+
+def _trials(
+    configs: Sequence[Config], seed: int, budget: Budget | None, arguments: Arguments
+) -> list[Trial]:
+    return [
+        _trial(name, seed, budget, config.train.learning_rate, arguments)
+        for name, config in zip(arguments.configs, configs, strict=True)
+    ]
+
+
+def _trial(name: str, seed: int, budget: Budget | None, rate: float, arguments: Arguments) -> Trial:
     from ys_llm.config.shipped import find_config
     from ys_llm.training.trials import plan_trial
 
-    return [
-        plan_trial(name, find_config(name), arguments.set, seed=seed, budget=budget)
-        for name in arguments.configs
-    ]
+    path = find_config(name)
+    return plan_trial(name, path, arguments.set, seed=seed, budget=budget, rate=rate)
 
 
 def _clean(configs: Iterable[Config]) -> None:
@@ -239,7 +302,7 @@ def _comparison(
     configs: Sequence[Config],
     trials: Sequence[Sequence[Trial]],
     results: Mapping[str, RunResult],
-    diverged: Mapping[str, str],
+    notes: Sequence[str],
     arguments: Arguments,
 ) -> Comparison:
     """What the seeds so far have shown: `trials` has the trials of each seed, as the configs."""
@@ -257,7 +320,6 @@ def _comparison(
             ),
         )
         for config, of_config in zip(configs, zip(*trials, strict=True), strict=True)
-        if config.run not in diverged
     ]
     more = {**arguments.flags(), "seeds": max(3, 2 * arguments.seeds)}
     more_seeds = command_line("compare", *arguments.configs, **more)
@@ -265,7 +327,7 @@ def _comparison(
         contenders,
         budget=arguments.budget,
         more_seeds=more_seeds,
-        left_out=list(diverged.values()),
+        notes=notes,
     )
 
 

@@ -158,11 +158,11 @@ def compare(
     *,
     budget: str | None,
     more_seeds: str,
-    left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> Comparison:
     """All that the runs have shown; `more_seeds` is the command that trains more of them.
 
-    `left_out` has a sentence for each configuration that could not be trained.
+    `notes` are further sentences: which configuration could not be trained, which rate was found.
     """
     standings, found = [_standing(one) for one in contenders], verdicts(contenders)
     return Comparison(
@@ -170,7 +170,7 @@ def compare(
         tuple(one.seed for one in contenders[0].runs),
         tuple(standings),
         tuple(found),
-        (*conclusion(standings, found, more_seeds=more_seeds), *left_out),
+        (*conclusion(standings, found, more_seeds=more_seeds), *notes),
         tuple(_run_row(contender, one) for contender in contenders for one in contender.runs),
     )
 

@@ -17,7 +17,9 @@ class RateSearch:
     def text(self) -> str:
         """What was tried, in order."""
         scores = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in sorted(self.tried.items()))
-        return f"learning rate {self.rate:g}, the best of {scores}"
+        inside = min(self.tried) < self.rate < max(self.tried)
+        end = "" if inside else ", and at the end of what was tried"
+        return f"learning rate {self.rate:g}, the best of {scores}{end}"
 
 
 def search_rate(score: Callable[[float], float], rate: float) -> RateSearch:

@@ -62,20 +62,32 @@ class Trial:
 
 
 def plan_trial(
-    name: str, path: Path, settings: Sequence[str], *, seed: int, budget: Budget | None
+    name: str,
+    path: Path,
+    settings: Sequence[str],
+    *,
+    seed: int,
+    budget: Budget | None = None,
+    rate: float | None = None,
 ) -> Trial:
     """The configuration at `path`, called `name`, with these settings, this seed and this budget.
 
-    Its run has the configuration's name, to which a budget and a seed other than the
-    configuration's own are appended.
+    Its run has the configuration's name, to which a budget, and a learning rate and a seed other
+    than the configuration's own are appended.
     """
     config = load_config(path, overrides=settings).config
-    is_own, run = seed == config.train.seed, config.run
+    run, own_rate = config.run, config.train.learning_rate
+    rate = own_rate if rate is None else rate
     wanted = with_budget(config, budget) if budget else config
+    suffixes = (
+        budget.suffix if budget else "",
+        "" if rate == own_rate else f"-lr{rate:g}",
+        "" if seed == config.train.seed else f"-s{seed}",
+    )
     wanted = replace(
         wanted,
-        run=f"{run}{budget.suffix if budget else ''}{'' if is_own else f'-s{seed}'}",
-        train=replace(wanted.train, seed=seed),
+        run=run + "".join(suffixes),
+        train=replace(wanted.train, seed=seed, learning_rate=rate),
     )
     overrides = [*settings, *_overrides(config, wanted)]
     shown = [one for one in overrides if not one.startswith("run=")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -129,6 +130,16 @@ def test_the_conclusion_says_where_nothing_is_better(
     if len(levels["a"]) == 1:
         assert "one seed cannot tell whether another would turn it" in found.conclusion[1]
         assert found.conclusion[-1].endswith(": ys compare a b --seeds 6")
+
+
+@pytest.mark.parametrize(("seconds", "warns"), [(2.6, False), (3.0, True)])
+def test_unequal_times_are_said_where_seconds_are_the_budget(seconds: float, warns: bool) -> None:
+    slow = replace(result(documents(9.0)), seconds=seconds)  # the other one took 2.5
+    other = Contender("b", "", 1, (ContenderRun("b", 0, "", slow),))
+    for budget in ("seconds=3", "tokens=5000", None):
+        found = compare([contender("a", [10.0]), other], budget=budget, more_seeds="")
+        said = "b trained for 3.0 s, a-s0 for 2.5 s" in "\n".join(found.conclusion)
+        assert said == (warns and budget == "seconds=3")
 
 
 class Balanced(HTMLParser):

@@ -16,6 +16,7 @@ import numpy as np
 from ys_llm.evaluation.significance import Float64Array, pooled_deviation, pooled_t_p, sign_flip_p
 
 SIGNIFICANT = 0.05
+_EQUAL_TIMES = 0.1  # by which the seconds of two runs may differ where seconds are the budget
 
 
 @dataclass(frozen=True)
@@ -165,14 +166,28 @@ def compare(
     `notes` are further sentences: which configuration could not be trained, which rate was found.
     """
     standings, found = [_standing(one) for one in contenders], verdicts(contenders)
+    rows = [_run_row(contender, one) for contender in contenders for one in contender.runs]
+    said = [*conclusion(standings, found, more_seeds=more_seeds), *notes]
+    if budget and budget.startswith("seconds"):
+        said += _unequal_times(rows)
     return Comparison(
         budget,
         tuple(one.seed for one in contenders[0].runs),
         tuple(standings),
         tuple(found),
-        (*conclusion(standings, found, more_seeds=more_seeds), *notes),
-        tuple(_run_row(contender, one) for contender in contenders for one in contender.runs),
+        tuple(said),
+        tuple(rows),
     )
+
+
+def _unequal_times(rows: Sequence[RunRow]) -> Iterator[str]:
+    """A warning where the steps that were measured for the seconds have taken others."""
+    shortest, longest = (choose(rows, key=lambda row: row.seconds) for choose in (min, max))
+    if longest.seconds > shortest.seconds * (1 + _EQUAL_TIMES):
+        yield (
+            f"Their times were not equal: {longest.run} trained for {longest.seconds:,.1f} s, "
+            f"{shortest.run} for {shortest.seconds:,.1f} s. Other work on the machine does that."
+        )
 
 
 def _run_row(contender: Contender, one: ContenderRun) -> RunRow:

@@ -15,7 +15,7 @@ from support.training_runs import settings, write_corpus
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.evaluation.ledger import read
 
-KILLS = 8
+KILLS = 4
 TIMED = {"seconds", "tokens_per_second"}
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     texts = [f"The fox met crow {i}, and Fox and crow {i + 1} shared plums." for i in range(40)]
     write_corpus(tmp_path / "corpus", texts)
     for name, mixer in (("a", "min_gru"), ("b", "softmax_attention")):
-        changes = (f"run={name}", "train.max_steps=4", "train.checkpoint_interval=2")
+        changes = (f"run={name}", "train.max_steps=2", "train.checkpoint_interval=1")
         words = settings(tmp_path / "corpus", (*changes, f"model.layers=[{mixer}]"))
         words = [word for word in words if "three_tier" not in word]
         (tmp_path / f"{name}.yaml").write_text(to_yaml(load_config(None, overrides=words).config))

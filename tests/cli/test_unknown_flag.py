@@ -81,7 +81,8 @@ def test_whatever_is_suggested_is_accepted_by_the_command(command: str) -> None:
         ("train --batch-size=3", "--set train.batch_size=VALUE"),
         ("train --model.n_layers 3", "--set model.n_layers=VALUE"),
         ("config show --lr 1", "--set train.learning_rate=VALUE"),
-        ("compare one two --seed 1", "--set train.seed=VALUE"),
+        ("compare one two --seed 1", "--seeds"),
+        ("compare one two --lr 1", "--set train.learning_rate=VALUE"),
     ],
 )
 def test_an_unknown_flag_is_refused_with_the_usage_of_its_command(

@@ -1,4 +1,4 @@
-"""Words are found alike in plain text and in text with case markers; common ones are counted."""
+"""Words are found alike in plain text and in text with markers; common ones are counted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ys_llm.data.case_markers import encode_case
+from ys_llm.data.joiners import encode_joiners
 from ys_llm.data.records import Document
 from ys_llm.data.words import CommonWords, common_words, words_of
 from ys_llm.errors import UserError
@@ -37,6 +38,21 @@ def test_case_markers_change_no_word(text: str) -> None:
     plain = [(word.name, word.is_capital) for word in words_of(text)]
     marked = [(word.name, word.is_capital) for word in words_of(encode_case(text))]
     assert plain == marked
+
+
+@given(st.text(alphabet="aBcÉé ,.'\"“(\n1", max_size=60))
+def test_joiners_change_no_word(text: str) -> None:
+    joined = encode_joiners(text)
+    plain = [(word.name, word.is_capital, word.is_inside) for word in words_of(text)]
+    found = [(word.name, word.is_capital, word.is_inside) for word in words_of(joined)]
+    assert plain == found
+    assert all("\x11" not in joined[word.begin : word.end] for word in words_of(joined))
+
+
+def test_a_word_after_a_joiner_begins_a_sentence() -> None:
+    text = encode_joiners("Noah ran, and Ann\nBen “Tom")
+    inside = {word.name: word.is_inside for word in words_of(text)}
+    assert [inside[name] for name in ("noah", "ann", "ben", "tom")] == [False, True, False, False]
 
 
 @given(st.text(max_size=80))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ STORIES = [
 ]
 DOCUMENTS = [Document(text, prompt) for prompt, text in STORIES]
 COMMON = CommonWords(frozenset({"the", "then", "and", "a", "sat", "saw", "came"}))
-KINDS: tuple[TokenizerKind, ...] = ("bpe", "words", "chars", "bytes")
+KINDS: tuple[TokenizerKind, ...] = get_args(TokenizerKind)
 
 
 def tokenizer_of(kind: TokenizerKind) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator
 from itertools import islice
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ys_llm.config.schema import GenerateConfig, ModelConfig
+from ys_llm.config.schema import GenerateConfig, ModelConfig, TokenizerKind
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
 from ys_llm.inference.generate import complete, encode_pieces, generate, prefill, prompt_ids
@@ -23,12 +24,13 @@ TEXT = (
     'The cat sat on the mat.\n\n"Who sat there?" asked Anna. "I did," said the cat.\n'
     "  She had 12 apples, 3 of them red; École ½ 日本語 🙂 don’t — ok.\r\n\tThe END of it all.\n"
 )
+KINDS = get_args(TokenizerKind)
 GREEDY = GenerateConfig(temperature=0.0, max_tokens=40)
 OPEN = GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=40, seed=5)
 
 
 def tokenizer_of(kind: str) -> Tokenizer:
-    assert kind in ("bpe", "words", "chars", "bytes")
+    assert kind in KINDS
     return train_tokenizer([TEXT * 20], kind=kind, vocab_size=400)  # type: ignore[arg-type]
 
 
@@ -62,7 +64,7 @@ def tokens_of(
 # Prompts
 
 
-@pytest.mark.parametrize("kind", ["bpe", "words", "chars", "bytes"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_text_in_pieces_has_the_ids_of_the_whole(kind: str) -> None:
     tokenizer = tokenizer_of(kind)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ys_llm.config.strict_reader import setting
 
-TokenizerKind = Literal["bpe", "words", "chars", "bytes"]
+TokenizerKind = Literal["bpe", "bpe_joiner", "words", "chars", "bytes"]
 DataFormat = Literal["auto", "text", "records"]
 Batching = Literal["shuffled", "contiguous", "documents"]
 LongDocuments = Literal["carry", "cut", "crop"]
@@ -70,7 +70,10 @@ class TokenizerConfig:
 
     kind: TokenizerKind = field(
         default="bpe",
-        metadata={"help": "bpe: byte-level BPE; words: whole words; chars; bytes"},
+        metadata={
+            "help": "bpe: byte-level BPE; bpe_joiner: a word is the same tokens with and without a "
+            "space before it; words: whole words; chars; bytes"
+        },
     )
     vocab_size: int = setting(
         4096,

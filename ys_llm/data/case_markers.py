@@ -7,6 +7,8 @@ letter whose upper case does not map back to it (`ß`, `ı`, `ς`).
 
 import re
 
+from ys_llm.data.marking import Marking
+
 # Control characters of one byte: each is a token of any byte-level vocabulary, and text that people
 # read contains none of them. If a text does, it becomes ESCAPE and a letter.
 CAPITAL, ALL_CAPS, ESCAPE = "\x0e", "\x0f", "\x10"
@@ -54,26 +56,6 @@ def decode_case(encoded: str) -> str:
     return _TO_DECODE.sub(_decode_one, encoded)
 
 
-class CaseDecoder:
-    """`decode_case` for text that arrives in parts: a marker waits until its word is known."""
-
-    def __init__(self) -> None:
-        self._pending = ""
-
-    def push(self, encoded: str) -> str:
-        """Return the text that no later part can change."""
-        encoded = self._pending + encoded
-        unfinished = _UNFINISHED.search(encoded)
-        end = unfinished.start() if unfinished else len(encoded)
-        self._pending = encoded[end:]
-        return decode_case(encoded[:end])
-
-    def flush(self) -> str:
-        """Return the text of what is still pending, at the end of the input."""
-        pending, self._pending = self._pending, ""
-        return decode_case(pending)
-
-
 def _all_caps(found: str) -> str:
     # Not str.lower: it writes the last sigma of a word as `ς`, which has no capital of its own.
     return ALL_CAPS + found.translate(_LOWER)
@@ -86,3 +68,8 @@ def _decode_one(match: re.Match[str]) -> str:
     if found[0] == CAPITAL:
         return match[1] + match[2].upper()
     return match[3] + match[4].upper()
+
+
+CASE = Marking(
+    encode_case, decode_case, _UNFINISHED, {CAPITAL: "<capital>", ALL_CAPS: "<all caps>"}
+)

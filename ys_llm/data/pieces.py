@@ -6,18 +6,13 @@ from collections.abc import Callable, Iterable, Iterator
 
 from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import MARKERS
+from ys_llm.data.joiners import JOINER
+from ys_llm.data.letters import LETTERS
 from ys_llm.errors import UserError
 
 _CHUNK_CHARS = 1 << 16  # in training, the library needs 90 bytes of memory per byte of a chunk
 LONGEST_PIECE = 1000  # characters; the library takes a minute to learn from a piece of 5 million
 MAYBE_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST_PIECE}}}|[ \t\r\n]{{{LONGEST_PIECE}}}")
-
-# Letters and combining marks, as ranges: `re` does not know `\p{L}`, and `\w` differs between the
-# two engines and between versions of Unicode. Characters outside these ranges count as symbols.
-LETTERS = (
-    "A-Za-zªµºÀ-ÖØ-öø-\u1fff\u2c00-\u2dff\u3040-\ud7ff\uf900-\ufdff\ufe20-\ufe2f\ufe70-\ufefe"
-    "\uff21-\uff3a\uff41-\uff5a\uff66-\uffdc\U00010000-\U0001efff\U00020000-\U0010ffff"
-)
 
 
 def _pattern(markers: str = "", word: str = f" ?[{LETTERS}]+") -> str:
@@ -36,7 +31,7 @@ def _pattern(markers: str = "", word: str = f" ?[{LETTERS}]+") -> str:
     )
 
 
-_PATTERN, _MARKED_PATTERN = _pattern(), _pattern(MARKERS)
+_MARKERS: dict[TokenizerKind, str] = {"bpe_joiner": JOINER, "words": MARKERS}
 # The same words for `re`, which is 13 % faster where it need not remember a way back.
 _QUICK_WORD = f" [{LETTERS}]++|[{LETTERS}]++"
 _CUT = re.compile(r"(?<=[^ \t\r\n])(?=[ \r\n])")  # where a piece ends in any context
@@ -86,12 +81,12 @@ def split_long_piece(piece: str) -> list[str]:
 
 def piece_pattern(kind: TokenizerKind) -> str:
     """Return the regular expression that cuts the text of a tokenizer of this kind into pieces."""
-    return _MARKED_PATTERN if kind == "words" else _PATTERN
+    return _pattern(_MARKERS.get(kind, ""))
 
 
 def piece_finder(kind: TokenizerKind) -> Callable[[str], list[str]]:
     """Return a function that cuts text into the pieces of `piece_pattern`."""
-    return re.compile(_pattern(MARKERS if kind == "words" else "", _QUICK_WORD)).findall
+    return re.compile(_pattern(_MARKERS.get(kind, ""), _QUICK_WORD)).findall
 
 
 def to_utf8(text: str) -> bytes:

@@ -1,9 +1,11 @@
 """Text to token ids and back, exactly, for any Unicode text.
 
-Four kinds share one layout: id 0 is `<end>`, id 1 `<start>`, ids 2..257 are the bytes, and the
+Five kinds share one layout: id 0 is `<end>`, id 1 `<start>`, ids 2..257 are the bytes, and the
 learned tokens follow:
 
 - `bpe`: byte-level byte-pair encoding.
+- `bpe_joiner`: the same on text with joiners (`joiners.py`): a word at the beginning of a line or
+  of a quotation is the same tokens as after a space.
 - `words`: the same on lower-case text with case markers (`case_markers.py`); the words that save
   the most tokens are tokens of their own.
 - `chars`: the most frequent characters, by code point. `bytes`: none.
@@ -11,8 +13,8 @@ learned tokens follow:
 Text is first cut into pieces (`pieces.py`), and no token crosses the border of a piece. A text may
 therefore be encoded in parts, if each part but the first begins with a space or line break that
 follows another character. Every kind is saved as a `tokenizer.json` that the library `tokenizers`
-can read (`words` then expects text with case markers). A piece of over 1,000 characters, such as a
-genome on one line, is encoded in parts of 1,000.
+can read (`words` then expects text with case markers, `bpe_joiner` text with joiners). A piece of
+over 1,000 characters, such as a genome on one line, is encoded in parts of 1,000.
 
 A text that contains `<end>` or `<start>` is encoded as those characters, never as a control token.
 """
@@ -31,13 +33,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ys_llm.config.schema import TokenizerKind
-from ys_llm.data.case_markers import (
-    ALL_CAPS,
-    CAPITAL,
-    CaseDecoder,
-    decode_case,
-    encode_case,
-)
+from ys_llm.data.case_markers import CASE
+from ys_llm.data.joiners import JOINERS
+from ys_llm.data.marking import Marking, MarkingDecoder
 from ys_llm.data.pieces import (
     BYTE_CHARS,
     BYTE_OF_CHAR,
@@ -56,6 +54,7 @@ from ys_llm.system.files import write_atomically
 
 CONTROLS = (END, START)
 SMALLEST_VOCAB = len(CONTROLS) + 256
+_MARKINGS: dict[TokenizerKind, Marking] = {"bpe_joiner": JOINERS, "words": CASE}
 
 # Share of the learned tokens of `words` that are parts of words; the rest are whole words. On
 # held-out English (0.8 MB), 4,096 tokens with shares of 1, 3/4, 1/2 and 1/4 gave 0.294, 0.293,
@@ -78,6 +77,7 @@ class Tokenizer:
         library = tokenizers.Tokenizer.from_str(saved)
         library.encode_special_tokens = True  # else a literal `<end>` would end the document
         self.kind = _kind_of(library)
+        self.marking = _MARKINGS.get(self.kind)
         self.vocab_size = library.get_vocab_size()
         self.fingerprint = hashlib.sha256(saved.encode()).hexdigest()
         self._saved = saved
@@ -97,17 +97,17 @@ class Tokenizer:
             return ids.encode("utf-16-le")
         findall, packed_piece = self._findall, self._packed_piece
         chunks: Iterable[str] = split_chunks(text)
-        if self.kind == "words":
-            chunks = map(encode_case, chunks)
+        if self.marking:
+            chunks = map(self.marking.encode, chunks)
         return b"".join([b"".join(map(packed_piece, findall(chunk))) for chunk in chunks])
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of `ids`: control tokens give nothing, invalid UTF-8 gives U+FFFD."""
         text = b"".join(map(self._token_bytes.__getitem__, ids)).decode("utf-8", "replace")
-        return decode_case(text) if self.kind == "words" else text
+        return self.marking.decode(text) if self.marking else text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Return the bytes of a token: those of its marker for a case marker, none for controls."""
+        """Return the bytes of a token: those of its character for a marker, none for controls."""
         return self._token_bytes[token_id]
 
     def token_text(self, token_id: int) -> str:
@@ -115,9 +115,7 @@ class Tokenizer:
         if token_id < len(CONTROLS):
             return CONTROLS[token_id]
         text = self._token_bytes[token_id].decode("utf-8", "backslashreplace")
-        if self.kind == "words":
-            return {CAPITAL: "<capital>", ALL_CAPS: "<all caps>"}.get(text, text)
-        return text
+        return self.marking.names.get(text, text) if self.marking else text
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json` atomically, into a folder that exists."""
@@ -139,23 +137,23 @@ class Tokenizer:
 class StreamDecoder:
     """Decodes token by token; the results of `push` and `flush`, joined, are `decode` of all ids.
 
-    The bytes of one character may come in several tokens, and a case marker waits for its word.
+    The bytes of one character may come in several tokens, and a marker waits for its word.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._case = CaseDecoder() if tokenizer.kind == "words" else None
+        self._markers = MarkingDecoder(tokenizer.marking) if tokenizer.marking else None
 
     def push(self, token_id: int) -> str:
         """Return the text that this token completes, often all of it, sometimes none."""
         text = self._utf8.decode(self._tokenizer.token_bytes(token_id))
-        return self._case.push(text) if self._case else text
+        return self._markers.push(text) if self._markers else text
 
     def flush(self) -> str:
         """Return the text of what is still pending, at the end of the ids."""
         text = self._utf8.decode(b"", final=True)
-        return self._case.push(text) + self._case.flush() if self._case else text
+        return self._markers.push(text) + self._markers.flush() if self._markers else text
 
 
 def train_tokenizer(texts: Iterable[str], *, kind: TokenizerKind, vocab_size: int) -> Tokenizer:
@@ -173,8 +171,8 @@ def train_tokenizer(texts: Iterable[str], *, kind: TokenizerKind, vocab_size: in
         )
     if kind == "words":
         library = _train_words(texts, vocab_size)
-    elif kind == "bpe":
-        library = _train_bpe(_all_chunks(texts), kind, vocab_size)
+    elif kind in ("bpe", "bpe_joiner"):
+        library = _train_bpe(_all_chunks(texts, kind), kind, vocab_size)
     else:
         learned = _frequent_chars(texts, vocab_size - SMALLEST_VOCAB) if kind == "chars" else []
         library = _assemble(kind, learned)
@@ -219,8 +217,11 @@ def _without_long_pieces(chunks: Iterable[str], kind: TokenizerKind) -> Iterator
             yield chunk
 
 
-def _all_chunks(texts: Iterable[str]) -> Iterator[str]:
-    return chain.from_iterable(map(split_chunks, texts))
+def _all_chunks(texts: Iterable[str], kind: TokenizerKind) -> Iterator[str]:
+    """Yield the chunks of the texts, with the markers of a tokenizer of this kind."""
+    chunks = chain.from_iterable(map(split_chunks, texts))
+    marking = _MARKINGS.get(kind)
+    return map(marking.encode, chunks) if marking else chunks
 
 
 def _train_bpe(chunks: Iterable[str], kind: TokenizerKind, vocab_size: int) -> tokenizers.Tokenizer:
@@ -242,12 +243,10 @@ def _train_bpe(chunks: Iterable[str], kind: TokenizerKind, vocab_size: int) -> t
 def _train_words(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     """Learn parts of words, then add the whole words that save the most tokens."""
     n_part_tokens = int((vocab_size - SMALLEST_VOCAB) * _WORD_PART_SHARE)
-    parts = _train_bpe(
-        map(encode_case, _all_chunks(texts)), "words", SMALLEST_VOCAB + n_part_tokens
-    )
+    parts = _train_bpe(_all_chunks(texts, "words"), "words", SMALLEST_VOCAB + n_part_tokens)
     findall = piece_finder("words")
     counts: Counter[str] = Counter()
-    for chunk in _without_long_pieces(map(encode_case, _all_chunks(texts)), "words"):
+    for chunk in _without_long_pieces(_all_chunks(texts, "words"), "words"):
         counts.update(findall(chunk))
     pieces = [piece for piece, count in counts.items() if count > 1]
     saved = {
@@ -267,7 +266,7 @@ def _merges(library: tokenizers.Tokenizer) -> list[tuple[str, str]]:
 
 def _frequent_chars(texts: Iterable[str], limit: int) -> list[str]:
     counts: Counter[str] = Counter()
-    for chunk in _all_chunks(texts):
+    for chunk in _all_chunks(texts, "chars"):
         counts.update(chunk)
     return sorted(sorted(counts, key=lambda char: (-counts[char], char))[:limit])
 

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.data.case_markers import MARKERS
-from ys_llm.data.pieces import LETTERS, chunks_of
+from ys_llm.data.joiners import JOINER
+from ys_llm.data.letters import LETTERS
+from ys_llm.data.pieces import chunks_of
 from ys_llm.data.records import Document, Texts
 from ys_llm.errors import UserError
 from ys_llm.system.files import write_atomically
@@ -24,9 +26,10 @@ COMMON_SHARE = 1 / 1000
 COUNTED_CHARS = 4_000_000  # of text: at the limit, a share is then known to within 4 %
 
 # The text of a `words` tokenizer has markers: before a word, or the space before it, or inside it.
+# That of `bpe_joiner` has JOINER and a space before some words, which are no part of them.
 _WORD = re.compile(rf"(?:[{MARKERS}] ?)?([{LETTERS}]+(?:[{MARKERS}][{LETTERS}]+)*)")
 _WITHOUT_MARKERS = {ord(marker): None for marker in MARKERS}
-_IN_A_SENTENCE = re.compile(rf"[{LETTERS}0-9,;'’][ {MARKERS}]*\Z")
+_IN_A_SENTENCE = re.compile(rf"[{LETTERS}0-9,;'’][ {MARKERS}{JOINER}]*\Z")
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Word:
 
 
 def words_of(text: str) -> Iterator[Word]:
-    """Yield the words of a text, or of a text with case markers (`case_markers.py`), in order."""
+    """Yield the words of a text in order; it may have case markers or joiners (`joiners.py`)."""
     for found in _WORD.finditer(text):
         letters, begin = found[1], found.start()
         is_capital = text[begin] in MARKERS or letters[0] != letters[0].lower()

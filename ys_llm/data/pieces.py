@@ -15,8 +15,8 @@ LONGEST_PIECE = 1000  # characters; the library takes a minute to learn from a p
 MAYBE_LONG = re.compile(rf"[^ \t\r\n]{{{LONGEST_PIECE}}}|[ \t\r\n]{{{LONGEST_PIECE}}}")
 
 
-def _pattern(markers: str = "", word: str = f" ?[{LETTERS}]+") -> str:
-    """Return the regular expression of a piece; `re` and the library match it alike.
+def _pattern(markers: str, word: str = f" ?[{LETTERS}]+") -> str:
+    """Return the regular expression of all pieces but markers; `re` and the library match it alike.
 
     A piece is a word with its leading space; a contraction; a digit; symbols with their leading
     space; line breaks with the spaces before them; or spaces, except the last one before a word.
@@ -24,8 +24,7 @@ def _pattern(markers: str = "", word: str = f" ?[{LETTERS}]+") -> str:
     a prompt that ends in a full stop could then never be followed by a new paragraph.
     """
     return (
-        (f"[{markers}]|" if markers else "")
-        + f"{word}|'(?:[sdmt]|ll|ve|re)(?![{LETTERS}])|[0-9]"
+        f"{word}|'(?:[sdmt]|ll|ve|re)(?![{LETTERS}])|[0-9]"
         + f"| ?[^{LETTERS}0-9 \t\r\n{markers}]+"
         + "|[ \t]*[\r\n]+|[ \t]+(?![^ \t])|[ \t]+"
     )
@@ -81,12 +80,14 @@ def split_long_piece(piece: str) -> list[str]:
 
 def piece_pattern(kind: TokenizerKind) -> str:
     """Return the regular expression that cuts the text of a tokenizer of this kind into pieces."""
-    return _pattern(_MARKERS.get(kind, ""))
+    markers = _MARKERS.get(kind, "")
+    return (f"[{markers}]|" if markers else "") + _pattern(markers)
 
 
 def piece_finder(kind: TokenizerKind) -> Callable[[str], list[str]]:
     """Return a function that cuts text into the pieces of `piece_pattern`."""
-    return re.compile(_pattern(_MARKERS.get(kind, ""), _QUICK_WORD)).findall
+    markers = _MARKERS.get(kind, "")  # at the end, as `re` tries them last
+    return re.compile(_pattern(markers, _QUICK_WORD) + (f"|[{markers}]" if markers else "")).findall
 
 
 def to_utf8(text: str) -> bytes:

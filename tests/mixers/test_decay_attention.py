@@ -63,8 +63,9 @@ def test_a_preset_is_its_equation_parallel_chunked_and_recurrent(preset: str) ->
         Options("linear", decay="original", taps=3, value_step=True, decay_bias=True),
         Options("2mamba", norm="rms", decay="none", gate=True),
         Options("2mamba-e", value_step=True, skip=True, decay_bias=True),
+        Options("2mamba-e", decay="none", taps=1),  # plain softmax attention
     ],
-    ids=lambda options: options.preset,
+    ids=lambda options: f"{options.preset}-{options.decay}",
 )
 def test_what_the_source_does_not_combine_is_its_equation(options: Options) -> None:
     assert_all_forms_equal(decay_attention, options, decayed.decay_attention)
@@ -119,10 +120,10 @@ def test_chunks_of_any_size_equal_the_recurrence(
 
 
 def test_products_of_pairs_have_the_square_as_their_product() -> None:
-    q, k = torch.randn(2, 5, 6, dtype=torch.float64)
-    ours = (linear_attention.features(q, 2) * linear_attention.features(k, 2)).sum(-1)
-    torch.testing.assert_close(ours, (q * k).sum(-1).square(), **SAME)
-    assert linear_attention.features(q, 2).shape == (5, 6 * 7 // 2)
+    q, k = torch.randn(2, 6, 5, dtype=torch.float64)  # five of each
+    ours = (linear_attention.features(q, 2) * linear_attention.features(k, 2)).sum(0)
+    torch.testing.assert_close(ours, (q * k).sum(0).square(), **SAME)
+    assert linear_attention.features(q, 2).shape == (6 * 7 // 2, 5)
     leaf = q.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: linear_attention.features(x, 2), (leaf,))
 

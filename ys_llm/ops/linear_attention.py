@@ -61,10 +61,10 @@ def reference(
             decay = decay.masked_fill(starts_BT.unsqueeze(2), 0)
         outputs, memory = [], _grouped(memory, n_groups)
         for t in range(query.shape[1]):
-            k, q = (features(x[:, t], power)[:, :, None, None] for x in (key, query))
+            k, q = (features(x[:, t, ..., None], power)[:, :, None] for x in (key, query))
             v = _grouped(value[:, t], n_groups).unsqueeze(3)
-            memory = _grouped(decay[:, t], n_groups)[..., None, None] * memory + k.mT @ v
-            outputs.append((q @ memory).squeeze(3).flatten(1, 2))
+            memory = _grouped(decay[:, t], n_groups)[..., None, None] * memory + k @ v
+            outputs.append((q.mT @ memory).squeeze(3).flatten(1, 2))
     return torch.stack(outputs, 1), memory.flatten(1, 2)
 
 
@@ -93,31 +93,47 @@ def _by_chunks(
         for first in range(0, query.shape[1], size):
             chunk = slice(first, first + size)
             starts = None if starts_BT is None else starts_BT[:, chunk]
-            arguments = (query[:, chunk], *(x[:, chunk] for x in writes), starts, memory, power)
-            if power > 1 and torch.is_grad_enabled():
-                y, memory = checkpoint(
-                    _chunk, *arguments, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                y, memory = _chunk(*arguments)
+            arguments = (query[:, chunk], *(x[:, chunk] for x in writes), starts)
+            y, memory = _chunk(arguments, memory, power)
             outputs.append(y)
     return (torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]), memory
 
 
-def _chunk(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _chunk(arguments: tuple[Any, ...], memory_BHFV: Tensor, power: int) -> tuple[Tensor, Tensor]:
     """y_BCHV of one chunk, and the memory after it."""
-    query_BCGK, key_BCGK, value_BCHV, log_decay_BCH, starts_BC, memory_BHFV, power = arguments
+    query_BCGK, key_BCGK, value_BCHV, log_decay_BCH, starts_BC = arguments
     n_groups = query_BCGK.shape[2]
-    q, k = query_BCGK.transpose(1, 2), key_BCGK.transpose(1, 2)  # B x G x C x K
+    q, k = (x.permute(0, 2, 3, 1).contiguous() for x in (query_BCGK, key_BCGK))  # B x G x K x C
     v, memory = (_grouped(x, n_groups) for x in (value_BCHV.transpose(1, 2), memory_BHFV))
     left = decays(log_decay_BCH.transpose(1, 2)[:, :, None, :, None], starts_BC)
     fresh, ratio = (_grouped(x.squeeze(2), n_groups) for x in left)  # g and D
-    scores = (q @ k.mT)[:, :, None]
-    y = (scores**power * ratio) @ v + fresh * _apart(features(q, power) @ _wide(memory), v)
-    kept = fresh[..., -1:, :] * memory
-    written = features(k, power).mT @ _wide(ratio[..., -1, :, None] * v)
-    memory = kept + _apart(written, v)
+    y = ((q.mT @ k)[:, :, None] ** power * ratio) @ v
+    if power == 1 or not _is_empty(memory):
+        y = y + fresh * _again(power, _read, q, memory, power)
+    written = _again(power, _written, k, ratio[..., -1, :, None] * v, power)
+    memory = fresh[..., -1:, :] * memory + written
     return y.flatten(1, 2).transpose(1, 2), memory.flatten(1, 2)
+
+
+def _read(q_BGKC: Tensor, memory: Tensor, power: int) -> Tensor:
+    return _apart(features(q_BGKC, power).mT @ _wide(memory), memory)
+
+
+def _written(k_BGKC: Tensor, values: Tensor, power: int) -> Tensor:
+    return _apart(features(k_BGKC, power) @ _wide(values), values)
+
+
+def _again(power: int, function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The result; where phi is wide, the backward pass computes it again instead of keeping it."""
+    if power == 1 or not torch.is_grad_enabled():
+        return function(*arguments)
+    y: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return y
+
+
+def _is_empty(memory: Tensor) -> bool:
+    """Whether nothing was written, as before the first token; a GPU would be waited for."""
+    return memory.device.type == "cpu" and not memory.requires_grad and not bool(memory.any())
 
 
 def _wide(x_BGRNV: Tensor) -> Tensor:
@@ -149,11 +165,11 @@ def n_features(n_keys: int, power: int) -> int:
     return n_keys if power == 1 else n_keys * (n_keys + 1) // 2
 
 
-def features(x: Tensor, power: int) -> Tensor:
-    """phi of the last dimension: x_a x_b for a <= b, row by row, times sqrt(2) where a < b."""
+def features(x_KC: Tensor, power: int) -> Tensor:
+    """phi, ... x F x C, of C vectors: x_a x_b for a <= b, row by row, times sqrt(2) where a < b."""
     if power == 1:
-        return x
-    products: Tensor = _Products.apply(x)  # type: ignore[no-untyped-call]
+        return x_KC
+    products: Tensor = _Products.apply(x_KC)  # type: ignore[no-untyped-call]
     return products
 
 
@@ -164,11 +180,11 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         """phi(x)."""
         ctx.save_for_backward(x)
-        out = x.new_empty(*x.shape[:-1], n_features(x.shape[-1], 2))
+        out = x.new_empty(*x.shape[:-2], n_features(x.shape[-2], 2), x.shape[-1])
         scaled = x * 2**0.5
-        for a, row in enumerate(_rows(out)):
-            torch.mul(x[..., a : a + 1], scaled[..., a:], out=row)
-            torch.mul(x[..., a], x[..., a], out=row[..., 0])
+        for a, row in enumerate(_rows(out, x.shape[-2])):
+            torch.mul(x[..., a : a + 1, :], scaled[..., a:, :], out=row)
+            torch.mul(x[..., a, :], x[..., a, :], out=row[..., 0, :])
         return out
 
     @staticmethod
@@ -176,18 +192,16 @@ class _Products(torch.autograd.Function):
         """dx_a = 2 d_aa x_a + sqrt(2) sum_b d_ab x_b, b on either side of a."""
         (x,) = ctx.saved_tensors
         d_x, scaled = torch.zeros_like(x), x * 2**0.5
-        for a, row in enumerate(_rows(grads[0].contiguous())):
-            d_x[..., a] += 2 * row[..., 0] * x[..., a]
-            if row.shape[-1] > 1:
-                d_x[..., a] += (row[..., 1:] * scaled[..., a + 1 :]).sum(-1)
-                d_x[..., a + 1 :].addcmul_(row[..., 1:], scaled[..., a : a + 1])
+        for a, row in enumerate(_rows(grads[0], x.shape[-2])):
+            d_x[..., a, :] += 2 * row[..., 0, :] * x[..., a, :]
+            d_x[..., a, :] += (row[..., 1:, :] * scaled[..., a + 1 :, :]).sum(-2)
+            d_x[..., a + 1 :, :].addcmul_(row[..., 1:, :], scaled[..., a : a + 1, :])
         return d_x
 
 
-def _rows(triangle: Tensor) -> tuple[Tensor, ...]:
+def _rows(triangle: Tensor, n_keys: int) -> tuple[Tensor, ...]:
     """The rows of an upper triangle that is stored row by row."""
-    n_keys = int((2 * triangle.shape[-1]) ** 0.5)
-    rows: tuple[Tensor, ...] = triangle.split(list(range(n_keys, 0, -1)), -1)
+    rows: tuple[Tensor, ...] = triangle.split(list(range(n_keys, 0, -1)), -2)
     return rows
 
 

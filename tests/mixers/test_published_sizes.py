@@ -1,0 +1,23 @@
+"""The configurations of published models have the parameters that are published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ys_llm.config.sources import load_config
+from ys_llm.model.costs import parameter_count
+from ys_llm.model.language_model import Model
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+PUBLISHED = {"lillm_39m": 39_596_544, "lillm_300m": 291_554_304}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_it_has_as_many_parameters_as_its_source(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml").config
+    with torch.device("meta"):
+        model = Model(config.model, vocab_size=config.tokenizer.vocab_size)
+    assert parameter_count(model) == PUBLISHED[name]

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from ys_llm.csrc.loader import Library
-from ys_llm.inference.decoder_weights import packed
 from ys_llm.model.copy_tier import CopyState, CopyTier
 
 
@@ -26,13 +25,15 @@ class CopyRing:
         self, tier: CopyTier, state: CopyState, row: int, library: Library, panel: int
     ) -> None:
         self._width, self._slots = tier.width, tier.window
-        is_token_N = state["tokens"][row] > 0
-        keys_NK = state["keys"][row][is_token_N]
-        self._keys = packed(_padded(keys_NK, self._slots), 1, panel)
-        self._tokens = _padded(state["tokens"][row][is_token_N].long() - 1, self._slots)
+        tokens_N = state["tokens"][row]
+        n_kept = int(tokens_N.count_nonzero())  # the latest: padding is before them
+        first = len(tokens_N) - n_kept
+        self._keys = _packed(state["keys"][row, first:], self._slots, panel)
+        self._tokens = torch.zeros(self._slots, dtype=torch.int64)
+        self._tokens[:n_kept] = tokens_N[first:] - 1
         pointers = map(library.pointer, (self._keys, self._tokens))
         self._struct: Any = library.ffi.new("struct ys_copy_ring *", (*pointers, 0, 0))
-        self._used = self._next = len(keys_NK)  # a state has a token less than there are slots
+        self._used = self._next = n_kept  # a state has a token less than there are slots
 
     def prepared(self) -> Any:
         """The `struct ys_copy_ring` for the next step, with the slot of the token that it reads."""
@@ -50,6 +51,12 @@ class CopyRing:
         return {"keys": keys_NK[None], "tokens": tokens_N[None]}
 
 
-def _padded(rows: Tensor, length: int) -> Tensor:
-    """With rows of zeros behind them, as many as are missing."""
-    return torch.cat([rows, rows.new_zeros(length - len(rows), *rows.shape[1:])])
+def _packed(keys_NK: Tensor, slots: int, panel: int) -> Tensor:
+    """The keys as `decoder_weights.packed` packs rows, with zeros in the slots behind them."""
+    width, whole = keys_NK.shape[1], len(keys_NK) // panel
+    panels = keys_NK.new_zeros(-(-slots // panel), width, panel)
+    by_slot = panels.transpose(1, 2)
+    by_slot[:whole] = keys_NK[: whole * panel].reshape(whole, panel, width)
+    if len(keys_NK) > whole * panel:
+        by_slot[whole, : len(keys_NK) - whole * panel] = keys_NK[whole * panel :]
+    return panels

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import doc_claims as claims
+from support.forked_shell import forked_ys
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import to_yaml
@@ -58,11 +59,23 @@ def test_every_console_block_is_marked(page):
     assert claims.form_problems(PAGES[page]) == []
 
 
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    with forked_ys(tmp_path_factory.mktemp("commands"), claims.shell_environment()) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    return tmp_path_factory.mktemp("empty")
+
+
 @pytest.mark.parametrize(("page", "blocks"), session_parameters())
-def test_commands_do_what_the_page_shows(page, blocks, tmp_path):
+def test_commands_do_what_the_page_shows(page, blocks, tmp_path, commands):
     claims.copy_project(ROOT, tmp_path)
     seconds = SLOW_SECONDS if claims.is_slow(blocks) else FAST_SECONDS
-    assert claims.session_problem(page, blocks, tmp_path, timeout_seconds=seconds) == ""
+    how = {"timeout_seconds": seconds, "commands": None if claims.is_slow(blocks) else commands}
+    assert claims.session_problem(page, blocks, tmp_path, **how) == ""
 
 
 @pytest.mark.parametrize(
@@ -73,8 +86,8 @@ def test_blocks_that_are_not_run_are_named_in_the_summary(page, block):
 
 
 @every_page
-def test_every_flag_on_a_page_is_in_the_help(page, tmp_path):
-    assert claims.help_problems(PAGES[page], tmp_path) == []
+def test_every_flag_on_a_page_is_in_the_help(page, empty):
+    assert claims.help_problems(PAGES[page], empty) == []
 
 
 def test_the_tables_of_options_show_the_real_defaults():
@@ -210,12 +223,10 @@ def test_commands_are_found_in_sentences_pipes_and_blocks():
     ]
 
 
-def test_flags_and_verbs_that_do_not_exist_are_found(tmp_path):
-    assert claims.help_problems("`ys train --config FILE`", tmp_path) == []
-    assert claims.help_problems("`ys train --confg FILE`", tmp_path) == [
-        "ys train knows no --confg"
-    ]
-    assert "ys trian --help" in claims.help_problems("`ys trian --config FILE`", tmp_path)[0]
+def test_flags_and_verbs_that_do_not_exist_are_found(empty):
+    assert claims.help_problems("`ys train --config FILE`", empty) == []
+    assert claims.help_problems("`ys train --confg FILE`", empty) == ["ys train knows no --confg"]
+    assert "ys trian --help" in claims.help_problems("`ys trian --config FILE`", empty)[0]
 
 
 def test_rows_of_options_are_held_against_the_defaults():

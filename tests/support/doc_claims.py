@@ -12,6 +12,7 @@ by what a terminal shows, output and errors together. A line `...` stands for an
 """
 
 import dataclasses
+import functools
 import importlib
 import itertools
 import os
@@ -151,24 +152,26 @@ def copy_project(root: Path, folder: Path) -> None:
     )
 
 
-def shell_environment() -> dict[str, str]:
-    """The caller's, with this Python's commands first and without settings of `ys`."""
+def shell_environment(commands: Path | None = None) -> dict[str, str]:
+    """The caller's, with these or this Python's commands first and without settings of `ys`."""
     kept = {key: value for key, value in os.environ.items() if not key.upper().startswith("YS_")}
-    commands = str(Path(sys.executable).parent)
+    first = [commands] if commands else []
     return kept | {
-        "PATH": commands + os.pathsep + kept["PATH"],
+        "PATH": os.pathsep.join(map(str, (*first, Path(sys.executable).parent, kept["PATH"]))),
         "PYTHONUNBUFFERED": "1",  # so that output and errors come in the order of a terminal
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "100",
     }
 
 
-def run_shell(text: str, folder: Path, *, timeout_seconds: float) -> tuple[int, str]:
-    """Exit code and what a terminal would show."""
+def run_shell(
+    text: str, folder: Path, *, timeout_seconds: float, commands: Path | None = None
+) -> tuple[int, str]:
+    """Exit code and what a terminal would show; those in the folder `commands` come first."""
     with subprocess.Popen(
         ["bash", "-o", "pipefail", "-c", text],
         cwd=folder,
-        env=shell_environment(),
+        env=shell_environment(commands),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -184,11 +187,18 @@ def run_shell(text: str, folder: Path, *, timeout_seconds: float) -> tuple[int, 
 
 
 def session_problem(
-    page: str, blocks: Iterable[Block], folder: Path, *, timeout_seconds: float
+    page: str,
+    blocks: Iterable[Block],
+    folder: Path,
+    *,
+    timeout_seconds: float,
+    commands: Path | None = None,
 ) -> str:
     """Run the commands in order up to the first that does not do what the page claims."""
     for command in (command for block in blocks for command in block.commands):
-        code, shown = run_shell(command.text, folder, timeout_seconds=timeout_seconds)
+        code, shown = run_shell(
+            command.text, folder, timeout_seconds=timeout_seconds, commands=commands
+        )
         expected = [*command.expected]
         while expected and not expected[-1].strip():
             expected.pop()
@@ -220,6 +230,11 @@ def mentioned_commands(text: str) -> list[list[str]]:
     return found
 
 
+@functools.cache
+def _help(verb: tuple[str, ...], folder: Path) -> tuple[int, str]:
+    return run_shell(shlex.join([*verb, "--help"]), folder, timeout_seconds=60)
+
+
 def help_problems(text: str, folder: Path) -> list[str]:
     """Flags and commands that a page names and `ys COMMAND --help` does not know."""
     flags: dict[tuple[str, ...], set[str]] = {}
@@ -229,7 +244,7 @@ def help_problems(text: str, folder: Path) -> list[str]:
         flags.setdefault(verb, set()).update(named)
     problems = []
     for verb, named in flags.items():
-        code, shown = run_shell(shlex.join([*verb, "--help"]), folder, timeout_seconds=60)
+        code, shown = _help(verb, folder)
         if code:
             problems.append(f"`{shlex.join(verb)} --help` ends with {code}:\n{shown}")
             continue

@@ -25,7 +25,7 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 HANG_SECONDS = 60.0  # a command of these tests takes less than a second on an idle machine
-_PR_SET_PDEATHSIG = 1  # sys/prctl.h: no child outlives the server
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of sys/prctl.h: no child outlives the server
 _THREADS = {
     **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     # A command may set two threads. On a busy machine, threads that wait by spinning would take the
@@ -150,7 +150,10 @@ def fork_server(scratch: Path) -> Iterator[ForkServer]:
 
 def _serve() -> None:
     """Answer the lines on stdin: fork for a job, wait for a process id."""
-    _warm_up()
+    from ys_llm.training import samples
+
+    warm_up()
+    samples.SAMPLE_TOKENS = 6  # of 60: else samples would take a fifth of these tests' time
     answers = os.dup(1)
     os.dup2(2, 1)
     for line in sys.stdin:
@@ -162,17 +165,21 @@ def _serve() -> None:
         os.write(answers, f"{answer}\n".encode())
 
 
-def _warm_up() -> None:
+def warm_up() -> None:
     """Import what commands import, and what torch imports in an optimizer's first step."""
-    import power_cut  # noqa: F401
+    import numpy.ma  # noqa: F401
     import torch
 
-    import ys_llm.cli
+    import support.power_cut  # noqa: F401
+    import ys_llm.cli.run
+    import ys_llm.cli.train
     import ys_llm.inference.repl
     import ys_llm.training.loop  # noqa: F401
+    from ys_llm.csrc import loader
     from ys_llm.mixers.protocol import mixer_module, mixer_names
 
     torch.set_num_threads(1)
+    loader.load()
     for name in mixer_names():
         mixer_module(name)
     parameter = torch.nn.Parameter(torch.zeros(1))
@@ -206,7 +213,7 @@ def _command(job: Job) -> int:
     from support.power_cut import Fault, install
     from ys_llm.cli.main import main
 
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(job.folder)
     os.environ.update(job.environment)

@@ -5,6 +5,8 @@ Prints the names of the functions that were called. Run by `test_sanitizers.py`.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import sys
 from typing import Any
@@ -18,6 +20,7 @@ from ys_llm.inference.decoder import Decoder
 from ys_llm.mixers.three_tier import Mixer, Options
 from ys_llm.model.language_model import Model
 from ys_llm.model.quantize import quantize_linears
+from ys_llm.ops.head_products import ByKernel
 from ys_llm.ops.three_tier import cpp
 from ys_llm.ops.three_tier.types import State
 
@@ -105,7 +108,7 @@ def call_rowwise(lib: Any, memory: Memory, rows: int, width: int, threads: int) 
 
 
 def call_copied_mass(lib: Any, memory: Memory, threads: int) -> None:
-    """Tiles of queries that see one key, some, and all of those before them."""
+    """Tiles of queries that see one key, some, and all of those before them; some have expired."""
     for suffix, masses in (("b", "f"), ("f", "f"), ("d", "d")):
         for batch, queries, width in ((1, 1, 1), (2, 3, 17), (3, 70, 100)):
             scores, first = (
@@ -114,6 +117,8 @@ def call_copied_mass(lib: Any, memory: Memory, threads: int) -> None:
             )
             for row in range(batch * queries):
                 first[row] = min(row % 5, width - queries + row % queries)
+                if width > queries and row % 3 == 0:
+                    scores[row * width] = 0xFF80 if suffix == "b" else -math.inf
             tokens, targets = memory.array("t", batch * width), memory.array("t", batch * queries)
             sentinel, rest, mass, common = (memory.array(masses, batch * queries) for _ in range(4))
             copied_mass = getattr(lib, f"ys_copied_mass_{suffix}")
@@ -126,9 +131,10 @@ def call_copied_mass(lib: Any, memory: Memory, threads: int) -> None:
 
 
 def call_convolution(lib: Any, memory: Memory, threads: int) -> None:
-    """Texts shorter and longer than the taps, in both memory orders."""
+    """Texts shorter and longer than the taps, rows below and above a vector, in both orders."""
+    sizes_of_texts = ((1, 1, 1, 1), (2, 2, 17, 3), (3, 40, 33, 3), (1, 35, 100, 2))
     for suffix, wide in (("b", "f"), ("f", "f"), ("d", "d")):
-        for batch, length, width, earlier in ((1, 1, 1, 1), (2, 2, 17, 3), (3, 40, 33, 3)):
+        for batch, length, width, earlier in sizes_of_texts:
             size = batch * length * width
             x, y, d_x = (memory.array(suffix, size) for _ in range(3))
             weight, d_weight = (memory.array(wide, earlier * width) for _ in range(2))
@@ -136,7 +142,7 @@ def call_convolution(lib: Any, memory: Memory, threads: int) -> None:
             reach = memory.array("t", batch * length)
             for token in range(batch * length):
                 reach[token] = token % (earlier + 1)
-            for time_major, seen in ((0, reach), (1, reach), (1, loader_ffi().NULL)):
+            for time_major, seen in itertools.product((0, 1), (reach, loader_ffi().NULL)):
                 sizes = (batch, length, width, earlier, time_major, threads)
                 forward = getattr(lib, f"ys_convolution_forward_{suffix}")
                 forward(x, weight, past, seen, y, *sizes)
@@ -161,18 +167,41 @@ def call_weight_grad(lib: Any, memory: Memory) -> None:
 
 
 def call_linear(lib: Any, memory: Memory) -> None:
-    """A matmul and the gradient of its matrix, at odd sizes and on one and two threads."""
-    for rows, k, m, threads in ((1, 1, 1, 1), (33, 7, 100, 2), (600, 33, 17, 2)):
+    """A matmul and the gradient of its matrix: odd sizes, more than a piece of rows or of k.
+
+    Rows lie next to each other, or apart; the last ends with its last number.
+    """
+    shapes = ((1, 1, 1, 1), (33, 7, 100, 2), (600, 33, 17, 2), (40, 1100, 9, 2), (1030, 5, 33, 2))
+    for (rows, k, m, threads), apart in itertools.product(shapes, (0, 3)):
         size = lib.ys_packed_size(lib.YS_F32, k, m)
-        x, out = memory.array("f", rows * k), memory.array("f", rows * m)
-        lib.ys_matmul_f(x, k, memory.array("f", size), rows, k, m, out, threads)
+        stride_x, stride_dy = k + apart, m + apart
+        x = memory.array("f", (rows - 1) * stride_x + k)
+        weight, packed_weight = memory.array("f", k * m), memory.array("f", size)
+        for stride_k, stride_m in ((m, 1), (1, k)):
+            lib.ys_pack(lib.YS_F32, weight, 1, 0, stride_k, stride_m, k, m, packed_weight)
+        out = memory.array("f", rows * m)
+        lib.ys_matmul_f(x, stride_x, packed_weight, rows, k, m, out, threads)
+        dy = memory.array("f", (rows - 1) * stride_dy + m)
         packed = memory.array("f", lib.ys_weight_grad_workspace_f(k))
         sums, d_weight = memory.array("f", size), memory.array("f", k * m)
         for begins in (1, 0):
-            operands = (x, k, out, m, rows, k, m, packed, sums)
+            operands = (x, stride_x, dy, stride_dy, rows, k, m, packed, sums)
             lib.ys_add_weight_grad_f(*operands, begins, threads)
         lib.ys_unpack_f(sums, k, m, d_weight, threads)
     memory.free()
+
+
+def call_head() -> None:
+    """A head over a vocabulary by the float32 kernels, its rows in chunks that end inside."""
+    for rows, width, vocab_size, chunk in ((1, 5, 3, 4), (70, 33, 101, 32), (600, 40, 257, 256)):
+        x_ND, weight_VD = torch.randn(rows, width), torch.randn(vocab_size, width)
+        head, d_x = ByKernel(weight_VD), torch.empty(rows, width)
+        for begin in range(0, rows, chunk):
+            part = slice(begin, begin + chunk)
+            logits_NV = head.logits(x_ND[part])
+            head.d_x(logits_NV, d_x[part])
+            head.add_d_weight(logits_NV, x_ND[part])
+        assert head.d_weight().shape == weight_VD.shape
 
 
 def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: bool) -> None:
@@ -202,11 +231,17 @@ def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: boo
 
 
 def call_decoder(
-    library: loader.Library, dtype: torch.dtype, quantization: str, window: int, **changes: Any
+    library: loader.Library,
+    dtype: torch.dtype,
+    quantization: str,
+    window: int,
+    vocab_size: int = 29,
+    **changes: Any,
 ) -> None:
     """Seven steps for one and for many sequences, with updates of both summaries.
 
-    `window` is that of the copy tier, whose ring goes round where it is small.
+    `window` is that of the copy tier, whose ring goes round where it is small. Some sequences
+    begin empty, some with what a pass over six tokens has left: a ring that is full or not.
     """
     options = {"d_state": 21, "d_summary": 6, "n_heads": 3, "local_interval": 2, **changes}
     options["global_interval"] = 3
@@ -214,16 +249,19 @@ def call_decoder(
         **{"d_model": 19, "n_layers": 2, "d_mlp": 23, "copy": CopyConfig(window, 5)},
         options={"three_tier": options},
     )
-    model = Model(settings, vocab_size=29).to(dtype).eval()
+    model = Model(settings, vocab_size=vocab_size).to(dtype).eval()
     if quantization:
         quantize_linears(model, quantization)  # type: ignore[arg-type]
     specs = [spec for mixer in model.mixers if (spec := mixer.decode_spec())]
     with torch.no_grad():
         decoder = Decoder(model, specs, library)
+        read = model(torch.arange(6)[None] % vocab_size)[1]
     for n in (1, 3, 64):
-        sequences = [decoder.sequence(model.init_state(1)) for _ in range(n)]
+        begin = (model.init_state(1), read)
+        sequences = [decoder.sequence(begin[(n + b) % 2]) for b in range(n)]
         for t in range(7):
-            decoder.step(sequences, [(t + b) % 29 for b in range(n)], threads=1 + t % 2)
+            decoder.step(sequences, [(t + b) % vocab_size for b in range(n)], threads=1 + t % 2)
+        decoder.state(sequences[0])
 
 
 def call_sampling(library: loader.Library) -> None:
@@ -266,6 +304,7 @@ def main() -> None:
     call_weight_grad(counted, memory)
     call_linear(counted, memory)
     torch.set_num_threads(2)
+    call_head()
     for shape in ((1, 0, 1), (39, 7, 1), (96, 32, 1), (72, 12, 2)):
         call_recurrence(*shape, factored=False)
     call_recurrence(24, 0, 1, factored=True)
@@ -277,6 +316,7 @@ def main() -> None:
     ):
         for window in (0, 3, 20):
             call_decoder(library, dtype, quantization, window)
+        call_decoder(library, dtype, quantization, 1, vocab_size=3)
         call_decoder(library, dtype, quantization, 0, d_summary=21, factored=True)
     call_sampling(library)
     library.ffi.string(counted.ys_units())

@@ -36,6 +36,7 @@ ATTENTION = ("model.layers=[softmax_attention]", "train.batch_size=16")
 TRAININGS: dict[str, tuple[str, ...]] = {
     "three tiers": ("train.seq_len=128",),
     "three tiers in bf16": ("train.seq_len=128", "train.dtype=bf16"),
+    "a copy tier": ("model.copy.window=128", "train.seq_len=128"),
     "attention": ATTENTION,
     "attention in a window": (*ATTENTION, "model.options.softmax_attention.window=128"),
     "contiguous, accumulated, dropout": (
@@ -55,17 +56,18 @@ TRAININGS: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.fixture
-def words(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Text of many different words."""
+    folder = tmp_path_factory.mktemp("texts") / "words"
     draw = random.Random(0)
     letters = "abcdefghijklmnopqrst"
     texts = [
         " ".join("".join(draw.choices(letters, k=draw.randint(2, 7))) for _ in range(400))
         for _ in range(30)
     ]
-    write_corpus(tmp_path / "words", texts)
-    return tmp_path / "words"
+    write_corpus(folder, texts)
+    return folder
 
 
 def config_of(corpus: Path, *changes: str) -> Config:
@@ -80,6 +82,12 @@ def config_of(corpus: Path, *changes: str) -> Config:
 def small_config(corpus: Path, *changes: str) -> Config:
     small = ("model.d_model=32", "model.d_mlp=80", "model.n_layers=1", "train.seq_len=32")
     return config_of(corpus, *small, *changes)
+
+
+@pytest.fixture(scope="module")
+def growth(words: Path) -> MemoryForecast:
+    """That of the small model, with as many sizes as the child wants."""
+    return forecast_memory(small_config(words), Compute(CPU), vocab_size=258, seq_len=32)
 
 
 def measured_peak(config: Config, folder: Path) -> int:
@@ -135,11 +143,10 @@ def test_peaks_are_extrapolated_linearly_from_the_last_two_sizes() -> None:
     assert MemoryForecast(100, ((1, 400),), 0).peak_bytes(3) == 1000
 
 
-def test_the_child_stops_where_it_has_seen_enough(words: Path) -> None:
+def test_the_child_stops_where_it_has_seen_enough(words: Path, growth: MemoryForecast) -> None:
     config = small_config(words)
-    forecast = forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32)
-    sizes = [size for size, _ in forecast.steps]
-    peaks = [peak for _, peak in forecast.steps]
+    sizes = [size for size, _ in growth.steps]
+    peaks = [peak for _, peak in growth.steps]
     assert sizes == [2**i for i in range(len(sizes))]
     assert peaks == sorted(peaks)
     assert peaks[-1] - peaks[-2] >= ENOUGH_GROWTH > peaks[-2] - peaks[-3]
@@ -164,17 +171,18 @@ def test_a_child_that_fails_is_reported_in_one_line(words: Path) -> None:
         )
 
 
-def test_auto_takes_the_largest_batch_whose_forecast_is_within_the_limit(words: Path) -> None:
+def test_auto_takes_the_largest_batch_whose_forecast_is_within_the_limit(
+    words: Path, growth: MemoryForecast
+) -> None:
     auto = small_config(words, "train.batch_size=auto")
-    forecast = forecast_memory(auto, Compute(CPU), vocab_size=258, seq_len=32)
-    limit = forecast.peak_bytes(1) + 4 * ENOUGH_GROWTH
+    limit = growth.peak_bytes(1) + 4 * ENOUGH_GROWTH
     config = replace(auto, train=replace(auto.train, memory_limit_gb=limit / 1e9))
     before = torch.get_rng_state()
     size = largest_batch_size(config, Compute(CPU), vocab_size=258)
     assert torch.equal(torch.get_rng_state(), before)
     assert size >= 8
     assert size % 8 == 0
-    assert forecast.peak_bytes(size) == pytest.approx(limit, rel=FORECAST_ERROR)
+    assert growth.peak_bytes(size) == pytest.approx(limit, rel=FORECAST_ERROR)
 
 
 def test_a_run_trains_with_the_batch_size_that_was_found(

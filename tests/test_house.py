@@ -20,15 +20,14 @@ from typing import TypeGuard
 
 import pytest
 import torch
+from support.sources import ROOT, SOURCES, for_every, name_of
 
 from ys_llm.config.schema import ModelConfig
 from ys_llm.config.sources import load_config
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ys_llm"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 MIXERS = sorted(
     path.stem for path in (PACKAGE / "mixers").glob("[!_]*.py") if path.stem != "protocol"
 )
@@ -74,10 +73,6 @@ MUTATORS = {"append", "extend", "insert", "remove", "pop", "popitem", "clear", "
 MUTATORS |= {"setdefault", "discard"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
 
 
 @cache
@@ -144,7 +139,7 @@ def may_import(importer: str, folder: str) -> bool:
     return rank_of(folder) < rank_of(importer)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_a_file_imports_only_from_its_left(path: Path) -> None:
     inside = [module.split(".") for module in modules_imported(tree_of(path))]
     folders = {parts[1] for parts in inside if parts[0] == "ys_llm" and len(parts) > 1}
@@ -164,7 +159,7 @@ def loads_torch(path: Path) -> bool:
     return bool(roots & {"torch", "safetensors"})
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_what_must_start_fast_never_imports_torch(path: Path) -> None:
     if folder_of(path) in WITHOUT_TORCH and path.relative_to(PACKAGE).as_posix() not in NEEDS_TORCH:
         assert not loads_torch(path), f"{name_of(path)} imports torch"
@@ -182,7 +177,7 @@ def test_torch_is_not_loaded_by_anything_the_fast_folders_import() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_only_mixers_and_ops_name_a_mixer(path: Path) -> None:
     assert MIXERS, "there is no mixer"
     if folder_of(path) in {"mixers", "ops"} or name_of(path) == "ys_llm/config/schema.py":
@@ -222,7 +217,7 @@ def mutations(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(node.value)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_no_module_keeps_mutable_state(path: Path) -> None:
     bindings = [binds(node) for node in tree_of(path).body]
     containers = {name for names, value in bindings if is_mutable(value) for name in names}
@@ -233,7 +228,7 @@ def test_no_module_keeps_mutable_state(path: Path) -> None:
     assert not mutated, f"{name_of(path)} changes module-level {mutated}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_the_environment_is_read_in_system_config_and_cli_alone(path: Path) -> None:
     attributes = {ast.unparse(node) for node in ast.walk(tree_of(path)) if is_name(node)}
     reads = attributes & {"os.environ", "os.getenv", "os.environb", "environ", "getenv"}
@@ -249,7 +244,7 @@ def length_of(function: Function) -> int:
     return function.end_lineno - function.lineno + 1
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_functions_are_short(path: Path) -> None:
     long = {f.name: length_of(f) for f in functions_of(path) if length_of(f) > LONGEST_FUNCTION}
     if name_of(path) == THE_LOOP[0]:
@@ -285,7 +280,7 @@ def calls_c(function: Function) -> bool:
     return ast.get_docstring(function) is not None and "C call" in str(ast.get_docstring(function))
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_functions_take_at_most_six_parameters(path: Path) -> None:
     """Autograd Functions, and functions whose docstring says that they are a `C call`, may more."""
     excused = autograd_methods(path)
@@ -298,7 +293,7 @@ def test_functions_take_at_most_six_parameters(path: Path) -> None:
     assert not greedy, f"{name_of(path)}: over {MOST_PARAMETERS} parameters: {greedy}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_everything_is_annotated(path: Path) -> None:
     bare = [
         f"{function.name}, line {function.lineno}"
@@ -308,7 +303,7 @@ def test_everything_is_annotated(path: Path) -> None:
     assert not bare, f"{name_of(path)}: without annotation: {bare}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_files_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= LONGEST_FILE, f"{name_of(path)} has {lines} lines: it is two files"
@@ -322,7 +317,7 @@ def public_things(tree: ast.Module | ast.ClassDef) -> Iterator[Function | ast.Cl
                 yield from public_things(node)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_public_things_have_docstrings(path: Path) -> None:
     tree = tree_of(path)
     silent = [node.name for node in public_things(tree) if not ast.get_docstring(node)]

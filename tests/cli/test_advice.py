@@ -6,17 +6,17 @@ import ast
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+from support.sources import SOURCES, for_every, name_of
 
 from ys_llm.cli.main import COMMANDS, parse
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved
 from ys_llm.errors import command_line
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted((ROOT / "ys_llm").rglob("*.py"))
 WRITTEN = re.compile(rf"\bys (?:{'|'.join([*COMMANDS, 'help'])})\b")
 # Texts that are no messages: the ends of help texts (`test_cli.py` parses their examples), and the
 # README of a corpus, whose commands are parsed here.
@@ -33,10 +33,7 @@ PASSED_ON = {
 }
 
 
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -51,7 +48,7 @@ def texts_of(tree: ast.Module) -> Iterator[ast.expr]:
             yield node.value
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+@for_every(SOURCES)
 def test_no_message_spells_a_command_out(path: Path) -> None:
     """`errors.command_line` quotes for the shell, and asks for the run."""
     tree = tree_of(path)

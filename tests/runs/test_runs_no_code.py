@@ -6,8 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from support.training_runs import ROOT
+from support.sources import ROOT, SOURCES, for_every, name_of
 
 FORBIDDEN_MODULES = {
     *("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"),
@@ -20,7 +19,7 @@ FORBIDDEN_CALLS = {
     *("numpy.load", "os.system", "os.popen", "ctypes.cast"),
 }
 STARTS_PROCESSES = {"subprocess", "os.execv", "os.spawnv", "os.posix_spawn"}
-SOURCES = sorted([*(ROOT / "ys_llm").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
+CHECKED = [*SOURCES, *sorted((ROOT / "scripts").glob("*.py"))]
 MAY_START = {
     "ys_llm/evaluation/compare.py": "`git describe`, with words of its own",
     "benchmarks/gpu.py": "itself, so that a kernel that never ends can be ended",
@@ -52,10 +51,10 @@ def breaches(source: str, *, may_start: bool = False) -> set[str]:
     return found | {word.arg for word in unsafe if word.arg in ("allow_pickle", "weights_only")}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@for_every(CHECKED)
 def test_no_source_can_be_made_to_run_what_a_file_holds(path: Path) -> None:
-    name = path.relative_to(ROOT).as_posix()
-    assert not breaches(path.read_text(encoding="utf-8"), may_start=name in MAY_START)
+    source = path.read_text(encoding="utf-8")
+    assert not breaches(source, may_start=name_of(path) in MAY_START)
 
 
 def test_the_search_finds_what_it_looks_for() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,30 @@ from ys_llm.training.loop import TrainSummary, train
 # A busy machine is slow, and no example is wrong for that.
 hypothesis.settings.register_profile("ys", deadline=None)
 hypothesis.settings.load_profile("ys")
+
+
+# What a shell ignores in commands behind `&`; tests send it, also to processes that inherit this.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Files that take long, the longest first: what begins last must not keep one core busy alone.
+LONG = (
+    *("test_docs.py", "test_kill.py", "test_resume.py", "test_adding_a_mixer.py", "test_cpp.py"),
+    *("test_memory.py", "test_lifecycle.py", "test_ops.py", "test_decoder.py", "test_wheel.py"),
+    *("test_repl.py", "test_doctor.py", "test_mixers.py", "test_forecast.py", "test_cli.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, each file's tests in their order."""
+    order = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.name, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What is there now stays: the collector of garbage need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -69,14 +69,18 @@ def test_it_has_all_that_the_protocol_names(case: Case) -> None:
 @every_mixer
 @torch.no_grad()
 def test_a_token_changes_no_output_before_it(case: Case) -> None:
+    """Row t of the batch has another token t; a test below says that rows are independent."""
     mixer, x_BTD = case.mixer().double(), torch.randn(1, T, D_MODEL, dtype=torch.float64)
-    expected, _ = run(mixer, x_BTD)
-    for t in range(T):
-        changed_BTD = x_BTD.clone()
-        changed_BTD[:, t] += torch.randn(D_MODEL, dtype=torch.float64)
-        output, _ = run(mixer, changed_BTD)
-        torch.testing.assert_close(output[:, :t], expected[:, :t], **SAME)
-        assert not torch.allclose(output[:, t], expected[:, t]), f"output {t} ignores token {t}"
+    (expected_TD,), _ = run(mixer, x_BTD)
+    changed_BTD = x_BTD.repeat(T, 1, 1)
+    changed_BTD[range(T), range(T)] += torch.randn(T, D_MODEL, dtype=torch.float64)
+    for t, output_TD in enumerate(run(mixer, changed_BTD)[0]):
+        torch.testing.assert_close(output_TD[:t], expected_TD[:t], **SAME)
+        assert not torch.allclose(output_TD[t], expected_TD[t]), f"output {t} ignores token {t}"
+
+
+# Each remainder of the local period, the edges of every period, document starts, and both ends.
+CUTS = (*range(1, 18), *range(31, 35), *range(39, 43), *range(47, 50), *range(61, T))
 
 
 @every_mixer
@@ -86,7 +90,7 @@ def test_two_passes_with_the_carried_state_equal_one(case: Case, packed: bool) -
     mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
     starts_BT = starts_at(DOCUMENT_STARTS, (0, 16, 33)) if packed else None
     expected, last = run(mixer, x_BTD, None, starts_BT)
-    for t in range(1, T):
+    for t in CUTS:
         starts = None if starts_BT is None else [starts_BT[:, :t], starts_BT[:, t:]]
         output, state = streamed(mixer, [x_BTD[:, :t], x_BTD[:, t:]], starts)
         torch.testing.assert_close(output, expected, **SAME)
@@ -307,6 +311,10 @@ def entropy_of_next(tokens: list[int], previous: list[int]) -> float:
 
 @every_mixer
 def test_a_short_training_run_beats_unigram_and_bigram(case: Case) -> None:
+    symbols = PATTERN.tolist()
+    unigram = entropy_of_next(symbols, [0] * len(symbols))
+    bigram = entropy_of_next(symbols, symbols[-1:] + symbols[:-1])
+    assert bigram < unigram
     model = model_of(case, vocab_size=5)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     warmup = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
@@ -315,11 +323,10 @@ def test_a_short_training_run_beats_unigram_and_bigram(case: Case) -> None:
         phase_B1 = torch.randint(len(PATTERN), (16, 1), generator=generator)
         tokens_BT = PATTERN[(phase_B1 + torch.arange(33)) % len(PATTERN)]
         loss, _ = model(tokens_BT[:, :-1], targets_BT=tokens_BT[:, 1:])
+        if loss.item() < bigram / 2:
+            return
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         warmup.step()
-    symbols = PATTERN.tolist()
-    unigram = entropy_of_next(symbols, [0] * len(symbols))
-    bigram = entropy_of_next(symbols, symbols[-1:] + symbols[:-1])
-    assert loss.item() < bigram / 2 < unigram
+    pytest.fail(f"no loss was below {bigram / 2:.2f}; the last is {loss.item():.2f}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -185,6 +186,8 @@ def warm_up() -> None:
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     torch.optim.AdamW([parameter]).step()
+    gc.collect()
+    gc.freeze()  # else each child looks for garbage in, and so copies, all that is shared
 
 
 def _end_with(job: dict[str, Any], answers: int) -> int:

@@ -43,6 +43,7 @@ from ys_llm.ops.three_tier import select
 from ys_llm.runs.folder import checkpoints, list_removals, remove
 from ys_llm.runs.model_files import load_run, read_json
 from ys_llm.system.files import sha256_of
+from ys_llm.training import samples
 from ys_llm.training.loop import train
 from ys_llm.training.metrics import read_metrics
 from ys_llm.training.resume import FIXED, NOT_FIXED, ORDER, reason_fixed
@@ -58,8 +59,9 @@ def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun
 @pytest.mark.parametrize("mixer", [*mixer_names(), ", ".join(mixer_names())])
 @pytest.mark.parametrize("batching", ["shuffled", "contiguous", "documents"])
 def test_more_steps_continue_as_if_requested_at_once(
-    train_run: TrainRun, batching: str, mixer: str
+    train_run: TrainRun, batching: str, mixer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(samples, "SAMPLE_TOKENS", 4)
     common = (
         f"data.batching={batching}",
         f"model.layers=[{mixer}]",

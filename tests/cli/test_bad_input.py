@@ -402,7 +402,7 @@ def test_what_is_odd_but_enough_is_trained_on(
     assert everything(except_for="runs/new") == before
 
 
-def test_one_line_of_50_megabytes_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
-    put("texts/a.txt", b"x" * 50_000_000)
+def test_one_line_of_ten_megabytes_is_trained_on(capsys: pytest.CaptureFixture[str]) -> None:
+    put("texts/a.txt", b"x" * 10_000_000)
     few = ("--set", "train.max_steps=2", "--set", "data.validation_fraction=1e-4")
     assert exit_code(*TRAIN, *few) == 0, capsys.readouterr().err

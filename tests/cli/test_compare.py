@@ -257,5 +257,6 @@ def test_a_task_compares_models_without_any_text(compare: Compare) -> None:
     assert [(row["run"], row["size"]) for row in rows] == [
         (run, size) for run in ("default", "other") for size in (2, 4, 8, 16, 32)
     ]
+    assert all(row["trained"] for row in rows)
     # The same configuration twice is the same training.
     assert [row["accuracy"] for row in rows[:5]] == [row["accuracy"] for row in rows[5:]]

@@ -34,7 +34,7 @@ examples:
   ys compare default llama --seeds 3            a table, a verdict, and runs/compare.html
   ys compare a.yaml b.yaml --seeds 3 --budget seconds=600 --tune
   ys compare a.yaml b.yaml --set train.max_steps=2000 --allow-different parameters
-  ys compare a.yaml b.yaml --task recall --steps 500   small tasks of memory instead of text
+  ys compare a.yaml b.yaml --task recall --steps 500   a small task instead of text
 
 Fair means: the configurations differ in mixers, widths, depth and learning rate alone, and in
 parameters by at most 2 %. What else differs is named and nothing is trained, unless
@@ -42,7 +42,7 @@ parameters by at most 2 %. What else differs is named and nothing is trained, un
 type the same command. YS_* in the environment is not read, so that the command of each run
 reproduces it.
 """
-TASKS = ("recall", "copying", "selective_copying")
+TASKS = ("recall", "copying", "selective_copying", "parity", "s3", "s5")
 _STOPPED = (EXIT_INTERRUPTED, EXIT_TERMINATED, 129)  # by Ctrl-C, SIGTERM, a closed terminal
 
 
@@ -61,7 +61,7 @@ class Arguments:
     page: Path | None
     json: bool
     keep: str | None
-    task: Literal["recall", "copying", "selective_copying"] | None
+    task: Literal["recall", "copying", "selective_copying", "parity", "s3", "s5"] | None
     steps: int
 
     def flags(self) -> dict[str, object]:
@@ -99,7 +99,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print all figures instead of tables")
     keep = "note in runs/experiments.jsonl that this configuration, by its run's name, was chosen"
     add("--keep", metavar="NAME", help=keep)
-    task = "train each model on a task of memory instead of its text, and show accuracy by size"
+    task = "train each model on a small task instead of its text, and show accuracy by size"
     add("--task", choices=TASKS, help=task)
     add("--steps", metavar="N", type=int, default=500, help="steps of --task (default: 500)")
 

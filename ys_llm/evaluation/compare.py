@@ -277,6 +277,7 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
     "p_over_documents": _p_value,
     "p_over_seeds": _p_value,
     "seed_deviation": "{:.4f}".format,
+    "trained": ("no", "yes").__getitem__,
     "accuracy": "{:.3f}".format,
     "standard_error": "{:.3f}".format,
     "chance": "{:.3f}".format,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ys_llm.config.schema import Config, TrainConfig
 from ys_llm.data.batches import IGNORE_INDEX
 from ys_llm.evaluation.compare import describe_layers
-from ys_llm.evaluation.tasks.synthetic import CHANCE, VOCAB_SIZE, Task, examples
+from ys_llm.evaluation.tasks.synthetic import Task, examples
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
@@ -21,14 +21,14 @@ from ys_llm.training.schedule import learning_rate
 
 BATCH_SIZE = 32  # examples of one size a step; the sizes take turns
 EVALUATED = 256  # examples of each size
-_UNSEEN = 1 << 32  # added to the seed of the training for the examples that are evaluated
 
 
 @dataclass(frozen=True)
 class TaskRow:
     """The share of answers that are right, its standard error over examples, and that of guesses.
 
-    `size` counts pairs, tokens or a distance, as the task's `unit` says.
+    `size` counts pairs, tokens or a distance, as the task's `unit` says. One that was not `trained`
+    is longer than all that were.
     """
 
     run: str
@@ -39,6 +39,7 @@ class TaskRow:
     steps: int
     unit: str
     size: int
+    trained: bool
     accuracy: float
     standard_error: float
     chance: float
@@ -54,7 +55,7 @@ def compare_on_task(config: Config, task: Task, *, steps: int) -> Iterator[TaskR
     with process_settings(train):
         model = _trained(config, train, task)
         tier = config.model.copy
-        for size in task.sizes:
+        for size in (*task.sizes, *task.longer):
             yield TaskRow(
                 config.run,
                 describe_layers(config.model),
@@ -64,14 +65,15 @@ def compare_on_task(config: Config, task: Task, *, steps: int) -> Iterator[TaskR
                 steps,
                 task.unit,
                 size,
-                *accuracy(model, task, size, seed=train.seed + _UNSEEN),
-                CHANCE,
+                size in task.sizes,
+                *accuracy(model, task, size, seed=train.seed),
+                task.chance,
             )
 
 
 def _trained(config: Config, train: TrainConfig, task: Task) -> Model:
     torch.manual_seed(train.seed)
-    model = Model(config.model, vocab_size=VOCAB_SIZE, backends=train.backend)
+    model = Model(config.model, vocab_size=task.vocab_size, backends=train.backend)
     optimizer = make_optimizer(model, train)
     for step in range(train.max_steps):
         size = task.sizes[step % len(task.sizes)]
@@ -88,11 +90,11 @@ def _trained(config: Config, train: TrainConfig, task: Task) -> Model:
 
 
 def accuracy(model: Model, task: Task, size: int, *, seed: int) -> tuple[float, float]:
-    """The share of right answers over EVALUATED examples, and its standard error."""
+    """The share of right answers over EVALUATED unseen examples, and its standard error."""
     shares = []
     with inference_mode(model):
         for first in range(0, EVALUATED, BATCH_SIZE):
-            batch = examples(task, size, seed=seed, first=first, number=BATCH_SIZE)
+            batch = examples(task, size, seed=seed, first=first, number=BATCH_SIZE, held_out=True)
             logits_BTV, _ = model(batch.inputs_BT)
             shares.append(_right(logits_BTV.argmax(-1), batch.targets_BT))
     shares_N = torch.cat(shares)
@@ -100,7 +102,11 @@ def accuracy(model: Model, task: Task, size: int, *, seed: int) -> tuple[float, 
 
 
 def _right(said_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """Of each example, the share of its answers that are right."""
-    answers_BT = targets_BT != IGNORE_INDEX
-    right_BT = (said_BT == targets_BT) & answers_BT
+    """Of each example, the share of the answers in its second half that are right.
+
+    Recall and copying have no others. Of states, the first ones say nothing about length.
+    """
+    half = targets_BT.shape[1] // 2
+    answers_BT = targets_BT[:, half:] != IGNORE_INDEX
+    right_BT = (said_BT == targets_BT)[:, half:] & answers_BT
     return right_BT.sum(1).double() / answers_BT.sum(1)

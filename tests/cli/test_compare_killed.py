@@ -15,7 +15,7 @@ from support.training_runs import settings, write_corpus
 from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.evaluation.ledger import read
 
-KILLS = 4
+KILLS = 3
 TIMED = {"seconds", "tokens_per_second"}
 
 

@@ -133,7 +133,8 @@ def check_same_settings(folder: Path, trial: Trial) -> None:
     if found:
         raise UserError(
             f"{folder} was trained with other settings: {'; '.join(found.values())}",
-            "Add --clean to train it again, or give the configuration another `run:`",
+            "Train it again with --clean (and without --tune), or give the configuration another "
+            "`run:`",
             exit_code=EXIT_USAGE,
         )
 

@@ -44,12 +44,19 @@ from ys_llm.model.kept_tokens import expiries, held, is_held, room_of
 from ys_llm.ops import rowwise
 from ys_llm.ops.copy_attention import View, copied_mass, copy_weights
 from ys_llm.ops.cross_entropy import mixed_nats, token_nats
-from ys_llm.ops.linear import is_plain, linear, side_by_side
+from ys_llm.ops.linear import linear, side_by_side
 
 # A new model copies an eighth of each prediction, with a sentinel once it has read 20 tokens.
 GATE_BIAS = {"separate": -2.0, "sentinel": 5.0}
 
 CopyState = dict[str, Tensor]
+
+
+class Embedded(NamedTuple):
+    """The embeddings of tokens, and the table that they were looked up in, where they were."""
+
+    rows_BTD: Tensor
+    table_VD: Tensor | None
 
 
 class Reading(NamedTuple):
@@ -98,11 +105,10 @@ class CopyTier(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        embedded_BTD: Tensor,
+        embedded: Embedded,
         tokens_BT: Tensor,
         state: CopyState,
         starts_BT: Tensor | None,
-        embedding: nn.Module,
         head: nn.Module,
     ) -> tuple[Reading, CopyState]:
         """What the loss or the logits are mixed with, and the state after the last token."""
@@ -113,7 +119,7 @@ class CopyTier(nn.Module):
         before_BTK = _shifted(state["pending"], own_BTK)
         if starts_BT is not None:
             before_BTK.masked_fill_(starts_BT.unsqueeze(2), 0)
-        keys_BNK = before_BTK.add_(self._token_keys(embedded_BTD, tokens_BT, embedding))
+        keys_BNK = before_BTK.add_(self._token_keys(embedded, tokens_BT))
         if state["keys"].shape[1]:
             keys_BNK = torch.cat([state["keys"].to(own_BTK.dtype), keys_BNK], 1)
         tokens_BN = torch.cat([state["tokens"], tokens_BT.to(torch.int32) + 1], 1)
@@ -134,15 +140,15 @@ class CopyTier(nn.Module):
             return torch.ones_like(said_BT), said_BT
         return said_BT.sigmoid(), torch.full_like(said_BT, -torch.inf)
 
-    def _token_keys(self, embedded_BTD: Tensor, tokens_BT: Tensor, embedding: nn.Module) -> Tensor:
+    def _token_keys(self, embedded: Embedded, tokens_BT: Tensor) -> Tensor:
         """The keys of tokens; those of the whole vocabulary are looked up in where more are read.
 
         Gradients of many tokens with one key are summed in float32.
         """
-        weight = embedding.weight if is_plain(embedding, nn.Embedding) else None
-        if isinstance(weight, Tensor) and tokens_BT.numel() > len(weight):
-            return functional.embedding(tokens_BT, self._keys_of(weight))
-        return self._keys_of(embedded_BTD)
+        table_VD = embedded.table_VD
+        if table_VD is not None and tokens_BT.numel() > len(table_VD):
+            return functional.embedding(tokens_BT, self._keys_of(table_VD))
+        return self._keys_of(embedded.rows_BTD)
 
     def _keys_of(self, embedded: Tensor) -> Tensor:
         """token_key(e / rms(e)): a new embedding is small, and would tell nothing.

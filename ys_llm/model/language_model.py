@@ -24,11 +24,12 @@ from ys_llm.config.strict_reader import parse_dataclass, raise_problems
 from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import Mixer, mixer_module
 from ys_llm.model.convolution import Convolved
-from ys_llm.model.copy_tier import CopyTier, Reading
+from ys_llm.model.copy_tier import CopyTier, Embedded, Reading
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
 from ys_llm.ops.cross_entropy import Mixture, cross_entropy
 from ys_llm.ops.dropout import Dropout
+from ys_llm.ops.linear import is_plain
 from ys_llm.ops.precision import Precision
 
 EMBEDDING_STD = 0.02  # pre_norm; GPT-2's, so that a tied head starts near uniform
@@ -159,8 +160,10 @@ class Model(nn.Module):
         after: State = {"position_B": position_B + tokens_BT.shape[1], "layers": layers}
         if self.copy_tier is None:
             return x_BTD, after, None
-        arguments = (x_BTD, embedded_BTD, tokens_BT, state["copy"], starts_BT)
-        reading, after["copy"] = self.copy_tier(*arguments, self.embedding, self.output)
+        table_VD = self.embedding.weight if is_plain(self.embedding, nn.Embedding) else None
+        embedded = Embedded(embedded_BTD, table_VD)
+        arguments = (x_BTD, embedded, tokens_BT, state["copy"], starts_BT)
+        reading, after["copy"] = self.copy_tier(*arguments, self.output)
         return x_BTD, after, reading
 
     def _embedded(self, tokens_BT: Tensor) -> Tensor:

@@ -134,7 +134,7 @@ def tiled(
 ) -> tuple[Tensor, Tensor]:
     """As `reference`, a tile of queries at a time."""
     steps = _Steps(_filled, _gradients)
-    return _in_tiles(query_BTK, keys_BNK, sentinel_BT, tokens_BN, targets_BT, view, steps)
+    return _in_tiles((query_BTK, keys_BNK, sentinel_BT), tokens_BN, targets_BT, view, steps)
 
 
 def cpp(
@@ -149,18 +149,17 @@ def cpp(
     if not rowwise.supports("copied_mass", compute_dtype(query_BTK)):
         return tiled(query_BTK, keys_BNK, sentinel_BT, tokens_BN, targets_BT, view)
     steps = _Steps(_filled_by_kernel, rowwise.copied_mass_backward)
-    return _in_tiles(query_BTK, keys_BNK, sentinel_BT, tokens_BN, targets_BT, view, steps)
+    return _in_tiles((query_BTK, keys_BNK, sentinel_BT), tokens_BN, targets_BT, view, steps)
 
 
 def _in_tiles(
-    query_BTK: Tensor,
-    keys_BNK: Tensor,
-    sentinel_BT: Tensor,
+    scored: tuple[Tensor, Tensor, Tensor],
     tokens_BN: Tensor,
     targets_BT: Tensor,
     view: View,
     steps: _Steps,
 ) -> tuple[Tensor, Tensor]:
+    query_BTK, keys_BNK, sentinel_BT = scored
     dtype = compute_dtype(query_BTK)
     sentinel_BT = sentinel_BT.to(torch.promote_types(dtype, torch.float32))
     operands = (query_BTK.to(dtype), keys_BNK.to(dtype), sentinel_BT)

@@ -12,7 +12,13 @@ from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-PUBLISHED = {"lillm_39m": 39_596_544, "lillm_300m": 291_554_304}
+PUBLISHED = {
+    "lillm_39m": 39_596_544,
+    "lillm_300m": 291_554_304,
+    "ys_v0_1": 120_513_182,
+    # 192 channels more after the mixer than in the source: of the head, a layer and its norm
+    "ys_v0_2": 98_980_708 + 192 * (56_668 + 960 + 3),
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

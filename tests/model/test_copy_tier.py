@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -215,6 +216,21 @@ def test_logits_are_finite_where_nothing_gives_a_token_any_probability() -> None
     assert logits_BTV.isfinite().all()
     loss, _ = model(some_tokens(), targets_BT=some_tokens())
     assert loss.isfinite()
+
+
+def test_a_head_with_next_to_no_share_has_small_gradients() -> None:
+    """Where the tier is sure of another token than the target, the loss is the head's at last."""
+    model: Any = model_of(window=64).float()
+    tokens_BT, targets_BT = torch.randint(6, (2, T)), torch.randint(6, V, (2, T))
+    for sentinel in (-10.0, -20.0, -40.0):
+        model.copy_tier.gate.weight.data.zero_()
+        model.copy_tier.gate.bias.data.fill_(sentinel)
+        gradients = []
+        for each in (model, copy.deepcopy(model).double()):
+            loss, _ = each(tokens_BT, targets_BT=targets_BT)
+            gradients.append([loss, *torch.autograd.grad(loss, list(each.parameters()))])
+        for ours, exact in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours.double(), exact, rtol=1e-2, atol=1e-3)
 
 
 @every_keep

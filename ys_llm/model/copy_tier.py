@@ -220,7 +220,7 @@ class CopyTier(nn.Module):
         query_BTK, gate_BT, sentinel_BT, keys_BNK, tokens_BN, view = reading
         arguments = (query_BTK, keys_BNK, sentinel_BT, tokens_BN, targets_BT + 1, view)
         rest_BT, mass_BT = copied_mass(*arguments)
-        return 1 - gate_BT * (1 - rest_BT), gate_BT * mass_BT
+        return _head_share(gate_BT, rest_BT), gate_BT * mass_BT
 
     def mix(self, logits_BTV: Tensor, reading: Reading) -> Tensor:
         """log p, of the head's logits in float32 or wider."""
@@ -234,7 +234,7 @@ class CopyTier(nn.Module):
         """The head's share, B x T, and the probability that each token gives, B x T x N."""
         query_BTK, gate_BT, sentinel_BT, keys_BNK, _, view = reading
         rest_BT, weights_BTN = copy_weights(query_BTK, keys_BNK, sentinel_BT, view)
-        return 1 - gate_BT * (1 - rest_BT), gate_BT.unsqueeze(2) * weights_BTN
+        return _head_share(gate_BT, rest_BT), gate_BT.unsqueeze(2) * weights_BTN
 
     def init_state(self, batch_size: int) -> CopyState:
         """Nothing read."""
@@ -280,6 +280,11 @@ class CopyTier(nn.Module):
     def extra_repr(self) -> str:
         """Show what the weights' shapes do not."""
         return f"window={self.window}, keep={'recent' if self.room is None else 'surprising'}"
+
+
+def _head_share(gate_BT: Tensor, rest_BT: Tensor) -> Tensor:
+    """1 - g (1 - rest), with all digits of a small rest: the head's loss is divided by them."""
+    return (1 - gate_BT) + gate_BT * rest_BT
 
 
 def _shifted(first: Tensor, x_BT: Tensor) -> Tensor:

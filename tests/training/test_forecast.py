@@ -145,12 +145,16 @@ def test_an_automatic_batch_size_is_found_but_not_saved(
         "train.batch_size=auto",
         "train.memory_limit_gb=1",
         "train.max_steps=2",
+        "train.seq_len=256",  # rows large enough to be told from the allocator's noise
+        "model.d_model=128",
         measure_memory=True,
     )
     (size,) = re.findall(r"batch size +(\d+):", capsys.readouterr().err)
     assert int(size) % 8 == 0
     (training,) = re.findall(r"about ([\d.]+) GB", text)
-    assert 0.7 < float(training) <= 1.2
+    # Of two forecasts, that of the size and that of the training, each may be off by its error.
+    most = (1 + FORECAST_ERROR) / (1 - FORECAST_ERROR)
+    assert 1 / most <= float(training) <= most
     assert not (tmp_path / "runs").exists()
 
 

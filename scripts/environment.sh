@@ -1,6 +1,7 @@
 # Sourced by `check` and `quickstart`: an environment of the project's own, in .venv/.
 #
 #   ensure_environment EXTRA    EXTRA is "" (to train and run) or "test" (to check as well)
+#   ensure_clients              the clients, the exports and the browser driver of the slow tests
 #   ensure_llm                  the language model of the slow tests, which are skipped without it
 #
 # Sets $environment to its folder. An environment is reused while its stamp matches everything that it
@@ -45,6 +46,12 @@ install_packages() {
     pip_install "$@" ||
         fail "packages could not be installed (pip says why above). This step alone needs a network;" \
             "run $0 again when there is one"
+}
+
+ensure_clients() {
+    say "environment: installing the clients of the slow tests (400 MB)"
+    pip_install --no-build-isolation --editable "$project[client-test]" ||
+        say "they could not be installed (pip says why above); their tests are skipped"
 }
 
 ensure_llm() {

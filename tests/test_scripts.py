@@ -89,6 +89,16 @@ def test_without_the_language_model_the_check_goes_on(tmp_path):
     assert result.stdout.endswith("went on\n")
 
 
+def test_the_clients_of_the_slow_tests_are_pinned_and_optional(tmp_path):
+    result = run_environment(tmp_path, "environment=/nowhere; ensure_clients; echo went on")
+    assert result.returncode == 0
+    assert "their tests are skipped" in result.stdout
+    assert result.stdout.endswith("went on\n")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    wanted = {"transformers", "onnxruntime", "playwright", "llm", "llm-ollama"}
+    assert wanted <= {pin.partition("==")[0] for pin in pins}
+
+
 def test_check_refuses_unknown_words():
     result = subprocess.run([ROOT / "scripts/check", "--fast"], capture_output=True, text=True)
     assert result.returncode == 2

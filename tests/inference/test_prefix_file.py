@@ -52,7 +52,7 @@ def rewritten(path: Path, *, digest: bool = True, **changes: Any) -> None:
         tensors[name] = tensor
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     if digest:
-        header["digest"] = prefix_file._digest(tensors, header["entries"])
+        header["digest"] = prefix_file.digest_of(tensors, header["entries"])
     path.write_bytes(safetensors.torch.save(tensors, header))
 
 

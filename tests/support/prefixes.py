@@ -46,7 +46,8 @@ def model_of(layers: tuple[str, ...]) -> Model:
 def loaded_run(layers: tuple[str, ...] = ("three_tier",)) -> LoadedRun:
     torch.manual_seed(1)
     tokenizer = train_tokenizer(["the cat sat on the mat"], kind="bytes", vocab_size=258)
-    config = ModelConfig(d_model=32, n_layers=2, d_mlp=64, layers=layers)
+    n_layers = max(2, len(layers))
+    config = ModelConfig(d_model=32, n_layers=n_layers, d_mlp=64, layers=layers)
     model = Model(config, vocab_size=tokenizer.vocab_size).eval()
     described = Config(run="small", model=config)
     return LoadedRun(Path("runs/small"), described, model, tokenizer, step=7, has_records=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, SequenceState, StepMemory
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
-from ys_llm.model.state import State, concat_rows, select_rows
+from ys_llm.model.state import State, concat_rows, detach, map_state, select_rows
 
 
 class DecodeRows(Protocol):
@@ -29,6 +29,9 @@ class DecodeRows(Protocol):
 
     def step(self, ids: Sequence[int]) -> Tensor:
         """Read one token of each row; the logits after it, N x V, valid until the next step."""
+
+    def states(self) -> list[State]:
+        """The state of each row, which later steps do not change."""
 
 
 def decode_rows(model: Model, decoder: Decoder | None) -> DecodeRows:
@@ -62,6 +65,12 @@ class TorchRows:
         logits_BV: Tensor = logits_BTV[:, -1]
         return logits_BV
 
+    def states(self) -> list[State]:
+        """See `DecodeRows`."""
+        n_rows = 0 if self.state is None else len(self.state["position_B"])
+        rows = [select_rows(self.state, [row]) for row in range(n_rows)]
+        return [map_state(detach(row), Tensor.contiguous) for row in rows]
+
 
 class CompiledRows:
     """Rows decoded by the compiled decoder, `MAX_SEQUENCES` in one call."""
@@ -92,3 +101,7 @@ class CompiledRows:
             for i, memory in zip(begins, self._memory, strict=False)
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def states(self) -> list[State]:
+        """See `DecodeRows`."""
+        return [self._decoder.state(sequence) for sequence in self._sequences]

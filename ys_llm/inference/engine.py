@@ -169,7 +169,7 @@ class Engine:
         logprobs: int | None = None,
     ) -> Answer:
         """Answer one prompt; with `logprobs` each token is scored, with that many alternatives."""
-        sampling, tokenizer, model = _seeded(sampling), self.loaded.tokenizer, self.loaded.model
+        sampling, tokenizer, model = seeded(sampling), self.loaded.tokenizer, self.loaded.model
         began, n_candidates, scored = time.perf_counter(), logprobs or 0, list[ScoredToken]()
         ids: list[int] = []
         if logprobs is None:
@@ -222,7 +222,7 @@ class Engine:
         max_batch: int = 16,
     ) -> Iterator[Answer]:
         """Answer prompts, up to `max_batch` together, in their order; all with the same seed."""
-        sampling, readings = _seeded(sampling), dict[int, _Reading]()
+        sampling, readings = seeded(sampling), dict[int, _Reading]()
 
         def read_all() -> Iterator[Prefilled]:
             """Read each prompt when its turn comes, and note how long that took."""
@@ -255,7 +255,7 @@ class Engine:
         self, reading: _Reading, tokens: Sequence[ScoredToken], sampling: GenerateConfig
     ) -> Answer:
         ids, tokenizer = tuple(token.id for token in tokens), self.loaded.tokenizer
-        assert sampling.seed is not None  # see `_seeded`
+        assert sampling.seed is not None  # see `seeded`
         return Answer(
             run=self.loaded.config.run,
             step=self.loaded.step,
@@ -306,7 +306,7 @@ def _reading(prompt: str, read: Prefilled, began: float, ended: float) -> _Readi
     return _Reading(prompt, read.n_tokens, read.n_cached, ended - began, ended)
 
 
-def _seeded(sampling: GenerateConfig) -> GenerateConfig:
+def seeded(sampling: GenerateConfig) -> GenerateConfig:
     """The settings with a seed, drawn here where there is none, so that an answer can report it."""
     if sampling.seed is not None:
         return sampling

@@ -213,15 +213,18 @@ class _PromptReader:
         self.n_tokens += len(piece)
 
 
-def copied_from(model: Model, prompt: Sequence[int], answer: Sequence[int]) -> list[Copied]:
+def copied_from(
+    model: Model, prompt: Sequence[int], answer: Sequence[int], before: State | None = None
+) -> list[Copied]:
     """How much of each token of an answer was copied, and from where; empty: no copy tier.
 
-    Both are read again: where the compiled decoder computed the answer, up to rounding.
+    Both are read again after `before`: where the compiled decoder computed the answer, up to
+    rounding.
     """
     if model.copy_tier is None or not answer:
         return []
     scored: list[ScoredToken] = []
-    state = prefill(model, prompt[:-1]).state if len(prompt) > 1 else None
+    state = prefill(model, prompt[:-1], before).state if len(prompt) > 1 else before
     prefill(model, [prompt[-1], *answer], state, observe=scored.append)
     return [token.copied for token in scored if token.copied is not None]
 

@@ -43,7 +43,7 @@ from ys_llm.system.machine import cpu_class
 _FORMAT = "ys prefix cache 1"
 _HEADER_BYTES = 1_000_000  # more than names and keys take beyond what the cache counts for them
 _LAST_POSITION = 1 << 48  # no text is longer
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError)
+DAMAGE = (OSError, ValueError, LookupError, TypeError, RecursionError, SafetensorError)
 _ANOTHER = "Give --cache another file; one that does not exist is made."
 
 
@@ -95,7 +95,7 @@ def save_cache(cache: PrefixCache, path: Path, fingerprint: Fingerprint) -> None
         tensors |= {f"{number}.logits": torch.stack(logits)} if logits else {}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     header = {"format": _FORMAT, **vars(fingerprint), "entries": json.dumps(entries)}
-    header["digest"] = _digest(tensors, header["entries"])
+    header["digest"] = digest_of(tensors, header["entries"])
     write_atomically(path, safetensors.torch.save(tensors, header), create_folder=False)
     cache.changed = False
 
@@ -118,11 +118,11 @@ def load_cache(
         if (n_bytes := path.stat().st_size) > max_bytes + _HEADER_BYTES:
             fix = f"Allow more with --cache-mb {-(-n_bytes // 1_000_000)}, or give another file."
             raise UserError(f"{path} holds {n_bytes / 1e6:,.0f} MB of states", fix)
-        header, tensors = _read(path)
-        _check_fingerprint(path, header, fingerprint)
+        header, tensors = read_states(path, _FORMAT)
+        check_fingerprint(path, header, fingerprint, fix=_ANOTHER)
         for key, saved in _entries(header, tensors, model):
             cache.add(key, saved)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         problem = str(error).split("\n")[0]
         raise UserError(
             f"{path} is not a whole file of saved prompts: {problem}", _ANOTHER
@@ -136,18 +136,22 @@ def _check_folder(path: Path) -> None:
         raise UserError(f"there is no folder {path.parent}, where {path} should be", _ANOTHER)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def read_states(path: Path, format: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a file of states; one of `DAMAGE` where it is none of this format."""
     with safe_open(path, framework="pt") as file:
         header = dict(file.metadata() or {})
-        if header.get("format") != _FORMAT:
-            raise ValueError(f"it does not say that its format is {_FORMAT!r}")
+        if header.get("format") != format:
+            raise ValueError(f"it does not say that its format is {format!r}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if header["digest"] != _digest(tensors, header["entries"]):
+    if header["digest"] != digest_of(tensors, header["entries"]):
         raise ValueError("its content is not what was written")
     return header, tensors
 
 
-def _check_fingerprint(path: Path, header: Mapping[str, str], expected: Fingerprint) -> None:
+def check_fingerprint(
+    path: Path, header: Mapping[str, str], expected: Fingerprint, *, fix: str
+) -> None:
+    """UserError unless the file was written with this fingerprint."""
     for field in fields(expected):
         found, own = header[field.name], getattr(expected, field.name)
         if found != own:
@@ -156,7 +160,7 @@ def _check_fingerprint(path: Path, header: Mapping[str, str], expected: Fingerpr
             problem = (
                 f"{path} was written with another {field.name} (found {found}, expected {own})"
             )
-            raise UserError(problem, _ANOTHER)
+            raise UserError(problem, fix)
 
 
 def _entries(
@@ -177,20 +181,20 @@ def _group(number: str, tensors: Mapping[str, Tensor], model: Model) -> list[Sav
     rows = unflatten(named, like)
     n_rows = len(rows["position_B"])
     for name, empty in flatten(like).items():
-        _check_tensor(name, named[name], empty, n_rows)
+        check_tensor(name, named[name], empty, n_rows)
     if logits_NV is not None:
         dtype = torch.promote_types(model.embedding.weight.dtype, torch.float32)
-        _check_tensor("logits", logits_NV, torch.empty(1, model.vocab_size, dtype=dtype), n_rows)
+        check_tensor("logits", logits_NV, torch.empty(1, model.vocab_size, dtype=dtype), n_rows)
     found = []
     for row in range(n_rows):
         state = to_device(map_state(select_rows(rows, [row]), torch.clone), device)
-        _check_size(state, model)
+        check_size(state, model)
         logits_V = None if logits_NV is None else logits_NV[row].clone().to(device)
         found.append(SavedPrefix(state, logits_V))
     return found
 
 
-def _check_tensor(name: str, tensor: Tensor, empty: Tensor, n_rows: int) -> None:
+def check_tensor(name: str, tensor: Tensor, empty: Tensor, n_rows: int) -> None:
     """ValueError unless these are rows of what the model has there, of any length if it grows."""
     expected = [n_rows, *empty.shape[1:]]
     if len(expected) > 1 and expected[1] == 0 and tensor.dim() > 1:
@@ -201,7 +205,7 @@ def _check_tensor(name: str, tensor: Tensor, empty: Tensor, n_rows: int) -> None
         raise ValueError(f"{name} is not finite")
 
 
-def _check_size(state: State, model: Model) -> None:
+def check_size(state: State, model: Model) -> None:
     """ValueError unless the state has the size that it has after so many tokens."""
     position = int(state["position_B"])
     if not 0 < position < _LAST_POSITION:
@@ -214,7 +218,8 @@ def _shapes(saved: SavedPrefix) -> tuple[Any, ...]:
     return saved.logits_V is None, *(tensor.shape for tensor in tensors_of(saved.state))
 
 
-def _digest(tensors: Mapping[str, Tensor], entries: str) -> str:
+def digest_of(tensors: Mapping[str, Tensor], entries: str) -> str:
+    """The digest of a file of states."""
     digest = hashlib.sha256(entries.encode())
     _update(digest, tensors)
     return digest.hexdigest()

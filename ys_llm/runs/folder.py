@@ -9,6 +9,7 @@
                 common_words.json       the words that are common in its training text
                 held_out.json           what `ys compare` has measured of the weights
                 cache/                  token shards, and the split of a large text
+                states/                 sessions that `ys run` has saved
                 checkpoints/step-*/     what training resumes from
                 rollbacks.json          steps that were rolled back, and why
                 post-mortem/            diagnosis and batch of such a step
@@ -33,6 +34,7 @@ CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem
 SPLIT = "split.json"
 COMMON_WORDS = "common_words.json"
 HELD_OUT = "held_out.json"
+STATES = "states"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: without it nothing resumes from what is only partly there
     "config.json",
@@ -46,6 +48,7 @@ _MODEL_NAMES = (
     "README.md",
     POST_MORTEM,
     SUPERSEDED,
+    STATES,  # no other model reads them
 )
 _NAMES: dict[str, tuple[str, ...]] = {
     "model": _MODEL_NAMES,

@@ -12,7 +12,8 @@ from ys_llm.config.schema import GenerateConfig
 from ys_llm.config.sources import load_config
 from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import generate, prefill
-from ys_llm.inference.repl import pieces_of, run_once
+from ys_llm.inference.repl import run_once
+from ys_llm.inference.repl_input import pieces_of
 from ys_llm.runs.model_files import LoadedRun, load_run
 from ys_llm.training.loop import TrainSummary, train
 

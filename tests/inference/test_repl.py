@@ -21,10 +21,12 @@ import torch
 
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
-from ys_llm.inference import repl
+from ys_llm.inference import repl, repl_input
+from ys_llm.inference.conversation import Conversation as Conversing
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.prefix_cache import PrefixCache
-from ys_llm.inference.repl import pieces_of, run_batch, run_interactive, run_json, run_once
+from ys_llm.inference.repl import run_batch, run_interactive, run_json, run_once
+from ys_llm.inference.repl_input import pieces_of
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 from ys_llm.system import signals
@@ -91,8 +93,8 @@ def test_prompt_after_prompt_each_from_a_fresh_state(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builtins.input", typed("the mat", "", "   ", "the cat", "exit", "never"))
-    run_interactive(loaded, SAMPLING, raw=True)
-    expected = [answer(loaded, prompt, raw=True) for prompt in ("the mat", "the cat")]
+    run_interactive(loaded, SAMPLING)
+    expected = [answer(loaded, prompt) for prompt in ("the mat", "the cat")]
     assert capsys.readouterr().out == "".join(text + "\n" for text in expected)
 
 
@@ -101,14 +103,14 @@ def test_the_timings_tell_what_came_from_the_cache(
 ) -> None:
     prompt = "the cat sat on the mat " * 6
     monkeypatch.setattr("builtins.input", typed(prompt, prompt + "and", prompt))
-    run_interactive(loaded, SAMPLING, raw=True, cache=PrefixCache(1 << 20))
+    run_interactive(loaded, SAMPLING, cache=PrefixCache(1 << 20))
     out, err = capsys.readouterr()
     first, second, third = err.splitlines()
-    assert first.startswith("[prompt 139 tokens in ")  # 138 characters and <end>
-    assert second.startswith("[read 14 of 142 prompt tokens in ")
+    assert first.startswith("[prompt 140 tokens in ")  # 138 characters, <end> and <start>
+    assert second.startswith("[read 15 of 143 prompt tokens in ")
     assert ", 128 from the cache; answer 12 tokens in " in second
-    assert third.startswith("[read 0 of 139 prompt tokens in ")
-    expected = [answer(loaded, text, raw=True) for text in (prompt, prompt + "and", prompt)]
+    assert third.startswith("[read 0 of 140 prompt tokens in ")
+    expected = [answer(loaded, text) for text in (prompt, prompt + "and", prompt)]
     assert out == "".join(text + "\n" for text in expected)
 
 
@@ -130,8 +132,8 @@ def test_ctrl_c_at_the_prompt_does_not_leave(
     loaded: LoadedRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("builtins.input", typed("the mat", KeyboardInterrupt, "the cat"))
-    run_interactive(loaded, SAMPLING, raw=True)
-    expected = [answer(loaded, "the mat", raw=True), "", answer(loaded, "the cat", raw=True)]
+    run_interactive(loaded, SAMPLING)
+    expected = [answer(loaded, "the mat"), "", answer(loaded, "the cat")]
     assert capsys.readouterr().out == "".join(text + "\n" for text in expected)
 
 
@@ -159,19 +161,25 @@ SESSION = """
 import fcntl, select, signal, sys, termios, threading, time
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
 sys.path.insert(0, sys.argv[1])
+if sys.argv[2] != "with prompt_toolkit":
+    sys.modules["prompt_toolkit"] = None
 if sys.argv[2] == "without readline":
     sys.modules["readline"] = None
 from ys_llm.inference import repl
 if len(sys.argv) > 4:  # Ctrl-C reaches a thread that does not wait for input
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-def answer(engine, pieces, sampling, *, raw, made):
-    print("answering", ascii("".join(pieces)), flush=True)
-    while "".join(pieces) == sys.argv[3]:
+class Conversation:
+    next_line = ""
+    def __init__(self, *_, **__):
         pass
-    if "".join(pieces) == "wait":  # until something is typed
-        select.select([0], [], [])
-repl.Engine, repl._stream_answer = lambda *_: None, answer
+    def say(self, text):
+        print("answering", ascii(text), flush=True)
+        while text == sys.argv[3]:
+            pass
+        if text == "wait":  # until something is typed
+            select.select([0], [], [])
+repl.Engine, repl.Conversation = lambda *_: None, Conversation
 repl.run_interactive(None, None)
 print("left", flush=True)
 """
@@ -182,6 +190,8 @@ class Conversation:
 
     def __init__(self, how: str, *more: str) -> None:
         self.how = how
+        # An editor draws the prompt; before that it asks for pastes to be marked.
+        self.sign = "\x1b[?2004h" if how == "with prompt_toolkit" else "> "
         ours, theirs = os.openpty()
         self._terminal, self._shown, self._screen = ours, "", ""
         self.process = subprocess.Popen(
@@ -189,7 +199,7 @@ class Conversation:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            env=os.environ | {"TERM": "xterm", "LC_ALL": "C.UTF-8"},
+            env=os.environ | {"TERM": "xterm", "LC_ALL": "C.UTF-8", "PROMPT_TOOLKIT_NO_CPR": "1"},
             start_new_session=True,
         )
         os.close(theirs)
@@ -223,39 +233,39 @@ class Conversation:
         os.close(self._terminal)
 
 
-@pytest.fixture(params=["with readline", "without readline"])
+@pytest.fixture(params=["with prompt_toolkit", "with readline", "without readline"])
 def talk(request: pytest.FixtureRequest) -> Iterator[Conversation]:
     with closing(Conversation(request.param)) as conversation:
         yield conversation
 
 
 def test_a_conversation_at_a_terminal(talk: Conversation) -> None:
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type("one\n")
     talk.wait_for("answering 'one'")
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type("\x03")  # just after an answer
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type("a word\x03")
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type(f"{ENDLESS}\n")
     talk.wait_for(f"answering '{ENDLESS}'")
     talk.type("\x03")
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type("a\n\nparagraph\n")  # a paste into a terminal that does not mark pastes
     talk.wait_for(r"answering 'a\n\nparagraph'")
-    talk.wait_for("> ")
-    if talk.how == "with readline":
+    talk.wait_for(talk.sign)
+    if talk.how != "without readline":
         talk.type("\x1b[200~two\nlines\x1b[201~\n")
         talk.wait_for(r"answering 'two\nlines'")
-        talk.wait_for("> ")
+        talk.wait_for(talk.sign)
     talk.type("\x04")
     talk.wait_for("left")
     assert talk.process.wait(60) == 0
 
 
 def test_ctrl_d_during_an_answer_leaves_after_it(talk: Conversation) -> None:
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type("wait\n")
     talk.wait_for("answering 'wait'")
     talk.type("\x04")
@@ -263,7 +273,7 @@ def test_ctrl_d_during_an_answer_leaves_after_it(talk: Conversation) -> None:
 
 
 def test_a_prompt_that_arrives_with_ctrl_d_is_answered_before_leaving(talk: Conversation) -> None:
-    talk.wait_for("> ")
+    talk.wait_for(talk.sign)
     talk.type("one\n\x04")
     talk.wait_for("answering 'one'")
     talk.wait_for("left")
@@ -273,9 +283,9 @@ def test_a_prompt_that_arrives_with_ctrl_d_is_answered_before_leaving(talk: Conv
 def test_ctrl_c_that_does_not_interrupt_the_waiting_for_input_is_noticed_soon(how: str) -> None:
     """As when it comes between the prompt sign and the system call that waits."""
     with closing(Conversation(how, "unnoticed")) as talk:
-        talk.wait_for("> ")
+        talk.wait_for(talk.sign)
         talk.type("\x03")
-        talk.wait_for("> ")
+        talk.wait_for(talk.sign)
         talk.type("one\n")
         talk.wait_for("answering 'one'")
 
@@ -304,15 +314,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_conversation(
     monkeypatch.setattr("builtins.input", typed("the mat", "the cat"))
     hook = loaded.model.register_forward_pre_hook(interrupt)
     try:
-        run_interactive(loaded, SAMPLING, raw=True)
+        run_interactive(loaded, SAMPLING)
     finally:
         hook.remove()
     first, rest = capsys.readouterr().out.split("\n", 1)
-    assert answer(loaded, "the mat", raw=True).startswith(first)
-    assert rest == answer(loaded, "the cat", raw=True) + "\n"
+    assert answer(loaded, "the mat").startswith(first)
+    assert rest == answer(loaded, "the cat") + "\n"
 
 
-OURS = {repl.__file__, signals.__file__}
+OURS = {repl.__file__, repl_input.__file__, signals.__file__}
 
 
 class Session:
@@ -331,8 +341,8 @@ class Session:
             raise EOFError
         return self._left.pop(0)
 
-    def answer(self, engine: object, pieces: list[str], *_: object, **__: object) -> None:
-        self.answered += pieces
+    def answer(self, text: str) -> None:
+        self.answered.append(text)
 
     def trace(self, frame: FrameType, event: str, arg: object) -> TraceFunction | None:
         if frame.f_code.co_filename not in OURS:
@@ -361,7 +371,7 @@ def test_ctrl_c_at_no_moment_leaves_the_conversation(
         moment += 1
         session = Session(moment)
         monkeypatch.setattr("builtins.input", session.read)
-        monkeypatch.setattr(repl, "_stream_answer", session.answer)
+        monkeypatch.setattr(Conversing, "say", lambda _, text, to=session: to.answer(text))
         session.run(loaded)
         assert not session._left, f"left at moment {moment}"
         if session.reached < moment:
@@ -428,6 +438,7 @@ def test_the_prompt_sign_is_never_in_piped_output(
         raise EOFError
 
     monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setenv("TERM", "dumb")
     for name in ("stdin", "stdout"):
         monkeypatch.setattr(getattr(sys, name), "isatty", lambda name=name: name in terminals)
     run_interactive(loaded, SAMPLING)

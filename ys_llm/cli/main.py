@@ -25,7 +25,8 @@ from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError,
 
 COMMANDS: Mapping[str, str] = {
     "train": "train a model, or resume",
-    "run": "generate text",
+    "run": "generate text, or talk with a model",
+    "log": "list and search the sessions of ys run",
     "eval": "measure loss and bits per byte on texts",
     "compare": "train several configurations and compare them, if that is fair",
     "convert": "update a run made by an earlier version of ys",

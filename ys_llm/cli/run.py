@@ -38,10 +38,13 @@ examples:
   ys run --json --logprobs 5 --max-tokens 0 --prompt "score this"
   ys run --prompts questions.txt --seed 1 > answers.jsonl
   ys run --cache letter.states < letter.txt     the same letter is read once, also tomorrow
+  ys run --state fox --prompt "And then"        after the text that /save fox has kept
+  ys run --from-log 12                          go on from turn 12 of `ys log`
 
-At the prompt, Ctrl-C stops an answer or drops what was typed. Pasted lines are one prompt; to type
-several lines, begin and end them with three quotes. /why shows what of the last answer a model with
-a copy tier has copied.
+At the prompt, /help lists the commands: /undo, /fork, /save, /feed, /state, /why and others. Ctrl-C
+stops an answer or drops what was typed. Pasted lines are one prompt; to type several lines, begin
+and end them with three quotes. The editor needs prompt_toolkit: pip install "ys_llm[terminal]".
+Sessions at a terminal are kept in the log of `ys log`; YS_LOG=0 keeps nothing.
 Text goes to stdout, timings to stderr. Defaults come from the run's `generate` section and from
 YS_GENERATE__* in the environment. The lines of --prompts are generated in one batch, several times
 as fast as one by one, and printed as --json prints one answer. With a seed each line gets the
@@ -65,6 +68,8 @@ class Arguments:
     logprobs: int | None
     cache: Path | None
     cache_mb: int
+    state: str | None
+    from_log: int | None
     quantize: Quantization
     device: Device
     max_tokens: int | None
@@ -98,6 +103,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     cache_help = f"memory for states of prompts, in MB (default: {DEFAULT_CACHE_MB}; 0 = none)"
     add("--cache-mb", metavar="N", type=int, default=DEFAULT_CACHE_MB, help=cache_help)
+    add("--state", metavar="NAME", help="go on from a saved state: its name, or its file")
+    add("--from-log", metavar="ID", type=int, help="go on from a turn of `ys log`")
     add_quantize_flag(parser)
     add_device_flag(parser)
     add("--plain", action=Renamed, now="--raw")
@@ -107,24 +114,36 @@ def run(arguments: Arguments) -> int:
     """Generate, score or converse as the flags request; the exit code."""
     _check(arguments)
     prompt = None if arguments.prompts else _prompt(arguments)
+    from ys_llm.config.user_state import log_folder
     from ys_llm.inference import repl
     from ys_llm.runs.folder import find_run
 
-    loaded = load_quantized(
-        find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
-    )
+    name = arguments.name if arguments.from_log is None else _run_of_turn(arguments, prompt)
+    loaded = load_quantized(find_run(RUNS_DIR, name), arguments.quantize, arguments.device)
     sampling, raw = _sampling(arguments, loaded.path / "config.yaml"), arguments.raw
     with _prefix_cache(arguments, loaded) as cache:
         if arguments.prompts:
             repl.run_batch(loaded, _lines_of(arguments.prompts), sampling, raw=raw, cache=cache)
         elif prompt is None:
-            repl.run_interactive(loaded, sampling, raw=raw, cache=cache)
+            kept = repl.Beginning(arguments.state, arguments.from_log, log_folder())
+            repl.run_interactive(loaded, sampling, raw=raw, cache=cache, beginning=kept)
         elif arguments.json:
             scored = arguments.logprobs
             repl.run_json(loaded, prompt, sampling, raw=raw, logprobs=scored, cache=cache)
         else:
-            repl.run_once(loaded, prompt, sampling, raw=raw, cache=cache)
+            state = arguments.state
+            repl.run_once(loaded, prompt, sampling, raw=raw, cache=cache, state=state)
     return 0
+
+
+def _run_of_turn(arguments: Arguments, prompt: object) -> str:
+    """The run that is named, else the one that wrote a turn of the log."""
+    from ys_llm.cli.log import open_log
+
+    if prompt is not None:
+        raise UsageError("--from-log begins a session at a terminal; leave out the prompt")
+    assert arguments.from_log is not None
+    return arguments.name or open_log().turn(arguments.from_log).path
 
 
 @contextmanager
@@ -155,6 +174,10 @@ def _check(arguments: Arguments) -> None:
         raise UsageError("--logprobs needs --json")
     if arguments.prompts is not None and (arguments.prompt is not None or arguments.json):
         raise UsageError("--prompts prints JSON by itself; leave out --prompt and --json")
+    if arguments.state is not None and (arguments.prompts is not None or arguments.json):
+        raise UsageError("--state goes on with one text; leave out --prompts and --json")
+    if arguments.state is not None and arguments.from_log is not None:
+        raise UsageError("--state and --from-log are two beginnings; leave out one")
     if arguments.cache_mb < 0:
         raise UsageError(f"--cache-mb must be at least 0, found {arguments.cache_mb}")
     if arguments.cache is not None and arguments.cache_mb == 0:
@@ -206,7 +229,7 @@ def _prompt(arguments: Arguments) -> str | Iterable[str] | None:
 
 def _text_of_stdin() -> Iterator[str]:
     """Pieces of bounded size, whatever the length, without the last line break."""
-    from ys_llm.inference.repl import pieces_of
+    from ys_llm.inference.repl_input import pieces_of
 
     # Line breaks are not translated: the model must read exactly what was sent.
     sys.stdin.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]

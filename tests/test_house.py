@@ -422,9 +422,12 @@ def test_there_are_config_files() -> None:
     "name",
     [
         "llama",
+        "lru",
         "min_gru",
+        "min_lstm",
         "gated_delta",
         "mamba2",
+        "mamba3",
         "decay_attention",
         "kernel_attention",
         "mlstm",

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.ops.linear import linear
-from ys_llm.ops.linear_scan import linear_scan, reference
+from ys_llm.ops.linear_scan import linear_scan, positive, reference
 from ys_llm.ops.precision import Precision
 
 
@@ -79,7 +79,7 @@ class Mixer(nn.Module):
         if starts_BT is not None:
             decay_TBS = decay_TBS.masked_fill(starts_BT.t()[:, :, None], 0.0)
         scan = reference if self.backend == "reference" else linear_scan
-        h_TBS = scan(decay_TBS, z_TBS * _positive(candidate_TBS), state["h"])
+        h_TBS = scan(decay_TBS, z_TBS * positive(candidate_TBS), state["h"])
         return linear(self.out_proj, h_TBS).transpose(0, 1), {"h": h_TBS[-1].clone()}
 
     def select_backend(
@@ -105,8 +105,3 @@ class Mixer(nn.Module):
     def flops_per_token(self, seq_len: int) -> int:
         """Forward FLOPs of all matmuls, multiply-add = 2; the same for every length."""
         return 2 * (self.in_proj.weight.numel() + self.out_proj.weight.numel())
-
-
-def _positive(v: Tensor) -> Tensor:
-    """g of the docstring: v + 1/2 for v >= 0, else sigmoid(v)."""
-    return v.relu() + v.clamp_max(0).sigmoid()

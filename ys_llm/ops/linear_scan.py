@@ -20,6 +20,11 @@ def linear_scan(decay_TBS: Tensor, input_TBS: Tensor, initial_BS: Tensor) -> Ten
     return fused_backward(decay_TBS, input_TBS, initial_BS)
 
 
+def positive(v: Tensor) -> Tensor:
+    """v + 1/2 for v >= 0, else sigmoid(v): an input that keeps states positive."""
+    return v.relu() + v.clamp_max(0).sigmoid()
+
+
 def reference(decay_TBS: Tensor, input_TBS: Tensor, initial_BS: Tensor) -> Tensor:
     """The equation, step by step."""
     h_BS, states = initial_BS, []

@@ -15,6 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 PUBLISHED = {
     "lillm_39m": 39_596_544,
     "lillm_300m": 291_554_304,
+    "lllm_68m": 67_963_648,  # its source: about 67.9 million, see the configuration
     "ys_v0_1": 120_513_182,
     # 192 channels more after the mixer than in the source: of the head, a layer and its norm
     "ys_v0_2": 98_980_708 + 192 * (56_668 + 960 + 3),

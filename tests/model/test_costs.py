@@ -27,6 +27,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied": {"d_model": 32, "n_layers": 2, "d_mlp": 80, "tie_embeddings": True},
     "without-mlp": {"d_model": 32, "n_layers": 2, "d_mlp": 0},
     "plain": {"d_model": 32, "n_layers": 1, "block": "plain"},
+    "further-parts": {
+        **{"d_model": 32, "n_layers": 3, "d_mlp": 80, "mlp": "channel_mix"},
+        **{"layer_order": (0, 1, 1, 2), "prediction_heads": 3},
+    },
 }
 
 every_mixer = pytest.mark.parametrize("mixer", mixer_names())
@@ -79,6 +83,14 @@ def test_flops_per_token_are_what_torch_counts(
     passes = [counted_flops(partial(model, tokens_BT)) for model in models]
     claimed = flops_per_token(model_of(mixer, shape), 128)
     assert claimed == pytest.approx(min(passes) / 128, rel=0.03)
+
+
+@torch.no_grad()
+def test_training_costs_the_further_heads_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "load", lambda **_: None)
+    model, tokens_BT = model_of("min_gru", "further-parts").train(), torch.zeros(1, 128).long()
+    counted = counted_flops(partial(model, tokens_BT, targets_BT=tokens_BT)) / 128
+    assert flops_per_token(model, 128, training=True) == pytest.approx(counted, rel=0.03)
 
 
 @every_mixer

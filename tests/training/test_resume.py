@@ -56,6 +56,13 @@ def test_a_finished_run_is_left_as_it_is_and_summed_up_again(train_run: TrainRun
     assert snapshot(first.run) == before
 
 
+_FURTHER_PARTS = (
+    "model.mlp=channel_mix",
+    f"model.layer_order={[*range(len(mixer_names())), 1]}",
+    "model.prediction_heads=2",
+)
+
+
 @pytest.mark.parametrize("mixer", [*mixer_names(), ", ".join(mixer_names())])
 @pytest.mark.parametrize("batching", ["shuffled", "contiguous", "documents"])
 def test_more_steps_continue_as_if_requested_at_once(
@@ -70,6 +77,7 @@ def test_more_steps_continue_as_if_requested_at_once(
         f"model.copy.window={20 if ',' in mixer else 0}",
         f"model.copy.keep={'surprising' if ',' in mixer else 'recent'}",
         f"model.convolution={3 if ',' in mixer else 0}",
+        *(_FURTHER_PARTS if "," in mixer else ()),
         "train.grad_accum_steps=2",
         "train.sample_interval=2",
         "train.eval_interval=4",
@@ -530,9 +538,12 @@ def test_every_setting_has_been_judged() -> None:
         "model.copy.window",
         "model.d_mlp",
         "model.d_model",
+        "model.layer_order",
         "model.layers",
+        "model.mlp",
         "model.n_layers",
         "model.options",
+        "model.prediction_heads",
         "model.tie_embeddings",
         "model.block",
         "tokenizer.kind",

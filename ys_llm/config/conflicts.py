@@ -15,6 +15,7 @@ _MINUTES, _SIZE = "train.minutes", "model.size"
 _SCHEDULE, _COOLDOWN = "train.schedule", "train.cooldown_fraction"
 _WITH_COOLDOWN = "constant_sqrt_cooldown"
 _PATIENCE, _HELD_OUT = "train.patience", "data.validation_fraction"
+_REFERENCE, _SELECTED = "train.reference_run", "train.select_fraction"
 _OF_STAGES = {_STEPS: "steps", "train.seq_len": "seq_len", "train.batch_size": "batch_size"}
 
 
@@ -37,6 +38,7 @@ def conflicts(
         *([] if generated else _warmup(given, values, origins)),
         *_cooldown(given, values),
         *_patience(given, values),
+        *_selection(given),
         *_stages(values, origins, generated=generated),
         *_size(values),
     ]
@@ -113,6 +115,21 @@ def _patience(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[t
             _PATIENCE,
             f", and with {_HELD_OUT}: 0 there is nothing to evaluate. "
             f"Type --set {_PATIENCE}=0, or hold some text out.",
+        )
+
+
+def _selection(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if _SELECTED in given and _REFERENCE not in given:
+        yield (
+            _SELECTED,
+            f", and there is no {_REFERENCE} to select tokens by. "
+            f"Type --set {_REFERENCE}=RUN, or --set {_SELECTED}=1.",
+        )
+    if _REFERENCE in given and _SELECTED not in given:
+        yield (
+            _REFERENCE,
+            f", and {_SELECTED} is 1: all tokens are trained without it. "
+            f"Type --set {_SELECTED}=0.6, or remove it.",
         )
 
 

@@ -122,13 +122,20 @@ class ModelConfig:
     )
     d_model: int = setting(256, "width of the residual stream", minimum=1, maximum=_MAX_WIDTH)
     n_layers: int = setting(4, "number of blocks", minimum=1, maximum=1000)
-    d_mlp: int = setting(
-        688, "hidden width of the SwiGLU MLP; 0 = no MLP", minimum=0, maximum=_MAX_WIDTH
+    d_mlp: int = setting(688, "hidden width of the MLP; 0 = no MLP", minimum=0, maximum=_MAX_WIDTH)
+    mlp: Literal["swiglu", "channel_mix"] = setting(
+        "swiglu", "channel_mix: that of RWKV-6, which also sees the token before"
     )
     tie_embeddings: bool = setting(False, "share one matrix between embedding and head")
     dropout: float = setting(0.0, "dropout probability", minimum=0.0, below=1.0)
     layers: tuple[str, ...] = setting(
         ("three_tier",), "mixer of each layer, files of ys_llm/mixers/; repeated over the depth"
+    )
+    layer_order: tuple[int, ...] = setting(
+        (), "blocks by number, from 0, as they are applied; one may come again; [] = each once"
+    )
+    prediction_heads: int = setting(
+        1, "tokens ahead that training predicts; generation uses the first", minimum=1, maximum=16
     )
     convolution: int = setting(
         0, "taps of a causal convolution before each mixer, 2 to 4; 0 = none", minimum=0, maximum=4
@@ -145,7 +152,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Raise ValueError unless every entry of `layers` can be a file's name and is used.
 
-        A convolution of one tap would be none.
+        A convolution of one tap would be none; `layer_order` has every block, and further heads a
+        width.
         """
         for name in self.layers:
             if not re.fullmatch(_MIXER_NAME, name):
@@ -159,11 +167,29 @@ class ModelConfig:
             )
         if self.convolution == 1:
             raise ValueError("convolution must be 2 to 4 taps, or 0 for none, found 1")
+        if self.layer_order and set(self.layer_order) != set(range(self.n_layers)):
+            raise ValueError(
+                f"layer_order must have each of 0 to {self.n_layers - 1}, the numbers of the "
+                f"n_layers blocks, and no other, found {list(self.layer_order)}"
+            )
+        if self.prediction_heads > 1 and not self.d_mlp:
+            raise ValueError("prediction_heads above 1 need a width, and d_mlp is 0")
+
+    @property
+    def mixers_of_blocks(self) -> tuple[str, ...]:
+        """The mixer of every block: `layers`, repeated over the depth."""
+        return tuple(islice(cycle(self.layers), self.n_layers))
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The numbers of the blocks as they are applied."""
+        return self.layer_order or tuple(range(self.n_layers))
 
     @property
     def mixer_names(self) -> tuple[str, ...]:
-        """The mixer of every layer: `layers`, repeated over the depth."""
-        return tuple(islice(cycle(self.layers), self.n_layers))
+        """The mixers as they are applied, that of a block as often as the block."""
+        mixers = self.mixers_of_blocks
+        return tuple(mixers[number] for number in self.order)
 
 
 @dataclass(frozen=True)
@@ -270,6 +296,13 @@ class TrainConfig:
         0.0, "memory for batch_size: auto; 0 = 80 % of what is free", minimum=0.0
     )
     init_from: str = setting("", "run whose weights and tokenizer a new run starts from")
+    reference_run: str = setting("", "run by whose losses the tokens to train are selected")
+    select_fraction: float = setting(
+        1.0,
+        "share of the tokens that are trained: those whose loss exceeds reference_run's the most",
+        above=0.0,
+        maximum=1.0,
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError for an interval that is neither whole steps nor a share of all steps."""

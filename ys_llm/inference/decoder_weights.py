@@ -16,6 +16,7 @@ from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_h
 from ys_llm.csrc.loader import Library
 from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
 from ys_llm.model.copy_tier import CopyTier
+from ys_llm.model.extra_heads import ExtraHeads
 from ys_llm.model.language_model import Model
 from ys_llm.model.layers import RMS_EPS, Block, Identity, PlainBlock, RMSNorm, SwiGLU
 from ys_llm.model.quantize import QuantizedLinear
@@ -23,6 +24,7 @@ from ys_llm.ops.dropout import Dropout
 
 _KNOWN_MODULES = (
     *(Model, Block, PlainBlock, RMSNorm, SwiGLU, Identity, Dropout, QuantizedLinear, CopyTier),
+    ExtraHeads,
     *(nn.Embedding, nn.Linear, nn.LayerNorm, nn.ModuleList),
 )
 _MIXERS = "ys_llm.mixers."
@@ -80,7 +82,7 @@ class WeightStructs:
         is_double = model.embedding.weight.dtype == torch.float64
         operands = library.lib.YS_F64 if is_double else library.lib.YS_F32
         self.panel = int(library.lib.ys_decode_panel(operands))
-        layers = [self._layer(*pair) for pair in zip(model.blocks, specs, strict=True)]
+        layers = [self._layer(*pair) for pair in zip(model.applied, specs, strict=True)]
         self.struct = self._ffi.new(
             "struct ys_decode_model *",
             {

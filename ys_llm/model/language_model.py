@@ -6,13 +6,14 @@ V vocabulary, W window, N rows (B T). A tensor whose shape is not obvious carrie
     pre_norm:  logits = RMSNorm(blocks(embedding(tokens))) output^T
     plain:     logits = Dropout(blocks(embedding(tokens))) output^T + b
 
-With a copy tier (`copy_tier.py`) the logits are log p of the mixture of both.
+With a copy tier (`copy_tier.py`) the logits are log p of the mixture of both. Blocks are applied in
+`model.layer_order`; one that comes again has a state of its own each time.
 
 `plain` is the frame of the preset ys_v0_3. The blocks are in `layers.py`. A mixer is found by the
 name of its file, and used only through the methods of `mixers/protocol.py`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import Mixer, mixer_module
 from ys_llm.model.convolution import Convolved
 from ys_llm.model.copy_tier import CopyTier, Embedded, Reading
+from ys_llm.model.extra_heads import ExtraHeads
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
 from ys_llm.ops.cross_entropy import Mixture, cross_entropy
@@ -54,12 +56,15 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.d_model)
         build = _mixer_builders(config, backends or {})
         self.blocks = nn.ModuleList(
-            (PlainBlock if plain else Block)(config, build[name]()) for name in config.mixer_names
+            (PlainBlock if plain else Block)(config, build[name]())
+            for name in config.mixers_of_blocks
         )
         self.final_norm = Identity() if plain else RMSNorm(config.d_model)
         self.final_dropout = Dropout(config.dropout if plain else 0.0)
         self.output = nn.Linear(config.d_model, vocab_size, bias=plain)
         self.copy_tier = CopyTier(config.d_model, config.copy) if config.copy.window else None
+        n_extra = config.prediction_heads - 1
+        self.extra_heads = ExtraHeads(config.d_model, config.d_mlp, n_extra) if n_extra else None
         self.time_major = all(mixer.time_major for mixer in self.mixers)
         if not plain:
             self._initialise()
@@ -67,9 +72,14 @@ class Model(nn.Module):
             self.output.weight = self.embedding.weight
 
     @property
+    def applied(self) -> list[Any]:
+        """The blocks in the order in which they are applied."""
+        return [self.blocks[number] for number in self.config.order]
+
+    @property
     def mixers(self) -> list[Mixer]:
-        """The mixer of each layer."""
-        return [block.mixer for block in self._blocks()]
+        """The mixer of each of `applied`."""
+        return [block.mixer for block in self.applied]
 
     def forward(
         self,
@@ -86,11 +96,17 @@ class Model(nn.Module):
         `starts_BT` (bool) marks first tokens of documents, before which no mixer sees anything.
         `targets_BT` are the tokens to be predicted, `weights_BT` how much each counts; a target
         that is `IGNORE_INDEX`, or of weight 0, does not. A loss never needs all
-        logits in memory at once. `logits="last"` computes those of the last token only, B x 1 x V.
+        logits in memory at once. While it is trained, it is the mean over all prediction heads.
+        `logits="last"` computes those of the last token only, B x 1 x V.
         """
         x_BTD, state, reading = self._hidden(tokens_BT, state, starts_BT)
         if targets_BT is not None:
-            return self._loss(x_BTD, reading, targets_BT, weights_BT), state
+            loss = self._loss(x_BTD, reading, targets_BT, weights_BT)
+            if self.extra_heads is None or not self.training:
+                return loss, state
+            further = self.extra_heads(x_BTD, targets_BT, weights_BT, starts_BT)
+            losses = [loss, *(self._loss(x, None, *ahead) for x, *ahead in further)]
+            return torch.stack(losses).mean(), state
         if logits == "last":
             x_BTD, reading = x_BTD[:, -1:], reading and reading.last()
         return self._logits(x_BTD, reading), state
@@ -113,7 +129,7 @@ class Model(nn.Module):
         """The state before the first token; see `state.py`."""
         state: State = {
             "position_B": initial_positions(batch_size),
-            "layers": [mixer.init_state(batch_size) for mixer in self.mixers],
+            "layers": [block.init_state(batch_size) for block in self.applied],
         }
         if self.copy_tier is not None:
             state["copy"] = self.copy_tier.init_state(batch_size)
@@ -152,7 +168,7 @@ class Model(nn.Module):
         state = self.init_state(tokens_BT.shape[0]) if state is None else state
         position_B, layers = state["position_B"], []
         residual = Residual(embedded_BTD := self._embedded(tokens_BT))
-        for block, layer_state in zip(self._blocks(), state["layers"], strict=True):
+        for block, layer_state in zip(self.applied, state["layers"], strict=True):
             residual, layer_state = block(residual, layer_state, starts_BT, position_B)
             layers.append(layer_state)
         _, normed_BTD = self.final_norm(*residual)
@@ -189,15 +205,14 @@ class Model(nn.Module):
         return cross_entropy(self.output, rows(x_BTD), rows(targets_BT), weights_N, mixture)
 
     def _initialise(self) -> None:
-        """Small embedding and head; see `SwiGLU.initialise` for the rest."""
+        """Small embedding and head; see `Block.initialise` for the rest."""
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         nn.init.normal_(self.output.weight, std=EMBEDDING_STD)
-        for block in self._blocks():
-            if block.has_mlp:
-                block.mlp.initialise(n_layers=self.config.n_layers)
-
-    def _blocks(self) -> Iterable[Any]:
-        return self.blocks
+        blocks: Any = self.blocks
+        for number, block in enumerate(blocks):
+            block.initialise(number, self.config)
+        if self.extra_heads is not None:
+            self.extra_heads.initialise(n_layers=len(self.config.order))
 
 
 def _mixer_builders(

@@ -2,6 +2,7 @@
 
 pre_norm:  x <- x + mixer(RMSNorm(x));  x <- x + MLP(RMSNorm(x))
            MLP(x) = (silu(x gate) * (x up)) down                      SwiGLU, Shazeer 2020
+           or that of `channel_mix.py`, whose state stands beside the mixer's
 plain:     x <- mixer(Dropout(x))
 """
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.schema import ModelConfig
+from ys_llm.model.channel_mix import ChannelMix
 from ys_llm.ops.dropout import Dropout
 from ys_llm.ops.rms_norm import rms_norm
 from ys_llm.ops.swiglu import swiglu
@@ -76,22 +78,46 @@ class Block(nn.Module):
         self.mixer_norm = RMSNorm(config.d_model)
         self.mixer = mixer
         self.has_mlp = config.d_mlp > 0
+        self.has_channel_mix = self.has_mlp and config.mlp == "channel_mix"
         if self.has_mlp:
             self.mlp_norm = RMSNorm(config.d_model)
-            self.mlp = SwiGLU(config.d_model, config.d_mlp)
+            kind = ChannelMix if self.has_channel_mix else SwiGLU
+            self.mlp: Any = kind(config.d_model, config.d_mlp)
         self.dropout = Dropout(config.dropout)
 
     def forward(
         self, residual: Residual, state: Any, starts_BT: Tensor | None, position_B: Tensor
     ) -> tuple[Residual, Any]:
-        """The residual stream after this layer, and the mixer's state."""
+        """The residual stream after this layer, and its state."""
+        before = state["mixer"] if self.has_channel_mix else state
         x_BTD, normed_BTD = self.mixer_norm(*residual)
-        mixed_BTD, state = self.mixer(normed_BTD, state, starts_BT, position_B)
+        mixed_BTD, after = self.mixer(normed_BTD, before, starts_BT, position_B)
         residual = Residual(x_BTD, self.dropout(mixed_BTD))
-        if self.has_mlp:
-            x_BTD, normed_BTD = self.mlp_norm(*residual)
-            residual = Residual(x_BTD, self.dropout(self.mlp(normed_BTD)))
-        return residual, state
+        if not self.has_mlp:
+            return residual, after
+        x_BTD, normed_BTD = self.mlp_norm(*residual)
+        if self.has_channel_mix:
+            mixed_BTD, latest = self.mlp(normed_BTD, state["mlp"], starts_BT)
+            after = {"mixer": after, "mlp": latest}
+        else:
+            mixed_BTD = self.mlp(normed_BTD)
+        return Residual(x_BTD, self.dropout(mixed_BTD)), after
+
+    def init_state(self, batch_size: int) -> Any:
+        """That of the mixer; beside it, that of the channel mix where there is one."""
+        mixer: Any = self.mixer
+        state = mixer.init_state(batch_size)
+        if not self.has_channel_mix:
+            return state
+        return {"mixer": state, "mlp": self.mlp.init_state(batch_size)}
+
+    def initialise(self, number: int, config: ModelConfig) -> None:
+        """New weights of the MLP."""
+        n_layers = len(config.order)
+        if self.has_channel_mix:
+            self.mlp.initialise(depth=number / config.n_layers, n_layers=n_layers)
+        elif self.has_mlp:
+            self.mlp.initialise(n_layers=n_layers)
 
 
 class PlainBlock(nn.Module):
@@ -109,3 +135,8 @@ class PlainBlock(nn.Module):
         x_BTD = self.dropout(residual.x_BTD)
         mixed_BTD, state = self.mixer(x_BTD, state, starts_BT, position_B)
         return Residual(mixed_BTD), state
+
+    def init_state(self, batch_size: int) -> Any:
+        """That of the mixer."""
+        mixer: Any = self.mixer
+        return mixer.init_state(batch_size)

@@ -117,7 +117,7 @@ def architecture(config: ModelConfig) -> dict[str, Any]:
         "constants": constants,
         "norm": "rms_norm",
         "norm_eps": RMS_EPS,
-        "mlp": "swiglu" if config.d_mlp else "none",
+        "mlp": config.mlp if config.d_mlp else "none",
     }
 
 

@@ -76,7 +76,9 @@ def _run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> 
         )
     optimizer = make_optimizer(model, config.train)
     tokenizer = train_tokenizer([], kind="bytes", vocab_size=258)
-    return Run(config, Path(), tokenizer, data, model, optimizer, compute)
+    # A reference is taken to be as large as the model.
+    reference = copy.deepcopy(model) if config.train.reference_run else None
+    return Run(config, Path(), tokenizer, data, model, optimizer, compute, reference=reference)
 
 
 def _train(run: Run, seq_len: int, batch_size: int) -> None:

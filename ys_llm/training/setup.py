@@ -30,11 +30,12 @@ from ys_llm.runs.folder import (
     finish_clean,
     remove_temp_files,
 )
-from ys_llm.runs.model_files import load_weights, read_json, read_tensors
+from ys_llm.runs.model_files import load_run, load_weights, read_json, read_tensors
 from ys_llm.system.files import write_atomically
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.budget import fit_to_minutes, with_steps
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
+from ys_llm.training.growth import fitted
 from ys_llm.training.header import header_lines, plan_line, writers_text
 from ys_llm.training.memory import check_fits, largest_batch_size, release_freed_memory
 from ys_llm.training.metrics import log_line
@@ -196,20 +197,44 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
         device
     )
     optimizer = make_optimizer(model, config.train)
-    run = Run(config, folder, tokenizer, data, model, optimizer, compute)
+    reference = _reference(config, folder, tokenizer, device)
+    run = Run(config, folder, tokenizer, data, model, optimizer, compute, reference=reference)
     return run, TrainState()
+
+
+def _reference(
+    config: Config, folder: Path, tokenizer: Tokenizer, device: torch.device
+) -> Model | None:
+    """The model by whose losses the tokens to train are selected, where there is one."""
+    if not config.train.reference_run:
+        return None
+    path = find_run(folder.parent, config.train.reference_run)
+    loaded = load_run(path, device=device)
+    if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
+        again = command_line("train", run=path.name, init_from=folder.name)
+        raise UserError(
+            f"train.reference_run: the tokenizer of {path} is not that of {folder}, so that their "
+            "losses do not compare",
+            f"A new run takes that of its reference: choose another --run. Or train the reference "
+            f"with this one: {again}",
+        )
+    return loaded.model.requires_grad_(False)
 
 
 def _tokenizer(config: Config, folder: Path, split: Split) -> Tokenizer:
     """The run's own tokenizer, or that of the run it is initialised from, or a new one.
 
-    A new one is trained on the training split alone.
+    Where tokens are selected by a reference, it is the reference's. A new one is trained on the
+    training split alone.
     """
     own = folder / "tokenizer.json"
     if own.exists():
         return Tokenizer.load(own)
     if config.train.init_from:
         return Tokenizer.load(_source_run(folder, config) / "tokenizer.json")
+    if config.train.reference_run:
+        reference = find_run(folder.parent, config.train.reference_run)
+        return Tokenizer.load(reference / "tokenizer.json")
     log_line(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     return train_tokenizer(
         Texts(split.training), kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size
@@ -299,6 +324,13 @@ def _restore_or_initialise(run: Run, state: TrainState, saved: Checkpoint | None
     if run.config.train.init_from:
         source = _source_run(run.folder, run.config)
         path = source / "model.safetensors"
-        load_weights(run.model, read_tensors(path), path)
+        before = load_config(source / "config.yaml").config.model
+        tensors, new = fitted(run.model, read_tensors(path), before, source)
+        load_weights(run.model, tensors, path)
         step = read_json(source / "config.json", needed=["step"])["step"]
         log_line(f"initialised  from the weights of {source}, step {step:,}")
+        if new:
+            log_line(
+                f"grown        from {before.n_layers} blocks to {run.config.model.n_layers}: "
+                f"{', '.join(map(str, new))} begin as identities"
+            )

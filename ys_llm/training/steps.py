@@ -6,12 +6,14 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ys_llm.data.batches import Batch
 from ys_llm.model.state import detach
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import set_learning_rate
 from ys_llm.training.recovery.diagnosis import capture_inputs
 from ys_llm.training.recovery.non_finite import SPIKE_WINDOW, StepGradients, is_spike
 from ys_llm.training.schedule import learning_rate
+from ys_llm.training.selection import Selected, mean_of, select
 from ys_llm.training.trainer import Run, TrainState, batch_position, next_batch, stage_at
 
 
@@ -19,10 +21,13 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
     """Loss and clipped gradients of `grad_accum_steps` batches; no weight changes."""
     began, config, mean_loss = time.perf_counter(), run.config.train, 0.0
     step, position, captured = state.progress.step, batch_position(run, state), []
+    selected: list[Selected] = []
     for micro_step in range(config.grad_accum_steps):
         batch = next_batch(run, state, micro_step)
         carried = state.carried if batch.carry else None
         starts_BT = batch.starts_BT if run.config.data.reset_at_document else None
+        if run.reference is not None:
+            batch = _with_selected_targets(run, state, batch, selected)
         captured.append(capture_inputs(batch, carried, starts_BT))
         with run.compute.autocast():
             loss, carried = run.model(
@@ -34,7 +39,31 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
         mean_loss += loss.item() / config.grad_accum_steps
         del loss, carried  # or their graph stays in memory through the next forward pass
     grad_norm = clip_gradients(run)
-    return StepGradients(began, step, position, mean_loss, grad_norm, captured)
+    further = mean_of(selected)
+    return StepGradients(began, step, position, mean_loss, grad_norm, captured, further)
+
+
+def _with_selected_targets(
+    run: Run, state: TrainState, batch: Batch, selected: list[Selected]
+) -> Batch:
+    """The batch with the targets to train; what was selected is appended, the reference's state
+    carried."""
+    assert run.reference is not None
+    states = (state.carried, state.reference_carried) if batch.carry else (None, None)
+    starts_BT = batch.starts_BT if run.config.data.reset_at_document else None
+    with run.compute.autocast():
+        batch, after, picked = select(
+            run.model,
+            run.reference,
+            batch,
+            states,
+            starts_BT,
+            fraction=run.config.train.select_fraction,
+        )
+    selected.append(picked)
+    if run.config.data.carries_state:
+        state.reference_carried = detach(after)
+    return batch
 
 
 def clip_gradients(run: Run) -> float:
@@ -63,6 +92,7 @@ def optimizer_step(run: Run, state: TrainState, gradients: StepGradients) -> dic
         "step": progress.step,
         "tokens": progress.tokens,
         "loss": gradients.loss,
+        **gradients.further,
         "learning_rate": rate,
         "grad_norm": gradients.grad_norm,
         "step_seconds": step_seconds,

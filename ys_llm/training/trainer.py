@@ -30,7 +30,8 @@ from ys_llm.training.resume import (
     read_rollbacks,
 )
 
-_CARRIED = "carried."  # prefix of the carried state among a checkpoint's tensors
+# Prefixes of the carried states among a checkpoint's tensors.
+_CARRIED, _REFERENCE_CARRIED = "carried.", "reference_carried."
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Run:
     compute: Compute
     environment: Mapping[str, Any] = field(default_factory=dict)
     lock: HeldLock | None = None  # on the folder; None where nothing is written to it
+    reference: Model | None = None  # by whose losses the tokens to train are selected
 
     @property
     def total_steps(self) -> int:
@@ -77,11 +79,13 @@ class Run:
 class TrainState:
     """What a step changes besides weights and moments.
 
-    `carried` is the state after the last batch where the next one continues it, detached.
+    `carried` is the state after the last batch where the next one continues it, detached, and
+    `reference_carried` that of the reference.
     """
 
     progress: TrainProgress = field(default_factory=TrainProgress)
     carried: State | None = None
+    reference_carried: State | None = None
     rollbacks: list[Rollback] = field(default_factory=list)
 
 
@@ -195,9 +199,12 @@ def save(run: Run, state: TrainState) -> None:
     check_folder(run.folder, run.lock)
     began = time.perf_counter()
     tensors = random_state(run.device)
-    if state.carried is not None:
-        carried = flatten(state.carried)
-        tensors |= {f"{_CARRIED}{name}": tensor for name, tensor in carried.items()}
+    for prefix, carried in (
+        (_CARRIED, state.carried),
+        (_REFERENCE_CARRIED, state.reference_carried),
+    ):
+        if carried is not None:
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in flatten(carried).items()}
     progress = vars(state.progress) | {
         TOKENIZER_FINGERPRINT: run.tokenizer.fingerprint,
         ENVIRONMENT: run.environment,
@@ -235,21 +242,33 @@ def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:
 
 
 def _restore_tensors(run: Run, state: TrainState, saved: Checkpoint) -> None:
-    """The random generators and the carried state."""
+    """The random generators and the carried states."""
     set_random_state(saved.tensors, run.device)
     if run.device.type == "cuda" and "random.cuda" not in saved.tensors:
         # Saved on a CPU: the seed alone would repeat the dropout masks of the first steps.
         torch.cuda.manual_seed(run.config.train.seed + state.progress.step)
+    state.carried = _restored(run, state, saved, _CARRIED, run.model)
+    state.reference_carried = None
+    if run.reference is not None:
+        arguments = (run, state, saved, _REFERENCE_CARRIED, run.reference)
+        state.reference_carried = _restored(*arguments)
+
+
+def _restored(
+    run: Run, state: TrainState, saved: Checkpoint, prefix: str, model: Model
+) -> State | None:
+    """The carried state under this prefix, where there is one and the next batch continues it."""
     carried = {
-        name.removeprefix(_CARRIED): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in saved.tensors.items()
-        if name.startswith(_CARRIED)
+        if name.startswith(prefix)
     }
-    state.carried = None
-    if carried:
-        restored = unflatten(carried, like=run.model.init_state(1))
-        if _has_rows_of_next_batch(run, state, restored):
-            state.carried = to_device(restored, run.device)
+    if not carried:
+        return None
+    restored = unflatten(carried, like=model.init_state(1))
+    if not _has_rows_of_next_batch(run, state, restored):
+        return None
+    return to_device(restored, run.device)
 
 
 def _has_rows_of_next_batch(run: Run, state: TrainState, carried: State) -> bool:

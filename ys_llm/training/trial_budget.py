@@ -80,7 +80,9 @@ def flops_of(config: Config) -> float:
         model = Model(config.model, vocab_size=config.tokenizer.vocab_size)
     return TRAINING_FLOPS * float(
         sum(
-            stage.steps * stage.batch_size * stage.seq_len * flops_per_token(model, stage.seq_len)
+            stage.steps
+            * (stage.batch_size * stage.seq_len)
+            * flops_per_token(model, stage.seq_len, training=True)
             for stage in config.train.plan
         )
         * config.train.grad_accum_steps

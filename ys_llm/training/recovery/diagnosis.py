@@ -90,7 +90,7 @@ def diagnose(model: Model, inputs: StepInputs, *, autocast: torch.autocast) -> D
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model.zero_grad(set_to_none=True)
         try:
-            found = _bad_weights(model) or _bad_state(inputs.state)
+            found = _bad_weights(model) or _bad_state(model, inputs.state)
             return found or _bad_pass(model, inputs, autocast)
         finally:
             model.zero_grad(set_to_none=True)
@@ -108,13 +108,14 @@ def _bad_weights(model: Model) -> Diagnosis | None:
     return Diagnosis("weights", first, _layer(first), parameters=tuple(bad), non_finite_count=count)
 
 
-def _bad_state(state: State | None) -> Diagnosis | None:
+def _bad_state(model: Model, state: State | None) -> Diagnosis | None:
     if state is None:
         return None
-    trees = {f"blocks.{number}.mixer": layer for number, layer in enumerate(state["layers"])}
+    blocks = zip(model.config.order, state["layers"], strict=True)
+    trees = [(f"blocks.{number}.mixer", layer) for number, layer in blocks]
     if "copy" in state:
-        trees["copy_tier"] = state["copy"]
-    for where, tree in trees.items():
+        trees.append(("copy_tier", state["copy"]))
+    for where, tree in trees:
         if bad := _bad_entries(flatten(tree)):
             return Diagnosis("state", where, _layer(where), tuple(bad), rows=_rows_of(bad))
     return None
@@ -183,7 +184,7 @@ class _ModuleHooks:
         return next((m for m in self.mixers if f"{name}.".startswith(f"{m}.")), "")
 
     def _before(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if name in self.mixers:
+        if name in self.mixers and not self.culprit:  # a block may be applied again later
             self.calls[name] = args
         # A view for each reader: its hook sees this module's gradient, not the sum over readers.
         return tuple(

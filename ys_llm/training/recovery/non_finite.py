@@ -7,7 +7,8 @@ good checkpoint with a lower learning rate and without that step's batches. Roll
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -49,6 +50,7 @@ class StepGradients(NamedTuple):
     loss: float  # nats per token
     grad_norm: float  # before clipping
     inputs: list[StepInputs]  # one for each accumulated batch
+    further: Mapping[str, float] = MappingProxyType({})  # what else the row of metrics has
 
     @property
     def tokens(self) -> int:

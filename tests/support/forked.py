@@ -75,6 +75,12 @@ class Child:
         """Its stderr so far."""
         return self._output.with_suffix(".err").read_text(encoding="utf-8")
 
+    def stdout(self) -> str:
+        """Its stdout so far."""
+        with contextlib.suppress(FileNotFoundError):  # it has not begun yet
+            return self._output.with_suffix(".out").read_text(encoding="utf-8")
+        return ""
+
     def wait(self, *, seconds: float = HANG_SECONDS) -> Ended:
         """How it ended; fails if it hangs."""
         code = self._server.wait(self.pid, seconds=seconds)

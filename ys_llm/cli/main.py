@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "train a model, or resume",
     "run": "generate text, or talk with a model",
     "log": "list and search the sessions of ys run",
+    "serve": "serve models over HTTP, to clients of ollama and of OpenAI",
     "eval": "measure loss and bits per byte on texts",
     "compare": "train several configurations and compare them, if that is fair",
     "convert": "update a run made by an earlier version of ys",

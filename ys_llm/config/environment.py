@@ -10,7 +10,7 @@ from ys_llm.config.strict_reader import field_helps
 
 _PREFIX = "YS_"
 # No settings of a run.
-_OTHER_USES = ("YS_DEBUG", "YS_CACHE_DIR", "YS_CPU_LEVEL", "YS_STATE_DIR", "YS_LOG")
+_OTHER_USES = ("YS_DEBUG", "YS_CACHE_DIR", "YS_CPU_LEVEL", "YS_STATE_DIR", "YS_LOG", "YS_API_KEY")
 _NEAR = 0.8  # of difflib's similarity, above which a name counts as a misspelt setting
 
 

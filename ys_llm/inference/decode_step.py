@@ -15,7 +15,7 @@ from torch import Tensor
 from ys_llm.inference.decoder import MAX_SEQUENCES, Decoder, SequenceState, StepMemory
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
-from ys_llm.model.state import State, concat_rows, detach, map_state, select_rows
+from ys_llm.model.state import State, concat_rows, detach, flatten, map_state, select_rows
 
 
 class DecodeRows(Protocol):
@@ -30,8 +30,14 @@ class DecodeRows(Protocol):
     def step(self, ids: Sequence[int]) -> Tensor:
         """Read one token of each row; the logits after it, N x V, valid until the next step."""
 
-    def states(self) -> list[State]:
-        """The state of each row, which later steps do not change."""
+    def row_state(self, row: int) -> State:
+        """The state of a row, which later steps do not change."""
+
+    def parts(self, row: int) -> dict[str, Tensor]:
+        """What a row's layers carry, by name (`layers.0.main`): the memory itself, no copies.
+
+        It may be overwritten, inside `torch.inference_mode`, and is valid until rows come or go.
+        """
 
 
 def decode_rows(model: Model, decoder: Decoder | None) -> DecodeRows:
@@ -65,11 +71,16 @@ class TorchRows:
         logits_BV: Tensor = logits_BTV[:, -1]
         return logits_BV
 
-    def states(self) -> list[State]:
+    def row_state(self, row: int) -> State:
         """See `DecodeRows`."""
-        n_rows = 0 if self.state is None else len(self.state["position_B"])
-        rows = [select_rows(self.state, [row]) for row in range(n_rows)]
-        return [map_state(detach(row), Tensor.contiguous) for row in rows]
+        state: State = map_state(detach(select_rows(self.state, [row])), Tensor.contiguous)
+        return state
+
+    def parts(self, row: int) -> dict[str, Tensor]:
+        """See `DecodeRows`."""
+        assert self.state is not None
+        layers = flatten({"layers": self.state["layers"]})
+        return {name: part[row] for name, part in layers.items()}
 
 
 class CompiledRows:
@@ -102,6 +113,10 @@ class CompiledRows:
         ]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def states(self) -> list[State]:
+    def row_state(self, row: int) -> State:
         """See `DecodeRows`."""
-        return [self._decoder.state(sequence) for sequence in self._sequences]
+        return self._decoder.state(self._sequences[row])
+
+    def parts(self, row: int) -> dict[str, Tensor]:
+        """See `DecodeRows`."""
+        return self._decoder.parts(self._sequences[row])

@@ -108,20 +108,25 @@ class Decoder:
 
     def state(self, sequence: SequenceState) -> State:
         """The inverse of `sequence`: a model's state of one row."""
-        layers, begin = [], 0
-        for names, zeros in zip(self._names, self._zeros, strict=True):
-            tensors = {}
-            for name in names:
-                like = flatten(zeros)[name]
-                part = sequence.numbers[begin : begin + like.numel()]
-                tensors[name] = part.clone().view(like.shape)
-                begin += like.numel()
-            layers.append(unflatten(tensors, zeros))
+        parts = {name: part.clone()[None] for name, part in self.parts(sequence).items()}
+        layers = unflatten(parts, {"layers": self._zeros})["layers"]
         state: State = {"position_B": torch.tensor([sequence.position]), "layers": layers}
         if sequence.ring is not None:
-            pending_BK = sequence.numbers[None, begin:].clone()
+            n_layers = sum(part.numel() for part in parts.values())
+            pending_BK = sequence.numbers[None, n_layers:].clone()
             state["copy"] = {**sequence.ring.state(), "pending": pending_BK}
         return state
+
+    def parts(self, sequence: SequenceState) -> dict[str, Tensor]:
+        """What the layers carry, by name (`layers.0.main`): views of the numbers."""
+        views, begin = {}, 0
+        for layer, (names, zeros) in enumerate(zip(self._names, self._zeros, strict=True)):
+            like = flatten(zeros)
+            for name in names:
+                shape, size = like[name].shape[1:], like[name].numel()
+                views[f"layers.{layer}.{name}"] = sequence.numbers[begin : begin + size].view(shape)
+                begin += size
+        return views
 
     def step(
         self,

@@ -7,7 +7,7 @@ does the time per token.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
@@ -124,6 +124,41 @@ def prefill_cached(model: Model, ids: Iterable[int], cache: PrefixCache) -> Pref
 
     Logits and state are the same bits as those of `prefill(model, ids)`.
     """
+    slices = _cached_slices(model, ids, cache)
+    while True:
+        try:
+            next(slices)
+        except StopIteration as end:
+            read: Prefilled = end.value
+            return read
+
+
+def prefill_slices(
+    model: Model,
+    ids: Iterable[int],
+    cache: PrefixCache | None = None,
+    *,
+    state: State | None = None,
+    observe: Callable[[ScoredToken], None] | None = None,
+    n_candidates: int = 0,
+) -> Generator[None, None, Prefilled]:
+    """`prefill`, or `prefill_cached`, that yields between two pieces and returns what it has read.
+
+    Others can be served between two pieces; a cache serves neither a `state` nor `observe`.
+    """
+    if cache is not None:
+        return (yield from _cached_slices(model, ids, cache))
+    reader = _PromptReader(model, state, observe, n_candidates)
+    for number, piece in enumerate(pieces_of(ids)):
+        if number:
+            yield
+        reader.read(piece)
+    return reader.prefilled()
+
+
+def _cached_slices(
+    model: Model, ids: Iterable[int], cache: PrefixCache
+) -> Generator[None, None, Prefilled]:
     reader, pieces, key = _PromptReader(model), pieces_of(ids), ROOT
     group = list(islice(pieces, _LOOKED_UP))
     while group:
@@ -133,6 +168,8 @@ def prefill_cached(model: Model, ids: Iterable[int], cache: PrefixCache) -> Pref
         if saved is not None:
             reader.skip(group[:n_known], saved)
         for number in range(n_known, len(group)):
+            if reader.n_read:
+                yield
             reader.read(group[number])
             whole = not following and number == len(group) - 1
             if whole or is_checkpoint(reader.n_tokens):
@@ -151,7 +188,7 @@ class _PromptReader:
         observe: Callable[[ScoredToken], None] | None = None,
         n_candidates: int = 0,
     ) -> None:
-        self.n_tokens, self.state = 0, state
+        self.n_tokens, self.n_read, self.state = 0, 0, state  # n_read: pieces
         self.logits_V: Tensor | None = None
         self._model, self._observe, self._n_candidates = model, observe, n_candidates
         self._recent, self._n_cached = deque[int](maxlen=PENALTY_WINDOW), 0
@@ -171,6 +208,7 @@ class _PromptReader:
         # In memory as a state from a file is, whose next piece must be rounded alike.
         self.state, self.logits_V = map_state(detach(state), Tensor.contiguous), logits_BTV[0, -1]
         self._pass(piece)
+        self.n_read += 1
 
     def _with_copied(
         self, scored: list[ScoredToken], reading: Reading | None, n_read: int

@@ -64,9 +64,13 @@ class MutedRows:
             self._rows.state = emptied(self._rows.state, self._muted, self._empty)
         return self._rows.step(ids)
 
-    def states(self) -> list[State]:
+    def row_state(self, row: int) -> State:
         """See `DecodeRows`."""
-        return self._rows.states()
+        return self._rows.row_state(row)
+
+    def parts(self, row: int) -> dict[str, Tensor]:
+        """See `DecodeRows`."""
+        return self._rows.parts(row)
 
 
 def emptied(state: State, names: Collection[str], empty: Mapping[str, Tensor]) -> State:
@@ -109,10 +113,14 @@ def memories_called(model: Model, called: str) -> Muted:
 
 def shown(muted: Muted) -> str:
     """The names of muted memories, as they are typed."""
-    names = {
-        layer if layer == "copy" else f"{layer}.{name}" for layer, name in map(_described, muted)
-    }
+    layers = {name: _described(name)[0] for name in muted}
+    names = {"copy" if layers[name] == "copy" else shown_name(name) for name in muted}
     return ", ".join(sorted(names))
+
+
+def shown_name(name: str) -> str:
+    """A tensor of the state as a user names it: `1.main` for `layers.0.main`."""
+    return ".".join(_described(name))
 
 
 def measured(model: Model, state: State, before: State | None, ids: Sequence[int]) -> list[Memory]:
@@ -136,7 +144,7 @@ def measured(model: Model, state: State, before: State | None, ids: Sequence[int
                 changes[name] = change, position
     return [
         Memory(
-            ".".join(_described(name)),
+            shown_name(name),
             tensor.flatten(),
             _norm(tensor),
             *changes.get(name, (None, None)),

@@ -349,7 +349,7 @@ class Session:
 def _after(start: Prefilled, rows: DecodeRows, logits_V: Tensor, ids: Sequence[int]) -> Prefilled:
     """What the only row stands at after these ids."""
     recent = (*start.recent, *ids)[-PENALTY_WINDOW:]
-    return Prefilled(logits_V.clone(), rows.states()[0], recent, start.n_tokens + len(ids))
+    return Prefilled(logits_V.clone(), rows.row_state(0), recent, start.n_tokens + len(ids))
 
 
 def _noted(ids: Iterable[int], tail: deque[int]) -> Iterator[int]:

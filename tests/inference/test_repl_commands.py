@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.doc_claims import output_matches
 from support.prefixes import loaded_run
 
 from ys_llm.config.schema import GenerateConfig
@@ -25,6 +26,7 @@ from ys_llm.inference.session import Snapshot
 from ys_llm.inference.session_log import LOG_NAME, SessionLog
 from ys_llm.model.state import flatten
 
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 Shown = pytest.CaptureFixture[str]
 
@@ -328,7 +330,7 @@ def test_the_memories_are_drawn(
         *("1.main", "1.local_summary", "1.global_summary")
     ]
     assert "█" in memories[0] and memories[0].endswith("by the last token")
-    assert memories[2].endswith("no change in what was read last")
+    assert memories[2].endswith("empty")  # its first change is at token 64
     assert lines[-1].startswith("muted: 2.global_summary")
     monkeypatch.setenv("TERM", "dumb")
     do(conversation, "/state")
@@ -414,6 +416,23 @@ def test_answers_at_a_terminal_hold_no_control_characters(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     do(conversation, "/regenerate")
     assert not set(answers(capsys)) & controls
+
+
+def test_the_session_of_the_page_is_a_real_one(
+    begin: Callable[..., Conversation], capsys: Shown
+) -> None:
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
+    block = page.split("## A session")[1].split("```text\n")[1].split("```")[0]
+    conversation = begin()
+    typed = [part.split("\n", 1) for part in block.removeprefix("> ").split("\n> ")]
+    assert len(typed) > 8
+    for line, expected in typed:
+        try:
+            do(conversation, line)
+        except UserError as error:  # as `run_interactive` shows it
+            print(f"ys: {error}")
+        shown = "".join(capsys.readouterr())
+        assert output_matches(expected.splitlines(), shown), f"> {line}\n{shown}"
 
 
 # --- the log ---

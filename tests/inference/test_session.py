@@ -472,7 +472,7 @@ def test_states_have_names_in_the_folder_of_their_run(tmp_path: Path) -> None:
         load(state_path(tmp_path, "hen"))
     assert raised.value.fix == "Choose one of: a.fox-2, fox"
     for wrong in ("", "../x", "a/b", ".x", "x" * 101, "a b", "x\n"):
-        with pytest.raises(UserError, match="no name for a state"):
+        with pytest.raises(UserError, match="is no name"):
             state_path(tmp_path, wrong)
     with pytest.raises(UserError, match="nothing was read yet"):
         save_session(Session(engine_of()), tmp_path / "x", OWN)

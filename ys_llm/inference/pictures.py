@@ -81,18 +81,18 @@ def memory_lines(memories: Sequence[Memory], n_tokens: int, *, plain: bool) -> I
 
 def profile(numbers: Tensor, *, plain: bool) -> str:
     """The size of the numbers in characters, neighbours together, relative to the largest."""
-    if not numbers.numel():
+    if not numbers.any():
         return " " * _PICTURE_WIDTH
     parts = numbers.double().abs().tensor_split(min(_PICTURE_WIDTH, numbers.numel()))
     sizes = [float(part.square().mean().sqrt()) for part in parts]
-    levels, most = _PLAIN_LEVELS if plain else _LEVELS, max(sizes) or 1.0
+    levels, most = _PLAIN_LEVELS if plain else _LEVELS, max(sizes)
     shown = "".join(levels[min(len(levels) - 1, int(size / most * len(levels)))] for size in sizes)
     return f"{shown:{_PICTURE_WIDTH}}"
 
 
 def _change(memory: Memory, n_tokens: int) -> str:
     if memory.changed_at is None:
-        return "no change in what was read last"
+        return "no change in what was read last" if memory.norm else "empty"
     ago = n_tokens - memory.changed_at
     when = "by the last token" if not ago else f"{ago} token{'s' * (ago > 1)} ago"
     if memory.change is None:

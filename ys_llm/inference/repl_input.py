@@ -21,7 +21,6 @@ _PASTE_SECONDS = 0.05  # between two lines of one paste
 _MARK = '"""'  # begins and ends a prompt of several lines
 _SIGN = "> "
 HISTORY_NAME = "history"
-_EDITED_CHARS = 10_000  # a longer paste is sent as it is: to edit it would be slow
 
 Complete = Callable[[str], Iterable[tuple[str, int]]]
 
@@ -66,8 +65,8 @@ def reader_of(history: Path | None, complete: Complete) -> Reader:
 class _Plain:
     """Lines of `input`.
 
-    Lines that arrive together, as when a paragraph is pasted, are one prompt, and so is all between
-    two marks of three quotes.
+    Lines that arrive together, as when a paragraph is pasted, are one prompt, unless they begin
+    with a command, and so is all between two marks of three quotes.
     """
 
     def __init__(self) -> None:
@@ -80,6 +79,8 @@ class _Plain:
     def read(self, begun: str = "") -> Line:
         """See `Reader`."""
         lines = [_input_line(_SIGN)]
+        if lines[0].startswith("/"):
+            return Line(lines[0])
         if not lines[0].lstrip().startswith(_MARK):
             try:
                 while _n_waiting(_PASTE_SECONDS) is not None:
@@ -196,8 +197,9 @@ def _keys() -> Any:
     @keys.add("enter")
     def _(event: Any) -> None:
         buffer, waiting = event.current_buffer, event.app.key_processor.input_queue
-        # A paste into a terminal that does not mark pastes.
+        # A paste into a terminal that does not mark pastes; commands are lines of their own.
         is_pasted = waiting and waiting[0].key not in (Keys.ControlC, Keys.ControlD)
+        is_pasted = is_pasted and not buffer.text.startswith("/")
         if _is_whole(buffer.text) and not is_pasted:
             buffer.validate_and_handle()
         else:

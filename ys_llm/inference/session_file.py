@@ -44,7 +44,7 @@ _ANOTHER = "Load a state that this model has saved."
 def state_path(run: Path, name: str) -> Path:
     """Where a run keeps the state of this name; UserError for what is no name."""
     if not _NAME.fullmatch(name):
-        problem = f"{name!r} is no name for a state"
+        problem = f"{name[:100]!r} is no name"
         raise UserError(problem, "Use letters, digits, and . _ - between them.")
     return run / STATES / f"{name}{SUFFIX}"
 

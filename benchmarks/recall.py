@@ -1,8 +1,11 @@
 """What a model remembers: the quickstart's model with other parts, at equal steps or equal minutes.
 
-python -m benchmarks.recall --steps 230 [--seeds 3] [--out FILE]     trains and writes the results
-python -m benchmarks.recall --table [--out FILE]                     prints them as a table
+python -m benchmarks.recall --steps 150 [--seeds 3]     trains, and writes benchmarks/recall.json
+python -m benchmarks.recall --minutes 2 [--seeds 3]     the same: benchmarks/recall_minutes.json
+python -m benchmarks.recall --table                     prints both as one table
 
+Equal steps are equal tokens: every step reads as many. Equal minutes are minutes of training on an
+idle machine, evaluations included: where other processes are busy before a run, it is refused.
 Every model is a run of its own in runs/, so that the same command goes on where it was stopped.
 """
 
@@ -18,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from benchmarks.machine import ROOT
@@ -25,6 +29,9 @@ from ys_llm.evaluation.compare import code_version, hardware
 from ys_llm.system.files import write_atomically
 
 FIRST_SEED = 1337
+STEPS_FILE, MINUTES_FILE = ROOT / "benchmarks/recall.json", ROOT / "benchmarks/recall_minutes.json"
+MOST_BUSY = 15  # percent of all cores, by other processes, in the seconds before a run
+_LOOK_SECONDS = 5
 NO_TIER = "model.copy.window=0"
 # The window is that of configs/llama.yaml: a carried document would grow without one.
 LLAMA = [
@@ -32,12 +39,21 @@ LLAMA = [
     "model.d_mlp=713",
     "model.options.softmax_attention.window=256",
 ]
+# One layer that looks things up among the recurrent ones, each behind a convolution, as in
+# configs/hybrid.yaml.
+HYBRID = [
+    "model.layers=[three_tier, gated_delta, three_tier]",
+    "model.convolution=4",
+    "model.d_mlp=532",
+]
 # What is compared: by name, the settings that differ from the quickstart's.
 CONTENDERS = {
     "three-tier": [],
     "three-tier, no copy tier": [NO_TIER],
     "Llama block": LLAMA,
     "Llama block, no copy tier": [*LLAMA, NO_TIER],
+    "hybrid": HYBRID,
+    "hybrid, no copy tier": [*HYBRID, NO_TIER],
 }
 # A run's own process: its settings in, its summary out.
 TRAIN = """
@@ -58,7 +74,10 @@ print(json.dumps({
 
 @dataclass
 class Row:
-    """One contender; the lists have a figure for each seed."""
+    """One contender; the lists have a figure for each seed.
+
+    `busy` is the percentage of all cores that other processes used before each run.
+    """
 
     name: str
     changes: Sequence[str]
@@ -67,6 +86,7 @@ class Row:
     tokens_per_second: list[float] = field(default_factory=list)
     bits_per_byte: list[float] = field(default_factory=list)
     names_again: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
 
 
 def main(words: Sequence[str]) -> None:
@@ -79,13 +99,23 @@ def main(words: Sequence[str]) -> None:
     budget = parser.add_mutually_exclusive_group(required=True)
     budget.add_argument("--steps", type=int, help="steps of each model")
     budget.add_argument("--minutes", type=float, help="minutes of each model")
-    budget.add_argument("--table", action="store_true", help="print the results of FILE")
+    budget.add_argument("--table", action="store_true", help="print what there is")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: 3)")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/recall.json", metavar="FILE")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="results of this budget")
     arguments = parser.parse_args(words)
-    if not arguments.table:
-        measure(arguments, words)
-    print("\n".join(markdown(json.loads(arguments.out.read_text(encoding="utf-8")))))
+    if arguments.table:
+        print("\n".join(markdown(*map(_read, (STEPS_FILE, MINUTES_FILE)))))
+        return
+    arguments.out = arguments.out or (STEPS_FILE if arguments.steps else MINUTES_FILE)
+    measure(arguments, words)
+    print("\n".join(markdown(_read(arguments.out), None)))
+
+
+def _read(path: Path) -> Mapping[str, Any] | None:
+    if not path.exists():
+        return None
+    described: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return described
 
 
 def measure(arguments: argparse.Namespace, words: Sequence[str]) -> None:
@@ -100,6 +130,8 @@ def measure(arguments: argparse.Namespace, words: Sequence[str]) -> None:
                 "commit": code_version(),
                 "hardware": hardware("cpu"),
                 "torch": torch.__version__,
+                "steps": arguments.steps,
+                "minutes": arguments.minutes,
                 "first_seed": FIRST_SEED,
                 "rows": [asdict(row) for row in rows.values()],
             }
@@ -110,16 +142,28 @@ def _trained(
     name: str, changes: Sequence[str], seed: int, arguments: argparse.Namespace
 ) -> Mapping[str, Any]:
     """The summary of a run, trained now or before."""
-    plan = ["train.minutes=null", f"train.max_steps={arguments.steps}"]
+    plan, budget = ["train.minutes=null", f"train.max_steps={arguments.steps}"], arguments.steps
     if arguments.minutes:
-        plan = [f"train.minutes={arguments.minutes}"]
+        plan, budget = [f"train.minutes={arguments.minutes}"], f"{arguments.minutes:g}m"
     short = name.replace(",", "").replace(" ", "-")
-    run = f"recall-{arguments.steps or arguments.minutes}-{short}-{seed}"
+    run = f"recall-{budget}-{short}-{seed}"
     settings = [*changes, *plan, f"train.seed={seed}", "train.sample_interval=0"]
     command = [sys.executable, "-c", TRAIN, str(ROOT / "configs/quickstart.yaml"), f"run={run}"]
+    busy = busy_percent(refuse=bool(arguments.minutes))
     done = subprocess.run([*command, *settings], stdout=subprocess.PIPE, text=True, check=True)
-    summary: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return summary
+    summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return summary | {"busy": busy}
+
+
+def busy_percent(*, refuse: bool) -> float:
+    """How busy other processes keep the cores now; SystemExit where `refuse` and too busy."""
+    busy = psutil.cpu_percent(interval=_LOOK_SECONDS)
+    if refuse and busy > MOST_BUSY:
+        raise SystemExit(
+            f"other processes keep {busy:.0f} % of the cores busy, and equal minutes would not be "
+            f"equal. End them, and give the same command again: it goes on where it was stopped."
+        )
+    return busy
 
 
 def _add(row: Row, summary: Mapping[str, Any]) -> None:
@@ -127,24 +171,45 @@ def _add(row: Row, summary: Mapping[str, Any]) -> None:
     row.tokens_per_second.append(round(summary["tokens_per_second"]))
     row.bits_per_byte.append(round(summary["bits_per_byte"], 4))
     row.names_again.append(round(summary["names_again"], 3))
+    row.busy.append(round(summary["busy"], 1))
 
 
-def markdown(described: Mapping[str, Any]) -> list[str]:
-    """The lines of a table: means over seeds, with their standard deviations."""
+def markdown(steps: Mapping[str, Any] | None, minutes: Mapping[str, Any] | None) -> list[str]:
+    """The lines of a table: means over seeds, with their standard deviations.
+
+    With both budgets the columns of equal minutes follow those of equal tokens.
+    """
+    found = [_by_name(described) for described in (steps, minutes) if described]
+    heads = ["bits per byte", "nats on names again"]
+    if steps and minutes:
+        heads += [f"{head}, {minutes['minutes']:g} minutes" for head in ("M tokens", *heads)]
+    every = {name: row for rows in reversed(found) for name, row in rows.items()}
     lines = [
-        "| model | parameters | tokens/s | bits per byte | nats on names again |",
-        "|---|---:|---:|---:|---:|",
+        f"| model | parameters | tokens/s | {' | '.join(heads)} |",
+        f"|---|{'---:|' * (2 + len(heads))}",
     ]
-    for row in (Row(**values) for values in described["rows"]):
+    for name in (name for name in CONTENDERS if name in every):
+        row = every[name]
         cells = [
             row.name,
             f"{row.parameters:,}",
             f"{statistics.mean(row.tokens_per_second):,.0f}",
-            _mean(row.bits_per_byte, 3),
-            _mean(row.names_again, 2),
         ]
+        for number, rows in enumerate(found):
+            cells += _cells(rows.get(name), with_tokens=number > 0)
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _by_name(described: Mapping[str, Any]) -> dict[str, Row]:
+    return {values["name"]: Row(**values) for values in described["rows"]}
+
+
+def _cells(row: Row | None, *, with_tokens: bool) -> list[str]:
+    if row is None:
+        return ["" for _ in range(2 + with_tokens)]
+    tokens = [f"{statistics.mean(row.tokens) / 1e6:.2f}"] if with_tokens else []
+    return [*tokens, _mean(row.bits_per_byte, 3), _mean(row.names_again, 2)]
 
 
 def _mean(figures: Sequence[float], digits: int) -> str:

@@ -176,7 +176,7 @@ WRONG_WORDS = [
     (["run", "--cache", "x", "--cache-mb", "0"], "--cache-mb 0 keeps nothing"),
     (["run", "--json", "--cache", "x", "--logprobs", "2"], "--logprobs reads every token"),
     (["run", "--quantize", "int4"], "argument --quantize: invalid choice: 'int4'"),
-    (["eval", "default"], "give a file or folder after the run, or --task without any"),
+    (["eval", "default"], "give a file or folder after the run, or --tasks that need none"),
     (["config"], "the following arguments are required: action"),
 ]
 

@@ -250,7 +250,7 @@ def test_a_run_of_other_settings_is_neither_used_nor_overwritten(
 
 def test_a_task_compares_models_without_any_text(compare: Compare) -> None:
     one = replace(SMALL, train=replace(SMALL.train, threads=1))
-    words = (*NO_DATA, "--task", "recall", "--steps", "2")
+    words = (*NO_DATA, "--task", "mqar", "--steps", "2")
     code, err = compare([one, replace(one, run="other")], *words)
     assert code == 0, err
     rows = json.loads(Path("runs/compare.json").read_text(encoding="utf-8"))

@@ -36,15 +36,32 @@ def test_the_shares_are_those_of_the_judge(engine: Engine) -> None:
             return {"even": True}
         return {"even": int(prompt[-1]) % 2 == 0}
 
-    [row] = measure_obedience(engine, DOCUMENTS, judge, n_prompts=9)
-    assert (row.check, row.prompts, row.share, row.in_the_text) == ("even", 5, 0.6, 1.0)
+    [row] = measure_obedience(engine, DOCUMENTS, {"own": judge}, n_prompts=9)
+    assert (row.kind, row.check) == ("own", "even")
+    assert (row.prompts, row.share, row.in_the_text) == (5, 0.6, 1.0)
     assert row.standard_error == pytest.approx((0.6 * 0.4 / 5) ** 0.5)
     generated = {prompt for prompt, answer in seen if not answer.startswith("written")}
     assert generated == {f"ask {i}" for i in range(5)}
-    [row] = measure_obedience(engine, DOCUMENTS, judge, n_prompts=2)
+    [row] = measure_obedience(engine, DOCUMENTS, {"own": judge}, n_prompts=2)
     assert row.prompts == 2
+
+
+def test_every_kind_has_its_own_prompts_and_checks(engine: Engine) -> None:
+    def last(prompt: str, answer: str) -> dict[str, bool]:
+        return {"said": answer.startswith("written")} if prompt == "ask 4" else {}
+
+    def others(prompt: str, answer: str) -> dict[str, bool]:
+        checks = {"said": answer.startswith("written"), "asked": prompt.startswith("ask")}
+        return checks if prompt != "ask 0" else {"asked": True}
+
+    rows = measure_obedience(engine, DOCUMENTS, {"last": last, "others": others}, n_prompts=9)
+    assert {(row.kind, row.check): (row.prompts, row.share, row.in_the_text) for row in rows} == {
+        ("last", "said"): (1, 0, 1),
+        ("others", "said"): (3, 0, 1),
+        ("others", "asked"): (4, 1, 1),
+    }
 
 
 def test_text_without_such_prompts_is_an_error(engine: Engine) -> None:
     with pytest.raises(UserError, match="no prompt"):
-        measure_obedience(engine, DOCUMENTS, lambda *_: {}, n_prompts=2)
+        measure_obedience(engine, DOCUMENTS, {"own": lambda *_: {}}, n_prompts=2)

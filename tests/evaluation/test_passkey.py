@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError
-from ys_llm.evaluation.tasks.passkey import QUESTION, measure_passkey, passkey_at, text_ids
+from ys_llm.evaluation.tasks.passkey import (
+    ANSWER_TOKENS,
+    FIFTHS,
+    Answer,
+    PasskeyRow,
+    key_said,
+    measure_passkey,
+    published_key,
+    rows_of,
+)
+from ys_llm.evaluation.tasks.passkey_text import QUESTION, Passkey, passkey_at, text_ids
 from ys_llm.model.language_model import Model
 
 
@@ -38,19 +48,79 @@ class Repeater(nn.Module):
         return read[-self.memory :][found + 12] if found >= 0 else 0
 
 
-def measured(model: Any, tokenizer: Tokenizer, n_tokens: int = 700) -> float:
-    return measure_passkey(model, tokenizer, n_tokens=n_tokens, samples=6).accuracy
+def measured(model: Any, tokenizer: Tokenizer) -> list[PasskeyRow]:
+    return measure_passkey(model, tokenizer, n_tokens=700, samples=6)
 
 
 def test_a_model_that_remembers_all_of_it_says_every_key(tokenizer: Tokenizer) -> None:
-    assert measured(Repeater(tokenizer, 10_000), tokenizer) == 1
-    row = measure_passkey(Repeater(tokenizer, 50), tokenizer, n_tokens=700, samples=6)  # type: ignore[arg-type]
-    assert (row.accuracy, row.standard_error, row.tokens) == (0, 0, 700)
-    assert row.state_bytes == 50 * 8
+    rows = measured(Repeater(tokenizer, 10_000), tokenizer)
+    assert {row.accuracy for row in rows} == {row.as_published for row in rows} == {1}
+    assert [row.depth for row in rows] == ["all", *FIFTHS]
+    assert rows[0].samples == sum(row.samples for row in rows[1:]) == 6
+
+
+def test_a_model_that_forgets_says_the_keys_at_the_end_alone(tokenizer: Tokenizer) -> None:
+    every, *fifths = measured(Repeater(tokenizer, 250), tokenizer)
+    assert 0 < every.accuracy < 1
+    assert every.standard_error == pytest.approx((every.accuracy * (1 - every.accuracy) / 6) ** 0.5)
+    assert (fifths[0].accuracy, fifths[-1].accuracy) == (0, 1)
+    assert {row.state_bytes for row in (every, *fifths)} == {250 * 8}
+    assert {row.tokens for row in (every, *fifths)} == {700}
 
 
 def test_a_model_that_has_learned_nothing_says_none(model: Model, tokenizer: Tokenizer) -> None:
-    assert measured(model, tokenizer) == 0
+    assert {row.accuracy for row in measured(model, tokenizer)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "ours", "published"),
+    [
+        (" 48213. Re", True, True),  # a dot after the digits
+        ("48213. Rem", True, True),  # without the space that the question ends before
+        (" 48213, an", True, True),
+        (" 48213", True, False),  # stopped early: the last ten ids begin in the question
+        ("", False, False),
+        (" 48213\nThe", True, True),  # a new line ends no word, but brings no digits
+        (" 48213\n77", True, False),  # here it does
+        (" 482137 an", False, False),
+        (" 4821. Rem", False, False),
+        (" It is 482", False, False),
+        (" key 48213", False, False),  # the first word alone counts
+        ("\n48213. Re", True, True),
+    ],
+)
+def test_an_answer_is_scored_as_in_the_published_test(
+    answer: str, ours: bool, published: bool
+) -> None:
+    def decode(ids: Any) -> str:
+        return "".join(map(chr, ids))
+
+    text = [*map(ord, "What is the pass key? The pass key is")]
+    said = [*map(ord, answer)]
+    assert len(said) <= ANSWER_TOKENS
+    assert (key_said(answer) == "48213") is ours
+    assert (published_key(text, said, decode) == "48213") is published
+
+
+def test_every_answer_is_counted_once_at_its_depth() -> None:
+    answers = [
+        Answer(Passkey("11111", depth, 0), [*b" key is"], [*said])
+        for depth, said in [
+            (0.0, b" 11111. Th"),
+            (0.19, b" 22222. Th"),
+            (0.2, b" 11111"),
+            (0.99, b" 11111. Th"),
+            (1.0, b" 1111"),
+        ]
+    ]
+    rows = rows_of(answers, lambda ids: bytes(ids).decode(), n_tokens=99, n_bytes=7)
+    assert [(row.depth, row.samples, row.accuracy, row.as_published) for row in rows] == [
+        ("all", 5, 0.6, 0.4),
+        ("0-20 %", 2, 0.5, 0.5),
+        ("20-40 %", 1, 1, 0),
+        ("80-100 %", 2, 0.5, 0.5),
+    ]
+    assert {(row.tokens, row.state_bytes) for row in rows} == {(99, 7)}
 
 
 def test_a_text_has_the_length_asked_for_and_its_key_where_it_should_be(

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.schema import Config, CopyConfig, ModelConfig, TrainConfig
-from ys_llm.evaluation.tasks.synthetic import TASKS, products
+from ys_llm.evaluation.tasks.accuracy import accuracy
+from ys_llm.evaluation.tasks.state_tracking import products
+from ys_llm.evaluation.tasks.trained import TASKS
 from ys_llm.model.language_model import Model
-from ys_llm.training.task_training import accuracy, compare_on_task
+from ys_llm.training.task_training import compare_on_task
 
 SMALL = ModelConfig(d_model=32, n_layers=1, d_mlp=32, layers=("min_gru",))
 TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=0.05, threads=1)
@@ -30,7 +32,7 @@ TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=0.05, threads=1)
 )
 def test_a_copy_tier_recalls_what_a_vector_state_does_not(tier: CopyConfig, named: str) -> None:
     config = Config(model=replace(SMALL, copy=tier), train=TRAIN)
-    task = replace(TASKS["recall"], sizes=(4,))
+    task = replace(TASKS["mqar"], sizes=(4,))
     (row,) = compare_on_task(config, task, steps=100)
     assert (row.copy, row.unit, row.size, row.steps) == (named, "pairs", 4, 100)
     if tier.window:

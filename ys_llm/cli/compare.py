@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ys_llm.cli.common import RUNS_DIR
 from ys_llm.errors import UsageError, command_line
@@ -24,7 +24,7 @@ examples:
   ys compare default llama --seeds 3            a table, a verdict, and runs/compare.html
   ys compare a.yaml b.yaml --seeds 3 --budget seconds=600 --tune
   ys compare a.yaml b.yaml --set train.max_steps=2000 --allow-different parameters
-  ys compare a.yaml b.yaml --task recall --steps 500   a small task instead of text
+  ys compare a.yaml b.yaml --task mqar --steps 500   a small task instead of text
 
 Fair means: the configurations differ in mixers, widths, depth and learning rate alone, and in
 parameters by at most 2 %. What else differs is named and nothing is trained, unless
@@ -32,7 +32,7 @@ parameters by at most 2 %. What else differs is named and nothing is trained, un
 type the same command. YS_* in the environment is not read, so that the command of each run
 reproduces it.
 """
-TASKS = ("recall", "copying", "selective_copying", "parity", "s3", "s5")
+TASKS = ("mqar", "copying", "selective_copying", "passkey", "parity", "s3", "s5")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Arguments:
     page: Path | None
     json: bool
     keep: str | None
-    task: Literal["recall", "copying", "selective_copying", "parity", "s3", "s5"] | None
+    task: str | None
     steps: int
 
     def command(self, **changes: object) -> str:
@@ -142,7 +142,7 @@ def _run_task(configs: Sequence[Config], arguments: Arguments) -> None:
 
 
 def _task_rows(config: Config, arguments: Arguments) -> Iterator[TaskRow]:
-    from ys_llm.evaluation.tasks.synthetic import TASKS
+    from ys_llm.evaluation.tasks.trained import TASKS
     from ys_llm.training.task_training import compare_on_task
 
     assert arguments.task is not None

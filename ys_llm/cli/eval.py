@@ -1,24 +1,28 @@
-"""`ys eval`: loss and bits per byte, loss by position, recall, a task; as a table or as JSON."""
+"""`ys eval`: loss and bits per byte, loss by position, recall, tasks; as tables or as JSON."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ys_llm.cli.common import (
     RUNS_DIR,
     Device,
     Quantization,
+    Renamed,
     add_device_flag,
     add_quantize_flag,
     load_quantized,
 )
-from ys_llm.errors import UsageError
+from ys_llm.errors import UsageError, UserError, command_line
 
 if TYPE_CHECKING:
+    from ys_llm.evaluation.obedience import Judge
+    from ys_llm.evaluation.tasks.suite import Result
     from ys_llm.runs.model_files import LoadedRun
 
 EXAMPLES = """\
@@ -28,8 +32,15 @@ examples:
   ys eval default training_data --recall --held-out   does it remember names?
   ys eval default training_data --obedience 300 --held-out
   ys eval default training_data --quantize int8   what quantised weights lose
-  ys eval default --task passkey --lengths 1000,10000   five digits in a long text
+  ys eval default training_data --held-out --tasks bits_by_kind,recall,contrast,obedience
+  ys eval default --tasks passkey,mqar,copying   digits in a long text, pairs, random tokens
+
+Each result of --tasks is also written to runs/RUN/evaluations/TASK.json.
 """
+# What --tasks offers: with a text of yours, and without.
+TEXT_TASKS = ("bits_by_kind", "bits_by_position", "recall", "contrast", "obedience")
+TASKS = ("passkey", "mqar", "copying")
+LEARNED = ("parity", "s3", "s5", "selective_copying")  # no text teaches them
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,10 @@ class Arguments:
     recall: bool
     obedience: int | None
     contrast: int | None
-    task: Literal["passkey"] | None
-    lengths: str
-    samples: int
+    tasks: str | None
+    lengths: str | None
+    long: bool
+    samples: int | None
     held_out: bool
     json: bool
     quantize: Quantization
@@ -55,22 +67,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `ys eval`."""
     add = parser.add_argument
     add("name", metavar="RUN", help="name or folder of a run")
-    add("paths", metavar="PATH", nargs="*", type=Path, help="file or folder; none with --task")
+    paths = "file or folder; none where no task of --tasks needs one"
+    add("paths", metavar="PATH", nargs="*", type=Path, help=paths)
     by_position = "loss by distance from a fresh state, up to 16 times the trained length"
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--by-position", action="store_true", help=by_position)
     recall = "loss on rare words when they come first and when they come again, by distance"
     modes.add_argument("--recall", action="store_true", help=recall)
-    obedience = "answer N prompts of stories, and judge whether the answers do what they ask"
+    obedience = "answer N prompts of each kind, and judge whether the answers do what they ask"
     modes.add_argument("--obedience", metavar="N", type=int, help=obedience)
     contrast = "loss of N answers after their own prompts and after seven others"
     modes.add_argument("--contrast", metavar="N", type=int, help=contrast)
-    task = "passkey: five digits somewhere in a long text, asked for at its end"
-    modes.add_argument("--task", choices=("passkey",), help=task)
-    lengths = "lengths of the texts of --task in tokens (default: 1000,10000)"
-    add("--lengths", metavar="N,N", default="1000,10000", help=lengths)
-    samples = "texts of each length (default: 50)"
-    add("--samples", metavar="N", type=int, default=50, help=samples)
+    tasks = f"some of {', '.join((*TEXT_TASKS, *TASKS))}, with commas between them, or all"
+    modes.add_argument("--tasks", metavar="LIST", help=tasks)
+    add("--task", action=Renamed, now="--tasks")
+    lengths = "tokens before the answer of passkey (default: 1000,10000,100000)"
+    add("--lengths", metavar="N,N", help=lengths)
+    add("--long", action="store_true", help="passkey with 1,000,000 tokens too: minutes to hours")
+    add("--samples", metavar="N", type=int, help="texts of passkey of each length (default: 50)")
     held_out = "only the text of PATH that the run has held out from training"
     add("--held-out", action="store_true", help=held_out)
     add("--json", action="store_true", help="print a list of objects")
@@ -83,15 +97,17 @@ def run(arguments: Arguments) -> int:
     for flag in ("obedience", "contrast", "samples"):
         if (number := getattr(arguments, flag)) is not None and number < 1:
             raise UsageError(f"--{flag} must be at least 1, found {number}")
-    if bool(arguments.paths) == (arguments.task is not None):
-        raise UsageError("give a file or folder after the run, or --task without any")
-    lengths = _lengths(arguments.lengths)
+    tasks = _task_names(arguments)
+    lengths = _lengths(arguments.lengths) if arguments.lengths else None
     from ys_llm.runs.folder import find_run
 
     loaded = load_quantized(
         find_run(RUNS_DIR, arguments.name), arguments.quantize, arguments.device
     )
-    rows = _task(loaded, arguments, lengths) if arguments.task else _rows(loaded, arguments)
+    if tasks:
+        _run_tasks(loaded, arguments, tasks, lengths)
+        return 0
+    rows = _rows(loaded, arguments)
     if arguments.json:
         import json
 
@@ -101,6 +117,32 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
+def _task_names(arguments: Arguments) -> list[str]:
+    """The tasks of --tasks, checked against the paths; UsageError for what cannot be evaluated."""
+    given = [name.strip() for name in (arguments.tasks or "").split(",") if name.strip()]
+    if arguments.tasks is not None and not given:
+        raise UsageError("--tasks takes names with commas between them, found none")
+    if given == ["all"]:
+        given = [*(TEXT_TASKS if arguments.paths else ()), *TASKS]
+    for name in given:
+        if name in LEARNED:
+            train = command_line("compare", "CONFIG", task=name)
+            raise UsageError(f"{name} is known only to a model trained on it. Type: {train}")
+        if name not in (*TEXT_TASKS, *TASKS):
+            known = ", ".join((*TEXT_TASKS, *TASKS))
+            raise UsageError(f"--tasks: there is no {name!r}. Choose some of {known}")
+    needs_text = not given or any(name in TEXT_TASKS for name in given)
+    if needs_text and not arguments.paths:
+        raise UsageError("give a file or folder after the run, or --tasks that need none")
+    if not needs_text and arguments.paths:
+        raise UsageError(f"{', '.join(given)} needs no file or folder: give none")
+    flags = {"lengths": arguments.lengths, "long": arguments.long, "samples": arguments.samples}
+    unused = next((flag for flag, value in flags.items() if value), None)
+    if unused and "passkey" not in given:
+        raise UsageError(f"--{unused} is for --tasks passkey")
+    return given
+
+
 def _lengths(given: str) -> list[int]:
     words = given.split(",")
     if not all(word.strip().isdecimal() for word in words):
@@ -108,10 +150,49 @@ def _lengths(given: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def _task(loaded: LoadedRun, arguments: Arguments, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    from ys_llm.evaluation.tasks.passkey import passkey_of_run
+def _run_tasks(
+    loaded: LoadedRun, arguments: Arguments, tasks: Sequence[str], lengths: Sequence[int] | None
+) -> None:
+    """Print each result, and write it beside the run."""
+    from ys_llm.evaluation.tasks.passkey import LENGTHS, LONG_LENGTHS, SAMPLES
+    from ys_llm.evaluation.tasks.suite import Request, run_tasks
 
-    return [asdict(row) for row in passkey_of_run(loaded, lengths, samples=arguments.samples)]
+    request = Request(
+        loaded,
+        arguments.paths,
+        arguments.held_out,
+        arguments.quantize,
+        lengths=(*(lengths or LENGTHS), *(LONG_LENGTHS if arguments.long else ())),
+        samples=arguments.samples or SAMPLES,
+        judges=_judges() if "obedience" in tasks else {},
+    )
+    results = []
+    for number, result in enumerate(run_tasks(tasks, request)):
+        results.append(result)
+        if not arguments.json:
+            gap = "\n" if number else ""
+            print(f"{gap}{result.task}: {result.about}\n{_table(result.rows)}", flush=True)
+        _save(loaded.path, result)
+    if arguments.json:
+        import json
+
+        print(json.dumps([asdict(result) for result in results], ensure_ascii=False))
+
+
+def _save(run: Path, result: Result) -> None:
+    """Write a result; a run that cannot be written to is evaluated all the same."""
+    from ys_llm.evaluation.tasks.suite import save_result
+
+    try:
+        save_result(run, result)
+    except UserError as error:
+        print(f"ys: {result.task} is printed, not saved: {error}", file=sys.stderr)
+
+
+def _judges() -> Mapping[str, Judge]:
+    from ys_llm.gendata.judges.registry import JUDGES
+
+    return JUDGES
 
 
 def _rows(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
@@ -139,12 +220,11 @@ def _rows(loaded: LoadedRun, arguments: Arguments) -> list[dict[str, Any]]:
 
 def _obedience(loaded: LoadedRun, arguments: Arguments, number: int) -> list[dict[str, Any]]:
     from ys_llm.evaluation.obedience import obedience_of_paths
-    from ys_llm.gendata.programs.stories.judge import judge
 
     judged = obedience_of_paths(
         loaded,
         arguments.paths,
-        judge,
+        _judges(),
         n_prompts=number,
         held_out=arguments.held_out,
     )

@@ -8,6 +8,7 @@
                 split.json              which text is held out
                 common_words.json       the words that are common in its training text
                 held_out.json           what `ys compare` has measured of the weights
+                evaluations/TASK.json   what `ys eval --tasks` has measured of the weights
                 cache/                  token shards, and the split of a large text
                 states/                 sessions that `ys run` has saved
                 checkpoints/step-*/     what training resumes from
@@ -35,6 +36,7 @@ SPLIT = "split.json"
 COMMON_WORDS = "common_words.json"
 HELD_OUT = "held_out.json"
 STATES = "states"
+EVALUATIONS = "evaluations"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: without it nothing resumes from what is only partly there
     "config.json",
@@ -45,6 +47,7 @@ _MODEL_NAMES = (
     SPLIT,
     COMMON_WORDS,
     HELD_OUT,
+    EVALUATIONS,
     "README.md",
     POST_MORTEM,
     SUPERSEDED,

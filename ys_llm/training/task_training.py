@@ -6,21 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from ys_llm.config.schema import Config, TrainConfig
-from ys_llm.data.batches import IGNORE_INDEX
 from ys_llm.evaluation.compare import describe_layers
-from ys_llm.evaluation.tasks.synthetic import Task, examples
+from ys_llm.evaluation.tasks.accuracy import accuracy
+from ys_llm.evaluation.tasks.task import Task, examples
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
-from ys_llm.model.modes import inference_mode
 from ys_llm.training.compute import process_settings
 from ys_llm.training.optimizer import make_optimizer, set_learning_rate
 from ys_llm.training.schedule import learning_rate
 
 BATCH_SIZE = 32  # examples of one size a step; the sizes take turns
-EVALUATED = 256  # examples of each size
 
 
 @dataclass(frozen=True)
@@ -87,26 +84,3 @@ def _trained(config: Config, train: TrainConfig, task: Task) -> Model:
         set_learning_rate(optimizer, learning_rate(step, train, ()))
         optimizer.step()
     return model
-
-
-def accuracy(model: Model, task: Task, size: int, *, seed: int) -> tuple[float, float]:
-    """The share of right answers over EVALUATED unseen examples, and its standard error."""
-    shares = []
-    with inference_mode(model):
-        for first in range(0, EVALUATED, BATCH_SIZE):
-            batch = examples(task, size, seed=seed, first=first, number=BATCH_SIZE, held_out=True)
-            logits_BTV, _ = model(batch.inputs_BT)
-            shares.append(_right(logits_BTV.argmax(-1), batch.targets_BT))
-    shares_N = torch.cat(shares)
-    return shares_N.mean().item(), (shares_N.std() / EVALUATED**0.5).item()
-
-
-def _right(said_BT: Tensor, targets_BT: Tensor) -> Tensor:
-    """Of each example, the share of the answers in its second half that are right.
-
-    Recall and copying have no others. Of states, the first ones say nothing about length.
-    """
-    half = targets_BT.shape[1] // 2
-    answers_BT = targets_BT[:, half:] != IGNORE_INDEX
-    right_BT = (said_BT == targets_BT)[:, half:] & answers_BT
-    return right_BT.sum(1).double() / answers_BT.sum(1)

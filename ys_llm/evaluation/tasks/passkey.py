@@ -1,166 +1,195 @@
 """Passkey: five digits said once somewhere in a long text, and asked for at its end.
 
-    <end> ... The grass is green. The sky is blue. ... The pass key is 48213. Remember it. ...
-    ... What is the pass key? The pass key is 48213
+Protocol. Lengths: 1,000, 10,000 and 100,000 tokens before the answer, in the model's own tokens,
+`<end>` first; 1,000,000 with `--long`. Samples: 50 of each length, seed 1, their keys spread evenly
+over the depth of the texts (`passkey_text.py`). The text is read in pieces with the carried state,
+so that memory does not grow with it. Then ANSWER_TOKENS are decoded greedily, or fewer where the
+model says `<end>`.
 
-The filler is one paragraph, repeated. The text is read in pieces with the carried state; an answer
-is right if each of its tokens is the most probable one, which is what greedy decoding would say.
-By chance one in 100,000 is. Standard error: sqrt(p (1 - p) / samples).
+Score. An answer is right if the digits of its first word are the key. By chance one in 100,000 is.
+`as published` is the score of "2Mamba2Furious" (arXiv 2602.17363, 2026): the last ten ids of text
+and answer are decoded, cut at the first space, and the digits that are left must be the key. It
+differs where a model stops early, as the ten ids begin in the text then and the answer counts as
+wrong, and where a new line ends the key. Its texts state the key twice and after an instruction,
+and its lengths are about characters: the figures are not comparable, the scoring is.
+
+Standard error: sqrt(p (1 - p) / samples), for all depths together and for each fifth of the text,
+of which the first is its beginning.
+
+`ys compare --task passkey` trains small models on the same texts in bytes: the five digits alone
+are answers, and all of them must be right, each after the right ones before it.
 """
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ys_llm.data.shards import Int64Array
 from ys_llm.data.tokenizer import Tokenizer
-from ys_llm.errors import UserError
 from ys_llm.evaluation.bits_per_byte import evaluating
+from ys_llm.evaluation.tasks.passkey_text import DIGITS, Passkey, passkey_at, text_ids
+from ys_llm.evaluation.tasks.task import Task, answers_from
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, state_bytes
-from ys_llm.runs.model_files import LoadedRun
 
-FILLER = (
-    " The grass is green.",
-    " The sky is blue.",
-    " The sun is yellow.",
-    " Here we go.",
-    " There and back again.",
-)
-QUESTION = " What is the pass key? The pass key is"
+LENGTHS, LONG_LENGTHS = (1_000, 10_000, 100_000), (1_000_000,)
+SAMPLES = 50
+SEED = 1
+ANSWER_TOKENS = 10
+FIFTHS = ("0-20 %", "20-40 %", "40-60 %", "60-80 %", "80-100 %")
+ALL_DEPTHS = "all"
 _ROWS = 16  # texts read together
 _COLUMNS = 256  # tokens of each at a time
+
+Decode = Callable[[Iterable[int]], str]
 
 
 @dataclass(frozen=True)
 class PasskeyRow:
-    """`tokens` are those of each text before its answer, `state_bytes` those carried for one."""
+    """`tokens` are those of each text before its answer, `state_bytes` those carried for one.
 
-    task: str
+    `depth` is "all", or a fifth of the text in which the key lies.
+    """
+
     tokens: int
+    depth: str
     samples: int
     accuracy: float
     standard_error: float
+    as_published: float
     state_bytes: int
 
 
 @dataclass(frozen=True)
-class Passkey:
-    """A key, and where it is hidden: before which sentence, as a share of all; a cycle's start."""
+class Answer:
+    """A key, what was said, and the text's last ids before it."""
 
-    key: str
-    depth: float
-    first: int
-
-    @property
-    def needle(self) -> str:
-        """What is hidden."""
-        return f" The pass key is {self.key}. Remember it."
-
-    @property
-    def answer(self) -> str:
-        """What continues the question."""
-        return f" {self.key}"
-
-    def text(self, n_sentences: int) -> str:
-        """A document with as many sentences of filler, for training."""
-        sentences = list(islice(self.filler(), n_sentences))
-        sentences.insert(int(self.depth * (n_sentences + 1)), self.needle)
-        return "".join(sentences).strip() + QUESTION + self.answer + "."
-
-    def filler(self) -> Iterator[str]:
-        """Sentences without end."""
-        return islice(chain.from_iterable(repeat(FILLER)), self.first, None)
-
-
-def passkey_at(seed: int, number: int = 0, samples: int = 1) -> Passkey:
-    """Key `number` of `samples`, which are spread evenly over the depth of their texts."""
-    draw = random.Random(f"passkey {seed} {number}")
-    depth = (number % samples + draw.random()) / samples
-    return Passkey(f"{draw.randrange(10**5):05}", depth, draw.randrange(len(FILLER)))
-
-
-def text_ids(passkey: Passkey, tokenizer: Tokenizer, n_tokens: int) -> Iterator[int]:
-    """The `n_tokens` before the answer, `<end>` first, without keeping them.
-
-    The last sentence before the question is cut short where that makes the length exact.
-    """
-    needle, question = tokenizer.encode(passkey.needle), tokenizer.encode(QUESTION)
-    n_filler = n_tokens - 1 - len(needle) - len(question)
-    if n_filler < 0:
-        least = n_tokens - n_filler
-        raise UserError(f"a passkey needs {least} tokens, found {n_tokens}", "Give a longer length")
-    sentences = {sentence: tokenizer.encode(sentence) for sentence in FILLER}
-    yield tokenizer.end_id
-    hidden, written = False, 0
-    for sentence in passkey.filler():
-        if not hidden and written >= int(passkey.depth * n_filler):
-            hidden = True
-            yield from needle
-        ids = sentences[sentence][: n_filler - written]
-        written += len(ids)
-        yield from ids
-        if written == n_filler:
-            break
-    yield from question if hidden else needle + question
+    passkey: Passkey
+    last_ids: Sequence[int]
+    said: Sequence[int]
 
 
 def measure_passkey(
-    model: Model, tokenizer: Tokenizer, *, n_tokens: int, samples: int = 50, seed: int = 1
-) -> PasskeyRow:
-    """The share of keys that the model says after texts of `n_tokens`."""
+    model: Model, tokenizer: Tokenizer, *, n_tokens: int, samples: int = SAMPLES, seed: int = SEED
+) -> list[PasskeyRow]:
+    """The share of keys that the model says after texts of `n_tokens`: of all, and by depth."""
     passkeys = [passkey_at(seed, number, samples) for number in range(samples)]
-    right, n_bytes = 0, 0
+    answers: list[Answer] = []
+    n_bytes = 0
     with evaluating(model):
         for begin in range(0, samples, _ROWS):
             group = passkeys[begin : begin + _ROWS]
-            last_B1V, state = _read(model, tokenizer, group, n_tokens)
+            last_B1V, state, last_ids = _read(model, tokenizer, group, n_tokens)
             n_bytes = state_bytes(state) // len(group)
-            right += _n_right(model, tokenizer, group, last_B1V, state)
-    share = right / samples
-    error = math.sqrt(share * (1 - share) / samples)
-    return PasskeyRow("passkey", n_tokens, samples, share, error, n_bytes)
+            said = _said(model, last_B1V, state, end_id=tokenizer.end_id)
+            answers += map(Answer, group, last_ids, said)
+    return rows_of(answers, tokenizer.decode, n_tokens=n_tokens, n_bytes=n_bytes)
+
+
+def rows_of(
+    answers: Sequence[Answer], decode: Decode, *, n_tokens: int, n_bytes: int
+) -> list[PasskeyRow]:
+    """A row for all answers, and one for each fifth of the depth that has any."""
+    found = []
+    for depth in (ALL_DEPTHS, *FIFTHS):
+        chosen = [one for one in answers if depth in (ALL_DEPTHS, fifth_of(one.passkey))]
+        if not chosen:
+            continue
+        right = [key_said(decode(one.said)) == one.passkey.key for one in chosen]
+        published = [
+            published_key(one.last_ids, one.said, decode) == one.passkey.key for one in chosen
+        ]
+        number = len(chosen)
+        share = sum(right) / number
+        error = math.sqrt(share * (1 - share) / number)
+        row = (n_tokens, depth, number, share, error, sum(published) / number, n_bytes)
+        found.append(PasskeyRow(*row))
+    return found
+
+
+def fifth_of(passkey: Passkey) -> str:
+    """The fifth of the text in which a key lies."""
+    return FIFTHS[min(int(passkey.depth * len(FIFTHS)), len(FIFTHS) - 1)]
+
+
+def key_said(answer: str) -> str:
+    """The digits of an answer's first word: ` 48213. Remember` says 48213."""
+    return _digits((answer.split() or [""])[0])
+
+
+def published_key(text: Sequence[int], said: Sequence[int], decode: Decode) -> str:
+    """The digits before the first space in the last ANSWER_TOKENS ids of text and answer.
+
+    A published text ends in the space before its key, ours does not: one in front is not counted.
+    """
+    last = [*text, *said][-ANSWER_TOKENS:]
+    return _digits(decode(last).removeprefix(" ").partition(" ")[0])
+
+
+def _digits(word: str) -> str:
+    return "".join(letter for letter in word if letter.isdecimal())
 
 
 def _read(
     model: Model, tokenizer: Tokenizer, passkeys: Sequence[Passkey], n_tokens: int
-) -> tuple[Tensor, State]:
-    """The logits after the last token of each text, and the state."""
+) -> tuple[Tensor, State, list[list[int]]]:
+    """The logits after the last token of each text, the state, and the last ids."""
     device, state = next(model.parameters()).device, None
+    last_ids: list[list[int]] = [[] for _ in passkeys]
     rows = [text_ids(passkey, tokenizer, n_tokens) for passkey in passkeys]
     while pieces := [piece for row in rows if (piece := list(islice(row, _COLUMNS)))]:
         last_B1V, state = model(torch.tensor(pieces, device=device), state, logits="last")
+        last_ids = [
+            [*before, *piece][-ANSWER_TOKENS:]
+            for before, piece in zip(last_ids, pieces, strict=True)
+        ]
     assert state is not None
-    return last_B1V, state
+    return last_B1V, state, last_ids
 
 
-def _n_right(
-    model: Model,
-    tokenizer: Tokenizer,
-    passkeys: Sequence[Passkey],
-    last_B1V: Tensor,
-    state: State,
-) -> int:
-    """How many answers are right; those of a tokenizer may differ in length, so padded."""
-    answers = [torch.tensor(tokenizer.encode(passkey.answer)) for passkey in passkeys]
-    padded_BT = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=-1)
-    padded_BT = padded_BT.to(last_B1V.device)
-    said_BT = last_B1V.argmax(-1)
-    if padded_BT.shape[1] > 1:
-        logits_BTV, _ = model(padded_BT[:, :-1].clamp_min(0), state)
-        said_BT = torch.cat([said_BT, logits_BTV.argmax(-1)], 1)
-    return int(((said_BT == padded_BT) | (padded_BT < 0)).all(1).sum())
+def _said(model: Model, last_B1V: Tensor, state: State, *, end_id: int) -> Iterator[list[int]]:
+    """What each row says: ANSWER_TOKENS, or those before its `<end>`."""
+    said_B1 = last_B1V.argmax(-1)
+    said = [said_B1]
+    for _ in range(ANSWER_TOKENS - 1):
+        last_B1V, state = model(said_B1, state, logits="last")
+        said_B1 = last_B1V.argmax(-1)
+        said.append(said_B1)
+    for ids in torch.cat(said, 1).tolist():
+        yield ids[: ids.index(end_id)] if end_id in ids else ids
 
 
-def passkey_of_run(
-    loaded: LoadedRun, lengths: Sequence[int], *, samples: int
-) -> Iterator[PasskeyRow]:
-    """A row for each length, with the run's own tokenizer."""
-    for n_tokens in lengths:
-        yield measure_passkey(loaded.model, loaded.tokenizer, n_tokens=n_tokens, samples=samples)
+class _Bytes:
+    """Ids that are bytes, and one more for `<end>`."""
+
+    end_id = 256
+
+    def encode(self, text: str) -> list[int]:
+        """The bytes of a text."""
+        return list(text.encode())
+
+
+def _in_bytes(draw: np.random.Generator, n_bytes: int) -> tuple[Int64Array, Int64Array]:
+    """A text of `n_bytes` before the answer, and the digits as answers."""
+    passkey = passkey_at(int(draw.integers(1 << 62)))
+    ids = [*text_ids(passkey, _Bytes(), n_bytes), *_Bytes().encode(passkey.answer)]
+    return answers_from(np.array(ids, dtype=np.int64), len(ids) - DIGITS)
+
+
+PASSKEY = Task(
+    "passkey",
+    "bytes",
+    vocab_size=257,
+    chance=10.0**-DIGITS,
+    make=_in_bytes,
+    sizes=(128, 256, 512),
+    longer=(1024, 2048),
+    whole=True,
+)

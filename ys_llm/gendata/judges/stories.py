@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable
 
-from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, ANIMALS, CHILDREN
+from ys_llm.gendata.judges.plots import plot_asked, plot_told
+from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, ANIMALS, CHILDREN, TRAITS
 
 _ASKS = re.compile(r"(?:Write|Tell)\b.*\bstory\b|What happens to |Continue the story: ")
 # What names a kind: the word itself, and for a child a name of such children.
@@ -25,7 +26,7 @@ _WORD = re.compile(r"(?<![^\W\d_])(?!(?:May|Will) (?:I|you|he|she|they|we|it)\b)
 MOST_NEW_NAMES = 1  # after the hero's: one friend
 
 
-def judge(prompt: str, answer: str) -> dict[str, bool]:
+def stories(prompt: str, answer: str) -> dict[str, bool]:
     """What an answer does of what its prompt asks; empty where the prompt asks for no story.
 
     `names_the_asked`: every name in the prompt is in the answer; where it has none, the first
@@ -33,6 +34,8 @@ def judge(prompt: str, answer: str) -> dict[str, bool]:
     Absent where the prompt speaks of neither.
     `keeps_its_hero`: the first name of prompt and answer is in the last third of the answer's
     words, and at most MOST_NEW_NAMES other names come in the answer.
+    `names_the_trait`: `shy`, where the prompt asks for a shy fox.
+    `tells_the_plot`: the plot that the prompt names is the one that the answer is most like.
     """
     if not _ASKS.match(prompt):
         return {}
@@ -45,6 +48,10 @@ def judge(prompt: str, answer: str) -> dict[str, bool]:
     last_third = told[2 * len(told) // 3 :]
     new = set(names_told) - set(names_asked or names[:1])
     found["keeps_its_hero"] = bool(names) and names[0] in last_third and len(new) <= MOST_NEW_NAMES
+    if traits := [word for word in asked if word in TRAITS]:
+        found["names_the_trait"] = traits[0] in told
+    if plot := plot_asked(prompt):
+        found["tells_the_plot"] = plot_told(answer) == plot
     return found
 
 

@@ -155,7 +155,10 @@ def test_no_answer_is_too_strange_to_be_judged(answer: str) -> None:
     draw = random.Random(9)
     for kind, maker in KINDS.items():
         prompt = MAKERS[maker](draw).prompt
-        assert not all(JUDGES[kind](prompt, answer).values()), (kind, prompt)
+        found = JUDGES[kind](prompt, answer)
+        assert found
+        if kind != "obedience":  # `0` is one paragraph of at most ten words
+            assert not all(found.values()), (kind, prompt)
 
 
 @pytest.mark.parametrize("prompt", ["Hello", "", "What is up?", "Sort these: b, a.", "Spell it."])

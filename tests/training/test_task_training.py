@@ -47,6 +47,8 @@ class Composer(nn.Module):
     def __init__(self, n_objects: int, memory: int) -> None:
         super().__init__()
         self.table, self.memory = products(n_objects), memory
+        self.vocab_size = len(self.table)
+        self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, tokens_BT: Tensor) -> tuple[Tensor, None]:
         texts = tokens_BT.tolist()

@@ -77,7 +77,7 @@ def _truth(prompt: str, answer: str) -> bool | None:
 
 def _holds(claim: str) -> bool:
     found = _CLAIM.fullmatch(claim)
-    return bool(found) and COMPARED[found[2]](calculated(found[1]), int(found[3]))
+    return found is not None and COMPARED[found[2]](calculated(found[1]), int(found[3]))
 
 
 def _sequence(prompt: str, answer: str) -> bool | None:

@@ -29,6 +29,7 @@ def test_recall_and_obedience_are_printed(
     assert main(["eval", run, str(tmp_path / "new.md"), "--obedience", "3", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {(row["kind"], row["check"]): row["prompts"] for row in rows} == {
+        ("stories", "all"): 1,
         ("stories", "names_the_asked"): 1,
         ("stories", "keeps_its_hero"): 1,
         ("stories", "names_the_trait"): 1,

@@ -57,6 +57,7 @@ def test_every_kind_has_its_own_prompts_and_checks(engine: Engine) -> None:
     rows = measure_obedience(engine, DOCUMENTS, {"last": last, "others": others}, n_prompts=9)
     assert {(row.kind, row.check): (row.prompts, row.share, row.in_the_text) for row in rows} == {
         ("last", "said"): (1, 0, 1),
+        ("others", "all"): (4, 0.25, 1),
         ("others", "said"): (3, 0, 1),
         ("others", "asked"): (4, 1, 1),
     }

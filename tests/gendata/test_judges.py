@@ -139,7 +139,7 @@ def test_the_answer_to_another_prompt_is_mostly_wrong(kind: str) -> None:
         ("format", "Convert this csv to json:\n\na,b\n1,2", '[{"a": 1, "b": 3}]',
          {"form": True, "cells": False}),
         ("obedience", "Write about bees. Write exactly two sentences. Use no commas.",
-         "Bees fly, and sting. A bee hums.", {"count": True, "words": False, "all": False}),
+         "Bees fly, and sting. A bee hums.", {"count": True, "words": False}),
         ("cloze", "Ivy ran. _____ fell.\n\nWhich word fills the gap?\nA) Tom\nB) Ivy",
          "The answer is A) Tom.", {"word": False}),
     ],

@@ -17,12 +17,14 @@ from ys_llm.runs.model_files import LoadedRun
 # checks depend on the prompt alone.
 Judge = Callable[[str, str], Mapping[str, bool]]
 SEED = 1
+EVERY_CHECK = "all"
 
 
 @dataclass(frozen=True)
 class ObedienceRow:
     """The share of answers that pass one check, with sqrt(p (1 - p) / prompts) as its error.
 
+    `check` is "all" for answers that pass every check of their prompt.
     `in_the_text` is the share among the text's own answers to the same prompts.
     """
 
@@ -81,16 +83,24 @@ def _chosen(
 def _rows(
     kind: str, judge: Judge, asked: Sequence[_Asked], said: Sequence[str]
 ) -> Iterator[ObedienceRow]:
-    """A row for each check of this kind."""
+    """A row for all checks of this kind, and one for each where there are several."""
     pairs = [(one, answer) for one, answer in zip(asked, said, strict=True) if one.kind == kind]
-    found = [(judge(one.prompt, answer), judge(one.prompt, one.own)) for one, answer in pairs]
-    for check in dict.fromkeys(check for _, written in found for check in written):
+    found = [
+        (_with_all(judge(one.prompt, answer)), _with_all(judge(one.prompt, one.own)))
+        for one, answer in pairs
+    ]
+    checks = list(dict.fromkeys(check for _, written in found for check in written))
+    for check in checks if len(checks) != 2 else checks[1:]:
         judged = [(said[check], text[check]) for said, text in found if check in text]
         number = len(judged)
         share = sum(passed for passed, _ in judged) / number
         in_the_text = sum(own for _, own in judged) / number
         error = math.sqrt(share * (1 - share) / number)
         yield ObedienceRow(kind, check, number, share, error, in_the_text)
+
+
+def _with_all(checks: Mapping[str, bool]) -> Mapping[str, bool]:
+    return {EVERY_CHECK: all(checks.values()), **checks}
 
 
 def obedience_of_paths(

@@ -54,13 +54,13 @@ def formats(prompt: str, answer: str) -> Mapping[str, bool]:
 
 
 def instructions(prompt: str, answer: str) -> Mapping[str, bool]:
-    """`count`, `json`, `opening_or_ending`, `case`, `words` by their wishes, and `all` of them."""
+    """`count`, `json`, `opening_or_ending`, `case`, `words`: all wishes of each are satisfied."""
     text, found = answer.strip(), dict[str, bool]()
     for rule, pattern in _WISHES:
         for said in pattern.findall(prompt):
             check = _CHECK[rule]
             found[check] = found.get(check, True) and _satisfied(rule, text, said)
-    return {**found, "all": all(found.values())} if found else {}
+    return found
 
 
 def _satisfied(rule: str, text: str, said: str) -> bool:

@@ -159,6 +159,12 @@ def test_what_was_kept_is_noted_when_the_comparison_is_typed_again(
     ]
 
 
+def reproducible(row: dict[str, Any]) -> dict[str, Any]:
+    """What does not depend on when it was measured."""
+    measured = ("generated_per_second", "peak_memory")
+    return {name: value for name, value in row.items() if name not in measured}
+
+
 def test_seeds_take_turns_and_nothing_is_trained_twice(
     compare: Compare, short: Config, trained: list[str]
 ) -> None:
@@ -177,6 +183,9 @@ def test_seeds_take_turns_and_nothing_is_trained_twice(
     scores = [row["bits_per_byte"] for row in before["runs"][:2]]
     assert spread["mean"] == pytest.approx(sum(scores) / 2)
     assert spread["deviation"] == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert all(row["generated_per_second"] > 0 for row in before["runs"])
+    assert all(row["peak_memory"] > 0 for row in before["runs"])
+    assert all(one["flops_per_token"] > 0 for one in before["configurations"])
     (verdict,) = before["verdicts"]
     means = [one["bits_per_byte"]["mean"] for one in before["configurations"]]
     assert verdict["difference"] == pytest.approx(means[1] - means[0])
@@ -187,7 +196,12 @@ def test_seeds_take_turns_and_nothing_is_trained_twice(
     assert compare(configs, *words)[0] == 0
     assert trained == [*runs, "other"]
     assert [(run, Path("runs", run, "metrics.jsonl").read_bytes()) for run in runs] == steps
-    assert figures() == before
+    assert [reproducible(row) for row in figures()["runs"]] == [
+        reproducible(row) for row in before["runs"]
+    ]
+    assert figures()["verdicts"] == before["verdicts"]
+    # Nothing was trained now, so that nobody saw its memory.
+    assert [row["peak_memory"] is None for row in figures()["runs"]] == [False, False, True, False]
 
 
 def test_tuning_finds_a_rate_for_each_and_its_run_is_the_first_seed(

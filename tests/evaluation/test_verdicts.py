@@ -39,6 +39,8 @@ def result(
         steps=10,
         tokens=5000,
         seconds=2.5,
+        peak_bytes=3_000_000,
+        generated_per_second=400.0,
         names_again=1.5,
         bytes=BYTES,
         documents=tuple(documents or range(len(nats))),
@@ -109,7 +111,8 @@ def test_the_conclusion_names_the_best_and_its_costs() -> None:
     text = "\n".join(found.conclusion)
     assert text.startswith("Use c: it needs 0.0577 bits per byte")
     assert "fewer than a" in text
-    assert "It trains 1.00 times as fast as a, and its state takes 64 bytes" in text
+    assert "It trains 1.00 times as fast as a and generates 1.00 times as fast" in text
+    assert "its state takes 64 bytes (there 64)" in text
     assert "d is worse" in text
     assert "c is better than b, too: it needs 0.0289" in text
     assert (found.verdicts[-1].run, found.verdicts[-1].against) == ("c", "b")
@@ -182,6 +185,8 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     for said in (*found.conclusion, "a <machine>", "ys train --run b", "better"):
         assert said in reader.text
     assert "200k" in reader.text
+    for shown in ("tokens/s generated", "400 ± 0", "3.0 MB", "FLOPs a token", "2,000"):
+        assert shown in reader.text
 
 
 def test_curves_of_a_single_point_or_none_are_drawn_too() -> None:

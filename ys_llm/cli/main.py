@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, str] = {
     "serve": "serve models over HTTP, to clients of ollama and of OpenAI",
     "eval": "measure loss and bits per byte on texts",
     "compare": "train several configurations and compare them, if that is fair",
+    "export": "write a model for other programs: transformers, ONNX",
     "convert": "update a run made by an earlier version of ys",
     "gen-data": "generate, curate and trace training text",
     "config": "show the settings of a run",

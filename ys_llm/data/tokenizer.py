@@ -80,7 +80,7 @@ class Tokenizer:
         self.marking = _MARKINGS.get(self.kind)
         self.vocab_size = library.get_vocab_size()
         self.fingerprint = hashlib.sha256(saved.encode()).hexdigest()
-        self._saved = saved
+        self.saved = saved
         self._token_bytes = _token_bytes(library, self.kind)
         self.id_format = id_format(self.vocab_size)
         self._packed_piece = _PackedPieces(library, self.kind, self.id_format).__getitem__
@@ -119,7 +119,7 @@ class Tokenizer:
 
     def save(self, path: Path) -> None:
         """Write `tokenizer.json` atomically, into a folder that exists."""
-        write_atomically(path, self._saved, create_folder=False)
+        write_atomically(path, self.saved, create_folder=False)
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":

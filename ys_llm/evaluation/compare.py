@@ -27,6 +27,7 @@ from ys_llm.evaluation.verdicts import RunResult, Spread
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
 from ys_llm.system.machine import inspect_machine
+from ys_llm.system.sizes import human_size
 
 # Settings, or sections of them, that a comparison may compare.
 COMPARED = (
@@ -268,6 +269,9 @@ def _p_value(value: float) -> str:
 _FORMATS: Mapping[str, Callable[[Any], str]] = {
     "parameters": "{:,}".format,
     "state_bytes": "{:,}".format,
+    "flops_per_token": "{:,}".format,
+    "peak_memory": lambda size: human_size(round(size)),
+    "generated_per_second": "{:,.0f}".format,
     "tokens": "{:,.0f}".format,
     "seconds": "{:,.1f}".format,
     "tokens_per_second": "{:,.0f}".format,

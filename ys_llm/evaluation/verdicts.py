@@ -24,8 +24,9 @@ class RunResult:
     """What a finished run has shown: `nats` of each part of the held-out text, and its costs.
 
     `documents` says to which document each part belongs; there are `bytes` of UTF-8 in all of them.
-    `weights`, `tokenizer`, `held_out` and `training` are hashes of what was measured, with which
-    tokens, and on which text.
+    `peak_bytes` are the memory that training took, None where it is not known; what is generated is
+    one text. `weights`, `tokenizer`, `held_out` and `training` are hashes of what was measured,
+    with which tokens, and on which text.
     """
 
     weights: str
@@ -40,6 +41,8 @@ class RunResult:
     steps: int
     tokens: int
     seconds: float
+    peak_bytes: int | None
+    generated_per_second: float
     names_again: float | None
     bytes: int
     documents: tuple[int, ...]
@@ -98,9 +101,12 @@ class Standing:
     learning_rate: float
     parameters: int
     state_bytes: int
+    flops_per_token: int
+    peak_memory: float | None
     tokens: float
     seconds: float
     tokens_per_second: Spread
+    generated_per_second: Spread
     bits_per_byte: Spread
     names_again: Spread | None
 
@@ -135,6 +141,8 @@ class RunRow:
     tokens: int
     seconds: float
     tokens_per_second: float
+    generated_per_second: float
+    peak_memory: int | None
     bits_per_byte: float
     names_again: float | None
     commit: str
@@ -200,6 +208,8 @@ def _run_row(contender: Contender, one: ContenderRun) -> RunRow:
         result.tokens,
         result.seconds,
         result.tokens_per_second,
+        result.generated_per_second,
+        result.peak_bytes,
         result.bits_per_byte,
         result.names_again,
         result.commit,
@@ -212,15 +222,19 @@ def _standing(contender: Contender) -> Standing:
     """The means of a configuration."""
     results = contender.results
     names = [result.names_again for result in results if result.names_again is not None]
+    peaks = [result.peak_bytes for result in results if result.peak_bytes is not None]
     return Standing(
         contender.run,
         contender.layers,
         contender.learning_rate,
         results[0].parameters,
         results[0].state_bytes,
+        results[0].flops_per_token,
+        float(np.mean(peaks)) if peaks else None,
         float(np.mean([result.tokens for result in results])),
         float(np.mean([result.seconds for result in results])),
         _spread([result.tokens_per_second for result in results]),
+        _spread([result.generated_per_second for result in results]),
         _spread([result.bits_per_byte for result in results]),
         _spread(names) if names else None,
     )
@@ -344,6 +358,7 @@ def _p(value: float | None) -> str:
 
 def _costs(row: Standing, first: Standing) -> str:
     speed = row.tokens_per_second.mean / first.tokens_per_second.mean
+    generation = row.generated_per_second.mean / first.generated_per_second.mean
     names = ""
     if row.names_again and first.names_again:
         names = (
@@ -351,6 +366,7 @@ def _costs(row: Standing, first: Standing) -> str:
             f"(there {first.names_again.mean:.2f})"
         )
     return (
-        f"It trains {speed:.2f} times as fast as {first.run}, and its state takes "
-        f"{row.state_bytes:,} bytes (there {first.state_bytes:,}){names}."
+        f"It trains {speed:.2f} times as fast as {first.run} and generates {generation:.2f} times "
+        f"as fast, and its state takes {row.state_bytes:,} bytes (there {first.state_bytes:,})"
+        f"{names}."
     )

@@ -103,7 +103,8 @@ class Mixer(Protocol):
 def mixer_names() -> list[str]:
     """The mixers there are: the files of `ys_llm/mixers/`."""
     found = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return sorted(module.name for module in found if module.name not in _NOT_MIXERS)
+    names = (module.name for module in found if not module.ispkg)
+    return sorted(name for name in names if name not in _NOT_MIXERS)
 
 
 def mixer_module(name: str, *, where: str = "model.layers") -> Any:

@@ -41,6 +41,7 @@ from ys_llm.training.loop import TrainSummary, train
 from ys_llm.training.metrics import read_metrics
 from ys_llm.training.setup import data_command, saved_split, with_saved_choices
 from ys_llm.training.trial_budget import TRAINING_FLOPS, Budget, with_budget
+from ys_llm.training.trial_costs import generation_speed, peak_meter
 
 _FEWEST_EVALUATIONS = 3  # that make a curve
 _BINS = 60  # of a curve of the training loss
@@ -114,13 +115,16 @@ def run_trial(trial: Trial, runs_dir: Path) -> RunResult:
     done = stored_result(folder)
     if done is not None:
         return done
+    saved = [int(path.name.removeprefix("step-")) for path in checkpoints(folder)]
+    risen = peak_meter(select_device(config.train))
     summary = train(trial.resolved, runs_dir=runs_dir)
+    peak = risen() if summary.steps > max(saved, default=0) else None  # it was trained before
     if summary.val_loss is None:
         raise UserError(
             f"{config.run} has no validation text, so there is nothing to compare",
             "Set data.validation_fraction above 0, or give more text",
         )
-    return _measure(trial, folder, summary)
+    return _measure(trial, folder, summary, peak)
 
 
 def check_same_settings(folder: Path, trial: Trial) -> None:
@@ -151,8 +155,11 @@ def stored_result(folder: Path) -> RunResult | None:
     return result if result.weights == sha256_of(weights) else None
 
 
-def _measure(trial: Trial, folder: Path, summary: TrainSummary) -> RunResult:
-    """Evaluate the published weights by document, and keep the result with the run."""
+def _measure(trial: Trial, folder: Path, summary: TrainSummary, peak: int | None) -> RunResult:
+    """Evaluate the published weights by document, and keep the result with the run.
+
+    `peak` is the memory that training took, where it is known.
+    """
     config = load_config(folder / "config.yaml").config
     with locked(folder), process_settings(config.train):
         loaded = load_run(folder, device=select_device(config.train))
@@ -181,6 +188,8 @@ def _measure(trial: Trial, folder: Path, summary: TrainSummary) -> RunResult:
             steps=summary.steps,
             tokens=summary.tokens,
             seconds=summary.seconds,
+            peak_bytes=peak,
+            generated_per_second=generation_speed(loaded.model, first_id=loaded.tokenizer.end_id),
             names_again=summary.val_names_again_loss,
             bytes=data.n_bytes,
             documents=documents,

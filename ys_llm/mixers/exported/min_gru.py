@@ -1,0 +1,41 @@
+"""minGRU: a gated recurrence whose gates see the input alone.
+
+    [gate_t, candidate_t] = x_t in_proj;   z_t = sigmoid(gate_t)
+    h_t = (1 - z_t) h_{t-1} + z_t g(candidate_t)     g(v) = v + 1/2 for v >= 0, else sigmoid(v)
+    y_t = h_t out_proj
+
+State: h, B x S, 0 before the first token.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ys_llm.ops.exported import Shapes, TensorDict, wide
+
+
+class Mixer(nn.Module):
+    """See the top of this file."""
+
+    def __init__(self, d_model: int, options: dict[str, Any], constants: dict[str, Any]) -> None:
+        super().__init__()
+        self.d_state = options["d_state"]
+        self.in_proj = nn.Linear(d_model, 2 * self.d_state)
+        self.out_proj = nn.Linear(self.d_state, d_model, bias=False)
+
+    def shapes(self) -> Shapes:
+        """Of h."""
+        return {"h": (self.d_state,)}
+
+    def forward(
+        self, x_BTD: Tensor, state: TensorDict, position_B: Tensor
+    ) -> tuple[Tensor, TensorDict]:
+        """y_BTD, and the state after the last token."""
+        gate, candidate = wide(self.in_proj(x_BTD)).chunk(2, dim=-1)
+        z_BTS, h, outputs = gate.sigmoid(), state["h"], []
+        written_BTS = z_BTS * (candidate.relu() + candidate.clamp_max(0).sigmoid())
+        for t in range(x_BTD.shape[1]):
+            h = (1 - z_BTS[:, t]) * h + written_BTS[:, t]
+            outputs.append(h)
+        return self.out_proj(torch.stack(outputs, 1).to(x_BTD.dtype)), {"h": h}

@@ -1,0 +1,108 @@
+"""The three-tier state-space mixer: a main state at every token and two slower summaries.
+
+    h_t = LN(h_{t-1} state_controller + u_t + scale * (G + L))       u_t: what the input adds
+    o_t = h_t out_proj                                               y_t = h_t [output_shaper]
+    G <- LN(G state_controller + y_t input_influencer) output_shaper     every 64 tokens
+    L <- the same, with weights of its own                               every 16 tokens
+
+State: h, G and L, each B x S, 0 before the first token.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ys_llm.ops.exported import Shapes, TensorDict, wide
+
+_SUMMARIES = ("local_summary", "global_summary")
+
+
+class _Summary(nn.Module):
+    """The parameters of a summary."""
+
+    def __init__(self, d_state: int, width: int, *, has_norm: bool) -> None:
+        super().__init__()
+        self.state_controller = nn.Parameter(torch.empty(d_state, width))
+        self.input_influencer = nn.Parameter(torch.empty(d_state, width))
+        self.output_shaper = nn.Parameter(torch.empty(width, d_state))
+        self.norm = nn.LayerNorm(width) if has_norm else None
+
+
+class Mixer(nn.Module):
+    """See the top of this file."""
+
+    def __init__(self, d_model: int, options: dict[str, Any], constants: dict[str, Any]) -> None:
+        super().__init__()
+        d_state, n_heads = options["d_state"], options["n_heads"]
+        self.d_state, self.n_heads, self.eps = d_state, n_heads, constants["norm_eps"]
+        self.factored = options["factored"]
+        intervals = (options["local_interval"], options["global_interval"])
+        self.intervals = dict(zip(_SUMMARIES, intervals, strict=True))
+        self.in_proj = nn.Linear(d_model, d_state)
+        self.out_proj = nn.Linear(d_state, d_model, bias=self.factored)
+        if self.factored:
+            self.input_influencer = nn.Parameter(torch.empty(d_state, d_state))
+            self.output_shaper = nn.Parameter(torch.empty(d_state, d_state))
+        width = d_state // n_heads
+        shape = (d_state, d_state) if n_heads == 1 else (n_heads, width, width)
+        self.state_controller = nn.Parameter(torch.empty(shape))
+        self.norm = nn.LayerNorm(d_state)
+        for name, interval in self.intervals.items():
+            if interval:
+                summary = options["d_summary"] or d_state
+                has_norm = not options["shared_norm"]
+                setattr(self, name, _Summary(d_state, summary, has_norm=has_norm))
+        self.summary_scale = None
+        if options["summary_scale"] == "learned" and any(intervals):
+            self.summary_scale = nn.Parameter(torch.empty(d_state))
+
+    def shapes(self) -> Shapes:
+        """Of h, L and G."""
+        return dict.fromkeys(("main", *_SUMMARIES), (self.d_state,))
+
+    def forward(
+        self, x_BTD: Tensor, state: TensorDict, position_B: Tensor
+    ) -> tuple[Tensor, TensorDict]:
+        """o_BTD, and the state after the last token."""
+        drive_BTS, state = wide(self.in_proj(x_BTD)), dict(state)
+        if self.factored:
+            drive_BTS = drive_BTS @ wide(self.input_influencer)
+        outputs = []
+        for t, drive_BS in enumerate(drive_BTS.unbind(1)):
+            summaries = state["local_summary"] + state["global_summary"]
+            if self.summary_scale is not None:
+                summaries = self.summary_scale * summaries
+            h = self._normed(self._controlled(state["main"]) + drive_BS + summaries, self.norm)
+            y = h @ wide(self.output_shaper) if self.factored else h
+            for name, interval in self.intervals.items():
+                if interval:
+                    is_due_B = (position_B + t) % interval == interval - 1
+                    state[name] = self._updated(name, state[name], y, is_due_B)
+            state["main"] = h
+            outputs.append(y)
+        return self.out_proj(torch.stack(outputs, 1).to(x_BTD.dtype)), state
+
+    def _controlled(self, h_BS: Tensor) -> Tensor:
+        """h state_controller, each head by its own block."""
+        controller = wide(self.state_controller)
+        if controller.dim() == 2:
+            return h_BS @ controller
+        by_head = h_BS.unflatten(1, (self.n_heads, 1, -1)) @ controller
+        return by_head.flatten(1)
+
+    def _updated(self, name: str, old_BS: Tensor, y_BS: Tensor, is_due_B: Tensor) -> Tensor:
+        """A summary after a token: a new one in the rows whose clock says so."""
+        if not torch.compiler.is_compiling() and not is_due_B.any():
+            return old_BS
+        tier = getattr(self, name)
+        pre = old_BS @ wide(tier.state_controller) + y_BS @ wide(tier.input_influencer)
+        normed = self._normed(pre, self.norm if tier.norm is None else tier.norm)
+        return torch.where(is_due_B[:, None], normed @ wide(tier.output_shaper), old_BS)
+
+    def _normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+        """LayerNorm with statistics over each head."""
+        by_head = x.unflatten(-1, (self.n_heads, -1))
+        x_hat = F.layer_norm(by_head, by_head.shape[-1:], eps=self.eps).flatten(-2)
+        return x_hat * norm.weight + norm.bias

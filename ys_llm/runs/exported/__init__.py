@@ -1,0 +1,1 @@
+"""What an export to transformers carries besides `model/exported.py`; nothing here imports it."""

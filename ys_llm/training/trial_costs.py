@@ -1,0 +1,45 @@
+"""What a run of a comparison costs besides its time: memory of training, speed of generation."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ys_llm.inference.decode_step import decode_rows
+from ys_llm.inference.decoder import decoder_of
+from ys_llm.inference.generate import prefill
+from ys_llm.model.language_model import Model
+from ys_llm.training.memory import release_freed_memory
+from ys_llm.training.memory_probe import peak_bytes, reset_peak, resident_bytes
+
+_ROUNDS, _TOKENS = 4, 24
+_STALE = 1.25  # a peak this far above what is resident was not reset
+
+
+def peak_meter(device: torch.device) -> Callable[[], int | None]:
+    """Begin to measure memory; the result says how far it has risen at most since then.
+
+    None where the system cannot tell the peak of a part of a process. On a CPU it is resident
+    memory, without what the process had before; on CUDA what torch has allocated.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        allocated = torch.cuda.memory_allocated(device)
+        return lambda: torch.cuda.max_memory_allocated(device) - allocated
+    release_freed_memory()
+    reset_peak()
+    before = resident_bytes()
+    is_reset = peak_bytes(device) < _STALE * before
+    return lambda: max(0, peak_bytes(device) - before) if is_reset else None
+
+
+def generation_speed(model: Model, *, first_id: int) -> float:
+    """Tokens/s of one text, the most probable token each time, in the fastest of a few rounds."""
+    rows, token, seconds = decode_rows(model, decoder_of(model)), first_id, list[float]()
+    rows.add([prefill(model, [first_id]).state])
+    for _ in range(_ROUNDS):
+        began = time.perf_counter()
+        for _ in range(_TOKENS):
+            token = int(rows.step([token])[0].argmax())
+        seconds.append(time.perf_counter() - began)
+    return _TOKENS / max(min(seconds), 1e-9)

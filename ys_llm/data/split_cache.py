@@ -67,6 +67,7 @@ def load_split(
     """
 
     def read() -> Split:
+        """The split of the corpus as it is now."""
         return _read_split(config, record, command, scratch)
 
     if cache_dir is None:

@@ -45,6 +45,7 @@ class _Scale:
     end: float
 
     def at(self, value: float) -> float:
+        """Where a number is drawn."""
         share = (value - self.low) / ((self.high - self.low) or 1.0)
         return self.begin + share * (self.end - self.begin)
 

@@ -41,6 +41,7 @@ from torch import Tensor, nn
 from ys_llm.config.presets import fill_from_preset
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops import linear_attention as ops
 from ys_llm.ops.convolution import short_convolution
 from ys_llm.ops.forgetting_attention import BLOCK, decay_sums, forgetting_attention
@@ -183,8 +184,8 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        _check(d_model, options, backend)
-        self.backend = "chunked" if backend == "auto" else backend
+        _check(d_model, options)
+        self.backend = backend_of("decay_attention", backend, self.backends)
         self.options, self.d_model = options, d_model
         n_heads, bias = options.n_heads, options.decay_bias
         self.d_head = d_model // n_heads
@@ -382,14 +383,8 @@ class Mixer(nn.Module):
         return f"n_heads={options.n_heads}, power={options.power}, norm={options.norm}"
 
 
-def _check(d_model: int, options: Options, backend: str) -> None:
-    """Raise UserError where there is no such backend, or the heads do not fit."""
-    if backend not in ("auto", *Mixer.backends):
-        raise UserError(
-            f"train.backend.decay_attention: there is no backend {backend!r}",
-            f"Choose auto, {', '.join(Mixer.backends)}",
-            exit_code=EXIT_USAGE,
-        )
+def _check(d_model: int, options: Options) -> None:
+    """Raise UserError where the heads do not fit."""
     if d_model % options.n_heads:
         raise UserError(
             f"model.options.decay_attention.n_heads {options.n_heads} does not divide"

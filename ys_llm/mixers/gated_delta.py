@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops.delta_rule import Writes, delta_rule, reference
 from ys_llm.ops.linear import fused_backward, is_plain, linear
 from ys_llm.ops.precision import Precision
@@ -59,13 +59,7 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        if backend not in ("auto", *self.backends):
-            raise UserError(
-                f"train.backend.gated_delta: there is no backend {backend!r}",
-                f"Choose auto, {' or '.join(self.backends)}",
-                exit_code=EXIT_USAGE,
-            )
-        self.backend = "chunked" if backend == "auto" else backend
+        self.backend = backend_of("gated_delta", backend, self.backends)
         self.options = options
         n_keys, n_values = (options.n_heads * n for n in (options.d_key, options.d_value))
         self.q_proj = nn.Linear(d_model, n_keys, bias=False)

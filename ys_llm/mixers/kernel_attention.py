@@ -55,6 +55,7 @@ from torch import Tensor, nn
 from ys_llm.config.presets import fill_from_preset
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops import linear_attention as ops
 from ys_llm.ops.kernel_sums import BLOCK, Kernel, Sums, counts, divided, sums_in_view
 from ys_llm.ops.kv_cache import append, documents, first_kept, kept, pairs
@@ -184,8 +185,8 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        _check(d_model, options, backend)
-        self.backend = "chunked" if backend == "auto" else backend
+        _check(d_model, options)
+        self.backend = backend_of("kernel_attention", backend, self.backends)
         self.options, self.d_head = options, d_model // options.n_heads
         self.q_proj = nn.Linear(d_model, d_model, bias=False)
         self.k_proj = nn.Linear(d_model, d_model, bias=False)
@@ -362,14 +363,8 @@ class Mixer(nn.Module):
         return f"n_heads={options.n_heads}, kernel={options.kernel}, norm={options.norm}"
 
 
-def _check(d_model: int, options: Options, backend: str) -> None:
-    """Raise UserError where there is no such backend, or the heads do not fit."""
-    if backend not in ("auto", *Mixer.backends):
-        raise UserError(
-            f"train.backend.kernel_attention: there is no backend {backend!r}",
-            f"Choose auto, {', '.join(Mixer.backends)}",
-            exit_code=EXIT_USAGE,
-        )
+def _check(d_model: int, options: Options) -> None:
+    """Raise UserError where the heads do not fit."""
     if d_model % (options.n_heads * (2 if options.rope_theta else 1)):
         raise UserError(
             f"model.options.kernel_attention.n_heads {options.n_heads} does not split model.d_model"

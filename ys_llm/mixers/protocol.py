@@ -12,7 +12,7 @@ module whose parameters of two or more dimensions must not decay under AdamW nam
 
 import importlib
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -119,3 +119,17 @@ def mixer_module(name: str, *, where: str = "model.layers") -> Any:
             exit_code=EXIT_USAGE,
         )
     return importlib.import_module(f"ys_llm.mixers.{name}")
+
+
+def backend_of(mixer: str, asked: str, backends: Sequence[str]) -> str:
+    """The backend that a configuration asks for; "auto" is the last of `backends`, the fastest.
+
+    Raises UserError where there is no such backend.
+    """
+    if asked in ("auto", *backends):
+        return backends[-1] if asked == "auto" else asked
+    raise UserError(
+        f"train.backend.{mixer}: there is no backend {asked!r}",
+        f"Choose auto, {', '.join(backends)}",
+        exit_code=EXIT_USAGE,
+    )

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops.linear import linear
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.vector_delta_rule import Writes, reference, vector_delta_rule
@@ -66,12 +67,6 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        if backend not in ("auto", *self.backends):
-            raise UserError(
-                f"train.backend.rwkv7: there is no backend {backend!r}",
-                f"Choose auto, {' or '.join(self.backends)}",
-                exit_code=EXIT_USAGE,
-            )
         if d_model % options.n_heads:
             raise UserError(
                 f"model.options.rwkv7.n_heads {options.n_heads} does not divide model.d_model"
@@ -79,7 +74,7 @@ class Mixer(nn.Module):
                 "Choose another n_heads or d_model",
                 exit_code=EXIT_USAGE,
             )
-        self.backend = "chunked" if backend == "auto" else backend
+        self.backend = backend_of("rwkv7", backend, self.backends)
         self.options, self.d_model = options, d_model
         self.shift = nn.Parameter(torch.linspace(0, 1, d_model).repeat(6, 1))
         rank = options.rank

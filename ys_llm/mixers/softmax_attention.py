@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops.attention import attention, reference
 from ys_llm.ops.kv_cache import append, documents, first_kept, kept, pairs
 from ys_llm.ops.linear import fused_backward, is_plain, linear
@@ -94,7 +95,7 @@ class Mixer(nn.Module):
                 "Choose another n_heads or d_model",
                 exit_code=EXIT_USAGE,
             )
-        self.backend = _resolve(backend)
+        self.backend = backend_of("softmax_attention", backend, self.backends)
         self.n_heads = options.n_heads
         self.n_kv_heads = n_kv_heads
         self.d_head = d_model // options.n_heads
@@ -182,15 +183,3 @@ class Mixer(nn.Module):
         if all(is_plain(layer) for layer in layers):
             return fused_backward(x_BTD, torch.cat([layer.weight for layer in layers]))
         return torch.cat([layer(x_BTD) for layer in layers], dim=-1)
-
-
-def _resolve(backend: str) -> str:
-    if backend in ("auto", "sdpa"):
-        return "sdpa"
-    if backend == "reference":
-        return "reference"
-    raise UserError(
-        f"backend {backend} is unknown to softmax_attention",
-        "Choose auto, reference or sdpa",
-        exit_code=EXIT_USAGE,
-    )

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops.linear import linear
 from ys_llm.ops.precision import Precision
 
@@ -60,13 +60,8 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        if backend not in ("auto", *self.backends):
-            raise UserError(
-                f"train.backend.ys_v0_1: there is no backend {backend!r}",
-                f"Choose auto or {' or '.join(self.backends)}",
-                exit_code=EXIT_USAGE,
-            )
-        self.backend, self.options = "reference", options
+        self.backend = backend_of("ys_v0_1", backend, self.backends)
+        self.options = options
         d_state = options.d_state
         self.quadratic = nn.Parameter(torch.eye(d_state).repeat(d_state, 1, 1))
         self.in_proj = nn.Linear(d_model, d_state, bias=False)

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops.chunks import decays
 from ys_llm.ops.linear import linear
 from ys_llm.ops.precision import Precision
@@ -67,8 +68,8 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        _check(d_model, options, backend)
-        self.backend = "chunked" if backend == "auto" else backend
+        _check(d_model, options)
+        self.backend = backend_of("ys_v0_2", backend, self.backends)
         self.options, self.d_model = options, d_model
         self.is_paper = options.fidelity == "paper"
         self.rate = nn.Parameter(torch.empty(options.n_heads))
@@ -172,14 +173,8 @@ class Mixer(nn.Module):
         return f"fidelity={self.options.fidelity}, block={self.options.block}"
 
 
-def _check(d_model: int, options: Options, backend: str) -> None:
-    """Raise UserError where there is no such backend, or the heads do not fit."""
-    if backend not in ("auto", *Mixer.backends):
-        raise UserError(
-            f"train.backend.ys_v0_2: there is no backend {backend!r}",
-            f"Choose auto, {' or '.join(Mixer.backends)}",
-            exit_code=EXIT_USAGE,
-        )
+def _check(d_model: int, options: Options) -> None:
+    """Raise UserError where the heads do not fit."""
     if d_model % options.n_heads:
         raise UserError(
             f"model.options.ys_v0_2.n_heads {options.n_heads} does not divide model.d_model"

@@ -30,10 +30,12 @@ def shared_by_layers(
     last: _Last | None = None
 
     def drop(_: object) -> None:
+        """Forget the result: its tensor is gone."""
         nonlocal last
         last = None
 
     def shared(tensor: Tensor, /, *more: More.args, **named: More.kwargs) -> Result:
+        """The kept result, where it is that of these arguments."""
         nonlocal last
         if torch.is_inference_mode_enabled() or tensor.is_inference():
             return function(tensor, *more, **named)

@@ -87,13 +87,13 @@ class YsForCausalLM(PreTrainedModel, GenerationMixin):
         cache: YsCache | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int = 0,
-        **others: Any,
+        **kwargs: Any,
     ) -> YsOutput | tuple[Any, ...]:
         """Logits of all ids, or of the last `logits_to_keep`; `cache` is what came before them.
 
         Ids whose mask is 0, on either side of a row, are not read.
         """
-        cache = others.get("past_key_values") if cache is None else cache
+        cache = kwargs.get("past_key_values") if cache is None else cache
         state, n_ids = None if cache is None else cache.state, input_ids.shape[1]
         mask = None if attention_mask is None else attention_mask[:, -n_ids:].bool()
         if mask is None or mask.all():
@@ -105,9 +105,9 @@ class YsForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         seen = n_ids if cache is None else cache.seq_length + n_ids
-        after = YsCache(state, seen) if others.get("use_cache", True) is not False else None
+        after = YsCache(state, seen) if kwargs.get("use_cache", True) is not False else None
         output = YsOutput(loss=loss, logits=logits, cache=after)
-        return output if others.get("return_dict", True) is not False else output.to_tuple()
+        return output if kwargs.get("return_dict", True) is not False else output.to_tuple()
 
     def _read_by_row(
         self, input_ids: Tensor, mask: Tensor, state: State | None
@@ -131,22 +131,26 @@ class YsForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         cache: YsCache | None = None,
         attention_mask: Tensor | None = None,
-        **others: Any,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """The ids that the cache has not read."""
+        cache = kwargs.get("past_key_values") if cache is None else cache
         if cache is not None:
             input_ids = input_ids[:, cache.get_seq_length() :]
-        passed = {name: others[name] for name in ("use_cache", "logits_to_keep") if name in others}
+        passed = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
         inputs = {"input_ids": input_ids, "cache": cache, "attention_mask": attention_mask}
         return {**inputs, **passed}
 
     def _update_model_kwargs_for_generation(
-        self, outputs: YsOutput, model_kwargs: dict[str, Any], **others: Any
+        self, outputs: YsOutput, model_kwargs: dict[str, Any], **kwargs: Any
     ) -> dict[str, Any]:
         updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, **others
+            outputs, model_kwargs, **kwargs
         )
-        return {**updated, "cache": outputs.cache}
+        if outputs.cache is None:
+            return updated
+        # Earlier versions of transformers look for the second name.
+        return {**updated, "cache": outputs.cache, "past_key_values": outputs.cache}
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -30,8 +30,9 @@ def twin_of(case: Case, mixer: Any) -> Any:
     twin = exported.MIXERS[case.name](D_MODEL, to_plain(case.options), constants)
     if case.taps:
         twin = Convolved(D_MODEL, case.taps, twin)
+    twin = twin.double()
     twin.load_state_dict(mixer.state_dict())
-    return twin.double()
+    return twin
 
 
 def zeros(twin: Any, batch_size: int) -> dict[str, Tensor]:

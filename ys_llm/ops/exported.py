@@ -80,5 +80,5 @@ def visible(document_BN: Tensor, n_queries: int, window: int) -> Tensor:
 def products(x: Tensor) -> Tensor:
     """x_a x_b for a <= b, times sqrt(2) where a < b: phi with phi(q) . phi(k) = (q . k)^2."""
     a, b = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device).unbind(0)
-    scale = torch.where(a == b, 1.0, 2**0.5).to(x.dtype)
+    scale = 1 + (a != b).to(x.dtype) * (2**0.5 - 1)
     return x[..., a] * x[..., b] * scale

@@ -31,8 +31,10 @@ class Mixer(nn.Module):
         self.options, self.constants = options, constants
         self.n_heads, self.d_head = options["n_heads"], d_model // options["n_heads"]
         self.grows = options["kernel"] in ("exp", "taylor80") or options["clamp"] > 0
-        for name in ("q", "k", "v", "out"):
-            setattr(self, f"{name}_proj", nn.Linear(d_model, d_model, bias=False))
+        self.q_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, d_model, bias=False)
+        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
         if options["in_gate"]:
             self.in_gate_proj = nn.Linear(d_model, self.n_heads)
         if options["out_gate"] != "none":
@@ -67,7 +69,7 @@ class Mixer(nn.Module):
         if options["in_gate"]:
             value = value * heads(self.in_gate_proj(x_BTD), self.n_heads).sigmoid()
         sums, after = (self._in_view if self.grows else self._read)((query, key, value), state)
-        gate = None
+        gate = torch.ones_like(value[..., :1])
         if options["out_gate"] != "none":
             gate = heads(self.out_gate_proj(x_BTD), self.n_heads).sigmoid()
         return self.out_proj(self._output(sums, gate).flatten(2).to(x_BTD.dtype)), after
@@ -126,7 +128,7 @@ class Mixer(nn.Module):
             scores = _exp_series(scores, self.constants["taylor_terms"])
         return scores.masked_fill(hidden, 0)
 
-    def _output(self, sums: Sums, gate: Tensor | None) -> Tensor:
+    def _output(self, sums: Sums, gate: Tensor) -> Tensor:
         """The sums, divided, gated and normed."""
         values, gating = sums[0], self.options["out_gate"]
         if gating == "weights":

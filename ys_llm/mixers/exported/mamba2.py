@@ -77,5 +77,5 @@ class Mixer(nn.Module):
 
     def _of_heads(self, x: Tensor) -> Tensor:
         """B x T x n x N, each group's keys once for each of its heads."""
-        by_group = x.unflatten(2, (self.n_groups, -1))
+        by_group: Tensor = x.unflatten(2, (self.n_groups, -1))
         return by_group.repeat_interleave(self.n_heads // self.n_groups, dim=2)

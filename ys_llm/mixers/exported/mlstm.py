@@ -62,4 +62,5 @@ class Mixer(nn.Module):
         return self.out_proj(gated), {"memory": memory}
 
     def _capped(self, x: Tensor) -> Tensor:
-        return self.cap * (wide(x) / self.cap).tanh()
+        capped: Tensor = self.cap * (wide(x) / self.cap).tanh()
+        return capped

@@ -20,8 +20,6 @@ from torch import Tensor, nn
 
 from ys_llm.ops.exported import Shapes, TensorDict, heads, of_length_1
 
-_VECTORS = ("removal_scale", "key_scale", "bonus", "norm_gain", "norm_bias")
-
 
 class Mixer(nn.Module):
     """See the top of this file."""
@@ -31,13 +29,21 @@ class Mixer(nn.Module):
         self.d_model, self.n_heads = d_model, options["n_heads"]
         self.eps, rank = constants["norm_eps"], options["rank"]
         self.shift = nn.Parameter(torch.empty(6, d_model))
-        for name in ("r", "k", "v", "out"):
-            setattr(self, f"{name}_proj", nn.Linear(d_model, d_model, bias=False))
-        for name in ("decay", "rate", "gate"):
-            setattr(self, f"{name}_in", nn.Linear(d_model, rank, bias=False))
-            setattr(self, f"{name}_out", nn.Linear(rank, d_model, bias=name != "gate"))
-        for name in _VECTORS:
-            setattr(self, name, nn.Parameter(torch.empty(d_model)))
+        self.r_proj = nn.Linear(d_model, d_model, bias=False)
+        self.k_proj = nn.Linear(d_model, d_model, bias=False)
+        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+        self.decay_in = nn.Linear(d_model, rank, bias=False)
+        self.decay_out = nn.Linear(rank, d_model)
+        self.rate_in = nn.Linear(d_model, rank, bias=False)
+        self.rate_out = nn.Linear(rank, d_model)
+        self.gate_in = nn.Linear(d_model, rank, bias=False)
+        self.gate_out = nn.Linear(rank, d_model, bias=False)
+        self.removal_scale = nn.Parameter(torch.empty(d_model))
+        self.key_scale = nn.Parameter(torch.empty(d_model))
+        self.bonus = nn.Parameter(torch.empty(d_model))
+        self.norm_gain = nn.Parameter(torch.empty(d_model))
+        self.norm_bias = nn.Parameter(torch.empty(d_model))
 
     def shapes(self) -> Shapes:
         """Of the last x and of M."""

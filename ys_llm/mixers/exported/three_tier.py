@@ -89,7 +89,7 @@ class Mixer(nn.Module):
         controller = wide(self.state_controller)
         if controller.dim() == 2:
             return h_BS @ controller
-        by_head = h_BS.unflatten(1, (self.n_heads, 1, -1)) @ controller
+        by_head: Tensor = h_BS.unflatten(1, (self.n_heads, 1, -1)) @ controller
         return by_head.flatten(1)
 
     def _updated(self, name: str, old_BS: Tensor, y_BS: Tensor, is_due_B: Tensor) -> Tensor:

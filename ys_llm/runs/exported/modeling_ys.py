@@ -137,9 +137,13 @@ class YsForCausalLM(PreTrainedModel, GenerationMixin):
         cache = kwargs.get("past_key_values") if cache is None else cache
         if cache is not None:
             input_ids = input_ids[:, cache.get_seq_length() :]
-        passed = {name: kwargs[name] for name in ("use_cache", "logits_to_keep") if name in kwargs}
-        inputs = {"input_ids": input_ids, "cache": cache, "attention_mask": attention_mask}
-        return {**inputs, **passed}
+        inputs: dict[str, Any] = {"input_ids": input_ids, "cache": cache}
+        passed = (name for name in ("use_cache", "logits_to_keep") if name in kwargs)
+        return {
+            **inputs,
+            "attention_mask": attention_mask,
+            **{name: kwargs[name] for name in passed},
+        }
 
     def _update_model_kwargs_for_generation(
         self, outputs: YsOutput, model_kwargs: dict[str, Any], **kwargs: Any
@@ -163,7 +167,7 @@ class YsForCausalLM(PreTrainedModel, GenerationMixin):
         """The embedding."""
         return self.network.embedding
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding."""
         self.network.embedding = value
 

@@ -50,6 +50,7 @@ def run(arguments: Arguments) -> int:
     done = export_run(load_run(found), arguments.to, arguments.folder)
     size = human_size(done.bytes)
     print(f"exported     {found} as {arguments.to}, {done.parameters:,} parameters, {size}")
-    print(f"checked      log-probabilities of 101 tokens differ by {done.difference:.1e} at most")
+    differ = f"differ by {done.difference:.1e} at most in float64"
+    print(f"checked      log-probabilities of 101 tokens {differ}")
     print(f"folder       {done.folder}")
     return 0

@@ -6,6 +6,7 @@ the only second form of the equations; every export is compared with the model b
 name, and none is made that differs.
 """
 
+import copy
 import inspect
 import re
 import secrets
@@ -34,7 +35,7 @@ from ys_llm.system.files import make_folder, readable_os_errors, replace_folder,
 
 Format = Literal["hf", "onnx"]
 
-_LARGEST_DIFFERENCE = 1e-3  # of a logit: rounding stays far below, a wrong equation far above
+_LARGEST_DIFFERENCE = 1e-6  # of a log-probability in float64: a wrong equation is far above
 _COMPARED = (70, 1, 30)  # tokens of the calls that are compared: past the period of any summary
 _FILES = Path(__file__).parent / "exported"
 _CHAT = (
@@ -73,10 +74,11 @@ def export_run(run: LoadedRun, form: Format, folder: Path) -> Exported:
     check_folder(folder)
     _refuse_missing(run)
     net = network_of(run.model)
-    difference = largest_difference(run.model, net)
+    difference = largest_difference(run.model)
     if not difference <= _LARGEST_DIFFERENCE:
         raise UserError(
-            f"the exported model would differ from {run.path}: a logit by {difference:.2g}",
+            f"the exported model would differ from {run.path}: a log-probability by "
+            f"{difference:.2g}",
             "Nothing was written. Please report this with the run's config.yaml.",
         )
     make_folder(folder.parent)
@@ -106,11 +108,18 @@ def network_of(model: Model) -> network.Network:
     if config["tie_embeddings"]:
         tensors["output.weight"] = tensors["embedding.weight"]
     net.load_state_dict(tensors, assign=True)
+    if config["tie_embeddings"]:
+        net.output.weight = net.embedding.weight
     return net.eval()
 
 
-def largest_difference(model: Model, net: network.Network) -> float:
-    """Between logits of random tokens that both read in the same pieces, carrying the state."""
+def largest_difference(model: Model) -> float:
+    """Between log-probabilities of random tokens by the model and by what an export has of it.
+
+    Both read them in pieces, carrying the state, in float64, so that rounding hides nothing.
+    """
+    model = copy.deepcopy(model).double()
+    net = network_of(model)
     generator = torch.Generator().manual_seed(0)
     state: Any = None
     own: dict[str, Tensor] | None = None
@@ -157,7 +166,7 @@ def _files(run: LoadedRun, form: Format, net: network.Network) -> dict[str, str 
         return files
     return {
         **files,
-        **_code(run.config.model.mixer_names),
+        **_code(),
         "tokenizer_config.json": json_text(_tokenizer_config(run)),
         "generation_config.json": json_text(_generation(run.config.generate)),
         "model.safetensors": tensor_bytes(
@@ -212,16 +221,20 @@ def _generation(config: GenerateConfig) -> dict[str, Any]:
     return {**ids, "do_sample": True, **drawn}
 
 
-def _code(mixer_names: tuple[str, ...]) -> dict[str, str]:
-    """The modelling files, by name."""
-    names = list(dict.fromkeys(mixer_names))
+def _code() -> dict[str, str]:
+    """The modelling files, by name.
+
+    Every mixer is there, so that all exports have the same code: transformers uses that of the
+    first one that a process loads for all.
+    """
+    names = list(mixers.MIXERS)
     imports = "".join(f"from .mixer_{name} import Mixer as {name}\n" for name in names)
     table = ", ".join(f'"{name}": {name}' for name in names)
     files = {path.name: path.read_text() for path in _FILES.glob("*_ys.py")}
     files |= {"ops_ys.py": _source(ops), "network_ys.py": _source(network)}
     files |= {f"mixer_{name}.py": _source(_twin(name)) for name in names}
     files = {name: flattened(source) for name, source in files.items()}
-    title = '"""The mixers of this model, by the names that config.json has."""\n\n'
+    title = '"""The mixers, by the names that config.json has."""\n\n'
     return {**files, "mixers_ys.py": f"{title}{imports}\nMIXERS = {{{table}}}\n"}
 
 

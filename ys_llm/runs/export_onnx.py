@@ -9,7 +9,10 @@ graph is a loop over the first one's nodes, so that both give the same numbers, 
 has a step has a prefill. The batch and the length are free; caches of attention grow from length 0.
 """
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +82,7 @@ def _traced(net: Network) -> Any:
     batch, n_keys = torch.export.Dim("batch"), torch.export.Dim("n_keys")
     sizes = [{0: batch, 1: n_keys} if name in grown else {0: batch} for name in names]
     token_B = torch.zeros(_EXAMPLE_BATCH, dtype=torch.int64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's exporter about itself
+    with _quiet():
         program = torch.onnx.export(
             _Step(net).eval(),
             (token_B, [example[name] for name in names]),
@@ -92,6 +94,18 @@ def _traced(net: Network) -> Any:
         )
     assert program is not None
     return program.model_proto
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing of what torch's exporter says about itself."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _loop(step: Any, names: list[str], onnx: Any) -> Any:

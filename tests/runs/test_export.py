@@ -41,6 +41,13 @@ def test_the_exported_form_of_every_shipped_model_has_its_logits(name: str) -> N
     assert largest_difference(model) < 1e-9
 
 
+def test_shared_layers_a_channel_mix_and_further_heads_have_the_same_logits() -> None:
+    config = small(load_config(shipped_folder() / "default.yaml").config)
+    parts = {"mlp": "channel_mix", "layer_order": (0, 1, 1, 0), "prediction_heads": 3}
+    model = shaken(replace(config, model=replace(config.model, n_layers=2, **parts)))
+    assert largest_difference(model) < 1e-9
+
+
 @pytest.mark.parametrize("gate", ["sentinel", "separate"])
 def test_a_copy_tier_has_the_same_logits_past_its_window(gate: Any) -> None:
     config = Config()

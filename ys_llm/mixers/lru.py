@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
-from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops.linear import linear
 from ys_llm.ops.precision import Precision
 
@@ -53,13 +53,7 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        if backend not in ("auto", *self.backends):
-            raise UserError(
-                f"train.backend.lru: there is no backend {backend!r}",
-                f"Choose auto, {' or '.join(self.backends)}",
-                exit_code=EXIT_USAGE,
-            )
-        self.backend = "doubling" if backend == "auto" else backend
+        self.backend = backend_of("lru", backend, self.backends)
         self.d_state = options.d_state
         self.in_proj = nn.Linear(d_model, 2 * options.d_state, bias=False)
         self.out_proj = nn.Linear(2 * options.d_state, d_model, bias=False)

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from ys_llm.config.strict_reader import setting
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.mixers.protocol import backend_of
 from ys_llm.ops import linear_scan, rotary
 from ys_llm.ops.linear import linear
 from ys_llm.ops.precision import Precision
@@ -102,13 +103,7 @@ class Mixer(nn.Module):
 
     def __init__(self, d_model: int, options: Options, *, backend: str = "auto") -> None:
         super().__init__()
-        if backend not in ("auto", *self.backends):
-            raise UserError(
-                f"train.backend.mamba3: there is no backend {backend!r}",
-                f"Choose auto, {', '.join(self.backends)}",
-                exit_code=EXIT_USAGE,
-            )
-        self.backend = "chunked" if backend == "auto" else backend
+        self.backend = backend_of("mamba3", backend, self.backends)
         self.options = options
         self.d_inner = options.expand * d_model
         self.d_head = min(options.d_head, self.d_inner)

@@ -6,7 +6,7 @@ This file is copied into every export (`runs/export.py`). It needs torch, `ops/e
 The whole memory of a text is one state, a dict of tensors whose first dimension is the batch:
 
     position         int64, how many tokens each row has read
-    layers.N.*       the state of layer N's mixer
+    layers.N.*       the state of the Nth layer's mixer
     copy.*           the keys and tokens that can be copied, where there is a copy tier
 
 All zeros is the state before the first token. A state is never changed in place: keep one, and the
@@ -49,12 +49,17 @@ class Network(nn.Module):
         if config["tie_embeddings"]:
             self.output.weight = self.embedding.weight
 
+    @property
+    def applied(self) -> list[Any]:
+        """The blocks in the order in which they are applied; one may come again."""
+        blocks: Any = self.blocks
+        return [blocks[i] for i in self.config["layer_order"] or range(len(self.blocks))]
+
     def shapes(self) -> Shapes:
         """Of the tensors of a state, without the batch, before the first token."""
         shapes: Shapes = {"position": ()}
-        for i, block in enumerate(self.blocks):
-            mixer: Any = block.mixer
-            shapes |= {f"layers.{i}.{name}": shape for name, shape in mixer.shapes().items()}
+        for i, block in enumerate(self.applied):
+            shapes |= {f"layers.{i}.{name}": shape for name, shape in block.shapes().items()}
         if self.copy_tier is not None:
             shapes |= {f"copy.{name}": shape for name, shape in self.copy_tier.shapes().items()}
         return shapes
@@ -81,7 +86,7 @@ class Network(nn.Module):
         position_B = state["position"]
         after = {"position": position_B + tokens_BT.shape[1]}
         x_BTD = embedded_BTD = self.embedding(tokens_BT)
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.applied):
             x_BTD, changed = block(x_BTD, _below(state, f"layers.{i}."), position_B)
             after |= {f"layers.{i}.{name}": tensor for name, tensor in changed.items()}
         x_BTD = self.final_dropout(self.final_norm(x_BTD))
@@ -120,6 +125,24 @@ class SwiGLU(nn.Module):
         return y
 
 
+class ChannelMix(nn.Module):
+    """sigmoid(x^r receptance) (relu(x^k key)^2 value), x^c_t = x_t + (x_{t-1} - x_t) shift_c."""
+
+    def __init__(self, d_model: int, d_mlp: int) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.empty(2, d_model))
+        self.key = nn.Linear(d_model, d_mlp, bias=False)
+        self.value = nn.Linear(d_mlp, d_model, bias=False)
+        self.receptance = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor, latest_B1D: Tensor) -> tuple[Tensor, Tensor]:
+        """y_BTD and the last x; `latest_B1D` is the x before the first."""
+        before_BTD = torch.cat([latest_B1D.to(x_BTD.dtype), x_BTD[:, :-1]], 1)
+        k, r = (x_BTD + (before_BTD - x_BTD) * shift_D for shift_D in self.shift.unbind(0))
+        y_BTD = self.receptance(r).sigmoid() * self.value(self.key(k).relu().square())
+        return y_BTD, x_BTD[:, -1:].to(latest_B1D.dtype)
+
+
 class Convolved(nn.Module):
     """A mixer behind a convolution: y = mixer(c), c_t = x_t + sum_j w_j x_{t-j}."""
 
@@ -151,29 +174,45 @@ class _Block(nn.Module):
         super().__init__()
         d_model, eps = config["d_model"], config["norm_eps"]
         self.is_plain, self.has_mlp = _is_plain(config), config["d_mlp"] > 0
+        self.has_channel_mix = config["mlp"] == "channel_mix"
         built = mixer(d_model, config["options"][name], config["constants"][name])
         n_taps = config["convolution"]
-        self.mixer = Convolved(d_model, n_taps, built) if n_taps else built
+        self.mixer: Any = Convolved(d_model, n_taps, built) if n_taps else built
         self.dropout = nn.Dropout(config["dropout"])
         if self.is_plain:
             return
         self.mixer_norm = RMSNorm(d_model, eps)
         if self.has_mlp:
             self.mlp_norm = RMSNorm(d_model, eps)
-            self.mlp = SwiGLU(d_model, config["d_mlp"])
+            kind = ChannelMix if self.has_channel_mix else SwiGLU
+            self.mlp: Any = kind(d_model, config["d_mlp"])
+
+    def shapes(self) -> Shapes:
+        """Of the mixer's state, and the latest input of a channel mix beside it."""
+        shapes: Shapes = self.mixer.shapes()
+        if not self.has_channel_mix:
+            return shapes
+        own = {"mlp": (1, self.mlp.shift.shape[1])}
+        return {f"mixer.{name}": shape for name, shape in shapes.items()} | own
 
     def forward(
         self, x_BTD: Tensor, state: TensorDict, position_B: Tensor
     ) -> tuple[Tensor, TensorDict]:
-        """The residual stream, and the mixer's state."""
+        """The residual stream, and the state."""
         if self.is_plain:
             plain: tuple[Tensor, TensorDict] = self.mixer(self.dropout(x_BTD), state, position_B)
             return plain
-        mixed_BTD, state = self.mixer(self.mixer_norm(x_BTD), state, position_B)
+        own = _below(state, "mixer.") if self.has_channel_mix else state
+        mixed_BTD, after = self.mixer(self.mixer_norm(x_BTD), own, position_B)
         x_BTD = x_BTD + self.dropout(mixed_BTD)
+        if self.has_channel_mix:
+            mixed_BTD, latest = self.mlp(self.mlp_norm(x_BTD), state["mlp"])
+            after = {f"mixer.{name}": x for name, x in after.items()} | {"mlp": latest}
+        elif self.has_mlp:
+            mixed_BTD = self.mlp(self.mlp_norm(x_BTD))
         if self.has_mlp:
-            x_BTD = x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
-        return x_BTD, state
+            x_BTD = x_BTD + self.dropout(mixed_BTD)
+        return x_BTD, after
 
 
 class CopyTier(nn.Module):

@@ -104,7 +104,11 @@ def network_of(model: Model) -> network.Network:
     config = {**architecture(model.config), "vocab_size": model.vocab_size}
     with torch.device("meta"):
         net = network.Network(config, mixers.MIXERS)
-    tensors = {name: tensor.detach() for name, tensor in weights(model).items()}
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in weights(model).items()
+        if not name.startswith("extra_heads.")  # for training alone
+    }
     if config["tie_embeddings"]:
         tensors["output.weight"] = tensors["embedding.weight"]
     net.load_state_dict(tensors, assign=True)
@@ -182,7 +186,7 @@ def _config(run: LoadedRun, net: network.Network, form: Format) -> dict[str, Any
         "network": net.config,
         "vocab_size": run.model.vocab_size,
         "hidden_size": run.config.model.d_model,
-        "num_hidden_layers": run.config.model.n_layers,
+        "num_hidden_layers": len(run.config.model.order),
         "tie_word_embeddings": run.config.model.tie_embeddings,
         **_control_ids(),
     }

@@ -221,6 +221,13 @@ def test_a_model_that_would_be_another_is_not_exported(
         export_run(run, "hf", tmp_path / "new")
 
 
+def test_a_model_with_weights_of_another_kind_is_refused() -> None:
+    model = shaken(small(load_config(shipped_folder() / "min_gru.yaml").config))
+    model.blocks[0].mixer.tricks = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(UserError, match=r"knows no blocks\.0\.mixer\.tricks"):
+        network_of(model)
+
+
 @pytest.mark.parametrize(
     ("part", "problem"),
     [("mixer", "three_tier has no form"), ("copy", "keep is surprising"), ("words", "kind words")],

@@ -100,7 +100,10 @@ def export_run(run: LoadedRun, form: Format, folder: Path) -> Exported:
 
 
 def network_of(model: Model) -> network.Network:
-    """The same model in the form that an export carries."""
+    """The same model in the form that an export carries.
+
+    Raises UserError where it has weights that the form does not know.
+    """
     config = {**architecture(model.config), "vocab_size": model.vocab_size}
     with torch.device("meta"):
         net = network.Network(config, mixers.MIXERS)
@@ -111,6 +114,11 @@ def network_of(model: Model) -> network.Network:
     }
     if config["tie_embeddings"]:
         tensors["output.weight"] = tensors["embedding.weight"]
+    if unknown := sorted(tensors.keys() ^ net.state_dict().keys()):
+        raise UserError(
+            f"the model cannot be exported: an export knows no {unknown[0]}",
+            "Export another run",
+        )
     net.load_state_dict(tensors, assign=True)
     if config["tie_embeddings"]:
         net.output.weight = net.embedding.weight

@@ -22,7 +22,7 @@ _STANDINGS = {
     "names_again": "nats of a name again",
     "tokens_per_second": "tokens/s trained",
     "generated_per_second": "tokens/s generated",
-    "peak_memory": "memory of training",
+    "peak_memory": "memory of a step",
     "parameters": "parameters",
     "state_bytes": "bytes of state",
     "flops_per_token": "FLOPs a token",

@@ -24,7 +24,7 @@ class RunResult:
     """What a finished run has shown: `nats` of each part of the held-out text, and its costs.
 
     `documents` says to which document each part belongs; there are `bytes` of UTF-8 in all of them.
-    `peak_bytes` are the memory that training took, None where it is not known; what is generated is
+    `peak_bytes` are the memory of a training step, None where it is not known; what is generated is
     one text. `weights`, `tokenizer`, `held_out` and `training` are hashes of what was measured,
     with which tokens, and on which text.
     """

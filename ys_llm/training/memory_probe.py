@@ -42,12 +42,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     compute = Compute(torch.device(request["device"]), request["dtype"], request["backends"])
     with process_settings(config.train):
         base, steps = peak_bytes(compute.device), list[tuple[int, int]]()
-        run = _run(config, compute, vocab_size=request["vocab_size"], seq_len=seq_len)
+        run = new_run(config, compute, vocab_size=request["vocab_size"], seq_len=seq_len)
         built = resident_bytes()
         size, largest = request["sizes"]
         while True:
             try:
-                _train(run, seq_len, size)
+                train_steps(run, seq_len, size)
             except (MemoryError, torch.OutOfMemoryError):
                 break
             steps.append((size, peak_bytes(compute.device)))
@@ -59,7 +59,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     return {"base_bytes": base, "built_bytes": built, "steps": steps, "other_bytes": other}
 
 
-def _run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> Run:
+def new_run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> Run:
     """The model and its optimizer over random tokens, a document about every 100 of them."""
     tokens = np.random.default_rng(0).integers(0, vocab_size, 64 * seq_len + 101)
     tokens[::100] = 0  # <end>
@@ -81,7 +81,7 @@ def _run(config: Config, compute: Compute, *, vocab_size: int, seq_len: int) -> 
     return Run(config, Path(), tokenizer, data, model, optimizer, compute, reference=reference)
 
 
-def _train(run: Run, seq_len: int, batch_size: int) -> None:
+def train_steps(run: Run, seq_len: int, batch_size: int) -> None:
     """A few steps of this shape."""
     train = replace(
         run.config.train, stages=(), seq_len=seq_len, batch_size=batch_size, max_steps=_STEPS

@@ -5,22 +5,42 @@ from collections.abc import Callable
 
 import torch
 
+from ys_llm.config.schema import Config
 from ys_llm.inference.decode_step import decode_rows
 from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import prefill
 from ys_llm.model.language_model import Model
+from ys_llm.training.compute import Compute
 from ys_llm.training.memory import release_freed_memory
-from ys_llm.training.memory_probe import peak_bytes, reset_peak, resident_bytes
+from ys_llm.training.memory_probe import (
+    new_run,
+    peak_bytes,
+    reset_peak,
+    resident_bytes,
+    train_steps,
+)
 
 _ROUNDS, _TOKENS = 4, 24
 _STALE = 1.25  # a peak this far above what is resident was not reset
 
 
-def peak_meter(device: torch.device) -> Callable[[], int | None]:
+def step_memory(config: Config, compute: Compute, *, vocab_size: int) -> int | None:
+    """Peak bytes of training steps of the largest batch, beyond what this process had before.
+
+    The model is a new one, on random tokens: weights, gradients, moments and activations. None
+    where the system cannot tell the peak of a part of a process.
+    """
+    stage = max(config.train.plan, key=lambda stage: stage.seq_len * stage.batch_size)
+    risen = _peak_meter(compute.device)
+    run = new_run(config, compute, vocab_size=vocab_size, seq_len=stage.seq_len)
+    train_steps(run, stage.seq_len, stage.batch_size)
+    return risen()
+
+
+def _peak_meter(device: torch.device) -> Callable[[], int | None]:
     """Begin to measure memory; the result says how far it has risen at most since then.
 
-    None where the system cannot tell the peak of a part of a process. On a CPU it is resident
-    memory, without what the process had before; on CUDA what torch has allocated.
+    On a CPU it is resident memory, on CUDA what torch has allocated.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -36,12 +36,13 @@ from ys_llm.model.costs import flops_per_token, state_bytes
 from ys_llm.runs.folder import HELD_OUT, checkpoints, locked
 from ys_llm.runs.model_files import LoadedRun, load_run, read_json
 from ys_llm.system.files import sha256_of, write_atomically
-from ys_llm.training.compute import process_settings, select_device
+from ys_llm.training.compute import previous_compute, process_settings, select_device
 from ys_llm.training.loop import TrainSummary, train
 from ys_llm.training.metrics import read_metrics
+from ys_llm.training.resume import latest_valid_checkpoint
 from ys_llm.training.setup import data_command, saved_split, with_saved_choices
 from ys_llm.training.trial_budget import TRAINING_FLOPS, Budget, with_budget
-from ys_llm.training.trial_costs import generation_speed, peak_meter
+from ys_llm.training.trial_costs import generation_speed, step_memory
 
 _FEWEST_EVALUATIONS = 3  # that make a curve
 _BINS = 60  # of a curve of the training loss
@@ -115,16 +116,13 @@ def run_trial(trial: Trial, runs_dir: Path) -> RunResult:
     done = stored_result(folder)
     if done is not None:
         return done
-    saved = [int(path.name.removeprefix("step-")) for path in checkpoints(folder)]
-    risen = peak_meter(select_device(config.train))
     summary = train(trial.resolved, runs_dir=runs_dir)
-    peak = risen() if summary.steps > max(saved, default=0) else None  # it was trained before
     if summary.val_loss is None:
         raise UserError(
             f"{config.run} has no validation text, so there is nothing to compare",
             "Set data.validation_fraction above 0, or give more text",
         )
-    return _measure(trial, folder, summary, peak)
+    return _measure(trial, folder, summary)
 
 
 def check_same_settings(folder: Path, trial: Trial) -> None:
@@ -155,11 +153,8 @@ def stored_result(folder: Path) -> RunResult | None:
     return result if result.weights == sha256_of(weights) else None
 
 
-def _measure(trial: Trial, folder: Path, summary: TrainSummary, peak: int | None) -> RunResult:
-    """Evaluate the published weights by document, and keep the result with the run.
-
-    `peak` is the memory that training took, where it is known.
-    """
+def _measure(trial: Trial, folder: Path, summary: TrainSummary) -> RunResult:
+    """Evaluate the published weights by document, and keep the result with the run."""
     config = load_config(folder / "config.yaml").config
     with locked(folder), process_settings(config.train):
         loaded = load_run(folder, device=select_device(config.train))
@@ -188,7 +183,7 @@ def _measure(trial: Trial, folder: Path, summary: TrainSummary, peak: int | None
             steps=summary.steps,
             tokens=summary.tokens,
             seconds=summary.seconds,
-            peak_bytes=peak,
+            peak_bytes=_step_memory(folder, config, loaded),
             generated_per_second=generation_speed(loaded.model, first_id=loaded.tokenizer.end_id),
             names_again=summary.val_names_again_loss,
             bytes=data.n_bytes,
@@ -197,6 +192,13 @@ def _measure(trial: Trial, folder: Path, summary: TrainSummary, peak: int | None
         )
         write_atomically(folder / HELD_OUT, json.dumps(asdict(result)), create_folder=False)
     return result
+
+
+def _step_memory(folder: Path, config: Config, loaded: LoadedRun) -> int | None:
+    """The memory of a training step, computed as the run was."""
+    device, saved = select_device(config.train), latest_valid_checkpoint(folder)
+    compute = previous_compute(saved.progress["environment"] if saved else {}, device)
+    return step_memory(config, compute, vocab_size=loaded.tokenizer.vocab_size)
 
 
 def _digest(documents: Sequence[Document]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -32,7 +33,8 @@ def small(config: Config) -> Config:
         options[name] = own
     n_layers = min(model.n_layers, max(2, len(model.layers)))
     d_mlp = min(model.d_mlp, 24)
-    narrow = replace(model, d_model=128, d_mlp=d_mlp, n_layers=n_layers, options=options)
+    sizes: dict[str, Any] = {"d_model": 128, "d_mlp": d_mlp, "n_layers": n_layers}
+    narrow = replace(model, **sizes, layer_order=(), options=options)
     return replace(config, model=narrow)
 
 

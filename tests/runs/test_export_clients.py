@@ -27,8 +27,8 @@ SAME = ("lillm_300m", "shakespeare_3min", "bytes")  # as small as here, these ar
 NAMES = sorted({path.stem for path in shipped_folder().glob("*.yaml")} - {*SAME})
 PROMPTS = ("Once upon a time", "A fox?", "“Hello,” said the city")
 N_NEW = 12
-# With random weights 2Mamba divides by sums of squares that are almost 0, and the quadratic state is
-# chaotic: what float32 rounds is far from float64 in ys, too.
+# With random weights 2Mamba divides by sums of squares that are almost 0, and the quadratic state
+# is chaotic: what float32 rounds is far from float64 in ys, too.
 TOLERANCE = dict.fromkeys(NAMES, 1e-4) | {"decay_attention": 0.02, "ys_v0_1": 0.01}
 
 

@@ -226,7 +226,9 @@ def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: boo
             drive = torch.randn(length, batch, d_state, dtype=dtype, requires_grad=True)
             state = State(*(torch.randn(batch, d_state, dtype=dtype) for _ in range(3)), 5)
             starts = torch.rand(length, batch) < 0.2
-            h, _ = cpp.cpp(drive, weights, state, starts_TB=starts, precision=precision)  # type: ignore[arg-type]
+            gate = None if factored else torch.randn_like(drive, requires_grad=True)
+            inputs = {"gate_TBS": gate, "starts_TB": starts}
+            h, _ = cpp.cpp(drive, weights, state, **inputs, precision=precision)  # type: ignore[arg-type]
             h.double().sum().backward()
 
 
@@ -316,7 +318,7 @@ def main() -> None:
     ):
         for window in (0, 3, 20):
             call_decoder(library, dtype, quantization, window)
-        call_decoder(library, dtype, quantization, 1, vocab_size=3)
+        call_decoder(library, dtype, quantization, 1, vocab_size=3, state_gate=True)
         call_decoder(library, dtype, quantization, 0, d_summary=21, factored=True)
     call_sampling(library)
     library.ffi.string(counted.ys_units())

@@ -203,20 +203,22 @@ struct ys_three_tier_summary {
 };
 
 // A forward or backward pass over T steps of B rows. Pointers are to the operand type (drive, h,
-// x_hat, y, d_h, d_pre, d_y and what updates save but x_hat and rstd) or to the type of sums.
+// gate, x_hat, y, d_h, d_pre, d_gate, d_y and what updates save but x_hat and rstd) or to the type of sums.
 struct ys_three_tier_pass {
   int64_t length, batch, d_state, n_heads, position;
   int64_t row_groups, column_groups;  // the grid of threads
   int64_t saves;                      // whether backward will follow: all steps are kept
   const void* drive;                  // T x B x S
+  const void* gate;                   // T x B x S: what the h before each step is multiplied by; or null
   const uint8_t* starts;              // T x B: 1 at the first token of a document; or null
   const void *controller, *shaper;    // packed, a matrix for each head; S x S or null
   const void *gain, *bias, *summary_scale, *drive_bias;  // S; the last two may be null
   void* main;              // B x S: h before the first step, then after the last; or d_h
-  void *h, *x_hat, *rstd;  // T x B x (S, S, heads)
+  void *h, *x_hat, *rstd;  // T x B x (S, S, heads); before the first h is that before step 0
   void *summary_sum, *y;   // windows x B x S; update steps x B x S with a shaper
   const void* d_h;         // T x B x S
   void *d_pre, *d_y;       // T x B x S; as y
+  void* d_gate;            // T x B x S; null without a gate
   void *d_gain, *d_bias, *d_summary_scale, *d_drive_bias;  // S
   struct ys_three_tier_summary summaries[2];               // local, global
 };
@@ -299,7 +301,8 @@ struct ys_three_tier_summary_weights {
 };
 // The mixer's state is h, L and G: 3 d_state numbers.
 struct ys_three_tier_weights {
-  struct ys_linear in_proj, controller, shaper, out_proj;  // shaper.weight null: y is h
+  struct ys_linear in_proj, gate, controller, shaper, out_proj;
+  // Without a gate its weight is null, and so is the shaper's where y is h.
   struct ys_layer_norm norm;
   const void* summary_scale;                          // null: 1
   struct ys_three_tier_summary_weights summaries[2];  // local, global

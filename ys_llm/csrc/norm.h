@@ -70,12 +70,12 @@ Real row_sum(const Real* x, int64_t n) {
   return total;
 }
 
-// x_hat = (pre - mean) rstd and h = x_hat gain + bias. `x_hat`, `operand` (a copy of h) and `state`
-// (a copy in Real) may be null. With an operand, h and x_hat are read by backward only, so they are
+// x_hat = (pre - mean) rstd and h = x_hat gain + bias. `x_hat`, `operand` (h, or h times `gate`) and
+// `state` (a copy of h in Real) may be null, and so may `gate`. With an operand, h and x_hat are read by backward only, so they are
 // stored past the caches.
 template <class Real, class Op, class Saved>
 void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Real* bias, int64_t n,
-               Saved* x_hat, Op* h, Op* operand, Real* state) {
+               Saved* x_hat, Op* h, Op* operand, const Op* gate, Real* state) {
   constexpr int w = Lanes<Real>::n;
   const bool streams = operand && is_aligned(h) && is_aligned(x_hat);
   int64_t i = 0;
@@ -88,14 +88,14 @@ void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Re
       if (x_hat) store(x_hat + i, x);
       store(h + i, v);
     }
-    if (operand) store(operand + i, v);
+    if (operand) store(operand + i, gate ? v * load<Real>(gate + i) : v);
     if (state) store(state + i, v);
   }
   for (; i < n; i++) {
     Real x = (pre[i] - mean) * rstd, v = x * gain[i] + bias[i];
     if (x_hat) store_one(x_hat + i, x);
     store_one(h + i, v);
-    if (operand) store_one(operand + i, v);
+    if (operand) store_one(operand + i, gate ? v * load_one(gate + i) : v);
     if (state) state[i] = v;
   }
 }
@@ -107,7 +107,7 @@ Real layer_norm(const Real* x, Real mean, const Real* gain, const Real* bias, in
                 Real* x_hat, Op* y) {
   const Real rstd = 1 / std::sqrt(squared_distances(x, mean, n) / Real(n) + eps);
   normalise(x, mean, rstd, gain, bias, n, x_hat, y, static_cast<Op*>(nullptr),
-            static_cast<Real*>(nullptr));
+            static_cast<const Op*>(nullptr), static_cast<Real*>(nullptr));
   return rstd;
 }
 
@@ -170,6 +170,22 @@ void gain_backward(Real* grad, const Op* d_h, const Real* extra, const Saved* x_
   }
   *s1 += rest1;
   *s2 += rest2;
+}
+
+// From d, the gradient of gate * h, that of the gate, and in its place that of h.
+template <class Real, class Op>
+void gate_backward(Real* d, const Op* h, const Op* gate, int64_t n, Op* d_gate) {
+  constexpr int w = Lanes<Real>::n;
+  int64_t i = 0;
+  for (; i + w <= n; i += w) {
+    const Vec<Real> v = load(d + i);
+    store(d_gate + i, Vec<Real>(v * load<Real>(h + i)));
+    store(d + i, Vec<Real>(v * load<Real>(gate + i)));
+  }
+  for (; i < n; i++) {
+    store_one(d_gate + i, d[i] * load_one(h + i));
+    d[i] *= load_one(gate + i);
+  }
 }
 
 // d_pre = rstd (grad - mean1 - x_hat mean2), also added to d_sum (the window's sum) if not null.

@@ -7,7 +7,8 @@ at commit e00c8ae; the parameter names are the author's. Symbols, row vectors:
     L  local summary, every 16 steps    G  global summary, every 64 steps    all S = d_state wide
 
     u_t = x_t in_proj + b                                          D -> S        (factored)
-    h_t = LN(h_{t-1} state_controller + u_t input_influencer + scale * (G + L))
+    f_t = tanh(x_t state_gate + b)                                 D -> S        (if gated, else 1)
+    h_t = LN((f_t * h_{t-1}) state_controller + u_t input_influencer + scale * (G + L))
     y_t = h_t output_shaper                                        S -> S        (factored)
     o_t = y_t out_proj + b                                         S -> D
     if t mod 64 == 63:  G <- LN(G G.state_controller + y_t G.input_influencer) G.output_shaper
@@ -43,6 +44,7 @@ from ys_llm.ops.three_tier.select import (
 from ys_llm.ops.three_tier.types import EPS, State, Summary, Weights
 
 CONSTANTS = {"norm_eps": EPS}
+INITIAL_GATE = 1.5  # tanh of it is 0.91: at first nearly all of the state is kept
 INITIAL_SUMMARY_SCALE = 0.1  # from here stacks at T 256 lose nothing to their summaries; LOG.md
 
 
@@ -80,6 +82,10 @@ class Options:
         default="learned",
         metadata={"help": "scale of G + L: fixed at 1 as in the source, or learned from 0.1"},
     )
+    state_gate: bool = field(
+        default=False,
+        metadata={"help": "the input scales each channel of the state, by -1 to 1, before each step"},
+    )
     local_interval: int = field(
         default=16,
         metadata={"help": "steps between local summaries; 0 = no such tier", "minimum": 0},
@@ -98,6 +104,7 @@ CONTRACT_OPTIONS = (
     Options(d_state=32, d_summary=0, n_heads=4),
     Options(d_state=24, d_summary=8, local_interval=0),
     Options(d_state=24, d_summary=6, n_heads=3, factored=True),
+    Options(d_state=24, d_summary=8, state_gate=True),
     Options(d_state=24, d_summary=0, local_interval=5, global_interval=0),
 )
 
@@ -136,6 +143,9 @@ class Mixer(nn.Module):
         d_state, heads = options.d_state, options.n_heads
         self.in_proj = _linear(d_model, d_state, bias=True)
         self.out_proj = _linear(d_state, d_model, bias=options.factored)
+        if options.state_gate:
+            self.state_gate = _linear(d_model, d_state, bias=True)
+            nn.init.constant_(self.state_gate.bias, INITIAL_GATE)
         if options.factored:
             self.input_influencer = _matrix(d_state, d_state)
             self.output_shaper = _matrix(d_state, d_state)
@@ -186,7 +196,11 @@ class Mixer(nn.Module):
         position_B: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
-        drive_TBS, drive_bias = self._drive(x_BTD.transpose(0, 1))
+        x_TBD = x_BTD.transpose(0, 1)
+        drive_TBS, drive_bias = self._drive(x_TBD)
+        gate_TBS = None
+        if self.options.state_gate:
+            gate_TBS = torch.tanh(linear(self.state_gate, x_TBD))
         clock = self._clock(position_B)
         if isinstance(clock, int):
             recurrence = self._recurrence(len(drive_TBS), x_BTD.device.type)
@@ -196,6 +210,7 @@ class Mixer(nn.Module):
             drive_TBS,
             self.recurrence_weights()._replace(drive_bias=drive_bias),
             State(state["main"], state["local_summary"], state["global_summary"], clock),
+            gate_TBS=gate_TBS,
             starts_TB=None if starts_BT is None else starts_BT.t(),
             precision=compute_precision(x_BTD),
         )
@@ -228,6 +243,8 @@ class Mixer(nn.Module):
         options, in_proj, out_proj = self.options, self.in_proj, self.out_proj
         intervals = [n for n in (options.local_interval, options.global_interval) if n]
         chains: dict[str, Any] = {"in_proj": in_proj, "out_proj": out_proj}
+        if options.state_gate:
+            chains["gate"] = self.state_gate
         if options.factored:
             chains["in_proj"] = Chain(in_proj, self.input_influencer)
             chains["out_proj"] = Chain(self.output_shaper, out_proj)
@@ -266,7 +283,7 @@ class Mixer(nn.Module):
         options = self.options
         s, d = options.d_state, self.d_model
         every = self._intervals.values()
-        flops = 4 * d * s + 2 * s * s // options.n_heads
+        flops = (6 if options.state_gate else 4) * d * s + 2 * s * s // options.n_heads
         flops += 4 * s * s if options.factored else 0
         fold = 2 * s * s if options.factored and every else 0
         width = options.d_summary or s

@@ -38,6 +38,7 @@ SETTINGS = {
     "chains": Setting(
         d_state=64, shaper=True, shared_norm=True, local_interval=3, global_interval=7
     ),
+    "gate": Setting(d_state=72, drive_bias=True, gate=True, local_interval=5),
     "heads": Setting(d_state=128, d_summary=64, n_heads=4, summary_scale=True, global_interval=32),
     "partial panels": Setting(
         d_state=72, d_summary=12, n_heads=2, shaper=True, local_interval=9, global_interval=20

@@ -23,6 +23,7 @@ class Setting(NamedTuple):
     summary_scale: bool = False
     drive_bias: bool = False
     shared_norm: bool = False
+    gate: bool = False
     local_interval: int = 16
     global_interval: int = 64
 
@@ -36,6 +37,7 @@ RECURRENCES = {
     "narrow-summaries": Setting(
         drive_bias=True, d_state=24, d_summary=12, n_heads=2, shaper=True, local_interval=5
     ),
+    "gate": Setting(d_state=24, n_heads=3, summary_scale=True, gate=True, local_interval=5),
     "one-tier": Setting(shaper=True, local_interval=0, global_interval=64),
     "no-summaries": Setting(local_interval=0, global_interval=0),
     # Wide enough for oneDNN in `windowed` (gemm.ONEDNN_SMALLEST).
@@ -91,10 +93,12 @@ def recurrence_case(
     scale = 1.0 if with_state else 0.0
     state = [leaf(3, setting.d_state, dtype=dtype, scale=scale) for _ in range(3)]
     drive_TBS = leaf(length, 3, setting.d_state, dtype=dtype)
+    gate_TBS = leaf(length, 3, setting.d_state, dtype=dtype) if setting.gate else None
     starts_TB = torch.rand(length, 3) < 0.1 if starts else None
-    leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBS, weights, state])}
+    leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBS, gate_TBS, weights, state])}
     arguments = (drive_TBS, weights, State(*state, position))
-    return Case(arguments, {"starts_TB": starts_TB}, list(leaves.values()))
+    options = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
+    return Case(arguments, options, list(leaves.values()))
 
 
 def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:

@@ -33,7 +33,8 @@ struct Run {
   const bool splits;  // whether several threads share the columns of one LayerNorm
   std::vector<Real> addend, parts, summary_pre[2], y_sums, d_sum, gains, summary_gains[2];
   std::vector<Op> y_op, operand_memory;
-  Op* operand;  // B x stride: h as the next step multiplies it, 0 where a document starts there
+  // B x stride: h as the next step multiplies it, times that step's gate, 0 where a document starts.
+  Op* operand;
   // Rows are a cache line further apart than their length, or all would map to the same cache sets.
   const int64_t stride = S + int64_t(64 / sizeof(Op));
 
@@ -114,7 +115,11 @@ struct Worker {
     for (int64_t row = rows.begin; row < rows.end; row++)
       for (int64_t c = columns.begin; c < columns.end; c++)
         store_one(run.operand + row * run.stride + c,
-                  starts_at(0, row) ? Real(0) : static_cast<const Real*>(p.main)[row * S + c]);
+                  starts_at(0, row) ? Real(0) : first_operand(row * S + c));
+  }
+  Real first_operand(int64_t at) const {
+    const Real h = static_cast<const Real*>(p.main)[at];
+    return p.gate ? h * load_one(static_cast<const Op*>(p.gate) + at) : h;
   }
 
   // pre = operand @ controller in this thread's columns, each head by itself.
@@ -192,6 +197,7 @@ struct Worker {
   void reset_summaries_backward(int64_t row);
   void norm_backward(int64_t t, bool updated);
   void finish_step_backward(int64_t t, int64_t row, const Segment& s, Real s1, Real s2);
+  void gate_of_own_columns_backward(int64_t t);
   void begin_window_backward(int64_t window);
   void update_backward(int64_t t);
   Op* d_value(int i, int64_t t);

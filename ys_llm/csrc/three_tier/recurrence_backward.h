@@ -15,6 +15,7 @@ void Worker<Op>::backward() {
     if (updated) update_backward(t);
     if (t + 1 < p.length) {
       multiply_state();
+      if (p.gate) gate_of_own_columns_backward(t + 1);
     } else {
       for (int64_t row = rows.begin; row < rows.end; row++)
         std::copy_n(own_columns(static_cast<const Real*>(p.main), row), columns.size(),
@@ -27,6 +28,7 @@ void Worker<Op>::backward() {
     if (t == 0 || run.any_update(t - 1)) begin_window_backward(window--);
   }
   multiply_state();
+  if (p.gate) gate_of_own_columns_backward(0);
   for (int64_t row = rows.begin; row < rows.end; row++)
     std::copy_n(pre_row(row), columns.size(), own_columns(static_cast<Real*>(p.main), row));
 }
@@ -76,6 +78,17 @@ void Worker<Op>::finish_step_backward(int64_t t, int64_t row, const Segment& s, 
                       run.operand + row * run.stride + s.begin,
                       run.d_sum.data() + row * S + s.begin);
   if (starts_at(t, row)) std::fill_n(run.operand + row * run.stride + s.begin, s.size(), Op(0));
+}
+
+// From the gradient of what step t multiplied, that of its gate and of h before it.
+template <class Op>
+void Worker<Op>::gate_of_own_columns_backward(int64_t t) {
+  for (int64_t row = rows.begin; row < rows.end; row++) {
+    const int64_t at = (t * B + row) * S + columns.begin;
+    gate_backward(pre_row(row), static_cast<const Op*>(p.h) + at - B * S,
+                  static_cast<const Op*>(p.gate) + at, columns.size(),
+                  static_cast<Op*>(p.d_gate) + at);
+  }
 }
 
 // Adds the gradients of a window's steps to those of L and G, once its first step is done.

@@ -18,7 +18,7 @@ int64_t widest_summary(const Weights& w) {
 int64_t state_size(const void* weights) { return 3 * weights_of(weights).d_state; }
 int64_t shared_scratch(const void* weights) {
   const Weights& w = weights_of(weights);
-  return 2 * padded(w.d_state) + 2 * padded(widest_summary(w));
+  return 3 * padded(w.d_state) + 2 * padded(widest_summary(w));
 }
 int64_t own_scratch(const void* weights) {
   const Weights& w = weights_of(weights);
@@ -44,6 +44,7 @@ class Step {
     Scratch<Real> shared = a_.shared, own = a_.own;
     pre_ = shared.take(w_.d_state);
     y_ = shared.take(w_.d_state);
+    kept_ = shared.take(w_.d_state);
     for (Rows<Real>& rows : summary_pre_) rows = shared.take(widest_summary(w_));
     h_ = own.take(w_.d_state);
     normed_ = own.take(widest_summary(w_));
@@ -75,11 +76,22 @@ class Step {
     return false;
   }
 
-  // pre = in_proj x + h controller + summary_scale (L + G)
-  void write_pre() {
+  // What the controller multiplies: h, or tanh(gate x) * h.
+  Vectors<Real> kept() {
     Vectors<Real> states;
-    for (int64_t b = 0; b < a_.n; b++) states.add(tier(b, 0));
-    const Vectors<Real> pre = pre_.all(a_.n);
+    for (int64_t b = 0; b < a_.n; b++) states.add(w_.gate.weight ? kept_[b] : tier(b, 0));
+    if (!w_.gate.weight) return states;
+    apply(w_.gate, columns_, a_.x, states);
+    for (int64_t b = 0; b < a_.n; b++)
+      for (int64_t i = columns_.begin; i < columns_.end; i++)
+        kept_[b][i] = std::tanh(kept_[b][i]) * tier(b, 0)[i];
+    a_.team.barrier.wait();
+    return states;
+  }
+
+  // pre = in_proj x + kept controller + summary_scale (L + G)
+  void write_pre() {
+    const Vectors<Real> states = kept(), pre = pre_.all(a_.n);
     apply(w_.in_proj, columns_, a_.x, pre);
     apply(w_.controller, columns_, states, pre, Put::ADD);
     const Real* summary_scale = static_cast<const Real*>(w_.summary_scale);
@@ -128,7 +140,7 @@ class Step {
   const Weights& w_;
   const StepArguments<Real>& a_;
   const Range columns_;
-  Rows<Real> pre_, y_, summary_pre_[2], h_, normed_;
+  Rows<Real> pre_, y_, kept_, summary_pre_[2], h_, normed_;
 };
 
 template <class Real>

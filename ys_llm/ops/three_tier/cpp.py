@@ -113,17 +113,19 @@ class _Pass:
         self.saved: _Tensors = {}
         self.saved_of_summaries: list[_Tensors] = [{}, {}]
 
-    def forward(self, drive: Tensor, before: list[Tensor], *, save: bool) -> list[Tensor]:
+    def forward(
+        self, drive: Tensor, gate: Tensor | None, before: list[Tensor], *, save: bool
+    ) -> list[Tensor]:
         """Every h, then h, L and G after the last step; `before` are those before the first."""
         _, dtype, sum_dtype = self.kernels.operands
         self.sizes = length, batch, d_state = drive.shape
         self.h = torch.empty((length + 1, batch, d_state), dtype=dtype)  # h[0] is before step 0
         self.h[0] = before[0]
+        self.gate = None if gate is None else gate.to(dtype).contiguous()
         after = [value.to(sum_dtype) + 0 for value in before]
         self._allocate_saved(save=save)
         main: _Tensors = {
             "drive": drive.to(dtype).contiguous(),
-            "h": self.h[1:],
             "main": after[0],
         }
         values: list[_Tensors] = [{"value": value} for value in after[1:]]
@@ -165,13 +167,14 @@ class _Pass:
                 }
 
     def backward(self, grad_h: Tensor, grads_after: list[Tensor]) -> list[Any]:
-        """Gradients of drive, h0, L0, G0 and every weight, in the order of `flat`."""
+        """Gradients of drive, gate, h0, L0, G0 and every weight, in the order of `flat`."""
         _, dtype, sum_dtype = self.kernels.operands
         before = [grad.to(sum_dtype) + 0 for grad in grads_after]
         main: _Tensors = {
             "main": before[0],
             "d_h": grad_h.to(dtype).contiguous(),
             "d_pre": torch.empty(self.sizes, dtype=dtype),
+            "d_gate": None if self.gate is None else torch.empty(self.sizes, dtype=dtype),
             **_empty_like(
                 self.saved, d_gain="gain", d_bias="bias", d_summary_scale="summary_scale", d_y="y"
             ),
@@ -183,7 +186,8 @@ class _Pass:
             for value, saved in zip(before[1:], self.saved_of_summaries, strict=True)
         ]
         self._run(main, summaries, save=True, backward=True)
-        return [main["d_pre"], *before, *self._main_grads(main), *self._summary_grads(summaries)]
+        inputs = [main["d_pre"], main["d_gate"], *before]
+        return [*inputs, *self._main_grads(main), *self._summary_grads(summaries)]
 
     def _run(
         self, main: _Tensors, of_summaries: list[_Tensors], *, save: bool, backward: bool
@@ -203,7 +207,8 @@ class _Pass:
             "controller": pack(weights.state_controller),
             "shaper": pack(weights.output_shaper),
         }
-        self.kernels.fill(arguments, matrices | self.saved | main)
+        streams: _Tensors = {"h": self.h[1:], "gate": self.gate}
+        self.kernels.fill(arguments, matrices | streams | self.saved | main)
         if self.starts is not None:
             arguments.starts = self.kernels.library.pointer(self.starts)
         packed = []  # kept alive until the pass is done
@@ -228,7 +233,8 @@ class _Pass:
         if self.starts is not None:  # h before a document's start was not read
             d_pre = d_pre.masked_fill(self.starts.bool().unsqueeze(2), 0)
         like = weights.state_controller
-        d_controller = weight_grad(self.h[:-1].flatten(0, 1), d_pre.flatten(0, 1), like)
+        kept = self.h[:-1] if self.gate is None else self.h[:-1] * self.gate
+        d_controller = weight_grad(kept.flatten(0, 1), d_pre.flatten(0, 1), like)
         d_shaper = None
         if weights.output_shaper is not None:
             h_TBS = self.h[1:][self._update_steps()].flatten(0, 1)
@@ -311,16 +317,16 @@ class _Recurrence(torch.autograd.Function):
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         """Every h, then h, L and G after the last step."""
-        drive, h0, local, glob, *weight_tensors = tensors
+        drive, gate, h0, local, glob, *weight_tensors = tensors
         ctx.run = _Pass(unflat(weight_tensors, weights), kernels, position, starts_TB)
         save = any(ctx.needs_input_grad)
-        h_TBS, *after = ctx.run.forward(drive, [h0, local, glob], save=save)
+        h_TBS, *after = ctx.run.forward(drive, gate, [h0, local, glob], save=save)
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         return h_TBS, *after
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of drive, h0, L0, G0 and every weight."""
+        """Gradients of drive, gate, h0, L0, G0 and every weight."""
         results = ctx.run.backward(grads[0], list(grads[1:]))
         return (None,) * 4 + tuple(
             grad if grad is None else grad.to(dtype)
@@ -333,6 +339,7 @@ def cpp(
     weights: Weights,
     state: State,
     *,
+    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
@@ -344,7 +351,7 @@ def cpp(
     kernels, clock = _Kernels(_operands(drive_TBS, precision)), one_clock(state)
     with torch.autocast("cpu", enabled=False):
         h_TBS, main, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            kernels, weights, clock, starts_TB, drive_TBS, *state[:3], *flat(weights)
+            kernels, weights, clock, starts_TB, drive_TBS, gate_TBS, *state[:3], *flat(weights)
         )
     return h_TBS, State(main, local, glob, clock + len(drive_TBS))
 

@@ -1,11 +1,11 @@
 """The three-tier recurrence as its equation, step by step: what every backend is tested against.
 
-    h_t = LN(h_{t-1} state_controller + drive_t + drive_bias + summary_scale * (L + G))
+    h_t = LN((f_t * h_{t-1}) state_controller + drive_t + drive_bias + summary_scale * (L + G))
     y_t = h_t output_shaper                                  (y_t = h_t without an output shaper)
     if t mod E_G == E_G - 1:  G <- LN(G A_G + y_t B_G) C_G   A, B, C of the global summary
     if t mod E_L == E_L - 1:  L <- LN(L A_L + y_t B_L) C_L   A, B, C of the local summary
 
-Row vectors. h, L and G start at 0. An update fires after output t and acts from t + 1 on. LN takes
+Row vectors. f_t is the gate of the state, 1 without one. h, L and G start at 0. An update fires after output t and acts from t + 1 on. LN takes
 its statistics over each head. Where `starts_TB` marks the first token of a document, h, L and G are
 0 before it; the clock t continues. LN makes the recurrence non-linear in h, so it is sequential in
 time.
@@ -27,6 +27,7 @@ def reference(
     weights: Weights,
     state: State,
     *,
+    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
@@ -42,7 +43,8 @@ def reference(
         if starts_TB is not None:
             keep_B1 = (~starts_TB[step]).unsqueeze(1).to(h.dtype)
             h, local, glob = h * keep_B1, local * keep_B1, glob * keep_B1
-        pre = _matmul(h, weights.state_controller, precision) + drive_BS
+        kept = h if gate_TBS is None else h * gate_TBS[step]
+        pre = _matmul(kept, weights.state_controller, precision) + drive_BS
         pre = pre + (
             local + glob
             if weights.summary_scale is None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.gemm import Gemm, transposed
+from ys_llm.ops.three_tier.reference import reference
 from ys_llm.ops.three_tier.types import (
     State,
     Summary,
@@ -42,14 +43,20 @@ def windowed(
     weights: Weights,
     state: State,
     *,
+    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
-    """As `reference`.
+    """As `reference`, which it calls where there is a gate.
 
     On a CPU matmuls inside the loop are float32 whatever the precision, because a bfloat16 matmul
     there rounds its sum as well; elsewhere their operands are bfloat16 if `precision` is "bf16".
     """
+
+    if gate_TBS is not None:
+        return reference(
+            drive_TBS, weights, state, gate_TBS=gate_TBS, starts_TB=starts_TB, precision=precision
+        )
 
     def begin(own: Weights, starts_TB: Tensor | None) -> "WindowedPass":
         """The pass over these weights."""

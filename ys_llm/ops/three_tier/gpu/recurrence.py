@@ -3,7 +3,7 @@
 A step is little work, and launching its kernels from Python takes longer than the work itself. A
 graph (`cuda_graph.py`) replays the launches of a whole pass: those of torch's operators
 (`window_steps.py`) or of Triton's kernels (`triton_steps.py`). The equation is that of
-`reference.py`. Tensors on other devices take `windowed`.
+`reference.py`. Tensors on other devices take `windowed`, and so does a gate.
 
 Tested on a CPU only: the kernels by Triton's interpreter, graphs by rerunning what was recorded.
 """
@@ -27,12 +27,14 @@ def cuda_graph(
     weights: Weights,
     state: State,
     *,
+    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
     """Experimental. As `windowed`, as a CUDA graph from its second call on."""
-    if not drive_TBS.is_cuda:
-        return windowed(drive_TBS, weights, state, starts_TB=starts_TB, precision=precision)
+    if gate_TBS is not None or not drive_TBS.is_cuda:
+        inputs = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
+        return windowed(drive_TBS, weights, state, **inputs, precision=precision)
     return _graphed(drive_TBS, weights, state, starts_TB, precision, by_triton=False)
 
 
@@ -41,12 +43,14 @@ def triton(
     weights: Weights,
     state: State,
     *,
+    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
     """Experimental. As `cuda_graph`, with Triton kernels for the steps inside windows."""
-    if not drive_TBS.is_cuda:
-        return windowed(drive_TBS, weights, state, starts_TB=starts_TB, precision=precision)
+    if gate_TBS is not None or not drive_TBS.is_cuda:
+        inputs = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
+        return windowed(drive_TBS, weights, state, **inputs, precision=precision)
     return _graphed(drive_TBS, weights, state, starts_TB, precision, by_triton=True)
 
 

@@ -174,7 +174,7 @@ void gain_backward(Real* grad, const Op* d_h, const Real* extra, const Saved* x_
 
 // From d, the gradient of gate * h, that of the gate, and in its place that of h.
 template <class Real, class Op>
-void gate_backward(Real* d, const Op* h, const Op* gate, int64_t n, Op* d_gate) {
+void state_gate_backward(Real* d, const Op* h, const Op* gate, int64_t n, Op* d_gate) {
   constexpr int w = Lanes<Real>::n;
   int64_t i = 0;
   for (; i + w <= n; i += w) {

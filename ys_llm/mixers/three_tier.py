@@ -84,7 +84,9 @@ class Options:
     )
     state_gate: bool = field(
         default=False,
-        metadata={"help": "the input scales each channel of the state, by -1 to 1, before each step"},
+        metadata={
+            "help": "the input scales each channel of the state, by -1 to 1, before each step"
+        },
     )
     local_interval: int = field(
         default=16,

@@ -5,10 +5,10 @@
     if t mod E_G == E_G - 1:  G <- LN(G A_G + y_t B_G) C_G   A, B, C of the global summary
     if t mod E_L == E_L - 1:  L <- LN(L A_L + y_t B_L) C_L   A, B, C of the local summary
 
-Row vectors. f_t is the gate of the state, 1 without one. h, L and G start at 0. An update fires after output t and acts from t + 1 on. LN takes
-its statistics over each head. Where `starts_TB` marks the first token of a document, h, L and G are
-0 before it; the clock t continues. LN makes the recurrence non-linear in h, so it is sequential in
-time.
+Row vectors. f_t is the gate of the state, 1 without one. h, L and G start at 0. An update fires
+after output t and acts from t + 1 on. LN takes its statistics over each head. Where `starts_TB`
+marks the first token of a document, h, L and G are 0 before it; the clock t continues. LN makes the
+recurrence non-linear in h, so it is sequential in time.
 
 Source: Hyrkas, "Why Snakes" v0.3 (2024). The mixer computes the drive, x_t in_proj.
 """

@@ -203,15 +203,16 @@ struct ys_three_tier_summary {
 };
 
 // A forward or backward pass over T steps of B rows. Pointers are to the operand type (drive, h,
-// gate, x_hat, y, d_h, d_pre, d_gate, d_y and what updates save but x_hat and rstd) or to the type of sums.
+// gate, x_hat, y, d_h, d_pre, d_gate, d_y and what updates save but x_hat and rstd) or to the type
+// of sums.
 struct ys_three_tier_pass {
   int64_t length, batch, d_state, n_heads, position;
   int64_t row_groups, column_groups;  // the grid of threads
   int64_t saves;                      // whether backward will follow: all steps are kept
   const void* drive;                  // T x B x S
-  const void* gate;                   // T x B x S: what the h before each step is multiplied by; or null
-  const uint8_t* starts;              // T x B: 1 at the first token of a document; or null
-  const void *controller, *shaper;    // packed, a matrix for each head; S x S or null
+  const void* gate;       // T x B x S: what the h before each step is multiplied by; or null
+  const uint8_t* starts;  // T x B: 1 at the first token of a document; or null
+  const void *controller, *shaper;  // packed, a matrix for each head; S x S or null
   const void *gain, *bias, *summary_scale, *drive_bias;  // S; the last two may be null
   void* main;              // B x S: h before the first step, then after the last; or d_h
   void *h, *x_hat, *rstd;  // T x B x (S, S, heads); before the first h is that before step 0

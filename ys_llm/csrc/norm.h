@@ -70,9 +70,9 @@ Real row_sum(const Real* x, int64_t n) {
   return total;
 }
 
-// x_hat = (pre - mean) rstd and h = x_hat gain + bias. `x_hat`, `operand` (h, or h times `gate`) and
-// `state` (a copy of h in Real) may be null, and so may `gate`. With an operand, h and x_hat are read by backward only, so they are
-// stored past the caches.
+// x_hat = (pre - mean) rstd and h = x_hat gain + bias. `x_hat`, `operand` (h, or h times `gate`)
+// and `state` (a copy of h in Real) may be null, and so may `gate`. With an operand, h and x_hat
+// are read by backward only, so they are stored past the caches.
 template <class Real, class Op, class Saved>
 void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Real* bias, int64_t n,
                Saved* x_hat, Op* h, Op* operand, const Op* gate, Real* state) {

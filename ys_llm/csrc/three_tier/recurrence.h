@@ -33,7 +33,8 @@ struct Run {
   const bool splits;  // whether several threads share the columns of one LayerNorm
   std::vector<Real> addend, parts, summary_pre[2], y_sums, d_sum, gains, summary_gains[2];
   std::vector<Op> y_op, operand_memory;
-  // B x stride: h as the next step multiplies it, times that step's gate, 0 where a document starts.
+  // B x stride: h as the next step multiplies it, times that step's gate, 0 where a document
+  // starts.
   Op* operand;
   // Rows are a cache line further apart than their length, or all would map to the same cache sets.
   const int64_t stride = S + int64_t(64 / sizeof(Op));

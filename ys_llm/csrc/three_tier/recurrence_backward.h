@@ -86,8 +86,8 @@ void Worker<Op>::gate_of_own_columns_backward(int64_t t) {
   for (int64_t row = rows.begin; row < rows.end; row++) {
     const int64_t at = (t * B + row) * S + columns.begin;
     state_gate_backward(pre_row(row), static_cast<const Op*>(p.h) + at - B * S,
-                  static_cast<const Op*>(p.gate) + at, columns.size(),
-                  static_cast<Op*>(p.d_gate) + at);
+                        static_cast<const Op*>(p.gate) + at, columns.size(),
+                        static_cast<Op*>(p.d_gate) + at);
   }
 }
 

@@ -71,12 +71,13 @@ void Worker<Op>::finish_step(int64_t t, int64_t row, const Segment& s, Real mean
   const bool is_gated = p.gate && t + 1 < p.length;
   if (p.saves && s.begin == s.head * P)
     static_cast<Real*>(p.rstd)[(t * B + row) * p.n_heads + s.head] = rstd;
-  normalise(pre_row(row) + s.begin - columns.begin, mean, rstd,
-            static_cast<const Real*>(p.gain) + s.begin, static_cast<const Real*>(p.bias) + s.begin,
-            s.size(), p.saves ? static_cast<Op*>(p.x_hat) + at : static_cast<Op*>(nullptr),
-            static_cast<Op*>(p.h) + at, run.operand + row * run.stride + s.begin,
-            is_gated ? static_cast<const Op*>(p.gate) + at + B * S : static_cast<const Op*>(nullptr),
-            t + 1 == p.length ? static_cast<Real*>(p.main) + row * S + s.begin : nullptr);
+  normalise(
+      pre_row(row) + s.begin - columns.begin, mean, rstd,
+      static_cast<const Real*>(p.gain) + s.begin, static_cast<const Real*>(p.bias) + s.begin,
+      s.size(), p.saves ? static_cast<Op*>(p.x_hat) + at : static_cast<Op*>(nullptr),
+      static_cast<Op*>(p.h) + at, run.operand + row * run.stride + s.begin,
+      is_gated ? static_cast<const Op*>(p.gate) + at + B * S : static_cast<const Op*>(nullptr),
+      t + 1 == p.length ? static_cast<Real*>(p.main) + row * S + s.begin : nullptr);
   if (t + 1 < p.length && starts_at(t + 1, row))
     std::fill_n(run.operand + row * run.stride + s.begin, s.size(), Op(0));
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from ys_llm.evaluation.tasks.accuracy import right_share
 from ys_llm.evaluation.tasks.in_vocabulary import (
     in_tokens,
     measure_in_vocabulary,
-    ordinary_tokens,
+    word_tokens,
 )
 from ys_llm.evaluation.tasks.symbols import BLANK, N_SYMBOLS, SEPARATOR
 from ys_llm.evaluation.tasks.task import examples, is_held_out
@@ -138,7 +139,7 @@ def test_a_task_in_tokens_is_the_same_task(tokenizer: Tokenizer) -> None:
         task = TASKS[name]
         batch = examples(task, 8, seed=1, first=0, number=4, held_out=True)
         told = in_tokens(batch, task, tokenizer)
-        ordinary = set(ordinary_tokens(tokenizer).tolist())
+        ordinary = set(word_tokens(tokenizer, least=130).tolist())
         assert tokenizer.end_id not in ordinary
         assert set(told.inputs_BT[:, 1:].flatten().tolist()) <= ordinary
         assert told.inputs_BT[:, 0].tolist() == [tokenizer.end_id] * 4
@@ -171,13 +172,25 @@ def test_who_looks_back_is_right_and_who_has_learned_nothing_guesses(
     assert shares.tolist() == [1] * 6
 
 
-def test_a_vocabulary_that_is_too_small_is_refused(tokenizer: Tokenizer) -> None:
-    class Letters:
-        end_id, vocab_size = 0, 30
+class Vocabulary:
+    """The tokens of a tokenizer, after two that stand for no text."""
 
-        def token_bytes(self, id: int) -> bytes:
-            return b"x" if id > 1 else b""
+    def __init__(self, *texts: str) -> None:
+        self.texts = ["", "", *texts]
+        self.end_id, self.vocab_size = 0, len(self.texts)
 
+    def token_bytes(self, id: int) -> bytes:
+        return self.texts[id].encode()
+
+
+def test_words_are_asked_where_the_vocabulary_has_enough() -> None:
+    vocabulary: Any = Vocabulary("a", "ing", " fox", " hen", "12", "owl", " of")
+    assert word_tokens(vocabulary, least=2).tolist() == [4, 5]
+    assert word_tokens(vocabulary, least=3).tolist() == [2, 3, 4, 5, 6, 7, 8]
+    assert word_tokens(Vocabulary("a", "fox", "hen"), least=2).tolist() == [3, 4]  # type: ignore[arg-type]
+
+
+def test_a_vocabulary_that_is_too_small_is_refused() -> None:
     batch = examples(TASKS["mqar"], 2, seed=1, first=0, number=1)
     with pytest.raises(UserError, match="mqar needs a vocabulary of 130 tokens, the run's has 28"):
-        in_tokens(batch, TASKS["mqar"], Letters())  # type: ignore[arg-type]
+        in_tokens(batch, TASKS["mqar"], Vocabulary(*"x" * 28))  # type: ignore[arg-type]

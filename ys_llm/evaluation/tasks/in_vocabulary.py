@@ -1,8 +1,8 @@
 """Small tasks asked of a model of text, in tokens of its own vocabulary, without training.
 
-For each example every symbol of the task becomes another token, drawn from all of the vocabulary
-but the control tokens, so that nothing but the example itself can answer. It begins with its
-separator, like its second half:
+For each example every symbol of the task becomes another token, drawn from those of the vocabulary
+that read like words (or from all with text where these are too few), so that nothing but the
+example itself can answer. It begins with its separator, like its second half:
 
     <end> | k1 v1 k2 v2 ... | k2 v2 k1 v1 ...
 
@@ -26,6 +26,7 @@ from ys_llm.evaluation.tasks.task import Examples, Task, examples
 from ys_llm.model.language_model import Model
 
 SEED = 1
+_LETTERS = 3  # of a token that reads like a word
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def measure_in_vocabulary(model: Model, tokenizer: Tokenizer, task: Task) -> lis
 
 def in_tokens(batch: Examples, task: Task, tokenizer: Tokenizer) -> Examples:
     """The same examples in tokens, each drawn for itself, with the separator in front."""
-    pool = ordinary_tokens(tokenizer)
+    pool = word_tokens(tokenizer, least=task.vocab_size)
     if len(pool) < task.vocab_size:
         raise UserError(
             f"{task.name} needs a vocabulary of {task.vocab_size} tokens, the run's has "
@@ -68,10 +69,26 @@ def in_tokens(batch: Examples, task: Task, tokenizer: Tokenizer) -> Examples:
     return Examples(inputs_BT, targets_BT)
 
 
-def ordinary_tokens(tokenizer: Tokenizer) -> Int64Array:
-    """The ids of all tokens that stand for text."""
-    ids = [id for id in range(tokenizer.vocab_size) if tokenizer.token_bytes(id)]
-    return np.array(ids, dtype=np.int64)
+def word_tokens(tokenizer: Tokenizer, *, least: int) -> Int64Array:
+    """The ids of tokens that read like words; with fewer than `least` of these, of all with text.
+
+    A word has three letters or more, and a space before it where the vocabulary writes it so.
+    """
+    texts = {
+        id: tokenizer.token_bytes(id).decode("utf-8", "replace") for id in _with_text(tokenizer)
+    }
+    spaced = [id for id, text in texts.items() if text[:1] == " " and _is_word(text[1:])]
+    words = [id for id, text in texts.items() if _is_word(text)]
+    chosen = next((ids for ids in (spaced, words) if len(ids) >= least), list(texts))
+    return np.array(chosen, dtype=np.int64)
+
+
+def _with_text(tokenizer: Tokenizer) -> list[int]:
+    return [id for id in range(tokenizer.vocab_size) if tokenizer.token_bytes(id)]
+
+
+def _is_word(text: str) -> bool:
+    return len(text) >= _LETTERS and text.isalpha()
 
 
 def _row(

@@ -433,6 +433,7 @@ def test_there_are_config_files() -> None:
         "mlstm",
         "rwkv7",
         "hybrid",
+        "yoco",
     ],
 )
 def test_a_baseline_is_as_large_as_the_default_stack(name: str) -> None:

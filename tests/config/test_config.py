@@ -313,7 +313,7 @@ MISTAKES = [
         "model: {d_state: 64}",
         "model.d_state is not a field. The fields here are size, block, d_model, n_layers, d_mlp, "
         "mlp, tie_embeddings, dropout, layers, layer_order, prediction_heads, convolution, copy, "
-        "options. model.options takes names of its own.",
+        "cross, options. model.options takes names of its own.",
     ),
     ("- 1", "expected NAME: VALUE lines, as `ys config show` prints them"),
     ("just text", "expected NAME: VALUE lines, as `ys config show` prints them"),

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ys_llm.config.cross import CrossConfig
 from ys_llm.config.schema import CopyConfig, ModelConfig
 from ys_llm.data.batches import IGNORE_INDEX
 from ys_llm.inference.decoder import decoder_of
@@ -22,10 +23,12 @@ STARTS = (5, 6, 15)
 PARTS: dict[str, dict[str, Any]] = {
     "channel mix": {"mlp": "channel_mix"},
     "order": {"n_layers": 3, "layer_order": (0, 1, 1, 0, 2)},
+    "cross": {"cross": CrossConfig(layers=2, n_heads=2, n_kv_heads=1)},
     "all": {
         **{"mlp": "channel_mix", "n_layers": 3, "layer_order": (0, 1, 1, 2)},
         **{"layers": ("min_gru", "softmax_attention"), "prediction_heads": 3},
         **{"convolution": 3, "copy": CopyConfig(8, 4)},
+        "cross": CrossConfig(layers=2, n_heads=2, window=6),
     },
 }
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from support.training_runs import TrainRun, assert_same_training
 
+from ys_llm.config.cross import CrossConfig
 from ys_llm.config.schema import ModelConfig
 from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import mixer_names
@@ -20,6 +21,7 @@ from ys_llm.runs.model_files import load_run, load_weights, weights
 from ys_llm.training.growth import fitted
 
 VOCAB_SIZE, SOURCE = 30, Path("runs/small")
+CROSS = CrossConfig(layers=1, n_heads=2)
 BASE = ModelConfig(d_model=16, n_layers=3, d_mlp=16, layers=("min_gru",))
 NO_IDENTITY = ("lru", "ys_v0_1")  # their inputs also reach their outputs by another way
 
@@ -54,6 +56,7 @@ def onion(n_layers: int) -> tuple[int, ...]:
         ({"layer_order": onion(3)}, {"n_layers": 4, "layer_order": onion(4)}, [2]),
         ({"mlp": "channel_mix"}, {"mlp": "channel_mix", "n_layers": 4}, [1]),
         ({"convolution": 3}, {"convolution": 3, "n_layers": 4}, [1]),
+        ({"cross": CROSS}, {"cross": CROSS, "n_layers": 4}, [1]),
         ({}, {"n_layers": 4, "prediction_heads": 2}, [1]),
         ({"prediction_heads": 3}, {"n_layers": 3}, []),
     ],

@@ -60,6 +60,7 @@ _FURTHER_PARTS = (
     "model.mlp=channel_mix",
     f"model.layer_order={[*range(len(mixer_names())), 1]}",
     "model.prediction_heads=2",
+    "model.cross.layers=2",
 )
 
 
@@ -88,6 +89,19 @@ def test_more_steps_continue_as_if_requested_at_once(
     assert_same_training(parts.run, whole.run)
     carried = [name for name in last_tensors(parts.run) if "carried" in name]
     assert bool(carried) is (batching in ("contiguous", "documents"))
+
+
+def test_a_cooldown_from_a_checkpoint_is_that_of_a_run_which_was_to_end_there(
+    train_run: TrainRun,
+) -> None:
+    common = (
+        *("train.checkpoint_interval=5", "train.keep_checkpoints=9"),
+        "train.cooldown_fraction=0.25",
+    )
+    whole = train_run(*common, "train.max_steps=8", runs="whole")
+    train_run(*common, "train.max_steps=12")  # constant until step 9
+    parts = train_run(*common, "train.max_steps=8", resume_step=5)
+    assert_same_training(parts.run, whole.run)
 
 
 def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: int) -> Any:
@@ -531,6 +545,8 @@ def test_every_setting_has_been_judged() -> None:
     fixed = {name for name in settings_now if reason_fixed(name)}
     assert fixed == {
         "data.validation_fraction",
+        *(f"model.cross.{name}" for name in ("layers", "n_heads", "n_kv_heads", "window")),
+        "model.cross.rope_theta",
         "model.copy.gate",
         "model.copy.keep",
         "model.convolution",

@@ -53,6 +53,16 @@ def test_the_rate_never_rises_after_warm_up_and_ends_near_the_final_one(schedule
     assert FINAL < after[-1] < FINAL + 0.05 * (PEAK - FINAL)
 
 
+def test_a_cooldown_may_begin_at_any_step_of_the_constant_phase() -> None:
+    """A run that is given its end later has had the rates of one that knew it."""
+    longest = rates("constant_sqrt_cooldown", total_steps=400)
+    for total_steps in (30, 110, 250):
+        shorter = rates("constant_sqrt_cooldown", total_steps=total_steps)
+        begin = total_steps - round(0.2 * total_steps)
+        assert shorter[:begin] == longest[:begin]
+        assert shorter[begin + 1] < PEAK
+
+
 @given(
     schedule=st.sampled_from(SCHEDULES),
     total_steps=st.integers(1, 500),

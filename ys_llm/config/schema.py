@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, Literal
 
+from ys_llm.config.cross import CrossConfig
 from ys_llm.config.strict_reader import setting
 
 TokenizerKind = Literal["bpe", "bpe_joiner", "words", "chars", "bytes"]
@@ -144,6 +145,10 @@ class ModelConfig:
         default_factory=CopyConfig,
         metadata={"help": "the copy tier: a part of each prediction is one of the latest tokens"},
     )
+    cross: CrossConfig = field(
+        default_factory=CrossConfig,
+        metadata={"help": "further layers that attend to one global cache"},
+    )
     options: Mapping[str, Mapping[str, Any]] = field(
         default_factory=dict,
         metadata={"help": "options of each mixer under its name, as its file lists them"},
@@ -172,6 +177,13 @@ class ModelConfig:
                 f"layer_order must have each of 0 to {self.n_layers - 1}, the numbers of the "
                 f"n_layers blocks, and no other, found {list(self.layer_order)}"
             )
+        if self.cross.layers and self.d_model % (2 * self.cross.n_heads):
+            raise ValueError(
+                f"cross.n_heads {self.cross.n_heads} does not split d_model {self.d_model} into "
+                "heads of even width"
+            )
+        if self.cross.layers and self.block == "plain":
+            raise ValueError("cross.layers need block: pre_norm, found plain")
         if self.prediction_heads > 1 and not self.d_mlp:
             raise ValueError("prediction_heads above 1 need a width, and d_mlp is 0")
 
@@ -190,6 +202,11 @@ class ModelConfig:
         """The mixers as they are applied, that of a block as often as the block."""
         mixers = self.mixers_of_blocks
         return tuple(mixers[number] for number in self.order)
+
+    @property
+    def depth(self) -> int:
+        """How many blocks are applied, those of `cross` included."""
+        return len(self.order) + self.cross.layers
 
 
 @dataclass(frozen=True)

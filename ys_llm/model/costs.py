@@ -23,7 +23,7 @@ def _part(name: str) -> str:
         return "copy"
     if name.startswith("extra_heads"):
         return "extra heads"
-    if ".mixer." in name:
+    if ".mixer." in name or name.startswith(("cross_decoder.k_proj", "cross_decoder.v_proj")):
         return "mixers"
     return "mlps" if ".mlp." in name else "norms"
 
@@ -40,10 +40,12 @@ def flops_per_token(model: Model, seq_len: int, *, training: bool = False) -> in
     """
     config, d_model = model.config, model.config.d_model
     mixers = sum(mixer.flops_per_token(seq_len) for mixer in model.mixers)
+    if model.cross_decoder is not None:
+        mixers += model.cross_decoder.flops_per_token(seq_len)
     swiglu, head = 6 * d_model * config.d_mlp, 2 * d_model * model.vocab_size
     channel_mix = 2 * d_model * (2 * config.d_mlp + d_model) if config.d_mlp else 0
     mlp = swiglu if config.mlp == "swiglu" else channel_mix
-    mlps = 0 if config.block == "plain" else len(config.order) * mlp
+    mlps = 0 if config.block == "plain" else config.depth * mlp
     tier, n_extra = model.copy_tier, config.prediction_heads - 1 if training else 0
     copying = 0 if tier is None else tier.flops_per_token(seq_len, model.vocab_size)
     return mixers + mlps + copying + head + n_extra * (swiglu + head)
@@ -55,5 +57,8 @@ def state_bytes(model: Model, *, batch_size: int, seq_len: int) -> int:
     copying = 0 if model.copy_tier is None else model.copy_tier.state_bytes(batch_size, seq_len)
     has_shift = config.block != "plain" and config.d_mlp and config.mlp == "channel_mix"
     input_bytes = batch_size * config.d_model * model.embedding.weight.element_size()
-    shifts = len(config.order) * input_bytes if has_shift else 0
-    return copying + shifts + sum(mixer.state_bytes(batch_size, seq_len) for mixer in model.mixers)
+    shifts = config.depth * input_bytes if has_shift else 0
+    cross = model.cross_decoder
+    shared = 0 if cross is None else cross.state_bytes(batch_size, seq_len)
+    mixers = sum(mixer.state_bytes(batch_size, seq_len) for mixer in model.mixers)
+    return copying + shifts + shared + mixers

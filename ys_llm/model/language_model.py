@@ -7,7 +7,8 @@ V vocabulary, W window, N rows (B T). A tensor whose shape is not obvious carrie
     plain:     logits = Dropout(blocks(embedding(tokens))) output^T + b
 
 With a copy tier (`copy_tier.py`) the logits are log p of the mixture of both. Blocks are applied in
-`model.layer_order`; one that comes again has a state of its own each time.
+`model.layer_order`; one that comes again has a state of its own each time. Those of
+`cross_decoder.py` follow.
 
 `plain` is the frame of the preset ys_v0_3. The blocks are in `layers.py`. A mixer is found by the
 name of its file, and used only through the methods of `mixers/protocol.py`.
@@ -26,6 +27,7 @@ from ys_llm.errors import UserError
 from ys_llm.mixers.protocol import Mixer, mixer_module
 from ys_llm.model.convolution import Convolved
 from ys_llm.model.copy_tier import CopyTier, Embedded, Reading
+from ys_llm.model.cross_decoder import CrossDecoder
 from ys_llm.model.extra_heads import ExtraHeads
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
@@ -59,6 +61,7 @@ class Model(nn.Module):
             (PlainBlock if plain else Block)(config, build[name]())
             for name in config.mixers_of_blocks
         )
+        self.cross_decoder = CrossDecoder(config) if config.cross.layers else None
         self.final_norm = Identity() if plain else RMSNorm(config.d_model)
         self.final_dropout = Dropout(config.dropout if plain else 0.0)
         self.output = nn.Linear(config.d_model, vocab_size, bias=plain)
@@ -78,7 +81,7 @@ class Model(nn.Module):
 
     @property
     def mixers(self) -> list[Mixer]:
-        """The mixer of each of `applied`."""
+        """The mixer of each of `applied`; layers that attend to the global cache have none."""
         return [block.mixer for block in self.applied]
 
     def forward(
@@ -131,8 +134,9 @@ class Model(nn.Module):
             "position_B": initial_positions(batch_size),
             "layers": [block.init_state(batch_size) for block in self.applied],
         }
-        if self.copy_tier is not None:
-            state["copy"] = self.copy_tier.init_state(batch_size)
+        for name, part in (("cross", self.cross_decoder), ("copy", self.copy_tier)):
+            if part is not None:
+                state[name] = part.init_state(batch_size)
         return state
 
     def select_backends(
@@ -171,15 +175,18 @@ class Model(nn.Module):
         for block, layer_state in zip(self.applied, state["layers"], strict=True):
             residual, layer_state = block(residual, layer_state, starts_BT, position_B)
             layers.append(layer_state)
+        after: State = {"position_B": position_B + tokens_BT.shape[1], "layers": layers}
+        if self.cross_decoder is not None:
+            arguments = (residual, state["cross"], starts_BT, position_B)
+            residual, after["cross"] = self.cross_decoder(*arguments)
         _, normed_BTD = self.final_norm(*residual)
         x_BTD: Tensor = self.final_dropout(normed_BTD)
-        after: State = {"position_B": position_B + tokens_BT.shape[1], "layers": layers}
         if self.copy_tier is None:
             return x_BTD, after, None
         table_VD = self.embedding.weight if is_plain(self.embedding, nn.Embedding) else None
         embedded = Embedded(embedded_BTD, table_VD)
-        arguments = (x_BTD, embedded, tokens_BT, state["copy"], starts_BT)
-        reading, after["copy"] = self.copy_tier(*arguments, self.output)
+        read = (x_BTD, embedded, tokens_BT, state["copy"], starts_BT)
+        reading, after["copy"] = self.copy_tier(*read, self.output)
         return x_BTD, after, reading
 
     def _embedded(self, tokens_BT: Tensor) -> Tensor:
@@ -208,11 +215,12 @@ class Model(nn.Module):
         """Small embedding and head; see `Block.initialise` for the rest."""
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
         nn.init.normal_(self.output.weight, std=EMBEDDING_STD)
+        further: Any = () if self.cross_decoder is None else self.cross_decoder.blocks
         blocks: Any = self.blocks
-        for number, block in enumerate(blocks):
+        for number, block in enumerate((*blocks, *further)):
             block.initialise(number, self.config)
         if self.extra_heads is not None:
-            self.extra_heads.initialise(n_layers=len(self.config.order))
+            self.extra_heads.initialise(n_layers=self.config.depth)
 
 
 def _mixer_builders(

@@ -113,11 +113,11 @@ class Block(nn.Module):
 
     def initialise(self, number: int, config: ModelConfig) -> None:
         """New weights of the MLP."""
-        n_layers = len(config.order)
         if self.has_channel_mix:
-            self.mlp.initialise(depth=number / config.n_layers, n_layers=n_layers)
+            n_blocks = config.n_layers + config.cross.layers
+            self.mlp.initialise(depth=number / n_blocks, n_layers=config.depth)
         elif self.has_mlp:
-            self.mlp.initialise(n_layers=n_layers)
+            self.mlp.initialise(n_layers=config.depth)
 
 
 class PlainBlock(nn.Module):

@@ -1,7 +1,7 @@
 """The carried state: a tree of tensors, and the operations on it, which work for every mixer.
 
     state = {"position_B": int64, always on the CPU; "layers": [one tree for each mixer];
-             "copy": that of the copy tier, where the model has one}
+             "cross": the global cache, "copy": that of the copy tier, where the model has them}
 
 `position_B` is the clock of each row: how many tokens it has read. A mixer's tree consists of
 dicts, lists, tuples and NamedTuples; its leaves are tensors whose first dimension is the batch. A

@@ -113,8 +113,8 @@ def _bad_state(model: Model, state: State | None) -> Diagnosis | None:
         return None
     blocks = zip(model.config.order, state["layers"], strict=True)
     trees = [(f"blocks.{number}.mixer", layer) for number, layer in blocks]
-    if "copy" in state:
-        trees.append(("copy_tier", state["copy"]))
+    parts = {"cross": "cross_decoder", "copy": "copy_tier"}
+    trees += [(where, state[name]) for name, where in parts.items() if name in state]
     for where, tree in trees:
         if bad := _bad_entries(flatten(tree)):
             return Diagnosis("state", where, _layer(where), tuple(bad), rows=_rows_of(bad))

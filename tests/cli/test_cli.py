@@ -321,7 +321,7 @@ def test_a_corpus_is_made_where_torch_is_not_installed(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("recipe.yaml",), "expected curate, explain or trace, found `recipe.yaml`"),
+        (("recipe.yaml",), "expected curate, explain, preview or trace, found `recipe.yaml`"),
         (("recipe.yaml",), "--kind"),
         (("--kind", " , "), "--kind names no kind"),
         (("--count", "0"), "at least 1"),

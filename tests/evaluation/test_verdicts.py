@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from ys_llm.evaluation.compare_page import page
-from ys_llm.evaluation.learning_curves import Curve, short
+from ys_llm.evaluation.learning_curves import Curve
 from ys_llm.evaluation.verdicts import (
     Comparison,
     Contender,
@@ -18,6 +18,7 @@ from ys_llm.evaluation.verdicts import (
     RunResult,
     compare,
 )
+from ys_llm.system.charts import short
 
 DOCUMENTS = 20
 BYTES = 1000
@@ -194,7 +195,7 @@ def test_curves_of_a_single_point_or_none_are_drawn_too() -> None:
     one = Curve("a", (5.0,), (0.0,), (0.0,), (2.0,))
     assert page(found, [one], measure="Loss").count("<circle") == 3
     empty = Curve("a", (), (), (), ())
-    assert "No loss was recorded" in page(found, [empty], measure="Loss")
+    assert "Nothing was recorded" in page(found, [empty], measure="Loss")
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from torch import Tensor
 from ys_llm.config.sources import load_config
 from ys_llm.model.language_model import Model
 from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.history import read_metrics
 from ys_llm.runs.model_files import read_tensors
 from ys_llm.system.lock import RUN_LOCK
 from ys_llm.training.loop import TrainSummary
-from ys_llm.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = (
@@ -56,6 +56,8 @@ RUN_FOLDER = {
     "generation_config.json",
     "metrics.jsonl",
     "model.safetensors",
+    "report.html",
+    "report.json",
     "common_words.json",
     "split.json",
     "tokenizer.json",

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ys_llm.training.metrics import LINE_INTERVAL, Metrics, Progress, log_line, read_metrics
+from ys_llm.runs.history import read_metrics
+from ys_llm.training.metrics import LINE_INTERVAL, Metrics, Progress, log_line
 
 
 class Terminal(io.StringIO):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.training_runs import TrainRun, sentences, write_corpus
 
-from ys_llm.training.metrics import read_metrics
+from ys_llm.runs.history import read_metrics
 
 
 @pytest.mark.parametrize("named", [True, False])

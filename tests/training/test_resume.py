@@ -41,11 +41,11 @@ from ys_llm.inference.engine import Engine
 from ys_llm.mixers.protocol import mixer_names
 from ys_llm.ops.three_tier import select
 from ys_llm.runs.folder import checkpoints, list_removals, remove
+from ys_llm.runs.history import read_metrics
 from ys_llm.runs.model_files import load_run, read_json
 from ys_llm.system.files import sha256_of
 from ys_llm.training import samples
 from ys_llm.training.loop import train
-from ys_llm.training.metrics import read_metrics
 from ys_llm.training.resume import FIXED, NOT_FIXED, ORDER, reason_fixed
 
 

@@ -18,6 +18,7 @@ examples:
   ys gen-data --kind bedtime,trivia --dry-run   ten prompts; no request is sent
   ys gen-data --kind bedtime --count 200 --out my_data
   ys gen-data curate my_data --out clean        rules, duplicates; a report and a diff of every edit
+  ys gen-data preview my_data                   samples, lengths, rules and refusals as one page
   ys gen-data explain my_data "once upon a"     what the rules say about one record
   ys gen-data trace "once upon a"               where a sentence came from
 
@@ -28,7 +29,12 @@ items in a row, or at the end of a plan most of a shorter run, give exit code 4;
 gives dropped items further tries.
 """
 _MAX_PROCESSES = 8  # for curation
-_ACTIONS: Mapping[str, int] = {"curate": 1, "explain": 2, "trace": 1}  # words that follow
+_ACTIONS: Mapping[str, int] = {
+    "curate": 1,
+    "explain": 2,
+    "preview": 1,
+    "trace": 1,
+}  # words that follow
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,8 @@ class Arguments:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `ys gen-data`."""
     add = parser.add_argument
-    action_help = "curate PATH, explain PATH RECORD, or trace TEXT; without it, generate records"
+    actions = "curate PATH, explain PATH RECORD, preview PATH, or trace TEXT"
+    action_help = f"{actions}; without it, generate records"
     add("action", metavar="ACTION", nargs="*", help=action_help)
     add("--list", action="store_true", help="list the kinds of records")
     add("--kind", metavar="A,B", help="generate these kinds (default: all that programs make)")
@@ -78,9 +85,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--workers", metavar="N", type=int, help=workers_help)
     add("--dry-run", action="store_true", help="show ten prompts; send no request")
     add("--check", action="store_true", help="check server, model and speed")
-    add("--out", metavar="DIR", type=Path, help="folder to fill (default: training_data)")
+    out_help = "folder to fill (default: training_data); preview: the page (default: beside PATH)"
+    add("--out", metavar="DIR", type=Path, help=out_help)
     add("--data", metavar="DIR", type=Path, help="trace: the corpus (default: training_data)")
-    add("--rules", metavar="A,B", default="standard", help="curate, explain: rules or sets of them")
+    rules_help = "curate, explain, preview: rules or sets of them"
+    add("--rules", metavar="A,B", default="standard", help=rules_help)
     add("--force", action="store_true", help="overwrite files edited since")
     retry_help = "give dropped items further tries, with new seeds"
     add("--retry-dropped", action="store_true", help=retry_help)
@@ -110,7 +119,8 @@ def _check(arguments: Arguments, action: str) -> None:
     """Refuse arguments that contradict each other."""
     if action:
         raise UsageError(
-            f"expected curate, explain or trace, found `{action}`; name what to generate by --kind"
+            f"expected curate, explain, preview or trace, found `{action}`; "
+            "name what to generate by --kind"
         )
     if arguments.kind is not None and not arguments.kinds:
         raise UsageError("--kind names no kind; --list shows them")
@@ -143,9 +153,9 @@ def _generate(arguments: Arguments) -> int:
 
 
 def _process(arguments: Arguments, action: str, words: list[str]) -> int:
-    """`curate`, `explain` and `trace`: actions on a corpus that exists."""
+    """`curate`, `explain`, `preview` and `trace`: actions on a corpus that exists."""
     if len(words) != _ACTIONS[action]:
-        raise UsageError("expected curate PATH, explain PATH RECORD or trace TEXT")
+        raise UsageError("expected curate PATH, explain PATH RECORD, preview PATH or trace TEXT")
     from ys_llm.gendata import command
 
     rules, code = arguments.rules.split(","), 0
@@ -154,6 +164,8 @@ def _process(arguments: Arguments, action: str, words: list[str]) -> int:
             raise UsageError("curate needs --out DIR")
         workers = arguments.workers or min(os.cpu_count() or 1, _MAX_PROCESSES)
         report = command.curate(Path(words[0]), arguments.out, rules=rules, workers=workers)
+    elif action == "preview":
+        report = command.preview(Path(words[0]), arguments.out, rules=rules)
     elif action == "explain":
         report = command.explain(Path(words[0]), words[1], rules=rules)
     else:

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, str] = {
     "log": "list and search the sessions of ys run",
     "serve": "serve models over HTTP, to clients of ollama and of OpenAI",
     "eval": "measure loss and bits per byte on texts",
+    "report": "write the report of a run, or the curves of several, as one HTML page",
     "compare": "train several configurations and compare them, if that is fair",
     "export": "write a model for other programs: transformers, ONNX",
     "convert": "update a run made by an earlier version of ys",

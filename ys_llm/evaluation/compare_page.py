@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from ys_llm.evaluation.compare import cell
-from ys_llm.evaluation.learning_curves import COLOURS, Curve, chart
+from ys_llm.evaluation.learning_curves import Curve, chart
 from ys_llm.evaluation.verdicts import SIGNIFICANT, Comparison, Verdict
+from ys_llm.system.page import COLOURS, document, table
 
 RULE = (
     f"A configuration is better or worse where its bits per byte differ from the other one's "
@@ -50,31 +51,12 @@ _RUNS = {
     "hardware": "hardware",
     "command": "command",
 }
+_WORDS = {"against", "layers", "verdict", "commit", "hardware", "command"}
+_MEANS = "Means over seeds, ± standard deviation"
 _STYLE = """
-:root { color-scheme: light dark; --text: #1c1c1a; --soft: #5f5e5a; --line: #d9d7d0;
-  --page: #fdfcfa; --panel: #f4f2ed;
-  --c0: #2364aa; --c1: #c4500c; --c2: #0b7a5c; --c3: #7a45b5; --c4: #b0246c; --c5: #6d6200; }
-@media (prefers-color-scheme: dark) { :root { --text: #e9e7e1; --soft: #a5a39c; --line: #3b3a37;
-  --page: #191918; --panel: #232321;
-  --c0: #7db4f0; --c1: #f09a5c; --c2: #5fcfa9; --c3: #c09bf0; --c4: #f083b8; --c5: #d2c455; } }
-body { background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif;
-  max-width: 66rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-.soft, figcaption { color: var(--soft); font-size: .875rem; }
 .answer { background: var(--panel); border-left: 4px solid var(--c0); padding: .75rem 1.25rem; }
 .answer p { margin: .35rem 0; } .answer p:first-child { font-size: 1.15rem; font-weight: 600; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; }
-th, td { padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right;
-  vertical-align: bottom; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { font-weight: 500; color: var(--soft); white-space: normal; }
-th:first-child, td:first-child, td.words, th.words { text-align: left; }
-.charts { display: flex; flex-wrap: wrap; gap: 1.5rem; } figure { margin: 0; flex: 1 1 18rem; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 11px; }
-code { font-size: .8rem; }
-""" + "\n".join(
-    f".s{index} {{ color: var(--c{index}); }} svg text.s{index} {{ fill: var(--c{index}); }}"
-    for index in range(COLOURS)
-)
+"""
 
 
 def page(comparison: Comparison, curves: Sequence[Curve], *, measure: str) -> str:
@@ -82,28 +64,25 @@ def page(comparison: Comparison, curves: Sequence[Curve], *, measure: str) -> st
     names = [one.run for one in comparison.configurations]
     seeds = ", ".join(map(str, comparison.seeds))
     budget = comparison.budget or "as configured"
-    title = escape(" or ".join(names))
-    return "\n".join(
+    title = " or ".join(names)
+    return document(
+        title,
         [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>",
-            f"<h1>{title}?</h1>",
+            f"<h1>{escape(title)}?</h1>",
             f'<p class="soft">Seeds {seeds}; budget of each run: {escape(budget)}; '
             f"{escape(_hardware(comparison))}.</p>",
             '<div class="answer">',
             *(f"<p>{escape(sentence)}</p>" for sentence in comparison.conclusion),
-            "</div>\n<h2>Means over seeds, ± standard deviation</h2>",
-            _table(comparison.configurations, _STANDINGS, names),
-            "<h2>Verdicts</h2>",
-            _table(comparison.verdicts, _VERDICTS, names),
+            "</div>",
+            _table(comparison.configurations, _STANDINGS, names, heading=_MEANS),
+            _table(comparison.verdicts, _VERDICTS, names, heading="Verdicts"),
             f'<p class="soft">{escape(RULE)}</p>',
             f'<h2>{escape(measure)}</h2>\n<div class="charts">',
             *_charts(curves, names),
-            "</div>\n<h2>The runs, and how to repeat each</h2>",
-            _table(comparison.runs, _RUNS, []),
-            "</body>\n</html>\n",
-        ]
+            "</div>",
+            _table(comparison.runs, _RUNS, [], heading="The runs, and how to repeat each"),
+        ],
+        style=_STYLE,
     )
 
 
@@ -117,17 +96,13 @@ def _charts(curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:
         yield f"<figure>{drawing}<figcaption>against {axis} of training</figcaption></figure>"
 
 
-def _table(rows: Sequence[Any], columns: dict[str, str], names: Sequence[str]) -> str:
-    words = {"against", "layers", "verdict", "commit", "hardware", "command"}
-    marks = {name: ' class="words"' if name in words else "" for name in columns}
-    head = "".join(f"<th{marks[name]}>{escape(text)}</th>" for name, text in columns.items())
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{marks[name]}>{_cell(row, name, names)}</td>" for name in columns)
-        + "</tr>"
-        for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
+def _table(
+    rows: Sequence[Any], columns: dict[str, str], names: Sequence[str], *, heading: str
+) -> str:
+    words = [number for number, name in enumerate(columns) if name in _WORDS]
+    cells = [[_cell(row, name, names) for name in columns] for row in rows]
+    shown = table(list(columns.values()), cells, label=heading, words=words)
+    return f"<h2>{escape(heading)}</h2>\n{shown}"
 
 
 def _cell(row: Any, name: str, names: Sequence[str]) -> str:

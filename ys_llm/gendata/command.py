@@ -234,6 +234,20 @@ def explain(path: Path, record: str, *, rules: Sequence[str] = ("standard",)) ->
     return explain(path, which, rules=rules_named(rules))
 
 
+def preview(path: Path, out: Path | None, *, rules: Sequence[str] = ("standard",)) -> str:
+    """Write the preview of a corpus as one HTML page, beside it unless `out` is given; its path."""
+    from ys_llm.gendata.corpus.preview import preview as read
+    from ys_llm.gendata.corpus.preview_page import preview_page
+    from ys_llm.gendata.curation import rules_named
+    from ys_llm.system.files import write_atomically
+
+    text = preview_page(read(path, rules=rules_named(rules)))
+    absolute = path.resolve()
+    out = out or absolute.with_name(f"{absolute.name}-preview.html")
+    write_atomically(out, text)
+    return str(out)
+
+
 def trace(text: str, folder: Path) -> tuple[str, int]:
     """The records that contain a text, with their provenance; exit code 1 if there are none."""
     from ys_llm.data.provenance import trace

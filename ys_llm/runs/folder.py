@@ -9,6 +9,7 @@
                 common_words.json       the words that are common in its training text
                 held_out.json           what `ys compare` has measured of the weights
                 evaluations/TASK.json   what `ys eval --tasks` has measured of the weights
+                report.html             curves, samples, settings, text; report.json: its own facts
                 cache/                  token shards, and the split of a large text
                 states/                 sessions that `ys run` has saved
                 checkpoints/step-*/     what training resumes from
@@ -34,6 +35,7 @@ from ys_llm.system.lock import RUN_LOCK, HeldLock, hold_lock, is_run
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 SPLIT = "split.json"
 COMMON_WORDS = "common_words.json"
+REPORT, REPORT_FACTS = "report.html", "report.json"
 HELD_OUT = "held_out.json"
 STATES = "states"
 EVALUATIONS = "evaluations"
@@ -48,6 +50,8 @@ _MODEL_NAMES = (
     COMMON_WORDS,
     HELD_OUT,
     EVALUATIONS,
+    REPORT,
+    REPORT_FACTS,
     "README.md",
     POST_MORTEM,
     SUPERSEDED,

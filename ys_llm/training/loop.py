@@ -8,7 +8,7 @@ sample of text.
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
 from ys_llm.evaluation.bits_per_byte import evaluate_run, evaluate_tokens
 from ys_llm.model.costs import parameter_count
 from ys_llm.runs import model_files
-from ys_llm.runs.folder import checkpoints, locked
+from ys_llm.runs.folder import REPORT, checkpoints, locked
 from ys_llm.system.signals import StopRequest, stop_requested
 from ys_llm.training.compute import process_settings
 from ys_llm.training.header import baseline_text
@@ -32,6 +32,7 @@ from ys_llm.training.recovery.non_finite import (
     check_weights,
     roll_back,
 )
+from ys_llm.training.reporting import Reporter, reporting
 from ys_llm.training.samples import sample_text
 from ys_llm.training.setup import set_up
 from ys_llm.training.steps import forward_backward, optimizer_step
@@ -82,14 +83,15 @@ def train(
             run, state = set_up(resolved, folder, lock, resume_step=resume_step)
             metrics = Metrics(folder / "metrics.jsonl", keep_to_step=state.progress.step)
         display = Progress(begin=state.progress.step, total=run.total_steps)
-        with (
-            closing(metrics),
-            closing(display),
-            _readable_errors(run, state),
-            stop_requested("finishing this step, then saving; press again to stop now") as stop,
-        ):
-            _loop(run, state, metrics, display, stop)
-        return _finish(run, state)
+        with reporting(run, state, resolved.origins) as reporter:
+            with (
+                closing(metrics),
+                closing(display),
+                _readable_errors(run, state),
+                stop_requested("finishing this step, then saving; press again to stop now") as stop,
+            ):
+                _loop(run, state, metrics, display, reporter, stop)
+            return _finish(run, state, reporter)
 
 
 @contextmanager
@@ -120,7 +122,12 @@ def _readable_errors(run: Run, state: TrainState) -> Iterator[None]:
 
 
 def _loop(
-    run: Run, state: TrainState, metrics: Metrics, display: Progress, stop: StopRequest
+    run: Run,
+    state: TrainState,
+    metrics: Metrics,
+    display: Progress,
+    reporter: Reporter,
+    stop: StopRequest,
 ) -> None:
     config, progress = run.config.train, state.progress
     while not is_finished(run, state):
@@ -131,6 +138,7 @@ def _loop(
             progress, last = state.progress, state.progress.step == run.total_steps
             speed = gradients.tokens / row["step_seconds"]
             display.step(row, speed=speed, seconds_left=_seconds_left(run, state))
+            reporter.poll()
             stopping = stop.signal  # read once: a signal from here on waits for the next step
             saving = stopping or last or is_due(run, progress.step, config.checkpoint_interval)
             evaluating = last or is_due(run, progress.step, config.eval_interval)
@@ -151,6 +159,8 @@ def _loop(
         if saving or progress.best_step == progress.step or stopped_early(run, state):
             metrics.sync()
             save(run, state)
+        if saving or evaluating:
+            reporter.refresh(measured=run.model if evaluating else None)
         if stopping:
             _publish_if_none(run, state)
             raise UserError(
@@ -223,7 +233,7 @@ def _sample(run: Run, state: TrainState, display: Progress) -> str:
     return text
 
 
-def _finish(run: Run, state: TrainState) -> TrainSummary:
+def _finish(run: Run, state: TrainState, reporter: Reporter) -> TrainSummary:
     """Evaluate the best weights on all held-out text, as `ys eval` does, and log how to use them.
 
     Returns the summary.
@@ -236,6 +246,7 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
         loaded = model_files.load_run(run.folder, device=str(run.device))
         result = evaluate_run(loaded, run.data.validation)
         names = names_again(run, loaded.model)
+        reporter.describe_end(loaded.model, asdict(result) | names)
         check_folder(run.folder, run.lock)
     summary = TrainSummary(
         run.folder,
@@ -262,5 +273,6 @@ def _finish(run: Run, state: TrainState) -> TrainSummary:
         )
     if run.config.train.minutes is not None:
         log_line(more_time_line(run.config, run.folder))
+    log_line(f"report       {run.folder / REPORT}")
     log_line(f"try it       {command_line('run', run.config.run)}")
     return summary

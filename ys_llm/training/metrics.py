@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ys_llm.runs.history import read_metrics
 from ys_llm.system.files import Journal, write_atomically
 
 LINE_INTERVAL = 50  # steps between lines where stderr is not a terminal
@@ -109,21 +110,6 @@ class Metrics:
         if self.journal is not None:
             self.journal.close()
             self.journal = None
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl up to the first line that is not one."""
-    rows = []
-    for line in path.read_bytes().split(b"\n") if path.exists() else []:
-        try:
-            row = json.loads(line)
-            step = row["step"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            break
-        if type(step) is not int:
-            break
-        rows.append(row)
-    return rows
 
 
 def log_line(text: str) -> None:

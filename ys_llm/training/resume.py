@@ -23,12 +23,11 @@ from ys_llm.data.split import Split
 from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.runs.checkpoint import Checkpoint, CorruptCheckpointError, read_checkpoint
 from ys_llm.runs.folder import CHECKPOINTS, SUPERSEDED, archive, checkpoints, is_half_cleaned
+from ys_llm.runs.history import METRICS, ROLLBACKS, read_metrics
 from ys_llm.runs.model_files import read_json
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import Compute, machine_identity
-from ys_llm.training.metrics import log_line, read_metrics
-
-_ROLLBACKS = "rollbacks.json"
+from ys_llm.training.metrics import log_line
 
 # What may not change once a run has a checkpoint, and why; everything else may.
 FIXED = {
@@ -180,7 +179,7 @@ def rewind(folder: Path, step: int) -> None:
     newer = [path for path in checkpoints(folder) if _step_of(path) > step]
     if not newer:
         return
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] > step]
+    rows = [row for row in read_metrics(folder / METRICS) if row["step"] > step]
     name = f"metrics-after-{step:08d}.jsonl"
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_atomically(folder / name, text, create_folder=False)
@@ -196,7 +195,7 @@ def _step_of(checkpoint: Path) -> int:
 
 def read_rollbacks(folder: Path) -> list[Rollback]:
     """All rollbacks of a run so far, whichever checkpoint it resumes from."""
-    path = folder / _ROLLBACKS
+    path = folder / ROLLBACKS
     if not path.exists():
         return []
     try:
@@ -210,7 +209,7 @@ def read_rollbacks(folder: Path) -> list[Rollback]:
 def write_rollbacks(folder: Path, rollbacks: Sequence[Rollback]) -> None:
     """Replace the list atomically."""
     text = json.dumps({"rollbacks": [asdict(item) for item in rollbacks]}, indent=2)
-    write_atomically(folder / _ROLLBACKS, text + "\n", create_folder=False)
+    write_atomically(folder / ROLLBACKS, text + "\n", create_folder=False)
 
 
 def check_checkpoints_exist(folder: Path, resolved: Resolved) -> None:

@@ -90,7 +90,8 @@ def set_up(
     )
     run, state = build(config, folder, split, cache=folder / "cache")
     sources = _sources(config, split.training)
-    run = replace(run, data=replace(run.data, sources=sources), lock=lock)
+    described = _describe_corpus(config, split, run.data)
+    run = replace(run, data=replace(run.data, sources=sources, described=described), lock=lock)
     for line in header_lines(run):
         log_line(line)
     if resume_step is not None:
@@ -287,6 +288,24 @@ def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) 
         sample_prompt=config.train.sample_prompt or prompt,
         baselines=baselines,
     )
+
+
+def _describe_corpus(config: Config, split: Split, data: TrainingData) -> dict[str, Any]:
+    """Path, sizes of both sides, leak check and notes, for the report."""
+    sides = {
+        "training": (split.training, data.training),
+        "held_out": (split.validation, data.validation),
+    }
+    sizes = {
+        name: {
+            "documents": len(documents),
+            "bytes": shard.n_bytes if shard else 0,
+            "tokens": shard.n_inputs if shard else 0,
+        }
+        for name, (documents, shard) in sides.items()
+    }
+    notes = {"path": config.data.path, "leak_check": split.leak_check, "notes": split.notes}
+    return {**notes, **sizes}
 
 
 def _sources(config: Config, documents: Sequence[Document]) -> list[dict[str, Any]]:

@@ -44,6 +44,7 @@ class TrainingData:
     sample_prompt: str
     baselines: Mapping[str, float]  # bits per byte of the held-out text, by predictor
     sources: Sequence[Mapping[str, Any]] = ()  # what made the documents, for the model card
+    described: Mapping[str, Any] = field(default_factory=dict)  # sizes and split, for the report
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from ys_llm.evaluation.token_losses import losses_of_documents
 from ys_llm.evaluation.verdicts import RunResult
 from ys_llm.model.costs import flops_per_token, state_bytes
 from ys_llm.runs.folder import HELD_OUT, checkpoints, locked
+from ys_llm.runs.history import METRICS, read_metrics
 from ys_llm.runs.model_files import LoadedRun, load_run, read_json
 from ys_llm.system.files import sha256_of, write_atomically
 from ys_llm.training.compute import previous_compute, process_settings, select_device
 from ys_llm.training.loop import TrainSummary, train
-from ys_llm.training.metrics import read_metrics
 from ys_llm.training.resume import latest_valid_checkpoint
 from ys_llm.training.setup import data_command, saved_split, with_saved_choices
 from ys_llm.training.trial_budget import TRAINING_FLOPS, Budget, with_budget
@@ -224,7 +224,7 @@ def learning_curves(
 
     That is the held-out text where each run was evaluated a few times, and else the training loss.
     """
-    rows = [read_metrics(runs_dir / run / "metrics.jsonl") for _, run, _ in runs]
+    rows = [read_metrics(runs_dir / run / METRICS) for _, run, _ in runs]
     evaluated = [[row for row in one if "val_bits_per_byte" in row] for one in rows]
     is_held_out = min(len(one) for one in evaluated) >= _FEWEST_EVALUATIONS
     curves = [

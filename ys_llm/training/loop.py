@@ -271,8 +271,8 @@ def _finish(run: Run, state: TrainState, reporter: Reporter) -> TrainSummary:
             + "".join(f", names again {loss:.2f}" for loss in names.values())
             + f" (baselines: {baseline_text(run)})"
         )
+    log_line(f"report       {run.folder / REPORT}")
     if run.config.train.minutes is not None:
         log_line(more_time_line(run.config, run.folder))
-    log_line(f"report       {run.folder / REPORT}")
     log_line(f"try it       {command_line('run', run.config.run)}")
     return summary

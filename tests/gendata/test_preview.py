@@ -17,9 +17,8 @@ from ys_llm.gendata.curation import curate_folder
 from ys_llm.gendata.curation.rules import STANDARD
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 
-PLAIN = [
-    Record(f"Tell of hen {n}.", f"Hen {n} found {n} <b>seeds</b> and ate them.") for n in range(9)
-]
+ANSWER = "Hen {0} found {0} <b>seeds</b> and ate them."
+PLAIN = [Record(f"Tell of hen {n}.", ANSWER.format(n)) for n in range(9)]
 PREAMBLE = Record("Tell of a fox.", "Sure! Here is a story:\n\nA fox ran over the hill to the sea.")
 REFUSAL = Record("Tell of a cat.", "I'm sorry, but I can't help with that request.")
 REJECTED = {
@@ -99,5 +98,5 @@ def test_the_command_writes_a_page_beside_the_corpus(
 
 
 def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no .txt"):
+    with pytest.raises(UserError, match=r"no \.txt"):
         preview(tmp_path, rules=STANDARD)

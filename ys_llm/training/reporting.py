@@ -26,7 +26,7 @@ from ys_llm.training.metrics import log_line
 from ys_llm.training.trainer import Run, TrainState
 
 MOST_COST = 0.02  # of the time since the last report: a report that takes longer waits
-_POSITION_TOKENS = 30_000  # for the loss by position, measured once, at the end
+_POSITION_TOKENS = 30_000  # at most, for the loss by position, measured once, at the end
 _POSITION_MULTIPLE = 8
 _KEPT_SESSIONS = 50
 _ENDED_BADLY = "ended_badly"
@@ -67,16 +67,23 @@ class Reporter:
         self.facts["status"] = DONE if error is None else _ending(error)
         self.facts[_ENDED_BADLY] = is_bad_end(error)
         self._is_quiet = self._is_quiet or error is not None  # that error is what is to be said
+        if not self._has_trained:  # it was started again, and nothing was left to do
+            self.facts["sessions"] = self.facts["sessions"][:-1]
         self._write(None)
 
     def describe_end(self, model: Model, result: Mapping[str, Any]) -> None:
         """Measure what is measured once, of the published weights."""
         self.facts["result"] = dict(result)
-        data = self._run.data.validation
+        if not self._has_trained and "by_position" in self.facts:
+            return
         with self._unless_impossible():
-            if data is not None:
+            if self._run.data.validation is not None:
                 self.facts["state"] = _state(model, self._run)
                 self.facts["by_position"] = _by_position(model, self._run)
+
+    @property
+    def _has_trained(self) -> bool:
+        return self._state.progress.step > self._session["from_step"]
 
     def _write(self, measured: Model | None) -> None:
         lock, began = self._run.lock, time.perf_counter()
@@ -178,7 +185,8 @@ def _state(model: Model, run: Run) -> list[dict[str, Any]]:
 
 
 def _by_position(model: Model, run: Run) -> list[dict[str, Any]]:
-    data, seq_len = run.data.validation, run.config.train.plan[-1].seq_len
+    data, config = run.data.validation, run.config.train
+    seq_len = config.plan[-1].seq_len
     if data is None or data.n_inputs < seq_len:
         return []
     rows = loss_by_position(
@@ -186,7 +194,7 @@ def _by_position(model: Model, run: Run) -> list[dict[str, Any]]:
         data,
         seq_len=seq_len,
         multiple=_POSITION_MULTIPLE,
-        max_tokens=_POSITION_TOKENS,
+        max_tokens=min(_POSITION_TOKENS, config.eval_tokens or _POSITION_TOKENS),
         reset_at_document=run.config.data.reset_at_document,
     )
     return [asdict(row) for row in rows]

@@ -26,7 +26,7 @@ def front_matter(sources: Sequence[dict[str, Any]], *changes: str) -> dict[str, 
 
 
 def test_the_card_begins_with_what_hubs_read() -> None:
-    found = front_matter([BY_PROGRAM], "train.init_from=other: one")
+    found = front_matter([BY_PROGRAM], "train.init_from='other: one'")
     assert (found["license"], found["language"], found["library_name"]) == ("mit", ["en"], "ys-llm")
     assert found["datasets"] == ["my-texts"]
     assert found["base_model"] == "other: one"

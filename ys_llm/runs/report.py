@@ -112,16 +112,16 @@ def _summary(
     """What was trained, in one or two sentences."""
     layers = sections.listed(described, "layers") or sections.listed(facts, "layers")
     n_layers = described.get("n_layers") or len(layers)
-    mixers = f", {n_layers} layers of {', '.join(map(str, layers))}" if layers else ""
+    plural = "layer" if n_layers == 1 else "layers"
+    mixers = f", {n_layers} {plural} of {', '.join(map(str, layers))}" if layers else ""
     n_parameters = _count(described.get("parameters") or facts.get("parameters"))
     text = sections.mapped(facts, "corpus").get("path")
     last = rows[-1] if rows else {}
     steps, total = _count(last.get("step", 0)), facts.get("total_steps")
     steps += f" of {total:,}" if isinstance(total, int) else ""
-    return (
-        f"{n_parameters} parameters{mixers}; trained on {text or 'unknown text'} for {steps} "
-        f"steps, {_count(last.get('tokens', 0))} tokens. {_status(facts)}"
-    )
+    tokens, on_text = _count(last.get("tokens", 0)), f" on {text}" if text else ""
+    trained = f"trained{on_text} for {steps} steps, {tokens} tokens"
+    return f"{n_parameters} parameters{mixers}; {trained}. {_status(facts)}"
 
 
 def _count(value: Any) -> str:

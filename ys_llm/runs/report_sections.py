@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from ys_llm.config.schema import Config
-from ys_llm.config.strict_reader import field_helps
+from ys_llm.config.strict_reader import field_helps, flatten, to_plain
 from ys_llm.config.yaml_io import dump_inline
 from ys_llm.system.charts import Series, line_chart
 from ys_llm.system.page import details, table
@@ -100,9 +100,15 @@ def corpus(facts: Facts) -> Iterator[str]:
     """What was read: sizes of both sides, the leak check, and who wrote it."""
     found = facts.get("corpus")
     if not isinstance(found, dict):
-        yield "<p>Not recorded.</p>"
-        return
-    yield f"<p><code>{escape(str(found.get('path', '')))}</code></p>"
+        raise TypeError("the text is no object")
+    if "path" in found:
+        yield from _sizes(found)
+    yield from _sources(listed(found, "sources"))
+
+
+def _sizes(found: Facts) -> Iterator[str]:
+    """Both sides of the split, and what checks have found."""
+    yield f"<p><code>{escape(str(found['path']))}</code></p>"
     sides = [("training", "for training"), ("held_out", "held out")]
     cells = [
         [label, *(f"{found[side].get(unit, 0):,}" for unit in ("documents", "bytes", "tokens"))]
@@ -113,7 +119,6 @@ def corpus(facts: Facts) -> Iterator[str]:
     notes = {"leak check": found.get("leak_check"), **found.get("notes", {})}
     items = (f"<li>{escape(f'{name}: {note}')}</li>" for name, note in notes.items() if note)
     yield f"<ul>{''.join(items)}</ul>"
-    yield from _sources(listed(found, "sources"))
 
 
 def _sources(rows: Sequence[Facts]) -> Iterator[str]:
@@ -144,7 +149,12 @@ def _writer(source: Facts) -> str:
 
 def settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[str]:
     """Every setting with its origin and meaning; those that are not defaults first."""
-    chosen = {name: value for name, value in values.items() if _origin(name, origins) != DEFAULT}
+    defaults = flatten(to_plain(Config()))
+    chosen = {
+        name: value
+        for name, value in values.items()
+        if _origin(name, origins) != DEFAULT and (origins or defaults.get(name) != value)
+    }
     rest = {name: value for name, value in values.items() if name not in chosen}
     if chosen:
         yield _settings_table(chosen, origins, label="Settings that were given")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-_MICRO = 1e-6
+_MILLION = 1_000_000
 
 
 class EnergyMeter:
@@ -34,7 +34,7 @@ class EnergyMeter:
     @property
     def joules(self) -> float | None:
         """Joules up to the last `poll`; None where no counter can be read."""
-        return self._microjoules * _MICRO if self._last else None
+        return self._microjoules / _MILLION if self._last else None
 
 
 def _number(path: Path) -> int | None:

@@ -45,8 +45,8 @@ dl.figures dt { color: var(--soft); font-size: .8125rem; line-height: 1.3; }
 dl.figures dd { font-size: 1.375rem; font-variant-numeric: tabular-nums; margin: 0; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr));
   gap: 2rem 2.5rem; } figcaption { margin-top: .25rem; } figure h3 { margin: 0 0 .35rem; }
-td, td.words { vertical-align: top; } td.long { white-space: normal; text-align: left;
-  min-width: 16rem; overflow-wrap: anywhere; } td:last-child, th:last-child { padding-right: 0; }
+td, td.words, tbody th { vertical-align: top; } td.long { white-space: normal; text-align: left;
+  min-width: 10rem; overflow-wrap: anywhere; } td:last-child, th:last-child { padding-right: 0; }
 tbody th { text-align: left; color: var(--text); font-weight: 400; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--c0); width: fit-content; }
 blockquote, pre { margin: .35rem 0 1.5rem; padding: .1rem 0 .1rem 1rem;

@@ -83,7 +83,7 @@ class Reporter:
 
     @property
     def _has_trained(self) -> bool:
-        return self._state.progress.step > self._session["from_step"]
+        return self._state.progress.step > int(self._session["from_step"])
 
     def _write(self, measured: Model | None) -> None:
         lock, began = self._run.lock, time.perf_counter()

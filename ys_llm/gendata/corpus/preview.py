@@ -137,7 +137,7 @@ class _Reader:
         kind = shown.kinds.setdefault(name, Kind())
         kind.lengths.append(len(record.response))
         kind.bytes += utf8_length(record.prompt) + utf8_length(record.response)
-        key = content_hash(record.response, item.record and record.prompt)
+        key = content_hash(record.response, record.prompt if item.record else None)
         earlier = self._seen.setdefault(key, where)
         if earlier != where:
             kind.duplicates += 1
@@ -187,7 +187,7 @@ def _from_curation(shown: Preview, folder: Path) -> bool:
         return False
     texts = _dropped_texts(folder / NOTES / "dropped.jsonl")
     for name, found in rules.items():
-        examples = [
+        examples: list[Mapping[str, str]] = [
             {**one, "text": texts.get(one.get("where", ""), "")}
             for one in found.get("examples", [])[:EXAMPLES]
         ]

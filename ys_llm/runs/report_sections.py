@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from ys_llm.config.schema import Config
+from ys_llm.config.shipped import shipped_folder
 from ys_llm.config.strict_reader import field_helps, flatten, to_plain
 from ys_llm.config.yaml_io import dump_inline
 from ys_llm.system.charts import Series, line_chart
@@ -56,18 +58,18 @@ def memory(facts: Facts) -> Iterator[str]:
 def _state(rows: Sequence[Facts]) -> Iterator[str]:
     """A row for each part of the state, a pair of columns for each moment."""
     moments = list(dict.fromkeys(row["tokens"] for row in rows))
-    parts: dict[tuple[str, str, int], dict[int, Facts]] = {}
+    parts: dict[tuple[str, str], dict[int, Facts]] = {}
     for row in rows:
-        parts.setdefault((row["layer"], row["part"], row["numbers"]), {})[row["tokens"]] = row
+        parts.setdefault((row["layer"], row["part"]), {})[row["tokens"]] = row
     columns = ["part of the state", "numbers"]
     columns += [f"{what} at {n:,}" for n in moments for what in ("size", "change")]
     cells = [
         [
             escape(f"{layer}, {part.replace('_', ' ')}"),
-            f"{numbers:,}",
+            f"{max(row['numbers'] for row in found.values()):,}",
             *(text for moment in moments for text in _moment(found.get(moment, {}))),
         ]
-        for (layer, part, numbers), found in parts.items()
+        for (layer, part), found in parts.items()
     ]
     yield (
         "<p>One held-out document is read from a fresh state. Size is the root mean square of "
@@ -166,7 +168,8 @@ def settings(values: Mapping[str, Any], origins: Mapping[str, str]) -> Iterator[
 def _origin(name: str, origins: Mapping[str, str]) -> str:
     while name and name not in origins:
         name = name.rpartition(".")[0]
-    return origins.get(name, "not recorded")
+    origin, shipped = origins.get(name, "not recorded"), f"{shipped_folder()}{os.sep}"
+    return f"configs/{origin.removeprefix(shipped)}" if origin.startswith(shipped) else origin
 
 
 def _settings_table(values: Mapping[str, Any], origins: Mapping[str, str], *, label: str) -> str:

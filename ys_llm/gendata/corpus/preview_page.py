@@ -92,11 +92,15 @@ def _rules(shown: Preview) -> Iterator[str]:
 
 
 def _findings(found: Mapping[str, Finding]) -> Iterator[str]:
-    for name, one in sorted(found.items(), key=lambda pair: (-pair[1].records, pair[0])):
+    by_size = sorted(found.items(), key=lambda pair: (-pair[1].records, pair[0]))
+    for name, one in by_size:
         yield f"<h3>{escape(name)}: {one.records:,}</h3>"
         if one.description:
             yield f"<p>{escape(one.description)}</p>"
-        yield details("Examples", "".join(_example(example) for example in one.examples))
+        examples = [_example(example) for example in one.examples]
+        yield from examples[:1]
+        if examples[1:]:
+            yield details(f"{len(examples) - 1} more", "".join(examples[1:]))
 
 
 def _example(example: Mapping[str, str]) -> str:
@@ -157,8 +161,9 @@ def _cut(text: str) -> str:
 def _lengths(name: str, kind: Kind) -> str:
     """A histogram of the lengths; those beyond the 99th percentile are in the last bar."""
     lengths = sorted(kind.lengths)
-    top = max(1, lengths[(len(lengths) - 1) * 99 // 100])
-    edges = [top * index / _BARS for index in range(_BARS + 1)]
+    step = lengths[(len(lengths) - 1) * 99 // 100] // _BARS + 1
+    top = step * _BARS
+    edges = [step * index for index in range(_BARS + 1)]
     counts = _counts(lengths, top)
     title = (
         f"Lengths of {name}: from {lengths[0]:,} to {lengths[-1]:,} characters, median "
@@ -172,5 +177,5 @@ def _lengths(name: str, kind: Kind) -> str:
 def _counts(lengths: Sequence[int], top: int) -> list[int]:
     counts = [0] * _BARS
     for length in lengths:
-        counts[min(_BARS - 1, length * _BARS // (top + 1))] += 1
+        counts[min(_BARS - 1, length * _BARS // top)] += 1
     return counts

@@ -77,10 +77,8 @@ def take_page(tab: Any, run: str, out: Path) -> Path:
 
 def wait_until_done(tab: Any, texts: int) -> None:
     """Wait for as many texts, the last one complete."""
-    tab.wait_for_function(
-        f"document.querySelectorAll('.branch').length === {texts} "
-        "&& document.querySelector('#status').textContent.startsWith('Done')"
-    )
+    tab.wait_for_selector(f".branch:nth-child({texts})")
+    tab.wait_for_selector("#status:text-matches('^Done')")
 
 
 @contextmanager

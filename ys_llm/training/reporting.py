@@ -23,7 +23,7 @@ from ys_llm.runs.report import DONE, TRAINING, write_report
 from ys_llm.system.energy import EnergyMeter
 from ys_llm.system.machine import inspect_machine, versions
 from ys_llm.training.metrics import log_line
-from ys_llm.training.trainer import Run, TrainState
+from ys_llm.training.trainer import Run, TrainState, is_finished
 
 MOST_COST = 0.02  # of the time since the last report: a report that takes longer waits
 _POSITION_TOKENS = 30_000  # at most, for the loss by position, measured once, at the end
@@ -39,7 +39,7 @@ class Reporter:
         self._run, self._state = run, state
         self._energy = EnergyMeter()
         self._seconds_before = state.progress.seconds
-        self._is_quiet = False
+        self._is_quiet, self._is_idle = False, is_finished(run, state)
         self._written, self._cost = 0.0, 0.0
         before = read_facts(run.folder)
         self._session = _session(run, state)
@@ -67,28 +67,22 @@ class Reporter:
         self.facts["status"] = DONE if error is None else _ending(error)
         self.facts[_ENDED_BADLY] = is_bad_end(error)
         self._is_quiet = self._is_quiet or error is not None  # that error is what is to be said
-        if not self._has_trained:  # it was started again, and nothing was left to do
-            self.facts["sessions"] = self.facts["sessions"][:-1]
         self._write(None)
 
     def describe_end(self, model: Model, result: Mapping[str, Any]) -> None:
         """Measure what is measured once, of the published weights."""
-        self.facts["result"] = dict(result)
-        if not self._has_trained and "by_position" in self.facts:
+        if self._is_idle:
             return
+        self.facts["result"] = dict(result)
         with self._unless_impossible():
             if self._run.data.validation is not None:
                 self.facts["state"] = _state(model, self._run)
                 self.facts["by_position"] = _by_position(model, self._run)
 
-    @property
-    def _has_trained(self) -> bool:
-        return self._state.progress.step > int(self._session["from_step"])
-
     def _write(self, measured: Model | None) -> None:
         lock, began = self._run.lock, time.perf_counter()
-        if lock is not None and not lock.is_at_path():
-            return  # another run may be there now
+        if self._is_idle or (lock is not None and not lock.is_at_path()):
+            return  # nothing was left to do; or another run may be there now
         self._session["seconds"] = self._state.progress.seconds - self._seconds_before
         self._session["joules"] = self._energy.joules
         with self._unless_impossible():

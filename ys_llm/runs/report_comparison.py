@@ -40,7 +40,7 @@ def comparison_page(folders: Sequence[Path]) -> str:
     names = " and ".join(run.name for run in runs)
     body = [
         f'<header><p class="soft">Curves of several runs</p><h1>{escape(names)}</h1>',
-        f"<p>One seed each says little: <code>{command_line('compare')}</code> trains several, "
+        f"<p>One seed each says little: <code>{command_line('compare', 'ONE', 'OTHER', seeds=3)}</code> trains several, "
         "and says what they show.</p></header>\n<main>",
         "<h2>Figures</h2>",
         _figures(runs),

@@ -82,9 +82,8 @@ def settings(*changes: str) -> list[str]:
 
 def test_the_wheel_holds_the_package_its_sources_and_the_shipped_files(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())
-    package = (
-        path for path in (ROOT / "ys_llm").rglob("*") if path.suffix in (".py", ".cpp", ".h")
-    )
+    kinds = (".py", ".cpp", ".h", ".html", ".js", ".css", ".svg")
+    package = (path for path in (ROOT / "ys_llm").rglob("*") if path.suffix in kinds)
     shipped = (path for path in (ROOT / "configs").rglob("*") if path.is_file())
     expected = {path.relative_to(ROOT).as_posix() for path in package}
     expected |= {f"ys_llm/{path.relative_to(ROOT).as_posix()}" for path in shipped}

@@ -58,6 +58,7 @@ EXPECTED = (
     *("12,345 parameters", "0.4321", "1.750", "2.00 Wh", "A processor", "Once <upon> a time"),
     *("my <texts>", "llama3.1, digest ab", "layer 1, main", "25%", "configs/mine.yaml:3", "--set"),
     *("a fox <b> & a hen", "no held-out document", "Training is done.", "0 to 255"),
+    *("passkey", "0.7500", "<tales>"),
 )
 
 
@@ -84,6 +85,10 @@ def run(tmp_path: Path) -> Path:
     rows = (json.dumps(row(step)) for step in range(1, STEPS + 1))
     (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "report.json").write_text(json.dumps(FACTS))
+    (folder / "evaluations").mkdir()
+    row = {"tokens": 100, "accuracy": 0.75, "kind": "<tales>"}
+    result = {"task": "passkey", "about": "digits", "step": 5, "rows": [row]}
+    (folder / "evaluations" / "passkey.json").write_text(json.dumps(result))
     (folder / "config.yaml").write_text(to_yaml(load_config(None).config))
     return folder
 

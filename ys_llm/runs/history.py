@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ys_llm.runs.folder import POST_MORTEM, REPORT_FACTS
+from ys_llm.runs.folder import EVALUATIONS, POST_MORTEM, REPORT_FACTS
 from ys_llm.system.files import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -56,3 +56,9 @@ def post_mortems(folder: Path) -> Iterator[dict[str, Any]]:
         found = read_object(path)
         if found:
             yield {"file": f"{POST_MORTEM}/{path.name}", **found}
+
+
+def evaluations(folder: Path) -> list[dict[str, Any]]:
+    """What `ys eval` has measured of a run, task by task."""
+    found = (read_object(path) for path in sorted((folder / EVALUATIONS).glob("*.json")))
+    return [one for one in found if isinstance(one.get("rows"), list)]

@@ -22,6 +22,7 @@ from ys_llm.runs.folder import REPORT
 from ys_llm.runs.history import (
     METRICS,
     ROLLBACKS,
+    evaluations,
     post_mortems,
     read_facts,
     read_metrics,
@@ -76,6 +77,9 @@ def _sections(
         ("settings", "Settings", partial(_settings, folder, facts)),
         ("machine", "Machine and time", partial(sections.machine, facts)),
     ]
+    if results := evaluations(folder):
+        content = partial(sections.evaluations, results)
+        found.insert(3, ("evaluations", "Evaluations", content))
     rollbacks = sections.listed(read_object(folder / ROLLBACKS), "rollbacks")
     diagnoses, end = list(post_mortems(folder)), _bad_end(facts)
     if rollbacks or diagnoses or end:

@@ -38,10 +38,11 @@ def comparison_page(folders: Sequence[Path]) -> str:
     """The page of several runs, in the order given."""
     runs = [_read(folder) for folder in folders]
     names = " and ".join(run.name for run in runs)
+    advised = command_line("compare", "ONE", "OTHER", seeds=3)
     body = [
         f'<header><p class="soft">Curves of several runs</p><h1>{escape(names)}</h1>',
-        f"<p>One seed each says little: <code>{command_line('compare', 'ONE', 'OTHER', seeds=3)}</code> trains several, "
-        "and says what they show.</p></header>\n<main>",
+        f"<p>One seed each says little: <code>{advised}</code> trains several, and says what "
+        "they show.</p></header>\n<main>",
         "<h2>Figures</h2>",
         _figures(runs),
         '<h2>Curves</h2><div class="charts">',

@@ -98,6 +98,25 @@ def _by_position(rows: Sequence[Facts]) -> Iterator[str]:
     yield details("Loss by position as a table", shown)
 
 
+def evaluations(results: Sequence[Facts]) -> Iterator[str]:
+    """What was measured of the model, a table for each task."""
+    for result in results:
+        rows = result["rows"][:_SOURCES]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        task, step = str(result.get("task", "")), result.get("step", "?")
+        yield f"<h3>{escape(task)}</h3>"
+        yield f'<p class="soft">{escape(str(result.get("about", "")))}; weights of step {step}.</p>'
+        cells = [[escape(_measured(row.get(name))) for name in columns] for row in rows]
+        if columns:
+            yield table([name.replace("_", " ") for name in columns], cells, label=task)
+
+
+def _measured(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def corpus(facts: Facts) -> Iterator[str]:
     """What was read: sizes of both sides, the leak check, and who wrote it."""
     found = facts.get("corpus")

@@ -86,8 +86,8 @@ def run(tmp_path: Path) -> Path:
     (folder / "metrics.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "report.json").write_text(json.dumps(FACTS))
     (folder / "evaluations").mkdir()
-    row = {"tokens": 100, "accuracy": 0.75, "kind": "<tales>"}
-    result = {"task": "passkey", "about": "digits", "step": 5, "rows": [row]}
+    measured = {"tokens": 100, "accuracy": 0.75, "kind": "<tales>"}
+    result = {"task": "passkey", "about": "digits", "step": 5, "rows": [measured]}
     (folder / "evaluations" / "passkey.json").write_text(json.dumps(result))
     (folder / "config.yaml").write_text(to_yaml(load_config(None).config))
     return folder

@@ -67,7 +67,7 @@ def take_page(tab: Any, run: str, out: Path) -> Path:
         tab.fill("#seed", "2")
         tab.click("#write")
         wait_until_done(tab, 1)
-        tab.locator("#mute input").last.check()
+        tab.locator("#mute input").nth(1).check()
         wait_until_done(tab, 2)
         tab.locator(".text").first.locator("span[data-i='14']").click()
         path = out / "page.png"

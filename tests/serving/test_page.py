@@ -113,10 +113,10 @@ def test_stopping_keeps_what_is_there_and_going_on_continues_it(page: Any) -> No
 def test_muting_a_memory_writes_the_text_again_beside_it_with_the_same_seed(page: Any) -> None:
     set_slider(page, "max_tokens", 32)
     write(page)
-    page.locator("#mute input").last.check()
+    page.locator("#mute input").first.check()
     wait(page, 2)
     assert "without main" in note(page, 1) and "as A" in note(page, 1)
-    page.locator("#mute input").last.uncheck()
+    page.locator("#mute input").first.uncheck()
     wait(page, 3)
     assert tokens(page, 2) == tokens(page, 0)
 

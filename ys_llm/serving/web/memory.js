@@ -7,7 +7,7 @@ export function rowsOf(tokens, byLayer) {
   const names = [...new Set(tokens.flatMap((token) => Object.keys(token.memory ?? {})))];
   const groups = new Map();
   for (const name of names) {
-    const group = byLayer ? label(name) : kindOf(name);
+    const group = byLayer ? name.replace(".", ": ") : kindOf(name);
     groups.set(group, [...(groups.get(group) ?? []), name]);
   }
   const kinds = [...new Set(names.map(kindOf))];
@@ -19,17 +19,13 @@ export function rowsOf(tokens, byLayer) {
   }));
 }
 
-/** `main` of `0.main`: the same part of every layer. */
+/** `main` of `1.main`: the same part of every layer. */
 export function kindOf(name) {
   return name.split(".").slice(1).join(".") || name;
 }
 
 export function readable(kind) {
-  return kind.replaceAll("_", " ").replaceAll(".", " ");
-}
-
-function label(name) {
-  return `${Number(name.split(".")[0]) + 1}: ${kindOf(name)}`;
+  return /^\d+$/.test(kind) ? `layer ${kind}` : kind.replaceAll("_", " ").replaceAll(".", " ");
 }
 
 function length(parts, token, field) {

@@ -35,7 +35,7 @@ function showModel(muted = []) {
   if (!model) return;
   const layers = [...new Set(model.layers)].map(readable).join(", ");
   $("about").textContent = `${model.parameter_size} parameters, ${model.n_layers} layers: ${layers}`;
-  const boxes = [...new Set(model.parts.map(kindOf))].map((kind) => {
+  const boxes = sorted(model.memories).map((kind) => {
     const box = Object.assign(document.createElement("input"), { type: "checkbox", value: kind });
     box.checked = muted.includes(kind);
     const label = document.createElement("label");
@@ -43,6 +43,12 @@ function showModel(muted = []) {
     return label;
   });
   $("mute").replaceChildren($("mute").querySelector("legend"), ...boxes, $("mute-help"));
+}
+
+/** The kinds of memory before the layers, which have numbers. */
+function sorted(memories) {
+  const isLayer = (name) => /^\d+$/.test(name);
+  return [...memories.filter((name) => !isLayer(name)), ...memories.filter(isLayer)];
 }
 
 function useDefaults() {

@@ -45,7 +45,8 @@ def loaded(folder: Path) -> tuple[Any, Any]:
     """The model and the tokenizer, as a stranger loads them."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    return model, tokenizer
 
 
 def answers(run: LoadedRun, prompt: str) -> list[int]:

@@ -8,6 +8,7 @@
 State: h, G and L, each B x S, 0 before the first token.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -69,40 +70,61 @@ class Mixer(nn.Module):
         drive_BTS, state = wide(self.in_proj(x_BTD)), dict(state)
         if self.factored:
             drive_BTS = drive_BTS @ wide(self.input_influencer)
-        outputs = []
+        n_tokens, added_BS, outputs = x_BTD.shape[1], self._added(state), []
+        due = {
+            name: _due(position_B, n_tokens, interval)
+            for name, interval in self.intervals.items()
+            if interval
+        }
         for t, drive_BS in enumerate(drive_BTS.unbind(1)):
-            summaries = state["local_summary"] + state["global_summary"]
-            if self.summary_scale is not None:
-                summaries = self.summary_scale * summaries
-            h = self._normed(self._controlled(state["main"]) + drive_BS + summaries, self.norm)
-            y = h @ wide(self.output_shaper) if self.factored else h
-            for name, interval in self.intervals.items():
-                if interval:
-                    is_due_B = (position_B + t) % interval == interval - 1
-                    state[name] = self._updated(name, state[name], y, is_due_B)
+            h = self._normed(self._controlled(state["main"]) + drive_BS + added_BS, self.norm)
             state["main"] = h
-            outputs.append(y)
-        return self.out_proj(torch.stack(outputs, 1).to(x_BTD.dtype)), state
+            outputs.append(h)
+            for name, (due_BT, tokens) in due.items():
+                if t in tokens:
+                    state[name] = self._updated(name, state[name], h, due_BT[:, t])
+                    added_BS = self._added(state)
+        y_BTS = self._shaped(torch.stack(outputs, 1))
+        return self.out_proj(y_BTS.to(x_BTD.dtype)), state
+
+    def _added(self, state: TensorDict) -> Tensor:
+        """What both summaries add to every step, until one of them changes."""
+        summaries = state["local_summary"] + state["global_summary"]
+        return summaries if self.summary_scale is None else self.summary_scale * summaries
 
     def _controlled(self, h_BS: Tensor) -> Tensor:
         """h state_controller, each head by its own block."""
         controller = wide(self.state_controller)
-        if controller.dim() == 2:
+        if self.n_heads == 1:
             return h_BS @ controller
         by_head: Tensor = h_BS.unflatten(1, (self.n_heads, 1, -1)) @ controller
         return by_head.flatten(1)
 
-    def _updated(self, name: str, old_BS: Tensor, y_BS: Tensor, is_due_B: Tensor) -> Tensor:
+    def _shaped(self, h: Tensor) -> Tensor:
+        """y of h."""
+        return h @ wide(self.output_shaper) if self.factored else h
+
+    def _updated(self, name: str, old_BS: Tensor, h_BS: Tensor, due_B: Tensor) -> Tensor:
         """A summary after a token: a new one in the rows whose clock says so."""
-        if not torch.compiler.is_compiling() and not is_due_B.any():
-            return old_BS
-        tier = getattr(self, name)
+        tier, y_BS = getattr(self, name), self._shaped(h_BS)
         pre = old_BS @ wide(tier.state_controller) + y_BS @ wide(tier.input_influencer)
         normed = self._normed(pre, self.norm if tier.norm is None else tier.norm)
-        return torch.where(is_due_B[:, None], normed @ wide(tier.output_shaper), old_BS)
+        return torch.where(due_B[:, None], normed @ wide(tier.output_shaper), old_BS)
 
-    def _normed(self, x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def _normed(self, x_BS: Tensor, norm: nn.LayerNorm) -> Tensor:
         """LayerNorm with statistics over each head."""
-        by_head = x.unflatten(-1, (self.n_heads, -1))
-        x_hat = F.layer_norm(by_head, by_head.shape[-1:], eps=self.eps).flatten(-2)
-        return x_hat * norm.weight + norm.bias
+        gain, bias = wide(norm.weight), wide(norm.bias)
+        if self.n_heads == 1:
+            return F.layer_norm(x_BS, x_BS.shape[1:], gain, bias, self.eps)
+        by_head = x_BS.unflatten(1, (self.n_heads, -1))
+        x_hat = F.layer_norm(by_head, by_head.shape[2:], eps=self.eps).flatten(1)
+        return x_hat * gain + bias
+
+
+def _due(position_B: Tensor, n_tokens: int, interval: int) -> tuple[Tensor, Container[int]]:
+    """B x T, where an interval ends, and the tokens at which it does in any row."""
+    clock_BT = position_B[:, None] + torch.arange(n_tokens, device=position_B.device)
+    due_BT = clock_BT % interval == interval - 1
+    if torch.compiler.is_compiling():  # a graph has the update at every token, in no row or some
+        return due_BT, range(n_tokens)
+    return due_BT, set(due_BT.any(0).nonzero().flatten().tolist())

@@ -2,7 +2,7 @@
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
     inputs = tokenizer("Once upon a time", return_tensors="pt")
     print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))

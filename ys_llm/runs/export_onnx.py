@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ys_llm.errors import UserError
 from ys_llm.model.exported import Network
-from ys_llm.system.files import readable_os_errors
+from ys_llm.system.files import readable_os_errors, sync_folder
 
 _WEIGHTS = "weights.bin"
 _EXAMPLE_BATCH, _EXAMPLE_KEYS = 2, 3  # any that are neither 0 nor 1, which a trace would keep
@@ -55,6 +55,8 @@ def write_graphs(net: Network, folder: Path) -> None:
         onnx.save(_loop(step, list(net.shapes()), onnx), folder / "prefill.onnx")
     for name in ("step.onnx", "prefill.onnx"):
         onnx.checker.check_model(str(folder / name))
+    for path in folder.iterdir():
+        sync_folder(path)  # which syncs a file as well
 
 
 def import_onnx() -> Any:

@@ -21,6 +21,7 @@ from support.exports import TEXTS, shaken, small
 from ys_llm.config.schema import Config
 from ys_llm.config.shipped import shipped_folder
 from ys_llm.config.sources import load_config
+from ys_llm.data.case_markers import decode_case, encode_case
 from ys_llm.data.fast_tokenizer import fast_tokenizer
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
@@ -120,9 +121,13 @@ def test_control_tokens_are_read_in_a_text_and_put_around_it(joiners: Tokenizer)
     assert fast.decode(expected) == "A fox?Yes"
 
 
-def test_a_tokenizer_with_case_markers_has_no_fast_form() -> None:
-    with pytest.raises(ValueError, match="kind words"):
-        fast_tokenizer(train_tokenizer(TEXTS, kind="words", vocab_size=300))
+def test_a_tokenizer_of_words_reads_text_with_case_markers() -> None:
+    own = train_tokenizer(TEXTS, kind="words", vocab_size=300)
+    fast = tokenizers.Tokenizer.from_str(fast_tokenizer(own))
+    for text in TEXTS:
+        ids = fast.encode(encode_case(text), add_special_tokens=False).ids
+        assert ids == own.encode(text)
+        assert decode_case(fast.decode(ids)) == text
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +151,17 @@ def test_an_export_for_transformers_is_complete(hf: Path, run: LoadedRun) -> Non
     assert {path.name for path in hf.iterdir()} == {
         "README.md",
         "config.json",
+        "case_markers_ys.py",
         "configuration_ys.py",
         "generation_config.json",
         *(f"mixer_{name}.py" for name in mixers.MIXERS),
+        "marking_ys.py",
         "mixers_ys.py",
         "model.safetensors",
         "modeling_ys.py",
         "network_ys.py",
         "ops_ys.py",
+        "tokenization_ys.py",
         "tokenizer.json",
         "tokenizer_config.json",
     }
@@ -252,7 +260,7 @@ def test_what_no_export_can_have_is_refused(
     else:
         run = replace(run, tokenizer=train_tokenizer(TEXTS, kind="words", vocab_size=300))
     with pytest.raises(UserError, match=problem):
-        export_run(run, "hf", tmp_path / "new")
+        export_run(run, "onnx", tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 

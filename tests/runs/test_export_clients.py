@@ -133,6 +133,20 @@ def test_the_tokenizer_loads_as_a_fast_one(quickstart: tuple[LoadedRun, Any, Any
     assert tokenizer("a<start>b<end>", add_special_tokens=False)["input_ids"][-1] == 0
 
 
+def test_a_tokenizer_of_words_loads_with_its_markers(tmp_path: Path) -> None:
+    run = run_of("quickstart", tmp_path)
+    words = train_tokenizer([*TEXTS, *TEXTS], kind="words", vocab_size=300)
+    model = shaken(run.config, words.vocab_size)
+    export_run(replace(run, tokenizer=words, model=model), "hf", tmp_path / "hf")
+    _, tokenizer = loaded(tmp_path / "hf")
+    texts = [*TEXTS, "NASA and McDonald in the USA"]
+    for text in texts:
+        ids = words.encode(text)
+        assert tokenizer(text)["input_ids"] == [0, *ids]
+        assert tokenizer.decode([0, *ids], skip_special_tokens=True) == text
+    assert tokenizer(texts)["input_ids"] == [[0, *words.encode(text)] for text in texts]
+
+
 def test_a_chat_is_a_prompt_as_training_had_it(quickstart: tuple[LoadedRun, Any, Any]) -> None:
     run, _, tokenizer = quickstart
     found = tokenizer.apply_chat_template(

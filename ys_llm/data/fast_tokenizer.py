@@ -19,14 +19,12 @@ _JOINED = JOINER + " "
 
 
 def is_expressible(tokenizer: Tokenizer) -> bool:
-    """Whether `fast_tokenizer` can express it: not `words`, whose case markers need a program."""
+    """Whether `fast_tokenizer` says all: not of `words`, whose case markers need a program."""
     return tokenizer.marking is None or tokenizer.kind == "bpe_joiner"
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> str:
-    """The text of a tokenizer.json for any program; `is_expressible` tells for which there is."""
-    if not is_expressible(tokenizer):
-        raise ValueError(f"no tokenizer.json can express a tokenizer of kind {tokenizer.kind}")
+    """The text of a tokenizer.json for any program; of `words` one for text with case markers."""
     parts = json.loads(tokenizer.saved)
     if tokenizer.kind == "bpe_joiner":
         parts["normalizer"] = {"type": "Sequence", "normalizers": _writing_joiners()}

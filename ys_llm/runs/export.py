@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.data import case_markers, marking
 from ys_llm.data.fast_tokenizer import fast_tokenizer, is_expressible
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError
@@ -72,7 +73,7 @@ def export_run(run: LoadedRun, form: Format, folder: Path) -> Exported:
     Raises UserError where the folder is taken, or the model has a part that no export can have.
     """
     check_folder(folder)
-    _refuse_missing(run)
+    _refuse_missing(run, form)
     net = network_of(run.model)
     difference = largest_difference(run.model)
     if not difference <= _LARGEST_DIFFERENCE:
@@ -148,7 +149,7 @@ def largest_difference(model: Model) -> float:
     return largest
 
 
-def _refuse_missing(run: LoadedRun) -> None:
+def _refuse_missing(run: LoadedRun, form: Format) -> None:
     """Raise UserError for a mixer, copy tier or tokenizer that an export cannot have."""
     config, problem = run.config.model, ""
     lacking = [name for name in dict.fromkeys(config.mixer_names) if name not in mixers.MIXERS]
@@ -160,8 +161,8 @@ def _refuse_missing(run: LoadedRun) -> None:
         )
     if config.copy.window and config.copy.keep != "recent":
         problem = f"model.copy.keep is {config.copy.keep}, and only recent has such a form"
-    elif not is_expressible(run.tokenizer):
-        problem = f"no other program can read a tokenizer of kind {run.tokenizer.kind}"
+    elif form == "onnx" and not is_expressible(run.tokenizer):
+        problem = f"only --to hf has a form for its tokenizer, of kind {run.tokenizer.kind}"
     if problem:
         raise UserError(f"{run.path} cannot be exported: {problem}", "Export another run")
 
@@ -212,7 +213,7 @@ def _control_ids() -> dict[str, int]:
 
 def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:
     end, start = (run.tokenizer.token_text(i) for i in (Tokenizer.end_id, Tokenizer.start_id))
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
         "additional_special_tokens": [start],
@@ -220,6 +221,9 @@ def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
     }
+    if not is_expressible(run.tokenizer):
+        config["tokenizer_class"] = "YsTokenizer"
+        config["auto_map"] = {"AutoTokenizer": [None, "tokenization_ys.YsTokenizer"]}
     return {**config, "chat_template": _CHAT} if run.has_records else config
 
 
@@ -244,6 +248,7 @@ def _code() -> dict[str, str]:
     table = ", ".join(f'"{name}": {name}' for name in names)
     files = {path.name: path.read_text() for path in _FILES.glob("*_ys.py")}
     files |= {"ops_ys.py": _source(ops), "network_ys.py": _source(network)}
+    files |= {"case_markers_ys.py": _source(case_markers), "marking_ys.py": _source(marking)}
     files |= {f"mixer_{name}.py": _source(_twin(name)) for name in names}
     files = {name: flattened(source) for name, source in files.items()}
     title = '"""The mixers, by the names that config.json has."""\n\n'
@@ -261,6 +266,7 @@ _IMPORTS: Mapping[str, str] = {
     r"ys_llm\.ops\.exported": "ops_ys",
     r"ys_llm\.model\.exported": "network_ys",
     r"ys_llm\.mixers\.exported": "mixers_ys",
+    r"ys_llm\.data\.(case_markers|marking)": r"\1_ys",
     r"ys_llm\.runs\.exported\.(\w+)": r"\1",
 }
 

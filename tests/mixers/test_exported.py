@@ -94,10 +94,8 @@ def test_every_twin_is_that_of_a_mixer() -> None:
 
 def test_twins_need_nothing_of_ys_but_each_other() -> None:
     package = Path(exported.__file__).parents[2]
-    files = [package / "ops/exported.py", package / "model/exported.py"]
-    for folder in ("mixers", "runs"):
-        files += (package / folder / "exported").glob("[!_]*.py")
-    for path in files:
+    twins = (package / "mixers/exported").glob("[!_]*.py")
+    for path in [package / "ops/exported.py", package / "model/exported.py", *twins]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("ys_llm"):
                 assert ".exported" in str(node.module), path

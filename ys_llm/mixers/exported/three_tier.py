@@ -1,6 +1,7 @@
 """The three-tier state-space mixer: a main state at every token and two slower summaries.
 
-    h_t = LN(h_{t-1} state_controller + u_t + scale * (G + L))       u_t: what the input adds
+    h_t = LN((f_t * h_{t-1}) state_controller + u_t + scale * (G + L))   u_t: what the input adds
+    f_t = tanh(x_t state_gate + b), or 1
     o_t = h_t out_proj                                               y_t = h_t [output_shaper]
     G <- LN(G state_controller + y_t input_influencer) output_shaper     every 64 tokens
     L <- the same, with weights of its own                               every 16 tokens
@@ -43,6 +44,7 @@ class Mixer(nn.Module):
         self.intervals = dict(zip(_SUMMARIES, intervals, strict=True))
         self.in_proj = nn.Linear(d_model, d_state)
         self.out_proj = nn.Linear(d_state, d_model, bias=self.factored)
+        self.state_gate = nn.Linear(d_model, d_state) if options["state_gate"] else None
         if self.factored:
             self.input_influencer = nn.Parameter(torch.empty(d_state, d_state))
             self.output_shaper = nn.Parameter(torch.empty(d_state, d_state))
@@ -70,6 +72,7 @@ class Mixer(nn.Module):
         drive_BTS, state = wide(self.in_proj(x_BTD)), dict(state)
         if self.factored:
             drive_BTS = drive_BTS @ wide(self.input_influencer)
+        gates = None if self.state_gate is None else wide(self.state_gate(x_BTD)).tanh()
         n_tokens, added_BS, outputs = x_BTD.shape[1], self._added(state), []
         due = {
             name: _due(position_B, n_tokens, interval)
@@ -77,7 +80,8 @@ class Mixer(nn.Module):
             if interval
         }
         for t, drive_BS in enumerate(drive_BTS.unbind(1)):
-            h = self._normed(self._controlled(state["main"]) + drive_BS + added_BS, self.norm)
+            kept_BS = state["main"] if gates is None else gates[:, t] * state["main"]
+            h = self._normed(self._controlled(kept_BS) + drive_BS + added_BS, self.norm)
             state["main"] = h
             outputs.append(h)
             for name, (due_BT, tokens) in due.items():

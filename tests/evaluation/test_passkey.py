@@ -145,11 +145,15 @@ def test_keys_are_a_function_of_the_seed() -> None:
     assert len({passkey_at(seed, number).key for seed in (1, 2) for number in range(10)}) == 20
 
 
-def test_a_training_text_holds_its_key_and_says_it_at_the_end() -> None:
+def test_a_training_text_holds_its_key_says_it_at_the_end_and_goes_on(
+    tokenizer: Tokenizer,
+) -> None:
     passkey = passkey_at(3)
     text = passkey.text(20)
-    assert text.endswith(f"{QUESTION} {passkey.key}.")
-    assert text.count(passkey.needle.strip()) == 1
+    asked, answer = text.split(QUESTION)
+    assert asked.count(passkey.needle.strip()) == 1
+    assert answer.startswith(f" {passkey.key}.")
+    assert len(tokenizer.encode(answer)) > ANSWER_TOKENS
 
 
 def test_a_length_too_short_for_the_question_is_refused(tokenizer: Tokenizer) -> None:

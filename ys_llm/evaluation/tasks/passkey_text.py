@@ -55,10 +55,13 @@ class Passkey:
         return f" {self.key}"
 
     def text(self, n_sentences: int) -> str:
-        """A document with as many sentences of filler, for training."""
+        """A document with as many sentences of filler before its question, for training.
+
+        It goes on after the answer: the published score takes an early end for a wrong answer.
+        """
         sentences = list(islice(self.filler(), n_sentences))
         sentences.insert(int(self.depth * (n_sentences + 1)), self.needle)
-        return "".join(sentences).strip() + QUESTION + self.answer + "."
+        return "".join([*sentences, QUESTION, self.answer, ".", *FILLER]).strip()
 
     def filler(self) -> Iterator[str]:
         """Sentences without end."""

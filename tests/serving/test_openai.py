@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from math import log
+from pathlib import Path
 
 import httpx
 import openai
@@ -12,6 +14,7 @@ import pytest
 from support.served import Served
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.evaluation.bits_per_byte import evaluate_paths
 from ys_llm.inference.engine import Engine
 
 GREEDY = GenerateConfig(temperature=0, max_tokens=12)
@@ -84,6 +87,23 @@ def test_a_prompts_logprobs_are_exact(asking: openai.OpenAI, engine: Engine) -> 
             assert one.top[0].text in top and one.text in top
         offsets = choice.logprobs.text_offset
         assert offsets[0] == 0 and offsets == sorted(offsets) and offsets[-1] < len(text)
+
+
+def test_a_harness_adds_up_what_ys_eval_prints(
+    asking: openai.OpenAI, engine: Engine, tmp_path: Path
+) -> None:
+    text = "The cat sat on the mat. École – 日本, and then it slept.\n" * 4
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    loaded = engine.loaded
+    (expected,) = evaluate_paths(loaded, [tmp_path / "text.txt"])
+    document = loaded.tokenizer.encode(text)
+    answer = asking.completions.create(
+        model="small", prompt=[0, *document, 0], echo=True, logprobs=1, max_tokens=0
+    )
+    logprobs = answer.choices[0].logprobs.token_logprobs
+    assert logprobs[0] is None
+    bits_per_byte = -sum(logprobs[1:]) / log(2) / len(text.encode())
+    assert bits_per_byte == pytest.approx(expected.result.bits_per_byte, rel=1e-5)
 
 
 def test_ids_are_prompts_too(asking: openai.OpenAI, engine: Engine) -> None:

@@ -18,10 +18,13 @@ from ys_llm.model.state import State, detach, flatten, map_state
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of the state that predicted a token: its norm, and that of its last change."""
+    """One tensor of the state that predicted a token: its norm, and that of its last change.
+
+    `change` is what the token before has changed; None of the first token.
+    """
 
     norm: float
-    change: float
+    change: float | None
 
 
 @dataclass(frozen=True)
@@ -94,5 +97,6 @@ class Explainer:
         with torch.inference_mode():
             before, now = self._before.get(name), part.to("cpu", torch.float32, copy=True)
             self._before[name] = now
-            change = now if before is None or before.shape != now.shape else now - before
-            return Part(float(now.norm()), float(change.norm()))
+            is_like = before is not None and before.shape == now.shape
+            change = float((now - before).norm()) if before is not None and is_like else None
+            return Part(float(now.norm()), change)

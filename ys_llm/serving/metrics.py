@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -92,6 +93,11 @@ class _Times:
             yield f'{name}{{quantile="{quantile:g}"}} {value:.6f}'
         yield f"{name}_sum {self._sum:.6f}"
         yield f"{name}_count {self._count}"
+
+
+def label(value: str) -> str:
+    """The value of a label, quoted."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _head(name: str, kind: str, explained: str) -> list[str]:

@@ -17,7 +17,7 @@ from ys_llm.inference.generation import Event, Failed, Generation, GenerationReq
 from ys_llm.inference.scheduler import ClosedError, QueueFullError, Scheduler
 from ys_llm.runs.model_files import LoadedRun, read_json
 from ys_llm.serving.limits import ApiError, Limits, busy
-from ys_llm.serving.metrics import Metrics
+from ys_llm.serving.metrics import Metrics, label
 
 KEEP_ALIVE_SECONDS = 300.0
 _FOR_EVER = float("inf")
@@ -174,9 +174,14 @@ class Models:
         found: list[tuple[str, str, str, float]] = []
         loaded = [(model.name, model.scheduler) for model in self if model.scheduler]
         for name, scheduler in loaded:
-            found.append(("ys_rows", "Answers in work.", f'model="{name}"', scheduler.n_rows))
+            found.append(("ys_rows", "Answers in work.", f"model={label(name)}", scheduler.n_rows))
         for name, scheduler in loaded:
-            waiting = ("ys_queue", "Requests that wait.", f'model="{name}"', scheduler.n_waiting)
+            waiting = (
+                "ys_queue",
+                "Requests that wait.",
+                f"model={label(name)}",
+                scheduler.n_waiting,
+            )
             found.append(waiting)
         return found
 

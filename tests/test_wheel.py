@@ -86,6 +86,9 @@ def test_the_wheel_holds_the_package_its_sources_and_the_shipped_files(wheel: Pa
     package = (path for path in (ROOT / "ys_llm").rglob("*") if path.suffix in kinds)
     shipped = (path for path in (ROOT / "configs").rglob("*") if path.is_file())
     expected = {path.relative_to(ROOT).as_posix() for path in package}
+    expected |= {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "ys_llm/serving/web").iterdir()
+    }
     expected |= {f"ys_llm/{path.relative_to(ROOT).as_posix()}" for path in shipped}
     missing = expected - held
     assert not missing

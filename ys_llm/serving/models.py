@@ -171,19 +171,12 @@ class Models:
 
     def gauges(self) -> list[tuple[str, str, str, float]]:
         """Rows and queue of each model, for the metrics."""
-        found: list[tuple[str, str, str, float]] = []
-        loaded = [(model.name, model.scheduler) for model in self if model.scheduler]
-        for name, scheduler in loaded:
-            found.append(("ys_rows", "Answers in work.", f"model={label(name)}", scheduler.n_rows))
-        for name, scheduler in loaded:
-            waiting = (
-                "ys_queue",
-                "Requests that wait.",
-                f"model={label(name)}",
-                scheduler.n_waiting,
-            )
-            found.append(waiting)
-        return found
+        loaded = [(label(model.name), model.scheduler) for model in self if model.scheduler]
+        rows, queue = ("ys_rows", "Answers in work."), ("ys_queue", "Requests that wait.")
+        return [
+            *((*rows, f"model={name}", scheduler.n_rows) for name, scheduler in loaded),
+            *((*queue, f"model={name}", scheduler.n_waiting) for name, scheduler in loaded),
+        ]
 
     def _deliver_soon(
         self, loop: asyncio.AbstractEventLoop, events: Sequence[tuple[Generation, Event]]

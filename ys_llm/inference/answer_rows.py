@@ -21,6 +21,7 @@ from ys_llm.inference.stop_text import StopText
 from ys_llm.runs.model_files import LoadedRun
 
 Emit = Callable[[Generation, Event], None]
+_Options = tuple[float, int, float, float, float]  # what one call of `sample_rows` has one of
 
 
 @dataclass(eq=False)
@@ -166,16 +167,13 @@ class AnswerRows:
 
 def _alike(rows: Sequence[_Row]) -> Iterable[list[int]]:
     """The numbers of the rows that one call can draw, as it has one set of options."""
-    groups: dict[GenerateOptions, list[int]] = {}
+    groups: dict[_Options, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(_options(row.sampler.sampling), []).append(i)
     return groups.values()
 
 
-GenerateOptions = tuple[float, int, float, float, float]
-
-
-def _options(sampling: GenerateConfig) -> GenerateOptions:
+def _options(sampling: GenerateConfig) -> _Options:
     return (
         sampling.temperature,
         sampling.top_k,

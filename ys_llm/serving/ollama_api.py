@@ -61,7 +61,7 @@ class OllamaApi:
         body = parse(GenerateBody, exchange.body)
         if body.raw and body.system:
             raise ApiError(400, "raw mode does not support system", param="system")
-        job, scheduler = await self._job(body, lambda text: {"response": text})
+        job, scheduler = await self._job(body, _response)
         if not body.prompt and body.context is None:
             await self._load_or_unload(exchange, job)
             return
@@ -75,8 +75,7 @@ class OllamaApi:
     async def chat(self, exchange: Exchange) -> None:
         """POST /api/chat."""
         body = parse(ChatBody, exchange.body)
-        wrap: Wrap = lambda text: {"message": {"role": "assistant", "content": text}}  # noqa: E731
-        job, scheduler = await self._job(body, wrap)
+        job, scheduler = await self._job(body, _message)
         if not body.messages:
             await self._load_or_unload(exchange, job)
             return
@@ -198,6 +197,14 @@ class OllamaApi:
             await models.unload(job.model)
             return True
         return False
+
+
+def _response(text: str) -> dict[str, Any]:
+    return {"response": text}
+
+
+def _message(text: str) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}}
 
 
 def _prompt_after(

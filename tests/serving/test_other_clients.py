@@ -59,7 +59,7 @@ def test_llm_speaks_to_the_openai_endpoint(server: Served, engine: Engine, tmp_p
 def test_llm_speaks_to_the_ollama_api(server: Served, engine: Engine, tmp_path: Path) -> None:
     pytest.importorskip("llm_ollama")
     assert "small:latest" in llm(server, tmp_path, "models", "list")
-    how = ["-m", "small:latest", "-o", "temperature", "0", "-o", "num_predict", "12"]
+    how = ["-m", "ollama/small", "-o", "temperature", "0", "-o", "num_predict", "12"]
     for more in ([], ["--no-stream"]):
         said = llm(server, tmp_path, PROMPT, *how, *more)
         assert said.strip() == engine.answer(PROMPT, GREEDY).text.strip()

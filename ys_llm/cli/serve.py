@@ -27,7 +27,7 @@ EXAMPLES = f"""\
 examples:
   ys serve                                      the latest run, on http://127.0.0.1:{DEFAULT_PORT}
   ys serve quickstart mine --port 8000          two models, loaded when they are asked for
-  OLLAMA_HOST=http://127.0.0.1:{DEFAULT_PORT} llm -m quickstart:latest "Tell me a story."
+  OLLAMA_HOST=http://127.0.0.1:{DEFAULT_PORT} llm -m ollama/quickstart "Hello."
   curl http://127.0.0.1:{DEFAULT_PORT}/api/generate -d '{{"model": "mine", "prompt": "Who?"}}'
   YS_API_KEY=secret ys serve --host 0.0.0.0     for others too, who send the key
 

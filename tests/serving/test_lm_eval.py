@@ -37,6 +37,7 @@ CHOOSING = """\
 doc_to_text: "{{question}}"
 doc_to_choice: choices
 doc_to_target: answer
+target_delimiter: ""
 metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
 """
 

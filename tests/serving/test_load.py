@@ -102,7 +102,7 @@ def test_every_answer_is_the_one_alone(run: Path, forks: ForkServer) -> None:
 async def press(url: str, pid: int, expected: dict[tuple[int, int], str]) -> tuple[Load, list[int]]:
     """The load, and the server's memory while it lasted; at its end nothing is left."""
     process, sizes = psutil.Process(pid), []
-    limits = httpx.Limits(max_connections=CLIENTS + 8)
+    limits = httpx.Limits(max_connections=CLIENTS + 8, keepalive_expiry=3.0)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
         load = Load(client, expected)
         asking = [load.ask(random.Random(i)) for i in range(CLIENTS)]

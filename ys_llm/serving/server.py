@@ -33,6 +33,7 @@ from ys_llm.serving.pages import page_handlers
 from ys_llm.serving.routes import OLLAMA, RouteInfo, dialect_of, refused, routes
 from ys_llm.serving.states import KeptStates
 
+_KEEP_ALIVE_SECONDS = 30  # clients of httpx drop an idle connection after 5: they must be first
 _GRACE_SECONDS = 2  # for answers in work, when the server is stopped
 
 
@@ -102,6 +103,7 @@ def server_for(serving: Serving, announce: Callable[[], None] = lambda: None) ->
         proxy_headers=False,
         server_header=False,
         limit_concurrency=limits.connections,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         h11_max_incomplete_event_size=limits.header_bytes,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )

@@ -193,6 +193,7 @@ def test_onnxruntime_gives_the_logits_and_states_step_by_step(name: str, tmp_pat
         runtime.InferenceSession(str(tmp_path / "onnx" / f"{graph}.onnx"))
         for graph in ("prefill", "step")
     )
+    assert len({path.stat().st_mode for path in (tmp_path / "onnx").iterdir()}) == 1
     tokens = torch.randint(run.model.vocab_size, (3, 25))
     with torch.no_grad():
         expected, _ = run.model(tokens)

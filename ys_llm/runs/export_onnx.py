@@ -10,6 +10,7 @@ has a step has a prefill. The batch and the length are free; caches of attention
 """
 
 import logging
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ def write_graphs(net: Network, folder: Path) -> None:
         onnx.save(_loop(step, list(net.shapes()), onnx), folder / "prefill.onnx")
     for name in ("step.onnx", "prefill.onnx"):
         onnx.checker.check_model(str(folder / name))
+    # The library makes the weights readable for their owner alone.
+    (folder / _WEIGHTS).chmod(stat.S_IMODE((folder / "step.onnx").stat().st_mode))
     for path in folder.iterdir():
         sync_folder(path)  # which syncs a file as well
 

@@ -288,7 +288,9 @@ def test_a_variable_of_somebody_else_is_only_warned_of(
     assert capsys.readouterr().err == f"ys: {name} is not a setting and is ignored\n"
 
 
-@pytest.mark.parametrize("name", ["YS_DEBUG", "YS_CACHE_DIR", "YS_CPU_LEVEL"])
+@pytest.mark.parametrize(
+    "name", ["YS_DEBUG", "YS_CACHE_DIR", "YS_CPU_LEVEL", "YS_STATE_DIR", "YS_LOG"]
+)
 def test_a_variable_that_is_used_elsewhere_is_not_warned_of(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from ys_llm.inference.conversation import Conversation
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.repl_commands import COMMANDS, command_of, completions
 from ys_llm.inference.repl_input import Line
-from ys_llm.inference.session import Snapshot
+from ys_llm.inference.session import Session, Snapshot
 from ys_llm.inference.session_log import LOG_NAME, SessionLog
 from ys_llm.model.state import flatten
 
@@ -191,6 +191,9 @@ def test_each_prompt_is_on_its_own_unless_it_is_carried(
     do(conversation, "/set carry on", "the cat")
     assert conversation.session.at.n_tokens > 12 + 9
     assert text_of(conversation).startswith("the cat" + alone)
+    capsys.readouterr()
+    do(conversation, "/undo 12 tokens", "/branches")
+    assert answers(capsys).splitlines()[-1].endswith(" the cat")  # apart from what is before
 
 
 def test_a_raw_conversation_goes_on_with_its_text(begin: Callable[..., Conversation]) -> None:
@@ -226,6 +229,24 @@ def test_an_answer_is_made_again_in_place_of_the_last(begin: Callable[..., Conve
         do(conversation, "/edit the hat")
         assert "the hat" in text_of(conversation) and "the cat" not in text_of(conversation)
         assert len(conversation.session.ring.snapshots) == 2
+
+
+def test_an_answer_is_kept_where_another_was_not_begun(
+    begin: Callable[..., Conversation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = begin()
+    do(conversation, "the mat", "the cat")
+    before = conversation.session.at
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Session, "read", interrupted)
+        do(conversation, "/regenerate")
+    assert conversation.session.at is before
+    do(conversation, "/undo")
+    assert "the mat" in text_of(conversation)
 
 
 def test_an_edit_without_a_text_offers_the_last_prompt(begin: Callable[..., Conversation]) -> None:
@@ -284,14 +305,14 @@ def test_a_file_is_fed_in_pieces(
     begin: Callable[..., Conversation], tmp_path: Path, capsys: Shown
 ) -> None:
     book, conversation, other = tmp_path / "book.txt", begin(), begin(raw=True)
-    text = "the cat sat on the mät\r\n" * 9000
+    text = "the cat sat on the mät\r\n" * 400
     book.write_bytes(text.encode())
     do(conversation, f"/feed {book}")
     other.session.read([text])
     assert same(conversation.session.at, other.session.at)
     assert conversation.session.at.n_tokens == 1 + len(text.encode())
     out, err = capsys.readouterr()
-    assert "/set carry off" in out and "225,001 tokens in " in err
+    assert "/set carry off" in out and "10,001 tokens in " in err
     do(conversation, "the cat", "/undo 2")
     assert conversation.session.at.now is None
     book.write_bytes(b"\xff")

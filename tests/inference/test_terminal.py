@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("tmux") is None, reason="there is no tmux"),
 ]
+SIGN = "\n>"  # at the beginning of a line
 Begin = Callable[..., Terminal]
 
 
@@ -75,7 +76,7 @@ def test_every_command_answers_in_one_session(begin: Begin, folder: Path) -> Non
     book = folder / "book.txt"
     book.write_text("the cat sat on the mat. " * 2000)
     terminal = begin()
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.write("the cat")
     terminal.wait_for("answer 20 tokens")
     for line, shown in {
@@ -113,7 +114,7 @@ def test_every_command_answers_in_one_session(begin: Begin, folder: Path) -> Non
 
 def test_lines_are_edited_completed_and_remembered(begin: Begin) -> None:
     terminal = begin()
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.type("-l", "/bran")
     terminal.type("Tab")
     terminal.wait_for("/branches")
@@ -126,7 +127,7 @@ def test_lines_are_edited_completed_and_remembered(begin: Begin) -> None:
     terminal.type("C-d")
     assert terminal.wait_for_end() == 0
     again = begin()
-    again.wait_for("> ")
+    again.wait_for(SIGN)
     again.type("Up")
     again.wait_for('sat"""')
     again.type("C-c")
@@ -136,7 +137,7 @@ def test_lines_are_edited_completed_and_remembered(begin: Begin) -> None:
 
 def test_a_window_may_change_its_size_at_any_time(begin: Begin) -> None:
     terminal = begin("run", "small", "--max-tokens", "3000")
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.type("-l", "the cat sat on the mat and then the cat sat on the hat")
     for columns in (30, 10, 120, 80):
         terminal.resize(columns, 20)
@@ -150,7 +151,7 @@ def test_a_window_may_change_its_size_at_any_time(begin: Begin) -> None:
 
 def test_a_paste_of_100_000_characters_is_one_prompt(begin: Begin) -> None:
     terminal = begin()
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.paste("the cat sat on the mat.\n" * 4167)
     terminal.type("Enter")
     terminal.wait_for("prompt 100,009 tokens", seconds=120)
@@ -163,14 +164,14 @@ def test_ctrl_c_stops_what_is_done_and_keeps_the_session(begin: Begin, folder: P
     book = folder / "long.txt"
     book.write_text("the cat sat on the mat. " * 400_000)
     terminal = begin("run", "small", "--max-tokens", "1000000")
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.type("-l", "half a line")
     terminal.type("C-c")
-    terminal.wait_for("> ", times=2)
+    terminal.wait_for(SIGN, times=2)
     terminal.write("the cat")
     terminal.wait_for(" cat\n")
     terminal.type("C-c")
-    terminal.wait_for("> ", times=4)
+    terminal.wait_for(SIGN, times=3)
     terminal.write("/show")
     terminal.wait_for("can be undone      1 steps")
     terminal.write(f"/feed {book}")
@@ -187,7 +188,7 @@ def test_ctrl_c_stops_what_is_done_and_keeps_the_session(begin: Begin, folder: P
 
 def test_characters_may_come_byte_by_byte(begin: Begin) -> None:
     terminal = begin()
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.send_bytes(*"/surprise é€😀".encode())
     terminal.type("Enter")
     screen = terminal.wait_for("a byte, after 0 tokens")
@@ -197,7 +198,7 @@ def test_characters_may_come_byte_by_byte(begin: Begin) -> None:
 @pytest.mark.parametrize("term", ["dumb", "tmux-256color"])
 def test_a_plain_terminal_and_no_colour_get_no_escapes(begin: Begin, term: str) -> None:
     terminal = begin(TERM=term, NO_COLOR="1")
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.write("/surprise the cat")
     terminal.wait_for("a byte, after 0 tokens")
     assert "\x1b[48" not in terminal.screen(colours=True)
@@ -209,7 +210,7 @@ def test_a_plain_terminal_and_no_colour_get_no_escapes(begin: Begin, term: str) 
 
 def test_colours_show_what_surprises(begin: Begin) -> None:
     terminal = begin()
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.write("/surprise THE CAT")
     terminal.wait_for("a byte, after 0 tokens")
     assert "\x1b[30m\x1b[48;5;" in terminal.screen(colours=True)
@@ -217,7 +218,7 @@ def test_colours_show_what_surprises(begin: Begin) -> None:
 
 def test_a_killed_session_goes_on_from_its_saved_state_and_from_its_log(begin: Begin) -> None:
     terminal = begin("run", "small", "--max-tokens", "20", "--seed", "3")
-    terminal.wait_for("> ")
+    terminal.wait_for(SIGN)
     terminal.write("the cat")
     terminal.wait_for("answer 20 tokens")
     terminal.write("/save killed")
@@ -227,7 +228,7 @@ def test_a_killed_session_goes_on_from_its_saved_state_and_from_its_log(begin: B
     terminal.close()
     for words in (["--state", "killed"], ["--from-log", "1"]):
         again = begin("run", "small", "--max-tokens", "20", "--seed", "3", *words)
-        again.wait_for("> ")
+        again.wait_for(SIGN)
         again.write("/continue")
         assert said(again.wait_for("tokens/s")) == answer
         assert "prompt" not in again.screen()  # nothing was read

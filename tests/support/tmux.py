@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = 60.0
+SECONDS = 30.0
 
 
 class Terminal:
@@ -46,9 +46,12 @@ class Terminal:
         self._call("resize-window", "-x", str(columns), "-y", str(rows))
 
     def screen(self, *, colours: bool = False) -> str:
-        """What is shown, with all that has scrolled away; lines that were wrapped are one."""
+        """A line break, and what is shown, with all that has scrolled away.
+
+        Lines that were wrapped are one; spaces at the end of a line are lost.
+        """
         how = ["-e"] if colours else []
-        return self._call("capture-pane", "-p", "-J", "-S", "-", *how)
+        return "\n" + self._call("capture-pane", "-p", "-J", "-S", "-", *how)
 
     def wait_for(self, text: str, *, times: int = 1, seconds: float = SECONDS) -> str:
         """The screen once it holds the text so many times; fails if it never does."""

@@ -96,10 +96,11 @@ class Conversation:
         if last is None or last.kind not in redo:
             raise UserError("the last step was no answer", "Type a prompt.")
         self.session.undo()
+        undone = self.session.at
         try:
             redo[last.kind](last.text if typed is None else typed.text)
         except BaseException:
-            if self.session.at.typed is not last:  # nothing was written instead
+            if self.session.at is undone:  # nothing came in place of it
                 self.branches[self.branch] = before
             raise
 

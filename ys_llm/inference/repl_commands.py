@@ -168,9 +168,8 @@ def _fork(conversation: Conversation, argument: str) -> None:
 def _branches(conversation: Conversation, argument: str) -> None:
     width = max(map(len, conversation.branches))
     for name, session in conversation.branches.items():
-        text = conversation.engine.loaded.tokenizer.decode(session.at.tail)
         mark = "*" if name == conversation.branch else " "
-        said = reports.short(text, last=True)
+        said = reports.ending(conversation, session.at)
         print(f"{mark} {name:{width}} {session.at.n_tokens:8,} tokens  {said}")
 
 

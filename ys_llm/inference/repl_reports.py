@@ -7,12 +7,14 @@ import sys
 
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.config.yaml_io import dump_inline
+from ys_llm.data.tokenizer import CONTROLS
 from ys_llm.errors import UserError
 from ys_llm.inference.conversation import Conversation
 from ys_llm.inference.copied import Copied
 from ys_llm.inference.pictures import columns, memory_lines, surprise_text
 from ys_llm.inference.prefix_cache import MEGABYTE
 from ys_llm.inference.sampling import log_softmax
+from ys_llm.inference.session import Snapshot
 from ys_llm.model.state import state_bytes
 from ys_llm.system.terminal import has_colour, is_plain, printable
 
@@ -42,8 +44,19 @@ def show(conversation: Conversation, argument: str = "") -> None:
 def where(conversation: Conversation) -> None:
     """Tell where the session stands."""
     at = conversation.session.at
-    text = short(conversation.engine.loaded.tokenizer.decode(at.tail), last=True)
+    text = ending(conversation, at)
     print(f"{at.n_tokens:,} tokens: {text}" if at.n_tokens else "at the beginning: nothing is read")
+
+
+def ending(conversation: Conversation, at: Snapshot) -> str:
+    """The end of a text on one line; a space stands where a prompt begins or ends."""
+    parts: list[list[int]] = [[]]
+    for id in at.tail:
+        if id < len(CONTROLS):
+            parts.append([])
+        else:
+            parts[-1].append(id)
+    return short(" ".join(map(conversation.engine.loaded.tokenizer.decode, parts)), last=True)
 
 
 def short(text: str, *, last: bool = False) -> str:

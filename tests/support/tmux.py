@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
 from collections.abc import Mapping
@@ -55,21 +56,25 @@ class Terminal:
 
     def wait_for(self, text: str, *, times: int = 1, seconds: float = SECONDS) -> str:
         """The screen once it holds the text so many times; fails if it never does."""
+        return self.wait_for_match("(?s)" + ".*".join([re.escape(text)] * times), seconds=seconds)
+
+    def wait_for_match(self, pattern: str, *, seconds: float = SECONDS) -> str:
+        """The screen once this regular expression is found in it; fails if it never is."""
         ends = time.monotonic() + seconds
-        while (screen := self.screen()).count(text) < times:
+        while not re.search(pattern, screen := self.screen()):
             if time.monotonic() > ends:
-                pytest.fail(f"{text!r} is not on the screen {times} times:\n{screen}")
+                pytest.fail(f"{pattern!r} is not on the screen:\n{screen}")
             time.sleep(0.05)
         return screen
 
     def wait_for_end(self) -> int:
         """The exit code of the command."""
         ends = time.monotonic() + SECONDS
-        while (found := self._call("display", "-p", "#{pane_dead} #{pane_dead_status}"))[0] != "1":
+        while not (status := self._call("display", "-p", "#{pane_dead_status}").strip()):
             if time.monotonic() > ends:
                 pytest.fail(f"the command still runs:\n{self.screen()}")
             time.sleep(0.05)
-        return int(found.split()[1])
+        return int(status)
 
     def close(self) -> None:
         """End the server, and with it the command."""

@@ -77,7 +77,8 @@ def _help(conversation: Conversation, argument: str) -> None:
         if conversation.is_text
         else "Each prompt is answered on its own: the model was trained on single prompts."
     )
-    print(f"{how} It keeps one state, of all that was read and written since /new.")
+    print(how)
+    print("The commands below act on the text so far, and on the model's state after it.")
     print('"""  begins and ends a prompt of several lines; Ctrl-C stops an answer; Ctrl-D leaves')
     width = max(len(command.usage) for command in COMMANDS)
     for command in COMMANDS:

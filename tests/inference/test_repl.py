@@ -264,6 +264,12 @@ def test_a_conversation_at_a_terminal(talk: Conversation) -> None:
     assert talk.process.wait(60) == 0
 
 
+with_an_editor = pytest.mark.parametrize(
+    "talk", ["with prompt_toolkit", "with readline"], indirect=True
+)
+
+
+@with_an_editor
 def test_ctrl_d_during_an_answer_leaves_after_it(talk: Conversation) -> None:
     talk.wait_for(talk.sign)
     talk.type("wait\n")
@@ -272,6 +278,7 @@ def test_ctrl_d_during_an_answer_leaves_after_it(talk: Conversation) -> None:
     talk.wait_for("left")
 
 
+@with_an_editor
 def test_a_prompt_that_arrives_with_ctrl_d_is_answered_before_leaving(talk: Conversation) -> None:
     talk.wait_for(talk.sign)
     talk.type("one\n\x04")

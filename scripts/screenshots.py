@@ -65,6 +65,7 @@ def take_page(tab: Any, run: str, out: Path) -> Path:
         tab.goto(address)
         tab.fill("#prompt", PROMPT)
         tab.fill("#seed", "2")
+        tab.locator("#max_tokens").fill("120")
         tab.click("#write")
         wait_until_done(tab, 1)
         tab.locator("#mute input").nth(1).check()

@@ -78,13 +78,15 @@ function drawRow(pen, row, top, { first, cell, style }) {
   pen.fillText((row.norms.at(-1) ?? 0).toPrecision(3), 0, top + 30);
   pen.fillStyle = colour;
   for (let i = first; i < row.norms.length; i += 1) {
-    const x = LABEL + (i - first) * cell, tall = (ROW * row.norms[i]) / highest;
+    // Whole pixels: between parts of them the page would show as stripes.
+    const x = Math.round(LABEL + (i - first) * cell), end = Math.round(LABEL + (i - first + 1) * cell);
+    const tall = (ROW * row.norms[i]) / highest;
     pen.globalAlpha = 0.28;
-    pen.fillRect(x, bottom - tall, cell, tall);
+    pen.fillRect(x, bottom - tall, end - x, tall);
     // Of unrelated memories the difference is 1.4 times as long as one, of opposite ones twice.
     const changed = tall * Math.min(1, row.norms[i] > 0 ? row.changes[i] / row.norms[i] / 2 : 0);
     pen.globalAlpha = 1;
-    pen.fillRect(x, bottom - changed, Math.max(1, cell - 1), changed);
+    pen.fillRect(x, bottom - changed, Math.max(1, end - x - 1), changed);
   }
   pen.fillStyle = style.getPropertyValue("--line");
   pen.fillRect(LABEL, bottom, pen.canvas.clientWidth - LABEL, 1);

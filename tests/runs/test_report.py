@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 from support.html_pages import Page, problems_of
 
+from ys_llm.cli.main import main
 from ys_llm.config.sources import load_config, to_yaml
+from ys_llm.errors import EXIT_NO_MODEL
 from ys_llm.runs.report import report_page, write_report
 from ys_llm.runs.report_comparison import comparison_page
+from ys_llm.system.lock import RUN_LOCK
 
 STEPS = 1_000
 FACTS: dict[str, Any] = {
@@ -157,3 +160,15 @@ def test_several_runs_share_their_charts_and_show_what_differs(run: Path, tmp_pa
     assert problems_of(html) == []
     assert "train.seed" in html and "data.path" not in html
     assert html.count("<svg") == 5
+
+
+def test_the_command_writes_the_page_of_one_run_or_of_several(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / RUN_LOCK).touch()
+    assert main(["report", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run / 'report.html'}\n"
+    out = tmp_path / "both.html"
+    assert main(["report", str(run), str(run), "--out", str(out)]) == 0
+    assert "mine and mine" in out.read_text(encoding="utf-8")
+    assert main(["report", "nothing"]) == EXIT_NO_MODEL

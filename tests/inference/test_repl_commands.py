@@ -440,8 +440,9 @@ def test_answers_at_a_terminal_hold_no_control_characters(
 
 
 def test_the_session_of_the_page_is_a_real_one(
-    begin: Callable[..., Conversation], capsys: Shown
+    begin: Callable[..., Conversation], capsys: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
     block = page.split("## A session")[1].split("```text\n")[1].split("```")[0]
     conversation = begin()

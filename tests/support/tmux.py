@@ -20,8 +20,9 @@ class Terminal:
         self._tmux = ["tmux", "-S", str(socket), "-f", "/dev/null"]
         settings = [word for pair in environment.items() for word in ("-e", "=".join(pair))]
         size = ["-x", "80", "-y", "24"]
-        self._call("new-session", "-d", *size, *settings, "--", *command)
-        self._call("set-option", "-g", "remain-on-exit", "on")
+        # Ctrl-C is for the command; the shell stays, since tmux may lose an exit code.
+        shell = ["sh", "-c", 'trap : INT; "$@"; echo "ended with $?"; sleep 1000', "sh"]
+        self._call("new-session", "-d", *size, *settings, "--", *shell, *command)
 
     def type(self, *keys: str) -> None:
         """Press keys by their names in tmux, such as `C-c` or `Enter`."""
@@ -69,12 +70,7 @@ class Terminal:
 
     def wait_for_end(self) -> int:
         """The exit code of the command."""
-        ends = time.monotonic() + SECONDS
-        while not (status := self._call("display", "-p", "#{pane_dead_status}").strip()):
-            if time.monotonic() > ends:
-                pytest.fail(f"the command still runs:\n{self.screen()}")
-            time.sleep(0.05)
-        return int(status)
+        return int(self.wait_for_match(r"ended with \d+").rsplit("ended with ", 1)[1])
 
     def close(self) -> None:
         """End the server, and with it the command."""

@@ -138,9 +138,10 @@ def test_why_shows_what_the_last_answer_copied(
 ) -> None:
     run = run_of(window=64, gate=-9.0)  # next to everything is copied
     answer = Engine(run).answer("the cat", SAMPLING, raw=True).text
-    converse(monkeypatch, run, "the mat", "the cat", " /why ")
+    converse(monkeypatch, run, "the mat", "/new", "the cat", "/why ")
     shown = capsys.readouterr().out
-    title, *lines = shown.partition(answer + "\n")[2].splitlines()
+    last, _, title, *lines = shown.partition(answer + "\n")[2].splitlines()
+    assert last.startswith(f"the last token, {answer[-1]!r}, had ")
     assert title == "12 of 12 tokens were copied for the most part"
     assert len(lines) == 12
     assert lines[0].startswith(f"  100%  {answer[0]!r} from token ")

@@ -279,7 +279,7 @@ def test_a_bad_variable_is_named(
     check(Case("", ("config", "show"), (says,), code=EXIT_USAGE), capsys)
 
 
-@pytest.mark.parametrize("name", ["YS_", "YS_HOME", "YS_SOMETHING", "YS_API_KEY"])
+@pytest.mark.parametrize("name", ["YS_", "YS_HOME", "YS_SOMETHING", "YS_WEATHER_KEY"])
 def test_a_variable_of_somebody_else_is_only_warned_of(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

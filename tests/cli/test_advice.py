@@ -45,7 +45,9 @@ def texts_of(tree: ast.Module) -> Iterator[ast.expr]:
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
             yield body[0].value
         if isinstance(node, ast.Assign) and {ast.unparse(t) for t in node.targets} & TEXTS:
-            yield node.value
+            yield from (
+                node.value.values if isinstance(node.value, ast.JoinedStr) else [node.value]
+            )
 
 
 @for_every(SOURCES)
@@ -92,10 +94,14 @@ def value_of(node: ast.expr) -> object:
         return ["train.seed=1"] if isinstance(node, ast.List) else "1"
 
 
+KNOWN_VALUES = {"task": "parity"}  # flags with choices
+
+
 def given(call: ast.Call) -> tuple[list[str], dict[str, object]]:
     """The words and flags that a call spells out."""
     words = [str(value_of(word)) for word in call.args if not isinstance(word, ast.Starred)]
-    return words, {flag.arg: value_of(flag.value) for flag in call.keywords if flag.arg}
+    flags = {flag.arg: value_of(flag.value) for flag in call.keywords if flag.arg}
+    return words, {name: KNOWN_VALUES.get(name, value) for name, value in flags.items()}
 
 
 @pytest.mark.parametrize(("file", "call"), CALLS)

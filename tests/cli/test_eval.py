@@ -73,7 +73,7 @@ def test_tasks_are_printed_and_kept(
         (["--tasks", "passkey", "--samples", "0"], "--samples must be at least 1"),
         (["--tasks", "mqar", "--long"], "--long is for --tasks passkey"),
         (["--tasks", ","], "--tasks takes names with commas between them"),
-        (["--tasks", "s5"], "Type: ys compare CONFIG --task s5"),
+        (["--tasks", "s5"], "Type: ys compare default llama --task s5"),
         (["--tasks", "piano"], "there is no 'piano'. Choose some of bits_by_kind, "),
         (["--task", "passkey"], "--task is now --tasks"),
     ],

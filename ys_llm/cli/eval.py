@@ -126,7 +126,7 @@ def _task_names(arguments: Arguments) -> list[str]:
         given = [*(TEXT_TASKS if arguments.paths else ()), *TASKS]
     for name in given:
         if name in LEARNED:
-            train = command_line("compare", "CONFIG", task=name)
+            train = command_line("compare", "default", "llama", task=name)
             raise UsageError(f"{name} is known only to a model trained on it. Type: {train}")
         if name not in (*TEXT_TASKS, *TASKS):
             known = ", ".join((*TEXT_TASKS, *TASKS))

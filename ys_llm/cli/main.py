@@ -26,7 +26,7 @@ from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError,
 COMMANDS: Mapping[str, str] = {
     "train": "train a model, or resume",
     "run": "generate text, or talk with a model",
-    "log": "list and search the sessions of ys run",
+    "log": "list and search what was written at a terminal",
     "serve": "serve models over HTTP, to clients of ollama and of OpenAI",
     "eval": "measure loss and bits per byte on texts",
     "report": "write the report of a run, or the curves of several, as one HTML page",

@@ -104,7 +104,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     cache_help = f"memory for states of prompts, in MB (default: {DEFAULT_CACHE_MB}; 0 = none)"
     add("--cache-mb", metavar="N", type=int, default=DEFAULT_CACHE_MB, help=cache_help)
     add("--state", metavar="NAME", help="go on from a saved state: its name, or its file")
-    add("--from-log", metavar="ID", type=int, help="go on from a turn of `ys log`")
+    add("--from-log", metavar="ID", type=int, help="go on from this turn of the log")
     add_quantize_flag(parser)
     add_device_flag(parser)
     add("--plain", action=Renamed, now="--raw")

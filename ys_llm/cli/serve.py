@@ -71,7 +71,7 @@ def run(arguments: Arguments) -> int:
     """Serve until Ctrl-C; the exit code."""
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
-        problem = f"ys serve needs {' and '.join(missing)}"
+        problem = f"the server needs {' and '.join(missing)}"
         raise UserError(problem, "Type: pip install 'ys_llm[serve]'")
     if not 0 <= arguments.port < 1 << 16:
         raise UsageError(f"--port must be 0 to 65535, found {arguments.port}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ys_llm.data.records import Document
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.run_text import documents_of_path
 from ys_llm.inference.engine import Engine
 from ys_llm.runs.model_files import LoadedRun
@@ -59,7 +59,10 @@ def measure_obedience(
     """
     asked = _chosen(documents, judges, n_prompts)
     if not asked:
-        raise UserError("no prompt of this text can be judged", "Give records of `ys gen-data`")
+        raise UserError(
+            "no prompt of this text can be judged",
+            f"Give records, as {command_line('gen-data')} makes them.",
+        )
     sampling = engine.loaded.config.generate
     sampling = replace(sampling, seed=SEED if sampling.seed is None else sampling.seed)
     answers = engine.answer_batch([one.prompt for one in asked], sampling)

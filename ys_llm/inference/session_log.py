@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ys_llm.errors import UserError
+from ys_llm.errors import UserError, command_line
 from ys_llm.system.files import make_folder
 
 LOG_NAME = "sessions.sqlite"
@@ -136,7 +136,7 @@ class SessionLog:
     def turn(self, number: int) -> LoggedTurn:
         """One turn; UserError where there is no such number."""
         if not (found := self._turns("where turns.id = ?", (number,))):
-            raise UserError(f"the log has no turn {number}", "Type `ys log` to see the latest.")
+            raise UserError(f"the log has no turn {number}", f"Type: {command_line('log')}")
         return found[0]
 
     def text_of(self, number: int) -> list[LoggedTurn]:

@@ -88,7 +88,7 @@ class OllamaModels:
     async def refuse(self, exchange: Exchange) -> None:
         """What ollama has and this server does not."""
         path = exchange.scope["path"]
-        raise ApiError(400, f"{path} is not supported: a model is made by ys train")
+        raise ApiError(400, f"{path} is not supported: models are not made over HTTP")
 
 
 async def _listed(model: ServedModel) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def openapi(routes: Sequence[RouteInfo], *, model_names: Sequence[str]) -> dict[
         paths.setdefault(route.path, {})[route.method.lower()] = described
     return {
         "openapi": "3.1.0",
-        "info": {"title": "ys serve", "version": __version__},
+        "info": {"title": "ys: small language models", "version": __version__},
         "paths": paths,
         "components": {"schemas": definitions.get("$defs", {})},
     }

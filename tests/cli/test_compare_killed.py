@@ -16,7 +16,7 @@ from ys_llm.config.sources import load_config, to_yaml
 from ys_llm.evaluation.ledger import read
 
 KILLS = 3
-TIMED = {"seconds", "tokens_per_second"}
+TIMED = {"seconds", "tokens_per_second", "generated_per_second", "peak_memory"}
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ REQUIRED = {
     "compare": ["one", "two"],
     "convert": ["a_run"],
     "config": ["show"],
+    "export": ["a_run", "a_folder", "--to", "hf"],
 }
 
 

@@ -345,7 +345,7 @@ def test_the_library_reads_the_saved_file_alike(
 
 def test_a_long_text_is_encoded_as_its_parts_are(trained: dict[str, Tokenizer]) -> None:
     text = "The keeper's house,\r\n\r\nin  Paris \n  (USA)...\n" * 6000 + "x" * 100_000
-    library = tokenizers.Tokenizer.from_str(trained["bpe"]._saved)
+    library = tokenizers.Tokenizer.from_str(trained["bpe"].saved)
     assert trained["bpe"].encode(text) == library.encode(text).ids
     for kind in KINDS:
         assert trained[kind].decode(trained[kind].encode(text)) == text
@@ -392,7 +392,7 @@ def test_a_missing_damaged_or_foreign_file_is_refused(
     path = tmp_path / "tokenizer.json"
     with pytest.raises(UserError, match="cannot be read: No such file"):
         Tokenizer.load(path)
-    saved = trained["bpe"]._saved
+    saved = trained["bpe"].saved
     swapped = saved.replace('"<end>":0', '"<end>":1').replace('"<start>":1', '"<start>":0')
     gap = json.loads(saved)
     gap["model"]["vocab"]["zz"] = 9999

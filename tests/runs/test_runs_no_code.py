@@ -22,6 +22,7 @@ STARTS_PROCESSES = {"subprocess", "os.execv", "os.spawnv", "os.posix_spawn"}
 CHECKED = [*SOURCES, *sorted((ROOT / "scripts").glob("*.py"))]
 MAY_START = {
     "ys_llm/evaluation/compare.py": "`git describe`, with words of its own",
+    "scripts/screenshots.py": "the server whose page it takes a picture of",
     "benchmarks/gpu.py": "itself, so that a kernel that never ends can be ended",
     "ys_llm/cli/main.py": "itself, in UTF-8 mode",
     "ys_llm/training/memory.py": "a child that takes two steps, to measure its memory",

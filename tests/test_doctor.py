@@ -197,6 +197,7 @@ def test_bf16_is_measured_only_where_it_is_not_emulated() -> None:
     assert dict(report(slow))["bf16 matmul"] == "no bf16 hardware"
 
 
+@pytest.mark.slow
 def test_without_bf16_hardware_no_bf16_matmul_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_every_stage_is_measured(dry_run: DryRun) -> None:
     assert " 8 steps " in line_of(text, "time")
 
 
+@pytest.mark.slow
 def test_an_automatic_batch_size_is_found_but_not_saved(
     dry_run: DryRun,
     tmp_path: Path,

@@ -58,7 +58,12 @@ UNITS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-@pytest.fixture(params=list(UNITS))
+OTHERS = ("AVX-512 without bfloat16", "registers of 16 bytes")  # each compiles all kernels again
+
+
+@pytest.fixture(
+    params=[pytest.param(u, marks=[pytest.mark.slow] if u in OTHERS else []) for u in UNITS]
+)
 def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernel compiled for these units stands in for the one of this machine."""
     flags, feature = UNITS[request.param]

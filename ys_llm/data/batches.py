@@ -28,13 +28,22 @@ class Batch:
 
     With `carry`, row b continues row b of the previous batch, so the state is carried over.
     `starts_BT` marks the first token (`<end>`) of each document, and of a row that continues
-    nothing though the others do.
+    nothing though the others do. Of a batch that several processes share, each has a part of the
+    rows, and `share` is its share of the targets that count.
     """
 
     inputs_BT: Tensor
     targets_BT: Tensor
     starts_BT: Tensor
     carry: bool
+    share: float = 1.0
+
+    def part(self, rows: slice) -> Batch:
+        """Return some rows of this batch."""
+        targets_BT = self.targets_BT[rows]
+        counted = int((self.targets_BT != IGNORE_INDEX).sum())
+        share = int((targets_BT != IGNORE_INDEX).sum()) / max(1, counted)
+        return Batch(self.inputs_BT[rows], targets_BT, self.starts_BT[rows], self.carry, share)
 
 
 @dataclass(frozen=True)

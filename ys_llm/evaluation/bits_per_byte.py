@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ys_llm.data.batches import IGNORE_INDEX, evaluation_batches, evaluation_span
+from ys_llm.data.batches import IGNORE_INDEX, Batch, evaluation_batches, evaluation_span
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.evaluation.run_text import documents_of_path
 from ys_llm.model.language_model import Model
@@ -65,6 +65,12 @@ def evaluate_tokens(
     batches = evaluation_batches(
         data, seq_len=seq_len, batch_size=batch_size, end_id=end_id, max_tokens=max_tokens
     )
+    nats = nats_of_batches(model, batches, reset_at_document=reset_at_document)
+    return evaluation_of(nats, n_tokens, n_bytes)
+
+
+def nats_of_batches(model: Model, batches: Iterable[Batch], *, reset_at_document: bool) -> float:
+    """The loss of all targets that count in batches that follow each other, added up."""
     device = next(model.parameters()).device
     nats, state = 0.0, None
     with evaluating(model):
@@ -77,6 +83,11 @@ def evaluate_tokens(
                 batch.starts_BT.to(device) if reset_at_document else None,
             )
             nats += batch_nats
+    return nats
+
+
+def evaluation_of(nats: float, n_tokens: int, n_bytes: int) -> Evaluation:
+    """The result for a text of this many predictions and bytes."""
     return Evaluation(
         loss=nats / n_tokens,
         bits_per_byte=nats / math.log(2) / max(1, n_bytes),

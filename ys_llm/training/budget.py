@@ -15,10 +15,12 @@ from pathlib import Path
 
 from ys_llm.config.schema import Config, Stage, TrainConfig, in_steps
 from ys_llm.data.batches import evaluation_span
-from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS, evaluate_tokens
+from ys_llm.evaluation.bits_per_byte import EVALUATION_ROWS
 from ys_llm.runs.checkpoint import save_checkpoint
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
+from ys_llm.training.ranks.evaluate import evaluate_together
+from ys_llm.training.ranks.parallel import replicated
 from ys_llm.training.samples import sample_text
 from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import Run, TrainState, random_state, set_random_state
@@ -70,17 +72,20 @@ def fit_to_minutes(run: Run) -> Run:
     """The run with as many steps as `train.minutes` comes to here, which the header then says.
 
     The burst trains a copy, and the random numbers are restored: training is bit for bit that of a
-    run that was given this number of steps.
+    run that was given this number of steps. Of several processes the first decides.
     """
     minutes = run.config.train.minutes
     assert minutes is not None, "there is nothing to fit to"
     before = random_state(run.device)
     model = copy.deepcopy(run.model)
-    rehearsal = replace(run, model=model, optimizer=make_optimizer(model, run.config.train))
-    with tempfile.TemporaryDirectory(prefix=".burst-", suffix=".tmp", dir=run.folder) as scratch:
+    optimizer, parallel = make_optimizer(model, run.config.train), replicated(model, run.ranks)
+    rehearsal = replace(run, model=model, optimizer=optimizer, parallel=parallel)
+    place = run.folder if run.ranks.is_first else None
+    with tempfile.TemporaryDirectory(prefix=".burst-", suffix=".tmp", dir=place) as scratch:
         costs = measure(rehearsal, Path(scratch))
     set_random_state(before, run.device)
-    config = with_steps(run.config, steps_within(60 * minutes, costs, run.config))
+    total_steps = run.ranks.tell(steps_within(60 * minutes, costs, run.config))
+    config = with_steps(run.config, total_steps)
     log_line(minutes_line(config.train, costs))
     return replace(run, config=config)
 
@@ -170,7 +175,7 @@ def step_seconds(run: Run, stage_index: int, burst_seconds: float) -> float:
         gradients = forward_backward(run, state)
         seconds.append(optimizer_step(run, state, gradients)["step_seconds"])
         state.progress.recent_losses.clear()  # these are not the run's: no spike among them counts
-        if number and time.perf_counter() >= ends:
+        if run.ranks.tell(number > 0 and time.perf_counter() >= ends):
             break
     return statistics.median(seconds[_WARM_UP_STEPS:] or seconds[1:])
 
@@ -182,14 +187,7 @@ def _evaluation_seconds(run: Run) -> tuple[float, float]:
         return 0.0, 0.0
     seq_len = config.plan[-1].seq_len
     began = time.perf_counter()
-    with run.compute.autocast():
-        result = evaluate_tokens(
-            run.model,
-            held_out,
-            seq_len=seq_len,
-            max_tokens=EVALUATED_TOKENS,
-            reset_at_document=run.config.data.reset_at_document,
-        )
+    result = evaluate_together(run, held_out, max_tokens=EVALUATED_TOKENS)
     per_token = (time.perf_counter() - began) / _tokens_read(result.tokens, seq_len)
     one = evaluation_span(held_out, max_tokens=config.eval_tokens)[0]
     return (
@@ -204,8 +202,10 @@ def _tokens_read(scored: int, seq_len: int) -> int:
 
 
 def _checkpoint_seconds(run: Run, scratch: Path) -> float:
-    """One checkpoint, written to the temporary folder."""
+    """One checkpoint, written to the temporary folder, by the first process."""
     began = time.perf_counter()
+    if not run.ranks.is_first:
+        return 0.0
     tensors = random_state(run.device)
     save_checkpoint(scratch, run.model, run.optimizer, progress={"step": 0}, tensors=tensors)
     return time.perf_counter() - began
@@ -213,7 +213,7 @@ def _checkpoint_seconds(run: Run, scratch: Path) -> float:
 
 def _sample_seconds(run: Run) -> float:
     began = time.perf_counter()
-    if run.config.train.sample_interval:
+    if run.config.train.sample_interval and run.ranks.is_first:
         sample_text(run, seed=0)
     return time.perf_counter() - began
 

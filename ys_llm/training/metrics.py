@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,17 @@ from ys_llm.runs.history import read_metrics
 from ys_llm.system.files import Journal, write_atomically
 
 LINE_INTERVAL = 50  # steps between lines where stderr is not a terminal
+_IS_SILENT: ContextVar[bool] = ContextVar("is_silent", default=False)
+
+
+@contextmanager
+def silenced(is_silent: bool = True) -> Iterator[None]:
+    """Show no line of a training until the context ends: of several processes one speaks."""
+    before = _IS_SILENT.set(is_silent)
+    try:
+        yield
+    finally:
+        _IS_SILENT.reset(before)
 
 
 class _Stderr:
@@ -21,7 +33,8 @@ class _Stderr:
     def write(self, text: str) -> None:
         """Write, if anybody reads."""
         with suppress(OSError, ValueError):
-            sys.stderr.write(text)
+            if not _IS_SILENT.get():
+                sys.stderr.write(text)
 
     def flush(self) -> None:
         """Flush, if anybody reads."""
@@ -37,7 +50,7 @@ class Progress:
 
     def __init__(self, *, begin: int, total: int) -> None:
         self.stderr = _Stderr()
-        self.is_terminal = sys.stderr.isatty()
+        self.is_terminal = sys.stderr.isatty() and not _IS_SILENT.get()
         self.total = total
         self.bar = tqdm(
             initial=begin,
@@ -82,7 +95,8 @@ class Metrics:
     `sample` (generated text) and `spike` (see recovery/non_finite.py).
     """
 
-    def __init__(self, path: Path, *, keep_to_step: int) -> None:
+    def __init__(self, path: Path | None, *, keep_to_step: int) -> None:
+        """Without a path nothing is written: of several processes one writes."""
         self.path = path
         self.journal: Journal | None = None
         self.truncate(keep_to_step)
@@ -90,6 +104,8 @@ class Metrics:
     def truncate(self, keep_to_step: int) -> None:
         """Remove the rows after this step, from which training resumes."""
         self.close()
+        if self.path is None:
+            return
         kept = [row for row in read_metrics(self.path) if row["step"] <= keep_to_step]
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomically(self.path, text, create_folder=False)
@@ -97,13 +113,15 @@ class Metrics:
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row, flushed to the file system."""
-        assert self.journal is not None, "written to after close"
-        self.journal.write(json.dumps(dict(row)))
+        if self.path is not None:
+            assert self.journal is not None, "written to after close"
+            self.journal.write(json.dumps(dict(row)))
 
     def sync(self) -> None:
         """Make the rows survive a power cut, before a checkpoint that depends on them."""
-        assert self.journal is not None, "synced after close"
-        self.journal.sync()
+        if self.path is not None:
+            assert self.journal is not None, "synced after close"
+            self.journal.sync()
 
     def close(self) -> None:
         """Close the file; no more rows can be written."""

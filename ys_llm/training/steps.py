@@ -10,6 +10,7 @@ from ys_llm.data.batches import Batch
 from ys_llm.model.state import detach
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import set_learning_rate
+from ys_llm.training.ranks.parallel import own_masks, summed_at
 from ys_llm.training.recovery.diagnosis import capture_inputs
 from ys_llm.training.recovery.non_finite import SPIKE_WINDOW, StepGradients, is_spike
 from ys_llm.training.schedule import learning_rate
@@ -18,10 +19,14 @@ from ys_llm.training.trainer import Run, TrainState, batch_position, next_batch,
 
 
 def forward_backward(run: Run, state: TrainState) -> StepGradients:
-    """Loss and clipped gradients of `grad_accum_steps` batches; no weight changes."""
+    """Loss and clipped gradients of `grad_accum_steps` batches; no weight changes.
+
+    Of several processes each has its share of the loss, and all have the gradients of all rows.
+    """
     began, config, mean_loss = time.perf_counter(), run.config.train, 0.0
     step, position, captured = state.progress.step, batch_position(run, state), []
     selected: list[Selected] = []
+    own_masks(run.model, run.ranks, position.stage.batch_size)
     for micro_step in range(config.grad_accum_steps):
         batch = next_batch(run, state, micro_step)
         carried = state.carried if batch.carry else None
@@ -29,15 +34,18 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
         if run.reference is not None:
             batch = _with_selected_targets(run, state, batch, selected)
         captured.append(capture_inputs(batch, carried, starts_BT))
-        with run.compute.autocast():
-            loss, carried = run.model(
-                batch.inputs_BT, carried, starts_BT, targets_BT=batch.targets_BT
-            )
-        if run.config.data.carries_state:
-            state.carried = detach(carried)
-        torch.autograd.backward(loss / config.grad_accum_steps)
-        mean_loss += loss.item() / config.grad_accum_steps
-        del loss, carried  # or their graph stays in memory through the next forward pass
+        with summed_at(run.parallel, is_last=micro_step + 1 == config.grad_accum_steps):
+            with run.compute.autocast():
+                loss, carried = run.trained(
+                    batch.inputs_BT, carried, starts_BT, targets_BT=batch.targets_BT
+                )
+            if run.config.data.carries_state:
+                state.carried = detach(carried)
+            # The mean over all processes of N times each one's share is the loss of all rows.
+            weighted = loss * (batch.share * run.ranks.size)
+            torch.autograd.backward(weighted / config.grad_accum_steps)
+        mean_loss += batch.share * loss.item() / config.grad_accum_steps
+        del loss, weighted, carried  # or their graph stays in memory through the next forward pass
     grad_norm = clip_gradients(run)
     further = mean_of(selected)
     return StepGradients(began, step, position, mean_loss, grad_norm, captured, further)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ys_llm.config.schema import Config, Stage, TrainConfig, in_steps
 from ys_llm.data.batches import Batch, BatchPlan, batch_at
@@ -21,6 +21,7 @@ from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_
 from ys_llm.runs.model_files import check_tokenizer
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.compute import Compute
+from ys_llm.training.ranks.group import ALONE, Ranks
 from ys_llm.training.resume import (
     ENVIRONMENT,
     TOKENIZER_FINGERPRINT,
@@ -64,6 +65,13 @@ class Run:
     environment: Mapping[str, Any] = field(default_factory=dict)
     lock: HeldLock | None = None  # on the folder; None where nothing is written to it
     reference: Model | None = None  # by whose losses the tokens to train are selected
+    ranks: Ranks = ALONE
+    parallel: nn.Module | None = None  # the model as all processes train it, where there are several
+
+    @property
+    def trained(self) -> nn.Module:
+        """What a step calls: the model, or what adds up its gradients over all processes."""
+        return self.model if self.parallel is None else self.parallel
 
     @property
     def total_steps(self) -> int:
@@ -81,7 +89,7 @@ class TrainState:
     """What a step changes besides weights and moments.
 
     `carried` is the state after the last batch where the next one continues it, detached, and
-    `reference_carried` that of the reference.
+    `reference_carried` that of the reference; of several processes each has that of its rows.
     """
 
     progress: TrainProgress = field(default_factory=TrainProgress)
@@ -147,16 +155,19 @@ def batch_plan(config: Config, tokenizer: Tokenizer, stage_index: int) -> BatchP
 
 
 def next_batch(run: Run, state: TrainState, micro_step: int) -> Batch:
-    """Batch `micro_step` of the coming step, on the device."""
+    """Batch `micro_step` of the coming step, or this process' rows of it, on the device."""
     stage_index, _, batch_index, after_gap = batch_position(run, state)
     plan = batch_plan(run.config, run.tokenizer, stage_index)
     index = batch_index * run.config.train.grad_accum_steps + micro_step
     batch = batch_at(run.data.training, plan, index)
+    if not run.ranks.is_alone:
+        batch = batch.part(run.ranks.rows(plan.batch_size))
     return Batch(
         batch.inputs_BT.to(run.device),
         batch.targets_BT.to(run.device),
         batch.starts_BT.to(run.device),
         batch.carry and not (after_gap and micro_step == 0),
+        batch.share,
     )
 
 
@@ -196,7 +207,10 @@ def noticing_moves(folder: Path, lock: HeldLock | None) -> Iterator[None]:
 
 
 def save(run: Run, state: TrainState) -> None:
-    """Write a checkpoint of this step and remove those that it supersedes."""
+    """Write a checkpoint of this step and remove those that it supersedes.
+
+    Of several processes the first writes, with the rows that the others send it.
+    """
     check_folder(run.folder, run.lock)
     began = time.perf_counter()
     tensors = random_state(run.device)
@@ -204,14 +218,16 @@ def save(run: Run, state: TrainState) -> None:
         (_CARRIED, state.carried),
         (_REFERENCE_CARRIED, state.reference_carried),
     ):
-        if carried is not None:
-            tensors |= {f"{prefix}{name}": tensor for name, tensor in flatten(carried).items()}
+        whole = None if carried is None else run.ranks.gather_rows(carried)
+        if whole is not None:
+            tensors |= {f"{prefix}{name}": tensor for name, tensor in flatten(whole).items()}
     progress = vars(state.progress) | {
         TOKENIZER_FINGERPRINT: run.tokenizer.fingerprint,
         ENVIRONMENT: run.environment,
     }
-    save_checkpoint(run.folder, run.model, run.optimizer, progress=progress, tensors=tensors)
-    remove_old(run, state)
+    if run.ranks.is_first:
+        save_checkpoint(run.folder, run.model, run.optimizer, progress=progress, tensors=tensors)
+        remove_old(run, state)
     state.progress.saving_seconds += time.perf_counter() - began
 
 

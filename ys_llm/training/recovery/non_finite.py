@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_DIVERGED, UserError, command_line
+from ys_llm.model.state import map_state
 from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import POST_MORTEM, archive, checkpoints
 from ys_llm.training.metrics import log_line
@@ -54,8 +55,9 @@ class StepGradients(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens that the step read."""
-        return sum(captured.batch.inputs_BT.numel() for captured in self.inputs)
+        """Tokens that the step read, those of all processes."""
+        stage = self.position.stage
+        return stage.seq_len * stage.batch_size * len(self.inputs)
 
 
 def is_spike(loss: float, recent: Sequence[float]) -> bool:

@@ -1,0 +1,176 @@
+"""How the processes of a training find each other, and how they part.
+
+A process that ends by an error of its own leaves a note in the store, so that the others, who lose
+their connection to it, end without a word: one error, one message.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import ys_llm
+from ys_llm.config.schema import TrainConfig
+from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UserError
+from ys_llm.system.place import Place
+from ys_llm.training.compute import select_device
+from ys_llm.training.metrics import log_line, silenced
+from ys_llm.training.ranks.group import ALONE, LeaveQuietly, Ranks
+
+PREPARING = timedelta(days=2)  # the others wait as long for the first process to read the text
+ANSWER = timedelta(minutes=30)  # in which a process that others wait for must come
+_FAREWELL_SECONDS = 1.0  # in which a launcher ends those whose peer was killed
+_PREPARED, _LEFT = "prepared", "left"
+
+
+@contextmanager
+def joined(place: Place | None, config: TrainConfig) -> Iterator[Ranks]:
+    """The processes of this training, connected until the context ends; all but the first silent.
+
+    UserError where they cannot work together, and where an error is this process' alone.
+    LeaveQuietly where another process has said, or will say, why the training ends.
+    """
+    if place is None:
+        yield ALONE
+        return
+    store = _connected(place, config)
+    ranks = Ranks(place, store)
+    try:
+        with silenced(not ranks.is_first):
+            if place.restarts:
+                log_line(f"restarted    {place.size} processes, restart {place.restarts}")
+            _check_code(ranks)
+            if not ranks.is_first:
+                store.wait([_PREPARED], PREPARING)
+            yield ranks
+        _part()
+    except LeaveQuietly:
+        raise
+    except KeyboardInterrupt:
+        _leave_note(store, EXIT_INTERRUPTED)
+        raise
+    except UserError as error:
+        _leave_note(store, error.exit_code)
+        raise _by_rank(ranks, error) from error
+    except Exception as error:
+        if not _is_lost_connection(error):
+            _leave_note(store, EXIT_FAILED)
+            raise
+        raise _alone_now(ranks, store, error) from error
+
+
+def call_others(ranks: Ranks) -> None:
+    """The first process has prepared what the others need: they take part from here on."""
+    if ranks.store is not None:
+        ranks.store.set(_PREPARED, "1")
+
+
+def _connected(place: Place, config: TrainConfig) -> dist.Store:
+    """The store, once the group of processes is made."""
+    if not dist.is_available() or not dist.is_gloo_available():
+        raise UserError(
+            "this build of torch cannot connect processes: it has no gloo",
+            "Train in one process, or install the torch of pytorch.org.",
+        )
+    device = select_device(config)
+    if device.type == "cuda":
+        _take_gpu(place)
+    hub = dist.TCPStore(
+        place.address,
+        place.port,
+        is_master=place.rank == 0 and not place.launcher_store,
+        wait_for_workers=False,
+        timeout=ANSWER,
+    )
+    # Processes that were started again must not find the addresses of those that have died.
+    store = dist.PrefixStore(f"life {place.restarts}", hub)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, store=store, rank=place.rank, world_size=place.size, timeout=ANSWER
+    )
+    return store
+
+
+def _take_gpu(place: Place) -> None:
+    count = torch.cuda.device_count()
+    if place.local_size > count:
+        raise UserError(
+            f"{place.local_size} processes were started on a machine with {count} GPUs",
+            "Start one for each GPU, or type --set train.device=cpu",
+            exit_code=EXIT_USAGE,
+        )
+    torch.cuda.set_device(place.local_rank)
+
+
+def _check_code(ranks: Ranks) -> None:
+    """Every process must run the same code: their results are added up."""
+    codes = [int(number) for (number,) in ranks.gathered([_code_number()])]
+    others = [str(rank) for rank, code in enumerate(codes) if code != codes[0]]
+    if others:
+        error = UserError(
+            f"process {', '.join(others)} of {ranks.size} runs other code than process 0 "
+            f"(ys {ys_llm.__version__}, torch {torch.__version__})",
+            "Install the same ys and the same torch on every machine.",
+            exit_code=EXIT_USAGE,
+        )
+        raise ranks.ending(error, EXIT_USAGE)
+
+
+def _code_number() -> float:
+    """A hash of the package's sources and of torch's version, as an exact number."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    package = Path(ys_llm.__file__).parent
+    for path in sorted(p for end in ("*.py", "*.cpp", "*.h") for p in package.rglob(end)):
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return float(int(digest.hexdigest()[:12], 16))
+
+
+def _part() -> None:
+    """End the group; nothing is sent from here on."""
+    with suppress(RuntimeError):
+        dist.destroy_process_group()
+
+
+def _leave_note(store: dist.Store, exit_code: int) -> None:
+    """Say that the training ends with this code, also to those who wait to begin."""
+    with suppress(Exception):
+        store.set(_LEFT, str(exit_code))
+        store.set(_PREPARED, "0")
+
+
+def _by_rank(ranks: Ranks, error: UserError) -> UserError:
+    """The error of one process of several."""
+    if ranks.is_first:
+        return error
+    problem = f"process {ranks.rank} of {ranks.size}: {error.problem}"
+    return UserError(problem, error.fix, exit_code=error.exit_code)
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    """Whether a message could not be sent or received: gloo raises plain RuntimeErrors."""
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("gloo", "closed by peer", "reset by peer", "Broken pipe")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def _alone_now(ranks: Ranks, store: dist.Store, error: Exception) -> Exception:
+    """What to raise by a process that has lost another one, which may have said why."""
+    ends = time.monotonic() + _FAREWELL_SECONDS
+    while time.monotonic() < ends:
+        with suppress(Exception):
+            if store.check([_LEFT]):
+                return LeaveQuietly(int(store.get(_LEFT)))
+        time.sleep(0.02)
+    _leave_note(store, EXIT_FAILED)
+    first_line = str(error).splitlines()[0]
+    return UserError(
+        f"process {ranks.rank} of {ranks.size} lost its connection to another one ({first_line})",
+        "Start them again: the run resumes from its latest checkpoint. With --max-restarts N this "
+        "happens by itself.",
+    )

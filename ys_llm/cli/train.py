@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from ys_llm.cli.common import (
     resolve,
 )
 from ys_llm.errors import EXIT_FAILED, EXIT_USAGE, UsageError, UserError, command_line
+from ys_llm.system.place import Place, place_of_process
 
 if TYPE_CHECKING:
     from ys_llm.config.sources import Override, Resolved
@@ -36,6 +38,7 @@ examples:
   ys train --minutes 30 --size auto             a model of the size that learns most in that time
   ys train --dry-run                            show what it needs: parameters, memory, time
   ys train --resume-step 400                    resume from the checkpoint of step 400
+  ys train --processes 4 --max-restarts 3       on four GPUs; a process that dies is replaced
   ys train --init-from mine --data poems        start the run mine-poems from the weights of mine
   ys train clean                                remove the model, then train from scratch
   ys train clean all --dry-run                  list what would be removed, with its tokenizer
@@ -58,6 +61,8 @@ class Arguments(ConfigArguments):
     size: str | None = None
     init_from: str | None = None
     resume_step: int | None = None
+    processes: int | None = None
+    max_restarts: int = 0
     dry_run: bool = False
     yes: bool = False
 
@@ -83,6 +88,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--size", metavar="NAME", help=help_of_size)
     add("--init-from", metavar="RUN", help="start a new run from this run's weights, on --data")
     add("--resume-step", metavar="STEP", type=int, help="resume from the checkpoint of this step")
+    help_of_processes = (
+        "start as many on this machine, which share every batch; see docs/distributed.md"
+    )
+    add("--processes", metavar="N", type=int, help=help_of_processes)
+    help_of_restarts = "with --processes: start them again this often where one dies (default: 0)"
+    add("--max-restarts", metavar="N", type=int, default=0, help=help_of_restarts)
     add("--dry-run", action="store_true", help="show sizes, memory and time; change nothing")
     add("--yes", action="store_true", help="clean: remove without asking")
     add("--new-data", action=Renamed, now="--init-from RUN --data PATH")
@@ -97,19 +108,44 @@ def run(arguments: Arguments) -> int:
         if arguments.init_from is None
         else _resolve_new(arguments)
     )
-    scope = _SCOPES[arguments.words]
+    scope, place = _SCOPES[arguments.words], place_of_process()
+    if place is not None and (place.rank or place.restarts):
+        scope = None  # process 0 cleans, once
     if scope and not _clean(resolved, scope, arguments):
         return EXIT_FAILED
     if arguments.dry_run:
         return 0 if scope else _forecast(resolved)
+    if place is None and arguments.processes is not None:
+        return _launch(arguments)
     if resolved.config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
+    return _train(resolved, arguments, place)
+
+
+def _train(resolved: Resolved, arguments: Arguments, place: Place | None) -> int:
+    """Train in this process, alone or as one of several; the exit code."""
     from ys_llm.training.loop import train
     from ys_llm.training.memory import keep_freed_memory
+    from ys_llm.training.ranks.group import LeaveQuietly
 
     keep_freed_memory()
-    train(resolved, runs_dir=RUNS_DIR, resume_step=arguments.resume_step)
+    is_first_start = place is None or not place.restarts
+    resume_step = arguments.resume_step if is_first_start else None
+    try:
+        train(resolved, runs_dir=RUNS_DIR, resume_step=resume_step, place=place)
+    except LeaveQuietly as left:
+        return left.exit_code
     return 0
+
+
+def _launch(arguments: Arguments) -> int:
+    """Start --processes on this machine, and wait for them."""
+    from ys_llm.cli.processes import launch
+
+    flags = {**arguments.flags(), "init_from": arguments.init_from}
+    words = shlex.split(command_line("train", **flags, resume_step=arguments.resume_step))[1:]
+    assert arguments.processes is not None, "one process needs no launcher"
+    return launch(words, processes=arguments.processes, max_restarts=arguments.max_restarts)
 
 
 def _check(arguments: Arguments) -> None:
@@ -123,6 +159,10 @@ def _check(arguments: Arguments) -> None:
         raise UsageError(
             f"`{arguments.words}` removes the checkpoints that --resume-step and --init-from need"
         )
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UsageError(f"--processes must be at least 1, found {arguments.processes}")
+    if arguments.max_restarts < 0 or (arguments.max_restarts and not arguments.processes):
+        raise UsageError("--max-restarts must be 0 or more, and needs --processes")
     if arguments.init_from is not None and arguments.config:
         raise UsageError("--init-from uses the configuration of that run; change it with --set")
     if arguments.init_from is not None and arguments.size:

@@ -62,6 +62,20 @@ class TokenShard:
         """M, the number of tokens that have a successor: the predictions in one pass."""
         return len(self.tokens) - 1
 
+    @property
+    def folder(self) -> Path:
+        """Return where it is on disk, named after its content."""
+        assert isinstance(self.tokens, np.memmap), "a shard in memory has no folder"
+        return Path(str(self.tokens.filename)).parent
+
+
+def open_shard(folder: Path) -> TokenShard:
+    """Return the shard that another process has made here; UserError where there is none."""
+    shard = _read_shard(folder)
+    if shard is None:
+        raise UserError(f"{folder} holds no shard", "Start again: it is made where it is missing.")
+    return shard
+
 
 def load_or_tokenize(
     documents: Sequence[Document], tokenizer: Tokenizer, *, cache_dir: Path, label: str

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,7 +16,7 @@ class StopRequest:
     """Whether a stop was requested, and by which signal; false until then."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal, self.seconds = 0, 0.0  # of the monotonic clock
 
     def __bool__(self) -> bool:
         return self.signal != 0
@@ -32,13 +33,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requested(message: str) -> Iterator[StopRequest]:
+def stop_requested(message: str, *, same_seconds: float = 0.0) -> Iterator[StopRequest]:
     """Yield a StopRequest that Ctrl-C, SIGTERM or a closed terminal makes true.
 
     The first signal prints `message` to stderr and restores the previous handlers, so that a second
-    one acts as it would have without us: Ctrl-C then raises KeyboardInterrupt. A signal that is
-    ignored, as under nohup, stays ignored. Every handler is restored on exit. Outside the main
-    thread, where Python allows no handlers, the request stays false.
+    one acts as it would have without us: Ctrl-C then raises KeyboardInterrupt. One that comes
+    within `same_seconds` is the first one again. A signal that is ignored, as under nohup, stays
+    ignored. Every handler is restored on exit. Outside the main thread, where Python allows no
+    handlers, the request stays false.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -59,10 +61,15 @@ def stop_requested(message: str) -> Iterator[StopRequest]:
 
     def ask(number: int, frame: Any) -> None:
         """Record the request; the next signal reaches the previous handler."""
-        request.signal = number
-        restore()
-        with suppress(OSError):  # not print: it may be writing to the same stream right now
-            os.write(2, f"\n{message}\n".encode())
+        if not request:
+            request.signal, request.seconds = number, time.monotonic()
+            with suppress(OSError):  # not print: it may be writing to the same stream right now
+                os.write(2, f"\n{message}\n".encode() if message else b"")
+        elif time.monotonic() - request.seconds >= same_seconds:
+            restore()
+            os.kill(os.getpid(), number)
+        if not same_seconds:
+            restore()
 
     for number in previous:
         signal.signal(number, ask)

@@ -52,8 +52,10 @@ class Compute:
 
 
 @contextmanager
-def process_settings(config: TrainConfig) -> Iterator[None]:
+def process_settings(config: TrainConfig, processes: int = 1) -> Iterator[None]:
     """Threads, denormals, determinism and random numbers as training needs them.
+
+    The cores are divided among as many `processes` of this machine.
 
     Denormal states and moments are flushed to 0: arithmetic on them is slow. On exit, also by an
     exception, every setting is restored.
@@ -64,7 +66,7 @@ def process_settings(config: TrainConfig) -> Iterator[None]:
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(cuda):
         try:
-            torch.set_num_threads(config.threads or default_threads())
+            torch.set_num_threads(config.threads or default_threads(processes))
             torch.set_flush_denormal(True)
             if config.deterministic:
                 torch.use_deterministic_algorithms(True, warn_only=True)
@@ -80,9 +82,15 @@ def _denormals_are_flushed() -> bool:
     return sys.float_info.min * 0.5 == 0.0
 
 
-def default_threads() -> int:
-    """Threads of a run that sets none."""
-    return thread_choice()[0]
+def default_threads(processes: int = 1) -> int:
+    """Threads of a run that sets none, in each of as many processes on this machine.
+
+    torchrun sets OMP_NUM_THREADS=1 for several where nobody has set it: that is no choice.
+    """
+    setting = thread_setting()
+    if processes == 1 or (setting and not setting.endswith("=1")):
+        return thread_choice()[0]
+    return max(1, inspect_machine().core_limit[0] // processes)
 
 
 def thread_choice() -> tuple[int, str]:

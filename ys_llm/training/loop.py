@@ -7,7 +7,7 @@ sample of text.
 
 import math
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,16 +15,20 @@ import torch
 
 from ys_llm.config.sources import Resolved
 from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
-from ys_llm.evaluation.bits_per_byte import evaluate_run, evaluate_tokens
+from ys_llm.evaluation.bits_per_byte import evaluate_run
 from ys_llm.model.costs import parameter_count
 from ys_llm.runs import model_files
 from ys_llm.runs.folder import REPORT, checkpoints, locked
+from ys_llm.system.place import Place
 from ys_llm.system.signals import StopRequest, stop_requested
 from ys_llm.training.compute import process_settings
 from ys_llm.training.header import baseline_text
 from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import Metrics, Progress, log_line
 from ys_llm.training.more_time import more_time_line
+from ys_llm.training.ranks.evaluate import evaluate_together
+from ys_llm.training.ranks.group import Ranks
+from ys_llm.training.ranks.join import SAME_SIGNAL_SECONDS, joined
 from ys_llm.training.recall_curve import names_again
 from ys_llm.training.recovery.non_finite import (
     NonFiniteError,
@@ -34,7 +38,7 @@ from ys_llm.training.recovery.non_finite import (
 )
 from ys_llm.training.reporting import Reporter, reporting
 from ys_llm.training.samples import sample_text
-from ys_llm.training.setup import set_up
+from ys_llm.training.setup import set_up, set_up_as_told
 from ys_llm.training.steps import forward_backward, optimizer_step
 from ys_llm.training.trainer import (
     Run,
@@ -69,29 +73,49 @@ class TrainSummary:
 
 
 def train(
-    resolved: Resolved, *, runs_dir: Path = Path("runs"), resume_step: int | None = None
+    resolved: Resolved,
+    *,
+    runs_dir: Path = Path("runs"),
+    resume_step: int | None = None,
+    place: Place | None = None,
 ) -> TrainSummary:
     """Train as configured in `runs_dir/<run>`, resuming from its latest checkpoint if it has one.
 
-    `resume_step` first rewinds the run to the checkpoint of that step. Signal handlers, threads
+    `resume_step` first rewinds the run to the checkpoint of that step; `place` makes this process
+    one of several, of which the first alone reads and writes the folder. Signal handlers, threads
     and torch's global settings are restored afterwards. Raises UserError: unusable
     configuration (exit code 2), data or files (1), divergence (5), stop by a signal (128 + signal).
     """
     config, folder = resolved.config, runs_dir / resolved.config.run
-    with locked(folder) as lock, process_settings(config.train):
+    with (
+        joined(place, config.train) as ranks,
+        locked(folder) if ranks.is_first else nullcontext() as lock,
+        process_settings(config.train, ranks.local_size),
+    ):
         with noticing_moves(folder, lock):
-            run, state = set_up(resolved, folder, lock, resume_step=resume_step)
-            metrics = Metrics(folder / "metrics.jsonl", keep_to_step=state.progress.step)
+            if lock is None:
+                run, state = set_up_as_told(ranks, runs_dir)
+            else:
+                run, state = set_up(resolved, folder, lock, resume_step=resume_step, ranks=ranks)
+            path = folder / "metrics.jsonl" if ranks.is_first else None
+            metrics = Metrics(path, keep_to_step=state.progress.step)
         display = Progress(begin=state.progress.step, total=run.total_steps)
         with reporting(run, state, resolved.origins) as reporter:
             with (
                 closing(metrics),
                 closing(display),
                 _readable_errors(run, state),
-                stop_requested("finishing this step, then saving; press again to stop now") as stop,
+                _stop_requested(ranks) as stop,
             ):
                 _loop(run, state, metrics, display, reporter, stop)
             return _finish(run, state, reporter)
+
+
+def _stop_requested(ranks: Ranks) -> AbstractContextManager[StopRequest]:
+    """A launcher may pass a signal on that every process has been sent already: both count once."""
+    message = "finishing this step, then saving; press again to stop now"
+    once = 0.0 if ranks.is_alone else SAME_SIGNAL_SECONDS
+    return stop_requested(message if ranks.is_first else "", same_seconds=once)
 
 
 @contextmanager
@@ -132,6 +156,8 @@ def _loop(
     config, progress = run.config.train, state.progress
     while not is_finished(run, state):
         gradients = forward_backward(run, state)
+        loss, request = run.ranks.agree(gradients.loss, stop)
+        gradients = gradients._replace(loss=loss)
         try:
             check_gradients(run, state, gradients)
             row = optimizer_step(run, state, gradients)
@@ -139,7 +165,7 @@ def _loop(
             speed = gradients.tokens / row["step_seconds"]
             display.step(row, speed=speed, seconds_left=_seconds_left(run, state))
             reporter.poll()
-            stopping = stop.signal  # read once: a signal from here on waits for the next step
+            stopping = request.signal  # read once: a signal from here on waits for the next step
             saving = stopping or last or is_due(run, progress.step, config.checkpoint_interval)
             evaluating = last or is_due(run, progress.step, config.eval_interval)
             if saving or evaluating:
@@ -163,11 +189,12 @@ def _loop(
             reporter.refresh(measured=run.model if evaluating else None)
         if stopping:
             _publish_if_none(run, state)
-            raise UserError(
-                f"stopped by {stop.name} at step {progress.step:,}, saved",
+            error = UserError(
+                f"stopped by {request.name} at step {progress.step:,}, saved",
                 f"To resume, type: {command_line('train', run=run.config.run)}",
-                exit_code=stop.exit_code,
+                exit_code=request.exit_code,
             )
+            raise run.ranks.ending(error, request.exit_code)
 
 
 def _seconds_left(run: Run, state: TrainState) -> float:
@@ -182,17 +209,10 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
     if run.data.validation is None:
         _publish(run, state, None)
         return {}
-    with run.compute.autocast():
-        result = evaluate_tokens(
-            run.model,
-            run.data.validation,
-            seq_len=config.plan[-1].seq_len,
-            max_tokens=config.eval_tokens,
-            reset_at_document=run.config.data.reset_at_document,
-        )
+    result = evaluate_together(run, run.data.validation, max_tokens=config.eval_tokens)
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"validation loss {result.loss}")
-    names = names_again(run, run.model)
+    names = names_again(run, run.model) if run.ranks.is_first else {}
     display.log_line(
         f"step {progress.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte"
@@ -208,7 +228,9 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
 
 
 def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:
-    """Make these weights the run's model."""
+    """Make these weights the run's model, which the first process does."""
+    if not run.ranks.is_first:
+        return
     check_folder(run.folder, run.lock)
     facts = {
         "step": state.progress.step,
@@ -228,6 +250,8 @@ def _publish_if_none(run: Run, state: TrainState) -> None:
 
 
 def _sample(run: Run, state: TrainState, display: Progress) -> str:
+    if not run.ranks.is_first:
+        return ""
     text = sample_text(run, seed=state.progress.step)
     display.log_line(f"sample       {run.data.sample_prompt.strip()[:200]!r} -> {text!r}")
     return text
@@ -236,12 +260,12 @@ def _sample(run: Run, state: TrainState, display: Progress) -> str:
 def _finish(run: Run, state: TrainState, reporter: Reporter) -> TrainSummary:
     """Evaluate the best weights on all held-out text, as `ys eval` does, and log how to use them.
 
-    Returns the summary.
+    Returns the summary. Of several processes the first does so, when the others have left.
     """
     check_folder(run.folder, run.lock)
     _publish_if_none(run, state)
     progress, result, names = state.progress, None, dict[str, float]()
-    if run.data.validation is not None:
+    if run.data.validation is not None and run.ranks.is_first:
         release_freed_memory()
         loaded = model_files.load_run(run.folder, device=str(run.device))
         result = evaluate_run(loaded, run.data.validation)

@@ -127,9 +127,16 @@ def _run_probe(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def largest_batch_size(
-    config: Config, compute: Compute, *, vocab_size: int, validation_tokens: int = 0
+    config: Config,
+    compute: Compute,
+    *,
+    vocab_size: int,
+    validation_tokens: int = 0,
+    processes: int = 1,
 ) -> int:
     """The largest batch size whose forecast peak is within what training may use.
+
+    On a CPU as many `processes` divide it, and the batch is that of each.
 
     `compute` has the dtype and the backends that training will use. The limit is
     train.memory_limit_gb, or SHARE_OF_FREE of what is free. From 8 on the size is a multiple of 8.
@@ -144,6 +151,8 @@ def largest_batch_size(
         seq_len=seq_len,
         validation_tokens=validation_tokens,
     )
+    if device.type == "cpu":
+        limit //= processes
     if device.type == "cpu" and not config.train.memory_limit_gb:
         limit += forecast.base_bytes  # what this process already uses
     if forecast.peak_bytes(1) > limit:

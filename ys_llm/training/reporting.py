@@ -39,7 +39,8 @@ class Reporter:
         self._run, self._state = run, state
         self._energy = EnergyMeter()
         self._seconds_before = state.progress.seconds
-        self._is_quiet, self._is_idle = False, is_finished(run, state)
+        self._is_quiet = False
+        self._is_idle = is_finished(run, state) or not run.ranks.is_first
         self._written, self._cost = 0.0, 0.0
         before = read_facts(run.folder)
         self._session = _session(run, state)

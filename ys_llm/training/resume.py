@@ -274,12 +274,13 @@ def _change_lines(changed: Mapping[str, str]) -> Iterator[str]:
         yield "the text comes in another order: step N reads batch N of the new order"
 
 
-def environment_of(split: Split, compute: Compute) -> dict[str, Any]:
+def environment_of(split: Split, compute: Compute, *, processes: int = 1) -> dict[str, Any]:
     """What the bits of a run depend on besides its configuration."""
     return {
         **machine_identity(compute.device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "backends": dict(compute.backends),
         "dtype": compute.dtype,
         "training text": _fingerprint(split.training),

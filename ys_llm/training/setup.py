@@ -40,6 +40,8 @@ from ys_llm.training.header import header_lines, plan_line, writers_text
 from ys_llm.training.memory import check_fits, largest_batch_size, release_freed_memory
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
+from ys_llm.training.ranks.group import ALONE, Ranks
+from ys_llm.training.ranks.together import begin_together, follow, lead
 from ys_llm.training.resume import (
     ENVIRONMENT,
     check_checkpoints_exist,
@@ -66,11 +68,17 @@ from ys_llm.training.trainer import (
 
 
 def set_up(
-    resolved: Resolved, folder: Path, lock: HeldLock, *, resume_step: int | None = None
+    resolved: Resolved,
+    folder: Path,
+    lock: HeldLock,
+    *,
+    resume_step: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Run, TrainState]:
     """Everything the loop needs, resumed from the run's latest checkpoint where there is one.
 
-    The run's own files are written last: a run that is refused keeps its configuration.
+    The run's own files are written last: a run that is refused keeps its configuration. Of several
+    processes the first prepares it, and the others `set_up_as_told`.
     """
     check_model(resolved.config)
     check_checkpoints_exist(folder, resolved)
@@ -88,7 +96,7 @@ def set_up(
         scratch=folder / "cache",
         cache_dir=folder / "cache",
     )
-    run, state = build(config, folder, split, cache=folder / "cache")
+    run, state = build(config, folder, split, cache=folder / "cache", ranks=ranks)
     sources = _sources(config, split.training)
     described = _describe_corpus(config, split, run.data)
     run = replace(run, data=replace(run.data, sources=sources, described=described), lock=lock)
@@ -102,8 +110,11 @@ def set_up(
     before = {} if saved is None else saved.progress.get(ENVIRONMENT, {})
     previous = previous_compute(before, run.device) if before else run.compute
     compute = select_backends(run.config.train, run.model, previous)
-    run = replace(run, compute=compute, environment=environment_of(split, compute))
-    if config.train.minutes is not None and not is_measured:
+    environment = environment_of(split, compute, processes=ranks.size)
+    run, is_timed = replace(run, compute=compute, environment=environment), not is_measured
+    is_timed &= config.train.minutes is not None
+    lead(run, split.record, is_timed=is_timed)
+    if is_timed:
         run = fit_to_minutes(run)
     log_line(plan_line(run))
     changes = check_config(folder, replace(resolved, config=run.config))
@@ -117,11 +128,21 @@ def set_up(
         common_words(split.training).save(folder / COMMON_WORDS)
     run.tokenizer.save(folder / "tokenizer.json")
     run.model.train()
+    run = begin_together(run, state)
     if saved is None:  # a run killed before its first checkpoint then repeats its choices
         save(run, state)
     else:
         remove_old(run, state)  # a run killed between saving and removing has one too many
     return run, state
+
+
+def set_up_as_told(ranks: Ranks, runs_dir: Path) -> tuple[Run, TrainState]:
+    """What `set_up` has prepared in the first process, in another one."""
+    run, is_timed = follow(ranks, runs_dir)
+    if is_timed:
+        run = fit_to_minutes(run)
+    state = TrainState()
+    return begin_together(run, state), state
 
 
 def check_model(config: Config) -> None:
@@ -170,7 +191,9 @@ def with_saved_choices(folder: Path, config: Config) -> Config:
     return with_steps(config, saved.train.total_steps) if measured else config
 
 
-def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[Run, TrainState]:
+def build(
+    config: Config, folder: Path, split: Split, *, cache: Path, ranks: Ranks = ALONE
+) -> tuple[Run, TrainState]:
     """A run with a new model and optimizer; tokenizer and shards are the run's own or new.
 
     Writes nothing but shards and baselines, to `cache`.
@@ -187,7 +210,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
     if config.model.size == AUTO:
         data = _encode(config, split, tokenizer, cache=cache)
         config = choose_size(config, folder, tokenizer, data, device)
-    config, compute = _with_batch_size(config, split, tokenizer, device)
+    config, compute = _with_batch_size(config, split, tokenizer, device, ranks)
     check_fits(config, vocab_size=tokenizer.vocab_size, device=device)
     data = _encode(config, split, tokenizer, cache=cache)
     release_freed_memory()  # what reading and encoding took
@@ -200,7 +223,7 @@ def build(config: Config, folder: Path, split: Split, *, cache: Path) -> tuple[R
     optimizer = make_optimizer(model, config.train)
     reference = _reference(config, folder, tokenizer, device)
     run = Run(config, folder, tokenizer, data, model, optimizer, compute, reference=reference)
-    return run, TrainState()
+    return replace(run, ranks=ranks), TrainState()
 
 
 def _reference(
@@ -247,11 +270,12 @@ def _source_run(folder: Path, config: Config) -> Path:
 
 
 def _with_batch_size(
-    config: Config, split: Split, tokenizer: Tokenizer, device: torch.device
+    config: Config, split: Split, tokenizer: Tokenizer, device: torch.device, ranks: Ranks
 ) -> tuple[Config, Compute]:
     """Resolve `batch_size: auto`; dtype and backends are then chosen first, because memory depends.
 
-    They are chosen at the default batch size.
+    They are chosen at the default batch size. Several processes read as many rows each, and divide
+    the memory of their machine.
     """
     if config.train.batch_size != "auto":
         return config, Compute(device)
@@ -265,7 +289,9 @@ def _with_batch_size(
         compute,
         vocab_size=tokenizer.vocab_size,
         validation_tokens=min(held_out, config.train.eval_tokens or held_out),
+        processes=ranks.local_size,
     )
+    size *= ranks.size
     log_line(f"batch size   {size}: the largest forecast to fit into memory")
     return replace(config, train=replace(config.train, batch_size=size)), compute
 

@@ -66,7 +66,7 @@ class Run:
     lock: HeldLock | None = None  # on the folder; None where nothing is written to it
     reference: Model | None = None  # by whose losses the tokens to train are selected
     ranks: Ranks = ALONE
-    parallel: nn.Module | None = None  # the model as all processes train it, where there are several
+    parallel: nn.Module | None = None  # the model as several processes train it
 
     @property
     def trained(self) -> nn.Module:

@@ -95,15 +95,20 @@ class Ranks:
         agreed.signal = int(max(number for _, number in told))
         return sum(part for part, _ in told), agreed
 
-    def tell(self, message: T) -> T:
-        """What the first process tells the others: plain data; theirs is ignored."""
+    def wait(self) -> None:
+        """Until every process has come here."""
+        self.gathered([0.0])
+
+    def tell(self, message: T, *, source: int = 0) -> T:
+        """What one process, the first, tells the others: plain data; theirs is ignored."""
         if self.is_alone:
             return message
         payload = torch.frombuffer(bytearray(json.dumps(message).encode()), dtype=torch.uint8)
         length = torch.tensor(len(payload))
-        dist.broadcast(length, src=0)
-        received = payload if self.is_first else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(received, src=0)
+        dist.broadcast(length, src=source)
+        is_source = self.rank == source
+        received = payload if is_source else torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(received, src=source)
         told: T = json.loads(bytes(received.tolist()))
         return told
 
@@ -119,7 +124,10 @@ class Ranks:
     def share_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the first process, on the CPU; those of the others are ignored."""
         described = self.tell(
-            {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
+            {
+                name: [str(t.dtype).removeprefix("torch."), list(t.shape)]
+                for name, t in tensors.items()
+            }
         )
         if not self.is_first:
             tensors = {

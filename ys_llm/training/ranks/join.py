@@ -24,6 +24,7 @@ from ys_llm.training.ranks.group import ALONE, LeaveQuietly, Ranks
 
 PREPARING = timedelta(days=2)  # the others wait as long for the first process to read the text
 ANSWER = timedelta(minutes=30)  # in which a process that others wait for must come
+SAME_SIGNAL_SECONDS = 10.0  # a signal again within them was passed on by a launcher
 _FAREWELL_SECONDS = 1.0  # in which a launcher ends those whose peer was killed
 _PREPARED, _LEFT = "prepared", "left"
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_DIVERGED, UserError, command_line
-from ys_llm.model.state import map_state
 from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import POST_MORTEM, archive, checkpoints
 from ys_llm.training.metrics import log_line
+from ys_llm.training.ranks.together import restore_together
 from ys_llm.training.recovery import post_mortem
-from ys_llm.training.recovery.diagnosis import StepInputs, diagnose_step
+from ys_llm.training.recovery.diagnosis import StepInputs
 from ys_llm.training.recovery.report import Diagnosis
+from ys_llm.training.recovery.shared import diagnosed_together, whole_inputs
 from ys_llm.training.resume import Rollback, latest_valid_checkpoint, write_rollbacks
 from ys_llm.training.schedule import learning_rate
 from ys_llm.training.trainer import (
@@ -29,7 +30,6 @@ from ys_llm.training.trainer import (
     Run,
     TrainState,
     check_folder,
-    restore_checkpoint,
 )
 
 SPIKE_WINDOW = 50  # steps that a loss is compared with
@@ -96,12 +96,26 @@ def roll_back(run: Run, state: TrainState, gradients: StepGradients, *, reason: 
     """Record what happened, and return to the last good checkpoint.
 
     A checkpoint is good if a step was done from it; otherwise the damage predates it, and the one
-    before is used. Raises UserError (exit code 5) after `train.max_rollbacks` of them.
+    before is used. Raises UserError (exit code 5) after `train.max_rollbacks` of them. All
+    processes come here, and the first one decides.
     """
     check_folder(run.folder, run.lock)
     run.optimizer.zero_grad(set_to_none=True)
     log_line(f"bad step     step {gradients.step + 1:,}: {reason}")
     _write_post_mortem(run, state, gradients, reason)
+    saved = _note_rollback(run, state, gradients, reason) if run.ranks.is_first else None
+    restore_together(run, state, saved)
+    log_line(
+        f"rollback     to step {state.progress.step:,}, for a while with "
+        f"{run.config.train.rollback_lr_factor:g} times the learning rate; "
+        f"the batches of step {gradients.step + 1:,} are skipped"
+    )
+
+
+def _note_rollback(
+    run: Run, state: TrainState, gradients: StepGradients, reason: str
+) -> Checkpoint:
+    """The checkpoint to return to, once rollbacks.json says so; UserError where there is none."""
     saved = None
     if len(state.rollbacks) < run.config.train.max_rollbacks:
         saved = _last_good(run, state, gradients)
@@ -112,12 +126,7 @@ def roll_back(run: Run, state: TrainState, gradients: StepGradients, *, reason: 
         gradients.step + 1, back_to, position.stage_index, position.batch_index, reason
     )
     write_rollbacks(run.folder, [*state.rollbacks, rollback])
-    restore_checkpoint(run, state, saved)
-    log_line(
-        f"rollback     to step {back_to:,}, for a while with "
-        f"{run.config.train.rollback_lr_factor:g} times the learning rate; "
-        f"the batches of step {rollback.step:,} are skipped"
-    )
+    return saved
 
 
 def _last_good(run: Run, state: TrainState, gradients: StepGradients) -> Checkpoint | None:
@@ -148,7 +157,9 @@ def _write_post_mortem(run: Run, state: TrainState, gradients: StepGradients, re
         "backends": dict(run.compute.backends),
     }
     log_line(f"diagnosis    {diagnosis.sentence}")
-    inputs = gradients.inputs[index]
+    inputs = whole_inputs(run.ranks, gradients.inputs[index])
+    if inputs is None:
+        return
     try:
         path = post_mortem.write(run.folder, diagnosis, inputs, model=run.model, facts=facts)
         log_line(f"post-mortem  {path}")
@@ -163,7 +174,7 @@ def _diagnose(run: Run, gradients: StepGradients) -> tuple[int, Diagnosis]:
     if math.isfinite(loss + grad_norm) and weights_are_finite:
         # A loss spike, or a non-finite evaluation.
         return 0, Diagnosis("finite", loss=loss, grad_norm=grad_norm)
-    return diagnose_step(run.model, gradients.inputs, autocast=run.compute.autocast())
+    return diagnosed_together(run, gradients.inputs, gradients.position.stage.batch_size)
 
 
 def _diverged(run: Run, state: TrainState, problem: str) -> UserError:

@@ -189,12 +189,12 @@ def _loop(
             reporter.refresh(measured=run.model if evaluating else None)
         if stopping:
             _publish_if_none(run, state)
-            error = UserError(
+            ending = UserError(
                 f"stopped by {request.name} at step {progress.step:,}, saved",
                 f"To resume, type: {command_line('train', run=run.config.run)}",
                 exit_code=request.exit_code,
             )
-            raise run.ranks.ending(error, request.exit_code)
+            raise run.ranks.ending(ending, request.exit_code)
 
 
 def _seconds_left(run: Run, state: TrainState) -> float:

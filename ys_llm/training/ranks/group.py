@@ -36,7 +36,7 @@ class Ranks:
     """The processes of a training; without a `place` this one alone, and nothing is sent."""
 
     place: Place | None = None
-    store: dist.Store | None = None  # that they have found each other by
+    store: Any = None  # that they have found each other by; torch does not export its type
 
     @property
     def is_alone(self) -> bool:
@@ -123,7 +123,7 @@ class Ranks:
 
     def share_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the first process, on the CPU; those of the others are ignored."""
-        described = self.tell(
+        described: dict[str, Any] = self.tell(
             {
                 name: [str(t.dtype).removeprefix("torch."), list(t.shape)]
                 for name, t in tensors.items()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -25,8 +26,9 @@ from ys_llm.training.ranks.group import ALONE, LeaveQuietly, Ranks
 PREPARING = timedelta(days=2)  # the others wait as long for the first process to read the text
 ANSWER = timedelta(minutes=30)  # in which a process that others wait for must come
 SAME_SIGNAL_SECONDS = 10.0  # a signal again within them was passed on by a launcher
-_FAREWELL_SECONDS = 1.0  # in which a launcher ends those whose peer was killed
-_PREPARED, _LEFT = "prepared", "left"
+_FAREWELL_SECONDS = 0.5  # in which a launcher ends those whose peer was killed
+_LOOK_SECONDS = 0.02
+_PREPARED, _LEFT, _GONE = "prepared", "left", "gone"
 
 
 @contextmanager
@@ -47,22 +49,22 @@ def joined(place: Place | None, config: TrainConfig) -> Iterator[Ranks]:
                 log_line(f"restarted    {place.size} processes, restart {place.restarts}")
             _check_code(ranks)
             if not ranks.is_first:
-                store.wait([_PREPARED], PREPARING)
+                _wait_for_first(store)
             yield ranks
         _part()
     except LeaveQuietly:
         raise
     except KeyboardInterrupt:
-        _leave_note(store, EXIT_INTERRUPTED)
+        _leave_note(ranks, EXIT_INTERRUPTED)
         raise
     except UserError as error:
-        _leave_note(store, error.exit_code)
+        _leave_note(ranks, error.exit_code)
         raise _by_rank(ranks, error) from error
     except Exception as error:
         if not _is_lost_connection(error):
-            _leave_note(store, EXIT_FAILED)
+            _leave_note(ranks, EXIT_FAILED)
             raise
-        raise _alone_now(ranks, store, error) from error
+        raise _alone_now(ranks, error) from error
 
 
 def call_others(ranks: Ranks) -> None:
@@ -71,7 +73,7 @@ def call_others(ranks: Ranks) -> None:
         ranks.store.set(_PREPARED, "1")
 
 
-def _connected(place: Place, config: TrainConfig) -> dist.Store:
+def _connected(place: Place, config: TrainConfig) -> Any:
     """The store, once the group of processes is made."""
     if not dist.is_available() or not dist.is_gloo_available():
         raise UserError(
@@ -81,7 +83,7 @@ def _connected(place: Place, config: TrainConfig) -> dist.Store:
     device = select_device(config)
     if device.type == "cuda":
         _take_gpu(place)
-    hub = dist.TCPStore(
+    hub = dist.TCPStore(  # type: ignore[attr-defined]
         place.address,
         place.port,
         is_master=place.rank == 0 and not place.launcher_store,
@@ -89,7 +91,9 @@ def _connected(place: Place, config: TrainConfig) -> dist.Store:
         timeout=ANSWER,
     )
     # Processes that were started again must not find the addresses of those that have died.
-    store = dist.PrefixStore(f"life {place.restarts}", hub)
+    store = dist.PrefixStore(  # type: ignore[attr-defined]
+        f"life {place.restarts}", hub
+    )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.size, timeout=ANSWER
@@ -137,11 +141,34 @@ def _part() -> None:
         dist.destroy_process_group()
 
 
-def _leave_note(store: dist.Store, exit_code: int) -> None:
-    """Say that the training ends with this code, also to those who wait to begin."""
+def _wait_for_first(store: Any) -> None:
+    """Until the first process has prepared the training, or says that there will be none."""
+    store.wait([_PREPARED], PREPARING)
+    if store.get(_PREPARED) == b"0":
+        raise _quietly(store)
+
+
+def _leave_note(ranks: Ranks, exit_code: int) -> None:
+    """Say that the training ends with this code, also to those who wait to begin.
+
+    A process that keeps the store itself stays until the others have read it.
+    """
+    place, store = ranks.place, ranks.store
+    assert place is not None, "a process alone leaves nobody"
     with suppress(Exception):
         store.set(_LEFT, str(exit_code))
         store.set(_PREPARED, "0")
+        if place.rank == 0 and not place.launcher_store:
+            ends = time.monotonic() + _FAREWELL_SECONDS
+            while store.add(_GONE, 0) < place.size - 1 and time.monotonic() < ends:
+                time.sleep(_LOOK_SECONDS)
+
+
+def _quietly(store: Any) -> LeaveQuietly:
+    """The end that the note in the store asks for."""
+    code = int(store.get(_LEFT))
+    store.add(_GONE, 1)
+    return LeaveQuietly(code)
 
 
 def _by_rank(ranks: Ranks, error: UserError) -> UserError:
@@ -160,15 +187,15 @@ def _is_lost_connection(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def _alone_now(ranks: Ranks, store: dist.Store, error: Exception) -> Exception:
+def _alone_now(ranks: Ranks, error: Exception) -> Exception:
     """What to raise by a process that has lost another one, which may have said why."""
     ends = time.monotonic() + _FAREWELL_SECONDS
     while time.monotonic() < ends:
         with suppress(Exception):
-            if store.check([_LEFT]):
-                return LeaveQuietly(int(store.get(_LEFT)))
-        time.sleep(0.02)
-    _leave_note(store, EXIT_FAILED)
+            if ranks.store.check([_LEFT]):
+                return _quietly(ranks.store)
+        time.sleep(_LOOK_SECONDS)
+    _leave_note(ranks, EXIT_FAILED)
     first_line = str(error).splitlines()[0]
     return UserError(
         f"process {ranks.rank} of {ranks.size} lost its connection to another one ({first_line})",

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +18,8 @@ class _LossOf(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        # DDP warns every process where each parameter has a gradient, though the next step may not.
+        self.never_used = nn.Parameter(torch.zeros(1, device=next(model.parameters()).device))
 
     def forward(
         self,
@@ -42,7 +45,6 @@ def replicated(model: Model, ranks: Ranks) -> nn.Module | None:
         return None
     return DistributedDataParallel(
         _LossOf(model),
-        broadcast_buffers=False,
         find_unused_parameters=True,
         gradient_as_bucket_view=True,
     )

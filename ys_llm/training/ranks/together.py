@@ -5,6 +5,7 @@ The first one reads the corpus and opens the checkpoint; the run's folder is its
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -60,7 +61,7 @@ def lead(run: Run, record: SplitRecord, *, is_timed: bool) -> None:
 
 def follow(ranks: Ranks, runs_dir: Path) -> tuple[Run, bool]:
     """The run that the first process leads, with weights of no meaning yet; and `is_timed`."""
-    told = ranks.tell({})
+    told: dict[str, Any] = ranks.tell({})
     config, tokenizer = from_mapping(told["config"]), Tokenizer(told["tokenizer"])
     folder = runs_dir / config.run
     data = opened_text(ranks, config, tokenizer, told["text"], folder / "cache")
@@ -158,7 +159,7 @@ def _take(run: Run, state: TrainState) -> None:
         for tensor in weights(run.model).values():
             ranks.share(tensor)
     _take_moments(run)
-    told = ranks.tell(
+    told: dict[str, Any] = ranks.tell(
         {"progress": vars(state.progress), "rollbacks": [asdict(r) for r in state.rollbacks]}
     )
     if not ranks.is_first:

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ys_llm.data.batches import Batch
 from ys_llm.training.ranks.group import Ranks
 from ys_llm.training.recovery.diagnosis import StepInputs, diagnose_step
 from ys_llm.training.recovery.report import Diagnosis
 from ys_llm.training.trainer import Run
 
+_TENSORS = ("inputs_BT", "targets_BT", "starts_BT")
 _LISTS = ("entries", "rows", "parameters")
 
 
@@ -25,8 +25,8 @@ def diagnosed_together(
     found = replace(found, rows=tuple(row + first_row for row in found.rows))
     is_reproduced = ranks.gathered([found.kind != "not reproduced"])
     patient = next((rank for rank, (bad,) in enumerate(is_reproduced) if bad), 0)
-    told = ranks.tell([index, asdict(found)], source=patient)
-    return int(told[0]), Diagnosis(**{**told[1], **{key: tuple(told[1][key]) for key in _LISTS}})
+    told: dict[str, Any] = ranks.tell({"index": index, **asdict(found)}, source=patient)
+    return told.pop("index"), Diagnosis(**told | {name: tuple(told[name]) for name in _LISTS})
 
 
 def whole_inputs(ranks: Ranks, inputs: StepInputs) -> StepInputs | None:
@@ -35,13 +35,16 @@ def whole_inputs(ranks: Ranks, inputs: StepInputs) -> StepInputs | None:
         return inputs
     batch = inputs.batch
     tree: dict[str, Any] = {
-        "batch": [batch.inputs_BT, batch.targets_BT, batch.starts_BT],
+        "batch": {name: getattr(batch, name) for name in _TENSORS},
         "state": inputs.state or {},
     }
     whole = ranks.gather_rows(tree)
     if whole is None:
         return None
-    starts_BT = None if inputs.starts_BT is None else whole["batch"][2]
+    starts_BT = None if inputs.starts_BT is None else whole["batch"]["starts_BT"]
     return StepInputs(
-        Batch(*whole["batch"], batch.carry), whole["state"] or None, starts_BT, inputs.random
+        replace(batch, **whole["batch"], share=1.0),
+        whole["state"] or None,
+        starts_BT,
+        inputs.random,
     )

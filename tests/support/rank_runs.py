@@ -1,0 +1,86 @@
+"""Trainings in several processes, each a forked child that is placed as torchrun would place it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support.forked import Child, Ended, ForkServer
+from support.training_runs import settings
+from ys_llm.errors import EXIT_FAILED
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def places(size: int, *, life: int = 0, machines: int = 1) -> list[dict[str, str]]:
+    """The variables of every process; with several machines the processes are divided."""
+    common = {
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size // machines),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "TORCHELASTIC_RESTART_COUNT": str(life),
+    }
+    each = size // machines
+    return [
+        common | {"RANK": str(r), "LOCAL_RANK": str(r % each), "GROUP_RANK": str(r // each)}
+        for r in range(size)
+    ]
+
+
+@dataclass
+class RankRuns:
+    """Runs of one small corpus in `folder`, in one process or several."""
+
+    forks: ForkServer
+    folder: Path
+    corpus: Path
+
+    def words(self, *changes: str) -> list[str]:
+        every = settings(self.corpus, changes)
+        return ["train", *(word for setting in every for word in ("--set", setting))]
+
+    def train(self, name: str, size: int, *changes: str) -> Path:
+        """Train to the end; the run's folder."""
+        ended = self.end(self.start(size, f"run={name}", *changes))
+        assert [e.code for e in ended] == [0] * size, "\n".join(e.stderr for e in ended)
+        return self.folder / "runs" / name
+
+    def start(
+        self,
+        size: int,
+        *changes: str,
+        faults: Mapping[int, Mapping[str, Any]] | None = None,
+        folders: Mapping[int, Path] | None = None,
+        **how: Any,
+    ) -> list[Child]:
+        """Start the processes, one alone or several; by rank, what befalls one, and where it is."""
+        words, below = self.words(*changes), {"below": str(self.folder)}
+        children = []
+        for rank, place in enumerate(places(size, **how)):
+            fault = {**below, **faults[rank]} if faults and rank in faults else {}
+            folder = (folders or {}).get(rank, self.folder)
+            environment = {} if size == 1 else place
+            children.append(
+                self.forks.start(*words, folder=folder, environment=environment, fault=fault)
+            )
+        return children
+
+    def end(self, children: Sequence[Child]) -> list[Ended]:
+        return [child.wait() for child in children]
+
+    def kill(self, name: str, size: int, rank: int, at: int, *changes: str, life: int = 0) -> None:
+        """Kill one process at this operation; the others, which lose it, must end by themselves."""
+        faults = {rank: {"at": at, "kind": "kill"}}
+        children = self.start(size, f"run={name}", *changes, faults=faults, life=life)
+        codes = [ended.code for ended in self.end(children)]
+        assert codes[rank] == -signal.SIGKILL
+        assert all(code == EXIT_FAILED for other, code in enumerate(codes) if other != rank)

@@ -122,11 +122,7 @@ def set_up(
     for line in (*changes, *environment_changes(before, run.environment)):
         log_line(f"changed      {line}")
     check_folder(folder, lock)
-    write_atomically(folder / "config.yaml", to_yaml(run.config), create_folder=False)
-    split.record.save(folder / SPLIT)
-    if not (folder / COMMON_WORDS).exists():
-        common_words(split.training).save(folder / COMMON_WORDS)
-    run.tokenizer.save(folder / "tokenizer.json")
+    _write_what_is_fixed(run, split)
     run.model.train()
     run = begin_together(run, state)
     if saved is None:  # a run killed before its first checkpoint then repeats its choices
@@ -134,6 +130,16 @@ def set_up(
     else:
         remove_old(run, state)  # a run killed between saving and removing has one too many
     return run, state
+
+
+def _write_what_is_fixed(run: Run, split: Split) -> None:
+    """Configuration, split, common words and tokenizer."""
+    folder = run.folder
+    write_atomically(folder / "config.yaml", to_yaml(run.config), create_folder=False)
+    split.record.save(folder / SPLIT)
+    if not (folder / COMMON_WORDS).exists():
+        common_words(split.training).save(folder / COMMON_WORDS)
+    run.tokenizer.save(folder / "tokenizer.json")
 
 
 def set_up_as_told(ranks: Ranks, runs_dir: Path) -> tuple[Run, TrainState]:

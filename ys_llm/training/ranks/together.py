@@ -147,8 +147,8 @@ def _use_backends(model: Model, compute: Compute, ranks: Ranks) -> None:
             raise UserError(
                 f"{mixer} runs as {compute.backends[mixer]} in process 0, and as {backend} here "
                 f"({reason})",
-                f"Type --set train.backend='{{{mixer}: {backend}}}' on every machine, or run `ys "
-                "doctor` on this one.",
+                f"Type --set train.backend='{{{mixer}: {backend}}}' on every machine, or see what "
+                f"this one lacks: {command_line('doctor')}",
             )
 
 

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, str] = {
     "export": "write a model for other programs: transformers, ONNX",
     "convert": "update a run made by an earlier version of ys",
     "gen-data": "generate, curate and trace training text",
+    "plan": "compute what a training needs on a cluster: memory, time, network, energy",
     "config": "show the settings of a run",
     "doctor": "show what this machine has, what ys uses of it, and what would be faster",
 }

@@ -32,6 +32,7 @@ from ys_llm.data.batches import batch_at
 from ys_llm.evaluation.bits_per_byte import evaluate_tokens
 from ys_llm.evaluation.compare import code_version, hardware
 from ys_llm.model.costs import parameter_count
+from ys_llm.model.language_model import Model
 from ys_llm.system.files import write_atomically
 from ys_llm.training.compute import process_settings
 from ys_llm.training.diloco import (
@@ -62,7 +63,7 @@ WORKERS = (
     Worker(0.25, EXCHANGE),
     Worker(0.75, EXCHANGE, joins=600),
 )
-BATCHES, SECONDS = 1920, 960  # what both budgets are; --quick: a fiftieth
+BATCHES, SECONDS = 1920, 960.0  # what both budgets are
 TOGETHER = 4  # workers that the outer optimizer expects
 BIG_BATCH, SYNCHRONOUS, ASYNCHRONOUS = "one big batch", "DiLoCo", "asynchronous DiLoCo"
 EQUAL_ROUNDS, NAIVE = "… without dynamic local updates", "… without delayed momentum"
@@ -104,14 +105,14 @@ def main(words: Sequence[str]) -> None:
 def measure(arguments: argparse.Namespace, words: Sequence[str]) -> dict[str, Any]:
     """Every contender under both budgets."""
     loader.build()
-    scale = 50 if arguments.quick else 1
+    batches, seconds = (38, 96.0) if arguments.quick else (BATCHES, SECONDS)
     with tempfile.TemporaryDirectory(prefix="ys-diloco-") as folder:
         place = Workplace(arguments.corpus, read_split(arguments.corpus), Path(folder))
         run = place.run("quickstart", SETTINGS, quick=arguments.quick)
         with process_settings(run.config.train):
             rows = {
-                "tokens": [simulated(run, name, batches=BATCHES // scale) for name in NAMES],
-                "seconds": [simulated(run, name, seconds=SECONDS / scale) for name in NAMES],
+                "tokens": [simulated(run, name, batches=batches) for name in NAMES],
+                "seconds": [simulated(run, name, seconds=seconds) for name in NAMES],
             }
     return {
         "command": " ".join(["python -m benchmarks.diloco", *words]),
@@ -139,7 +140,7 @@ class Training:
 
     def __init__(self, run: Run, name: str, total: int) -> None:
         self._run, self._total = run, total
-        self._own: dict[int, tuple[nn.Module, torch.optim.Optimizer]] = {}
+        self._own: dict[int, tuple[Model, torch.optim.Optimizer]] = {}
         self.shared = copy.deepcopy(run.model)
         self._optimizer = make_optimizer(self.shared, run.config.train)
         every = 1 if name in (SYNCHRONOUS, NAIVE) else TOGETHER
@@ -160,9 +161,7 @@ class Training:
         """A step of the shared weights on the mean gradient of these batches."""
         self._step(self.shared, self._optimizer, batches)
 
-    def _step(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Sequence[int]
-    ) -> None:
+    def _step(self, model: Model, optimizer: torch.optim.Optimizer, batches: Sequence[int]) -> None:
         config, plan = self._run.config, batch_plan(self._run.config, self._run.tokenizer, 0)
         optimizer.zero_grad(set_to_none=True)
         for index in batches:
@@ -269,7 +268,7 @@ def markdown(described: dict[str, Any]) -> list[str]:
     batches, seconds = described["tokens"][0]["batches"], SECONDS
     lines = [
         f"| | shared steps | bytes a token | staleness | seconds for {batches:,} batches "
-        f"| bits per byte then | batches in {seconds:,} s | bits per byte then |",
+        f"| bits per byte then | batches in {seconds:,.0f} s | bits per byte then |",
         f"|---|{'---:|' * 7}",
     ]
     for by_tokens, by_time in zip(described["tokens"], described["seconds"], strict=True):

@@ -139,7 +139,7 @@ def test_rounds_of_equal_length_make_slow_workers_stale() -> None:
     found, _ = arrivals(new_server(), UNEQUAL, 20, dynamic=False)
     assert [arrival.worker for arrival in found[:7]] == [0, 1, 0, 2, 1, 0, 0]
     slowest = next(arrival for arrival in found if arrival.worker == 3)
-    assert slowest.staleness == sum(a.seconds <= 32 for a in found if a.worker != 3) - 0
+    assert slowest.staleness == sum(a.seconds <= 32 for a in found if a.worker != 3)
     assert max(arrival.staleness for arrival in found if arrival.worker == 0) < slowest.staleness
 
 
@@ -156,7 +156,8 @@ def test_a_worker_that_dies_loses_no_text_and_doubles_none(dynamic: bool) -> Non
     read = sorted(index for arrival in found for index in arrival.batches)
     assert len(set(read)) == len(read)
     assert read == sorted(problem.trained)
-    assert read[: len(read) - 24] == list(range(len(read) - 24))  # the last may be on their way
+    on_their_way = set(range(max(read))) - set(read)
+    assert len(on_their_way) <= 3 * 8  # with the three workers that are there
     assert {a.worker for a in found if a.seconds >= 29} == {0, 2, 3}
     assert min(a.seconds for a in found if a.worker == 3) > 41
 

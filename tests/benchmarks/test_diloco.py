@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.diloco import (
     ASYNCHRONOUS,
     BIG_BATCH,
@@ -51,6 +53,7 @@ def test_all_wait_for_the_slowest_but_where_they_are_asynchronous() -> None:
     assert read_in(ASYNCHRONOUS, 20 / 0.25 + EXCHANGE) >= 150
 
 
+@pytest.mark.slow
 def test_every_contender_trains(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()

@@ -33,6 +33,7 @@ from ys_llm.training.metrics import Metrics, Progress
 from ys_llm.training.recovery.non_finite import check_gradients
 from ys_llm.training.setup import build
 from ys_llm.training.trainer import Run, TrainState
+from ys_llm.training.tuning import Source
 
 # Names of configurations, all of about as many parameters; the LSTM is put into the default.
 OURS, LLAMA, LSTM = "default", "llama", "nn.LSTM"
@@ -62,7 +63,7 @@ class Workplace:
         config = config_of(name, more)
         folder = self.folder / f"vocabulary-{config.tokenizer.vocab_size}"
         folder.mkdir(parents=True, exist_ok=True)
-        run, _ = build(config, folder, self.split, cache=folder / "cache")
+        run, _ = build(config, folder, Source(self.split), cache=folder / "cache")
         run.tokenizer.save(folder / "tokenizer.json")
         return lstm.with_lstm(run) if name == LSTM else run
 

@@ -53,7 +53,7 @@ LINE = (
 )
 GENDATA = {"errors", "system", "config", "data"}  # what it knows; only `cli` knows it
 WITHOUT_TORCH = {"errors", "system", "config", "data", "gendata", "cli"}  # when they are imported
-NEEDS_TORCH = {"data/batches.py"}
+NEEDS_TORCH = {"data/batches.py", "data/padded.py"}
 READS_ENVIRONMENT = {"system", "config", "cli"}  # system: what may be used of the machine
 
 LONGEST_FUNCTION = 60

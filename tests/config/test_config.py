@@ -258,7 +258,7 @@ def test_the_shown_configuration_reads_back_and_explains_itself(tmp_path: Path) 
 
 def test_every_field_says_in_one_line_what_it_is() -> None:
     helps = field_helps(Config)
-    sections = {"data", "tokenizer", "model", "train", "generate"}
+    sections = {"data", "tokenizer", "model", "train", "sft", "generate"}
     silent = [name for name, text in helps.items() if not text and name not in sections]
     assert silent == []
     assert all("\n" not in text for text in helps.values())

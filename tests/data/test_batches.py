@@ -140,9 +140,7 @@ def test_evaluation_scores_every_token_once_with_context_before_it(
     data = token_data(lengths)
     n_tokens, _ = evaluation_span(data, max_tokens=max_tokens)
     batches = list(
-        evaluation_batches(
-            data, seq_len=seq_len, batch_size=batch_size, end_id=END, max_tokens=max_tokens
-        )
+        evaluation_batches(data, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens)
     )
     assert [batch.carry for batch in batches] == [False] + [True] * (len(batches) - 1)
     tokens = data.tokens[: n_tokens + 1].tolist()

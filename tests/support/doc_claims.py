@@ -259,7 +259,7 @@ def default_values() -> dict[str, Any]:
     for section, options in to_mapping(Config()).items():
         if isinstance(options, dict):
             for name, value in options.items():
-                parts = value if name in ("copy", "cross") else {}
+                parts = value if name in ("copy", "cross", "lora") else {}
                 values |= {f"{section}.{name}.{part}": one for part, one in parts.items()}
                 values[f"{section}.{name}"] = value
     for mixer in Config().model.layers:

@@ -562,6 +562,8 @@ def test_every_setting_has_been_judged() -> None:
         "model.prediction_heads",
         "model.tie_embeddings",
         "model.block",
+        *(f"sft.lora.{name}" for name in ("alpha", "rank", "targets")),
+        "sft.method",
         "tokenizer.kind",
         "tokenizer.vocab_size",
         "train.optimizer",

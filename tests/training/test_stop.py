@@ -19,9 +19,9 @@ from support.training_runs import NEVER, TrainRun, column, rows_of, snapshot
 from ys_llm.data import shards
 from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from ys_llm.evaluation import baselines
-from ys_llm.evaluation.bits_per_byte import evaluate_run
 from ys_llm.runs.checkpoint import read_checkpoint
 from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.model_files import load_run
 from ys_llm.training import loop, setup, trainer
 
 
@@ -171,12 +171,12 @@ def test_a_run_whose_folder_is_gone_ends_and_is_not_recreated(
 def test_a_run_that_is_moved_before_its_last_evaluation_is_not_called_done(
     train_run: TrainRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def moved(*arguments: Any) -> Any:
-        run = arguments[0].path
+    def moved(run: Path, **named: Any) -> Any:
+        loaded = load_run(run, **named)
         run.rename(run.with_name("elsewhere"))
-        return evaluate_run(*arguments)
+        return loaded
 
-    monkeypatch.setattr(loop, "evaluate_run", moved)
+    monkeypatch.setattr(loop.model_files, "load_run", moved)
     with pytest.raises(UserError, match="was moved or deleted"):
         train_run()
 

@@ -1,4 +1,4 @@
-"""`ys export`: a run's model for transformers, or as ONNX."""
+"""`ys export`: a run's model for transformers, as ONNX, or as a run of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ EXAMPLES = """\
 examples:
   ys export quickstart --to hf quickstart-hf       for AutoModelForCausalLM, trust_remote_code=True
   ys export quickstart --to onnx quickstart-onnx   step.onnx, prefill.onnx and their weights
+  ys export chat --to run runs/chat-merged         an adapter merged into the weights of its base
+
+A run with an adapter is exported with the adapter merged. Its own adapter_config.json and
+adapter_model.safetensors are what peft reads, beside an export of its base.
 """
 
 
@@ -22,14 +26,15 @@ class Arguments:
 
     name: str
     folder: Path
-    to: Literal["hf", "onnx"]
+    to: Literal["hf", "onnx", "run"]
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `ys export`."""
     add = parser.add_argument
     add("name", metavar="RUN", help="name or folder of a run")
-    add("--to", choices=("hf", "onnx"), required=True, help="hf: for transformers; onnx: graphs")
+    to_help = "hf: for transformers; onnx: graphs; run: a run of its own"
+    add("--to", choices=("hf", "onnx", "run"), required=True, help=to_help)
     add("folder", metavar="DIR", type=Path, help="a new folder, or an empty one")
 
 
@@ -40,6 +45,11 @@ def run(arguments: Arguments) -> int:
 
     found = find_run(RUNS_DIR, arguments.name)
     check_folder(arguments.folder)
+    if arguments.to == "run":
+        from ys_llm.runs.merge import merge_run
+
+        print(f"merged       {found} into {merge_run(found, arguments.folder)}")
+        return 0
     if arguments.to == "onnx":
         from ys_llm.runs.export_onnx import import_onnx
 

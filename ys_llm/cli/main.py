@@ -25,6 +25,7 @@ from ys_llm.errors import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, UsageError,
 
 COMMANDS: Mapping[str, str] = {
     "train": "train a model, or resume",
+    "sft": "fine-tune a trained run: its weights, adapters, or its initial state",
     "run": "generate text, or talk with a model",
     "log": "list and search what was written at a terminal",
     "serve": "serve models over HTTP, to clients of ollama and of OpenAI",

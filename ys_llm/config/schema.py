@@ -8,6 +8,7 @@ from itertools import cycle, islice
 from typing import Any, Literal
 
 from ys_llm.config.cross import CrossConfig
+from ys_llm.config.sft import SftConfig
 from ys_llm.config.strict_reader import setting
 
 TokenizerKind = Literal["bpe", "bpe_joiner", "words", "chars", "bytes"]
@@ -155,11 +156,7 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless every entry of `layers` can be a file's name and is used.
-
-        A convolution of one tap would be none; `layer_order` has every block, and further heads a
-        width.
-        """
+        """Raise ValueError unless every entry of `layers` can be a file's name and is used."""
         for name in self.layers:
             if not re.fullmatch(_MIXER_NAME, name):
                 raise ValueError(
@@ -321,6 +318,10 @@ class TrainConfig:
         maximum=1.0,
     )
 
+    teacher: str = setting("", "run whose predictions are learned too; of the same tokenizer")
+    teacher_weight: float = setting(0.5, "their share of the loss", above=0.0, maximum=1.0)
+    teacher_temperature: float = setting(1.0, "temperature of both", above=0.0)
+
     def __post_init__(self) -> None:
         """Raise ValueError for an interval that is neither whole steps nor a share of all steps."""
         for name in _INTERVALS:
@@ -392,4 +393,5 @@ class Config:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    sft: SftConfig = field(default_factory=SftConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)

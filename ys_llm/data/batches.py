@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ys_llm.config.schema import Batching, LongDocuments
 from ys_llm.data.document_rows import EMPTY, document_rows
 from ys_llm.data.permutation import draw, permute_keyed
-from ys_llm.data.shards import Int64Array, TokenShard
+from ys_llm.data.shards import NOT_COUNTED, Int64Array, TokenShard
 from ys_llm.errors import UserError
 
-IGNORE_INDEX = -100  # the default `ignore_index` of torch: no loss counts this target
+IGNORE_INDEX = NOT_COUNTED  # no loss counts this target
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class Batch:
         counted = int((self.targets_BT != IGNORE_INDEX).sum())
         share = int((targets_BT != IGNORE_INDEX).sum()) / max(1, counted)
         return Batch(self.inputs_BT[rows], targets_BT, self.starts_BT[rows], self.carry, share)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the same on a device."""
+        inputs_BT, targets_BT = self.inputs_BT.to(device), self.targets_BT.to(device)
+        starts_BT = self.starts_BT.to(device)
+        return Batch(inputs_BT, targets_BT, starts_BT, self.carry, self.share)
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,9 @@ def batch_at(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
     else:
         begins, carry = _contiguous_begins(data, plan, index)
     positions = (begins[:, None] + np.arange(plan.seq_len + 1)) % data.n_inputs
-    rows = torch.from_numpy(data.tokens[positions].astype(np.int64))
-    return _batch(rows[:, :-1], rows[:, 1:], end_id=plan.end_id, carry=carry)
+    inputs = data.tokens[positions[:, :-1]].astype(np.int64)
+    starts = data.begins(positions[:, :-1])
+    return _batch(inputs, data.targets(positions[:, 1:]), starts, carry=carry)
 
 
 def evaluation_span(data: TokenShard, *, max_tokens: int) -> tuple[int, int]:
@@ -113,7 +121,7 @@ def evaluation_span(data: TokenShard, *, max_tokens: int) -> tuple[int, int]:
 
 
 def evaluation_batches(
-    data: TokenShard, *, seq_len: int, batch_size: int, end_id: int, max_tokens: int = 0
+    data: TokenShard, *, seq_len: int, batch_size: int, max_tokens: int = 0
 ) -> Iterator[Batch]:
     """Yield contiguous batches, state carried over, that predict every token exactly once.
 
@@ -133,13 +141,28 @@ def evaluation_batches(
         positions = firsts[:, None] + columns
         scored = (positions >= borders[:-1, None]) & (positions < borders[1:, None])
         inside = np.minimum(positions, n_tokens - 1)  # targets beyond are IGNORE_INDEX
-        inputs = torch.from_numpy(data.tokens[inside].astype(np.int64))
-        targets = np.where(scored, data.tokens[inside + 1].astype(np.int64), IGNORE_INDEX)
-        yield _batch(inputs, torch.from_numpy(targets), end_id=end_id, carry=done > 0)
+        inputs = data.tokens[inside].astype(np.int64)
+        targets = np.where(scored, data.targets(inside + 1), IGNORE_INDEX)
+        yield _batch(inputs, targets, data.begins(inside), carry=done > 0)
 
 
-def _batch(inputs_BT: Tensor, targets_BT: Tensor, *, end_id: int, carry: bool) -> Batch:
-    return Batch(inputs_BT.contiguous(), targets_BT.contiguous(), inputs_BT == end_id, carry)
+def joined(first: Batch, second: Batch) -> Batch:
+    """Return the rows of both, of one length; those of the second continue nothing."""
+    batch = Batch(
+        torch.cat([first.inputs_BT, second.inputs_BT]),
+        torch.cat([first.targets_BT, second.targets_BT]),
+        torch.cat([first.starts_BT, second.starts_BT]),
+        carry=first.carry,
+    )
+    batch.starts_BT[len(first.inputs_BT) :, 0] = True  # a window begins anywhere
+    return batch
+
+
+def _batch(
+    inputs: Int64Array, targets: Int64Array, starts: npt.NDArray[np.bool_], *, carry: bool
+) -> Batch:
+    numpy = torch.from_numpy
+    return Batch(numpy(inputs), numpy(targets), numpy(starts), carry)
 
 
 def _document_batch(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
@@ -147,11 +170,9 @@ def _document_batch(data: TokenShard, plan: BatchPlan, index: int) -> Batch:
     positions, is_first_B = rows.positions(index, batch_size=plan.batch_size, seed=plan.seed)
     is_empty = positions == EMPTY
     inputs = np.where(is_empty, plan.end_id, data.tokens[positions].astype(np.int64))
-    targets = np.where(is_empty, IGNORE_INDEX, data.tokens[positions + 1].astype(np.int64))
+    targets = np.where(is_empty, IGNORE_INDEX, data.targets(positions + 1))
     carry = plan.long_documents == "carry" and index > 0
-    batch = _batch(
-        torch.from_numpy(inputs), torch.from_numpy(targets), end_id=plan.end_id, carry=carry
-    )
+    batch = _batch(inputs, targets, is_empty | data.begins(positions), carry=carry)
     batch.starts_BT[:, 0] |= torch.from_numpy(is_first_B)
     return batch
 

@@ -9,10 +9,11 @@ be other tokens.
 import json
 from typing import Any
 
+from ys_llm.data.controls import CONTROLS
 from ys_llm.data.joiners import ESCAPE, JOINER
 from ys_llm.data.letters import LETTERS
 from ys_llm.data.records import END, START
-from ys_llm.data.tokenizer import CONTROLS, Tokenizer
+from ys_llm.data.tokenizer import Tokenizer
 
 _OPENING = '\n\r"“„«‘(['  # what a word may follow instead of a space; see `joiners.py`
 _JOINED = JOINER + " "

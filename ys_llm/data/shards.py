@@ -41,16 +41,22 @@ _PART_CHARS = 2_000_000  # of text encoded at a time: 0.1 s of work for one proc
 _PARALLEL_BYTES = 16_000_000
 _MAX_PROCESSES = 16  # 0.15 GB each; more would wait for the one that writes
 
+NOT_COUNTED = -100  # in place of a target: the default `ignore_index` of torch
 Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)  # a shard equals itself alone: its arrays are never compared
 class TokenShard:
-    """One encoded split. `tokens` is a read-only memory map (uint16 or uint32)."""
+    """One encoded split. `tokens` is a read-only memory map (uint16 or uint32).
+
+    Where replies alone are to be learned (`examples.py`), `counts` says of each token whether
+    predicting it counts, the bytes are those of the replies, and `<end>` may also end a turn.
+    """
 
     tokens: npt.NDArray[Any]
     document_offsets: Int64Array  # position of each document's leading <end>
     document_bytes: Int64Array  # UTF-8 bytes of each document's prompt and text
+    counts: npt.NDArray[np.bool_] | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -61,6 +67,26 @@ class TokenShard:
     def n_inputs(self) -> int:
         """M, the number of tokens that have a successor: the predictions in one pass."""
         return len(self.tokens) - 1
+
+    def n_counted(self, n_inputs: int) -> int:
+        """Return how many of the predictions of the first `n_inputs` tokens count."""
+        if self.counts is None:
+            return n_inputs
+        return int(np.count_nonzero(self.counts[1 : n_inputs + 1]))
+
+    def targets(self, positions: Int64Array) -> Int64Array:
+        """Return the tokens at these positions, NOT_COUNTED for each that does not count."""
+        found = self.tokens[positions].astype(np.int64)
+        return (
+            found if self.counts is None else np.where(self.counts[positions], found, NOT_COUNTED)
+        )
+
+    def begins(self, positions: Int64Array) -> npt.NDArray[np.bool_]:
+        """Return whether a document begins at each of these positions."""
+        if self.counts is None:
+            return np.asarray(self.tokens[positions] == self.tokens[0])
+        found = np.searchsorted(self.document_offsets, positions, side="right") - 1
+        return np.asarray(self.document_offsets[found] == positions)
 
     @property
     def folder(self) -> Path:

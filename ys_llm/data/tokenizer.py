@@ -1,7 +1,7 @@
 """Text to token ids and back, exactly, for any Unicode text.
 
-Five kinds share one layout: id 0 is `<end>`, id 1 `<start>`, ids 2..257 are the bytes, and the
-learned tokens follow:
+Five kinds share one layout: id 0 is `<end>`, id 1 `<start>`, ids 2..257 are the bytes, further
+control tokens may follow (`ROLE_TOKENS`, then spare ones), and then the learned tokens:
 
 - `bpe`: byte-level byte-pair encoding.
 - `bpe_joiner`: the same on text with joiners (`joiners.py`): a word at the beginning of a line or
@@ -16,7 +16,8 @@ follows another character. Every kind is saved as a `tokenizer.json` that the li
 can read (`words` then expects text with case markers, `bpe_joiner` text with joiners). A piece of
 over 1,000 characters, such as a genome on one line, is encoded in parts of 1,000.
 
-A text that contains `<end>` or `<start>` is encoded as those characters, never as a control token.
+A text that contains `<end>` or `<user>` is encoded as those characters, never as a control token.
+`with_roles` adds the tokens of roles to a tokenizer without them, after all others.
 """
 
 import codecs
@@ -24,7 +25,7 @@ import hashlib
 import json
 import struct
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -34,6 +35,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ys_llm.config.schema import TokenizerKind
 from ys_llm.data.case_markers import CASE
+from ys_llm.data.controls import CONTROLS, FURTHER_CONTROLS, ROLE_TOKENS, controls_of
 from ys_llm.data.joiners import JOINERS
 from ys_llm.data.marking import Marking, MarkingDecoder
 from ys_llm.data.pieces import (
@@ -48,11 +50,9 @@ from ys_llm.data.pieces import (
     split_long_piece,
     to_utf8,
 )
-from ys_llm.data.records import END, START
 from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.system.files import write_atomically
 
-CONTROLS = (END, START)
 SMALLEST_VOCAB = len(CONTROLS) + 256
 _MARKINGS: dict[TokenizerKind, Marking] = {"bpe_joiner": JOINERS, "words": CASE}
 
@@ -81,10 +81,31 @@ class Tokenizer:
         self.vocab_size = library.get_vocab_size()
         self.fingerprint = hashlib.sha256(saved.encode()).hexdigest()
         self.saved = saved
-        self._token_bytes = _token_bytes(library, self.kind)
+        self.controls: Mapping[str, int] = controls_of(library)
+        self._control_names = {id: name for name, id in self.controls.items()}
+        self._token_bytes = _token_bytes(library, self.kind, self._control_names)
         self.id_format = id_format(self.vocab_size)
         self._packed_piece = _PackedPieces(library, self.kind, self.id_format).__getitem__
         self._findall = piece_finder(self.kind)
+
+    @property
+    def has_roles(self) -> bool:
+        """Return whether there is a control token for each role of a conversation."""
+        return all(name in self.controls for name in ROLE_TOKENS)
+
+    def with_roles(self) -> "Tokenizer":
+        """Return a tokenizer with a control token for each role; all other ids are what they are.
+
+        New ones come after all others: a model needs as many more rows (`with_more_tokens`).
+        """
+        missing = [name for name in ROLE_TOKENS if name not in self.controls]
+        if not missing:
+            return self
+        parts = json.loads(self.saved)
+        parts["model"]["vocab"] |= {name: self.vocab_size + n for n, name in enumerate(missing)}
+        library = tokenizers.Tokenizer.from_str(json.dumps(parts))
+        library.add_special_tokens(missing)
+        return Tokenizer(library.to_str())
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, never a control id. Raises UserError on a lone surrogate."""
@@ -112,8 +133,8 @@ class Tokenizer:
 
     def token_text(self, token_id: int) -> str:
         r"""Return a token for display: `<end>`, ` the`, `<capital>`; `\xe3` for invalid UTF-8."""
-        if token_id < len(CONTROLS):
-            return CONTROLS[token_id]
+        if token_id in self._control_names:
+            return self._control_names[token_id]
         text = self._token_bytes[token_id].decode("utf-8", "backslashreplace")
         return self.marking.names.get(text, text) if self.marking else text
 
@@ -156,26 +177,36 @@ class StreamDecoder:
         return self._markers.push(text) + self._markers.flush() if self._markers else text
 
 
-def train_tokenizer(texts: Iterable[str], *, kind: TokenizerKind, vocab_size: int) -> Tokenizer:
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    kind: TokenizerKind,
+    vocab_size: int,
+    control_tokens: int = len(CONTROLS),
+) -> Tokenizer:
     """Learn a vocabulary of at most `vocab_size` tokens; the order of the texts does not matter.
 
-    Merges and whole words need to occur twice. `texts` is iterated more than once. Raises UserError
-    if `vocab_size` is too small for the control tokens and the bytes.
+    Merges and whole words need to occur twice. `texts` is iterated more than once. Of the
+    `control_tokens` the first are `<end>` and `<start>`, then come ROLE_TOKENS and spare ones.
+    Raises UserError if `vocab_size` is too small for the control tokens and the bytes.
     """
-    if vocab_size < SMALLEST_VOCAB:
+    further = FURTHER_CONTROLS[: control_tokens - len(CONTROLS)]
+    smallest = SMALLEST_VOCAB + len(further)
+    if vocab_size < smallest:
         raise UserError(
-            f"tokenizer.vocab_size is {vocab_size}; the {len(CONTROLS)} control tokens and the 256 "
-            f"bytes already need {SMALLEST_VOCAB}",
-            f"Type --set tokenizer.vocab_size={SMALLEST_VOCAB}, or more.",
+            f"tokenizer.vocab_size is {vocab_size}; the {control_tokens} control tokens and the "
+            f"256 bytes already need {smallest}",
+            f"Type --set tokenizer.vocab_size={smallest}, or more.",
             exit_code=EXIT_USAGE,
         )
+    vocab_size -= len(further)  # of these tokens, nothing is learned
     if kind == "words":
-        library = _train_words(texts, vocab_size)
+        library = _train_words(texts, vocab_size, further)
     elif kind in ("bpe", "bpe_joiner"):
-        library = _train_bpe(_all_chunks(texts, kind), kind, vocab_size)
+        library = _train_bpe(_all_chunks(texts, kind), kind, vocab_size, further)
     else:
         learned = _frequent_chars(texts, vocab_size - SMALLEST_VOCAB) if kind == "chars" else []
-        library = _assemble(kind, learned)
+        library = _assemble(kind, learned, further=further)
     return Tokenizer(library.to_str())
 
 
@@ -224,7 +255,9 @@ def _all_chunks(texts: Iterable[str], kind: TokenizerKind) -> Iterator[str]:
     return map(marking.encode, chunks) if marking else chunks
 
 
-def _train_bpe(chunks: Iterable[str], kind: TokenizerKind, vocab_size: int) -> tokenizers.Tokenizer:
+def _train_bpe(
+    chunks: Iterable[str], kind: TokenizerKind, vocab_size: int, further: Sequence[str] = ()
+) -> tokenizers.Tokenizer:
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = _pre_tokenizer(kind)
     trained.train_from_iterator(
@@ -237,10 +270,12 @@ def _train_bpe(chunks: Iterable[str], kind: TokenizerKind, vocab_size: int) -> t
         ),
     )
     merges = _merges(trained)
-    return _assemble(kind, map("".join, merges), merges)
+    return _assemble(kind, map("".join, merges), merges, further)
 
 
-def _train_words(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+def _train_words(
+    texts: Iterable[str], vocab_size: int, further: Sequence[str]
+) -> tokenizers.Tokenizer:
     """Learn parts of words, then add the whole words that save the most tokens."""
     n_part_tokens = int((vocab_size - SMALLEST_VOCAB) * _WORD_PART_SHARE)
     parts = _train_bpe(_all_chunks(texts, "words"), "words", SMALLEST_VOCAB + n_part_tokens)
@@ -257,7 +292,7 @@ def _train_words(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     ranked = sorted(saved, key=lambda piece: (-saved[piece], piece))
     whole_words = map(byte_level, ranked[: vocab_size - parts.get_vocab_size()])
     merges = _merges(parts)
-    return _assemble("words", chain(map("".join, merges), whole_words), merges)
+    return _assemble("words", chain(map("".join, merges), whole_words), merges, further)
 
 
 def _merges(library: tokenizers.Tokenizer) -> list[tuple[str, str]]:
@@ -272,10 +307,13 @@ def _frequent_chars(texts: Iterable[str], limit: int) -> list[str]:
 
 
 def _assemble(
-    kind: TokenizerKind, learned: Iterable[str], merges: list[tuple[str, str]] | None = None
+    kind: TokenizerKind,
+    learned: Iterable[str],
+    merges: list[tuple[str, str]] | None = None,
+    further: Sequence[str] = (),
 ) -> tokenizers.Tokenizer:
     # Two merges may yield the same token, which then keeps its first id.
-    tokens = dict.fromkeys(chain(CONTROLS, _byte_names(kind), learned))
+    tokens = dict.fromkeys(chain(CONTROLS, _byte_names(kind), further, learned))
     model = models.BPE(
         vocab={token: token_id for token_id, token in enumerate(tokens)},
         merges=merges or [],
@@ -283,7 +321,7 @@ def _assemble(
         ignore_merges=kind == "words",  # look up whole words before parts
     )
     library = tokenizers.Tokenizer(model)
-    library.add_special_tokens(list(CONTROLS))
+    library.add_special_tokens([*CONTROLS, *further])
     library.pre_tokenizer = _pre_tokenizer(kind)
     if kind == "chars":
         library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
@@ -317,7 +355,7 @@ def _kind_of(library: tokenizers.Tokenizer) -> TokenizerKind:
 def _without_vocabulary(library: tokenizers.Tokenizer) -> dict[str, Any]:
     parts: dict[str, Any] = json.loads(library.to_str())
     parts["model"] = {**parts["model"], "vocab": None, "merges": None}
-    return parts
+    return {**parts, "added_tokens": None}
 
 
 def _byte_names(kind: TokenizerKind) -> list[str]:
@@ -325,16 +363,21 @@ def _byte_names(kind: TokenizerKind) -> list[str]:
     return [f"<0x{byte:02X}>" for byte in range(256)] if kind == "chars" else BYTE_CHARS
 
 
-def _token_bytes(library: tokenizers.Tokenizer, kind: TokenizerKind) -> list[bytes]:
+def _token_bytes(
+    library: tokenizers.Tokenizer, kind: TokenizerKind, controls: Mapping[int, str]
+) -> list[bytes]:
     """Return the bytes of each id; raise ValueError for a vocabulary with another layout."""
     vocab = library.get_vocab()
     tokens = sorted(vocab, key=vocab.__getitem__)
     first = [*CONTROLS, *_byte_names(kind)]
     if tokens[:SMALLEST_VOCAB] != first or max(vocab.values()) != len(tokens) - 1:
         raise ValueError("its ids do not begin with <end>, <start> and the bytes, or have gaps")
-    learned = tokens[SMALLEST_VOCAB:]
-    if kind == "chars":
-        rest = [token.encode() for token in learned]
-    else:
-        rest = [bytes(BYTE_OF_CHAR[char] for char in token) for token in learned]
-    return [b"", b"", *(bytes([byte]) for byte in range(256)), *rest]
+    known = [b"", b"", *(bytes([byte]) for byte in range(256))]
+    return known + [
+        b"" if id in controls else _bytes_of(token, kind)
+        for id, token in enumerate(tokens[SMALLEST_VOCAB:], start=SMALLEST_VOCAB)
+    ]
+
+
+def _bytes_of(token: str, kind: TokenizerKind) -> bytes:
+    return token.encode() if kind == "chars" else bytes(BYTE_OF_CHAR[char] for char in token)

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ys_llm.data.batches import IGNORE_INDEX, Batch, evaluation_batches, evaluation_span
+from ys_llm.data.padded import padded_batch
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.evaluation.run_text import documents_of_path
 from ys_llm.model.language_model import Model
@@ -54,16 +56,16 @@ def evaluate_tokens(
     max_tokens: int = 0,
     reset_at_document: bool = True,
 ) -> Evaluation:
-    """Loss and bits per byte over a shard, every token predicted once, state carried.
+    """Loss and bits per byte over a shard, every token that counts predicted once, state carried.
 
     Computed in the dtype of the parameters (float32), also where training uses bfloat16 autocast:
     so `ys train` and `ys eval` give the same figure for the same weights and text. `max_tokens` > 0
     evaluates only the first documents that fit into it (at least one), and counts their bytes.
     """
-    end_id = int(data.tokens[0])  # a shard begins with <end>
-    n_tokens, n_bytes = evaluation_span(data, max_tokens=max_tokens)
+    n_inputs, n_bytes = evaluation_span(data, max_tokens=max_tokens)
+    n_tokens = data.n_counted(n_inputs)
     batches = evaluation_batches(
-        data, seq_len=seq_len, batch_size=batch_size, end_id=end_id, max_tokens=max_tokens
+        data, seq_len=seq_len, batch_size=batch_size, max_tokens=max_tokens
     )
     nats = nats_of_batches(model, batches, reset_at_document=reset_at_document)
     return evaluation_of(nats, n_tokens, n_bytes)
@@ -89,11 +91,26 @@ def nats_of_batches(model: Model, batches: Iterable[Batch], *, reset_at_document
 def evaluation_of(nats: float, n_tokens: int, n_bytes: int) -> Evaluation:
     """The result for a text of this many predictions and bytes."""
     return Evaluation(
-        loss=nats / n_tokens,
+        loss=nats / max(1, n_tokens),
         bits_per_byte=nats / math.log(2) / max(1, n_bytes),
         tokens=n_tokens,
         bytes=n_bytes,
     )
+
+
+def evaluate_apart(model: Model, data: TokenShard, seq_len: int) -> Evaluation:
+    """Every document from the initial state, one a row, at most `seq_len` tokens of each."""
+    nats, n_tokens, device = 0.0, 0, next(model.parameters()).device
+    numbers = np.arange(len(data.document_offsets))
+    with evaluating(model):
+        for begin in range(0, len(numbers), EVALUATION_ROWS):
+            batch = padded_batch(data, numbers[begin : begin + EVALUATION_ROWS], seq_len).to(device)
+            nats += sum_of_nats(model, batch.inputs_BT, batch.targets_BT, None, None)[0]
+            n_tokens += int((batch.targets_BT != IGNORE_INDEX).sum())
+    # Of a document that is longer, as many bytes count as it has for each token, on average.
+    n_bytes = round(data.n_bytes * n_tokens / max(1, data.n_counted(data.n_inputs)))
+    bits = nats / math.log(2) / max(1, n_bytes)
+    return Evaluation(nats / max(1, n_tokens), bits, n_tokens, n_bytes)
 
 
 @contextmanager
@@ -119,6 +136,8 @@ def sum_of_nats(
 
 def evaluate_run(loaded: LoadedRun, data: TokenShard) -> Evaluation:
     """A run's published model on a shard: what `ys eval` prints and training reports at its end."""
+    if loaded.model.initial_state is not None:
+        return evaluate_apart(loaded.model, data, loaded.config.train.plan[-1].seq_len)
     return evaluate_tokens(
         loaded.model,
         data,

@@ -24,6 +24,7 @@ from ys_llm.inference.memories import memories_called, shown
 from ys_llm.inference.pictures import bar, reading_speed, speed
 from ys_llm.inference.prefix_file import Fingerprint, fingerprint_of
 from ys_llm.inference.repl_input import pieces_of
+from ys_llm.inference.run_adapters import RunAdapters
 from ys_llm.inference.session import ReadCount, Session, Typed
 from ys_llm.inference.session_file import load_session, save_session, state_path
 from ys_llm.inference.session_log import LoggedTurn, NewTurn, SessionLog
@@ -37,7 +38,7 @@ class Conversation:
     """See the top of this file; answers go to stdout, timings to stderr."""
 
     def __init__(self, engine: Engine, sampling: GenerateConfig, *, raw: bool = False) -> None:
-        self.engine, self.sampling = engine, sampling
+        self.engine, self.sampling, self.adapters = engine, sampling, RunAdapters(engine)
         self.is_text = raw or not engine.loaded.has_records
         self.carries = self.is_text
         self.branches, self.branch = {FIRST_BRANCH: Session(engine)}, FIRST_BRANCH
@@ -55,6 +56,11 @@ class Conversation:
     def fingerprint(self) -> Fingerprint:
         """What states depend on."""
         return fingerprint_of(self.engine.loaded)
+
+    def use_adapters(self, names: list[str]) -> None:
+        """Go on with the sum of these adapters; what was read before stays as it was read."""
+        self.adapters.use(names)
+        vars(self).pop("fingerprint", None)
 
     @property
     def run(self) -> Path:

@@ -17,6 +17,7 @@ from ys_llm.csrc.loader import Library
 from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
 from ys_llm.model.copy_tier import CopyTier
 from ys_llm.model.extra_heads import ExtraHeads
+from ys_llm.model.initial_state import InitialState
 from ys_llm.model.language_model import Model
 from ys_llm.model.layers import RMS_EPS, Block, Identity, PlainBlock, RMSNorm, SwiGLU
 from ys_llm.model.quantize import QuantizedLinear
@@ -24,8 +25,8 @@ from ys_llm.ops.dropout import Dropout
 
 _KNOWN_MODULES = (
     *(Model, Block, PlainBlock, RMSNorm, SwiGLU, Identity, Dropout, QuantizedLinear, CopyTier),
-    ExtraHeads,
-    *(nn.Embedding, nn.Linear, nn.LayerNorm, nn.ModuleList),
+    *(ExtraHeads, InitialState),
+    *(nn.Embedding, nn.Linear, nn.LayerNorm, nn.ModuleList, nn.ParameterList),
 )
 _MIXERS = "ys_llm.mixers."
 

@@ -142,8 +142,14 @@ class Engine:
     """
 
     def __init__(self, loaded: LoadedRun, cache: PrefixCache | None = None) -> None:
-        self.loaded, self.cache = loaded, cache
+        self.loaded, self.cache, self._cache_of_base = loaded, cache, cache
         self.decoder = decoder_of(loaded.model)
+
+    def weights_changed(self, *, is_base: bool) -> None:
+        """Compute with the weights as they are now; states that others have left are not used."""
+        kept = self._cache_of_base
+        self.cache = kept if is_base or kept is None else PrefixCache(kept.max_bytes)
+        self.decoder = decoder_of(self.loaded.model)
 
     def read(self, pieces: Iterable[str], *, raw: bool) -> Prefilled:
         """Read a prompt that comes in pieces, in memory that does not grow with its length."""

@@ -40,6 +40,7 @@ from ys_llm.runs.model_files import LoadedRun, architecture, weights
 from ys_llm.system.files import write_atomically
 from ys_llm.system.machine import cpu_class
 
+ANY_SOFTWARE = "any"  # of a state that was learned, and not computed
 _FORMAT = "ys prefix cache 1"
 _HEADER_BYTES = 1_000_000  # more than names and keys take beyond what the cache counts for them
 _LAST_POSITION = 1 << 48  # no text is longer
@@ -154,7 +155,7 @@ def check_fingerprint(
     """UserError unless the file was written with this fingerprint."""
     for field in fields(expected):
         found, own = header[field.name], getattr(expected, field.name)
-        if found != own:
+        if found not in (own, ANY_SOFTWARE):
             if field.name != "software":
                 found, own = found[:12], own[:12]
             problem = (
@@ -205,10 +206,10 @@ def check_tensor(name: str, tensor: Tensor, empty: Tensor, n_rows: int) -> None:
         raise ValueError(f"{name} is not finite")
 
 
-def check_size(state: State, model: Model) -> None:
+def check_size(state: State, model: Model, *, least: int = 1) -> None:
     """ValueError unless the state has the size that it has after so many tokens."""
     position = int(state["position_B"])
-    if not 0 < position < _LAST_POSITION:
+    if not least <= position < _LAST_POSITION:
         raise ValueError(f"a state after {position} tokens")
     if state_bytes(state) != expected_bytes(model, batch_size=1, seq_len=position):
         raise ValueError(f"a state after {position} tokens has another size")

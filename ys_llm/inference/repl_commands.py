@@ -206,6 +206,13 @@ def _unmute(conversation: Conversation, argument: str) -> None:
     print(f"muted: {conversation.muted_names() or 'nothing'}")
 
 
+def _adapter(conversation: Conversation, argument: str) -> None:
+    if argument:
+        conversation.use_adapters([] if argument == "none" else argument.split())
+    known = ", ".join(conversation.adapters.names()) or "none"
+    print(f"adapters: {' + '.join(conversation.adapters.active) or 'none'}; there are {known}")
+
+
 def _feed(conversation: Conversation, argument: str) -> None:
     carried = conversation.carries
     conversation.feed(Path(argument).expanduser())
@@ -257,6 +264,13 @@ COMMANDS = (
     Command("switch", "/switch NAME", "go to another branch", _switch, _branch_names),
     Command("save", "/save NAME", "keep the state in the run's folder", _save, _states),
     Command("load", "/load NAME", "go on from a kept state; nothing is read again", _load, _states),
+    Command(
+        "adapter",
+        "/adapter [NAME...|none]",
+        "compute with adapters of this run, summed, or without",
+        _adapter,
+        lambda conversation, _: ["none", *conversation.adapters.names()],
+    ),
     Command("feed", "/feed FILE", "read a file after the text as it stands", _feed, _paths),
     Command("set", "/set NAME VALUE", "set temperature, max_tokens, carry, ...", _set, _settings),
     Command("show", "/show", "show the settings, the text, and what can be undone", reports.show),

@@ -7,7 +7,7 @@ import sys
 
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.config.yaml_io import dump_inline
-from ys_llm.data.tokenizer import CONTROLS
+from ys_llm.data.controls import CONTROLS
 from ys_llm.errors import UserError
 from ys_llm.inference.conversation import Conversation
 from ys_llm.inference.copied import Copied

@@ -204,7 +204,7 @@ class Session:
         """
         tokenizer = self.engine.loaded.tokenizer
         ids: Iterable[int] = encode_pieces(tokenizer, pieces)
-        if is_prompt or anew or self.at.now is None:
+        if is_prompt or anew or not self.at.n_tokens:
             ids = chain([tokenizer.end_id], ids)
         return self.read_ids(chain(ids, [tokenizer.start_id]) if is_prompt else ids, anew=anew)
 

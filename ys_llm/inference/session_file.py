@@ -59,16 +59,22 @@ def save_session(session: Session, path: Path, fingerprint: Fingerprint) -> int:
 
     UserError where nothing was read yet, or where the file cannot be written.
     """
-    now = session.at.now
-    if now is None:
+    if session.at.now is None:
         raise UserError("nothing was read yet: there is no state to save", "Type a text first.")
+    return save_snapshot(session.at, session.muted, path, fingerprint)
+
+
+def save_snapshot(at: Snapshot, muted: Muted, path: Path, fingerprint: Fingerprint) -> int:
+    """Write what a session may begin from, atomically; the bytes written."""
+    now = at.now
+    assert now is not None
     tensors = {f"state.{name}": tensor for name, tensor in flatten(now.state).items()}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     tensors["logits"] = now.logits_V.contiguous().cpu()
     described = {
         "recent": now.recent,
-        "tail": session.at.tail,
-        "muted": sorted(session.muted),
+        "tail": at.tail,
+        "muted": sorted(muted),
     }
     header = {"format": _FORMAT, **vars(fingerprint), "entries": json.dumps(described)}
     header["digest"] = digest_of(tensors, header["entries"])
@@ -106,7 +112,7 @@ def _snapshot(described: Any, tensors: dict[str, Tensor], model: Model) -> tuple
         check_tensor(name, tensors[f"state.{name}"], empty, 1)
     dtype = torch.promote_types(model.embedding.weight.dtype, torch.float32)
     check_tensor("logits", logits_V[None], torch.empty(1, model.vocab_size, dtype=dtype), 1)
-    check_size(state, model)
+    check_size(state, model, least=0)  # 0: a learned initial state
     device = next(model.parameters()).device
     state = to_device(map_state(state, torch.clone), device)
     recent = _ids(described["recent"], PENALTY_WINDOW, model)

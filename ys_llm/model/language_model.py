@@ -29,6 +29,7 @@ from ys_llm.model.convolution import Convolved
 from ys_llm.model.copy_tier import CopyTier, Embedded, Reading
 from ys_llm.model.cross_decoder import CrossDecoder
 from ys_llm.model.extra_heads import ExtraHeads
+from ys_llm.model.initial_state import InitialState
 from ys_llm.model.layers import Block, Identity, PlainBlock, Residual, RMSNorm
 from ys_llm.model.state import State, initial_positions
 from ys_llm.ops.cross_entropy import Mixture, cross_entropy
@@ -68,6 +69,7 @@ class Model(nn.Module):
         self.copy_tier = CopyTier(config.d_model, config.copy) if config.copy.window else None
         n_extra = config.prediction_heads - 1
         self.extra_heads = ExtraHeads(config.d_model, config.d_mlp, n_extra) if n_extra else None
+        self.initial_state: InitialState | None = None
         self.time_major = all(mixer.time_major for mixer in self.mixers)
         if not plain:
             self._initialise()
@@ -129,7 +131,7 @@ class Model(nn.Module):
         return self.copy_tier.mix(logits_BTV, reading)
 
     def init_state(self, batch_size: int) -> State:
-        """The state before the first token; see `state.py`."""
+        """The state before the first token, the learned one where there is one; see `state.py`."""
         state: State = {
             "position_B": initial_positions(batch_size),
             "layers": [block.init_state(batch_size) for block in self.applied],
@@ -137,7 +139,13 @@ class Model(nn.Module):
         for name, part in (("cross", self.cross_decoder), ("copy", self.copy_tier)):
             if part is not None:
                 state[name] = part.init_state(batch_size)
-        return state
+        return state if self.initial_state is None else self.initial_state.placed_in(state)
+
+    def learn_initial_state(self) -> InitialState:
+        """Freeze the model, and give it an initial state to be learned."""
+        self.requires_grad_(False)
+        self.initial_state = InitialState(self.init_state(1))
+        return self.initial_state
 
     def select_backends(
         self,

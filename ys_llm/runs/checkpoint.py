@@ -67,12 +67,18 @@ def save_checkpoint(
     """
     final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
     tensors_by_file = {
-        "model": weights(model),
+        "model": trained_weights(model),
         "optimizer": _optimizer_tensors(model, optimizer),
         "tensors": tensors,
     }
     write_checkpoint(final, tensors_by_file, progress)
     return final
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights of a model; of one that is frozen in part, those that are trained."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {name: tensor for name, tensor in weights(model).items() if name not in frozen}
 
 
 def write_checkpoint(
@@ -161,7 +167,7 @@ def _checked(path: Path, sums: Mapping[str, str]) -> bytes:
 
 def restore(saved: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Copy a checkpoint's weights and moments into the model and its optimizer."""
-    load_weights(model, saved.weights, saved.path)
+    load_weights(model, saved.weights, saved.path, trained_weights(model))
     moments = _moments_by_parameter(optimizer)
     _check_moments(saved, model, moments)
     optimizer.state.clear()

@@ -4,6 +4,8 @@
                 config.yaml             the resolved configuration
                 config.json             the architecture in full, tokenizer's fingerprint, step
                 model.safetensors       the weights of the best evaluation
+                adapter_model.safetensors  adapter_config.json    or an adapter of another run,
+                initial_state.safetensors                         or its learned initial state
                 tokenizer.json  generation_config.json  metrics.jsonl  README.md
                 split.json              which text is held out
                 common_words.json       the words that are common in its training text
@@ -32,6 +34,8 @@ from ys_llm.errors import EXIT_NO_MODEL, UserError, command_line
 from ys_llm.system.files import hide_folder, move_into, readable_os_errors
 from ys_llm.system.lock import RUN_LOCK, HeldLock, hold_lock, is_run
 
+MODEL, INITIAL_STATE = "model.safetensors", "initial_state.safetensors"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 CHECKPOINTS, SUPERSEDED, POST_MORTEM = "checkpoints", "superseded", "post-mortem"
 SPLIT = "split.json"
 COMMON_WORDS = "common_words.json"
@@ -42,7 +46,7 @@ EVALUATIONS = "evaluations"
 _MODEL_NAMES = (
     CHECKPOINTS,  # first: without it nothing resumes from what is only partly there
     "config.json",
-    "model.safetensors",
+    *(MODEL, ADAPTER, ADAPTER_CONFIG, INITIAL_STATE),
     "generation_config.json",
     "metrics.jsonl",
     "rollbacks.json",
@@ -114,10 +118,21 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / CHECKPOINTS).glob("step-*"))
 
 
+def weights_file(run: Path) -> Path:
+    """The file of what was trained: the model, or what a fine-tuned run has instead."""
+    found = (run / name for name in (MODEL, ADAPTER, INITIAL_STATE) if (run / name).is_file())
+    return next(found, run / MODEL)
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the folder has a model."""
+    return _trained_at(run) > 0
+
+
 def _trained_at(run: Path) -> float:
     """When the run's model was written, in seconds; 0 where it has none."""
-    path = run / "model.safetensors"
     try:
+        path = weights_file(run)
         return path.stat().st_mtime + 1 if path.is_file() else 0.0
     except OSError:  # a broken link, a name of a thousand letters
         return 0.0

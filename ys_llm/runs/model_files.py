@@ -18,13 +18,17 @@ from ys_llm import __version__
 from ys_llm.config.schema import Config, ModelConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import parse_dataclass, to_plain
+from ys_llm.data.chat import rows_to_begin_as
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError, command_line
 from ys_llm.mixers.protocol import mixer_module
 from ys_llm.model.language_model import Model
 from ys_llm.model.layers import RMS_EPS
+from ys_llm.model.lora import Adapters, adapter_of, new_rows_of, place_new_rows
+from ys_llm.model.vocabulary import with_more_tokens
+from ys_llm.runs.adapters import Base, adapter_files, find_base, initial_state_of, read_adapter
 from ys_llm.runs.card import model_card
-from ys_llm.runs.folder import checkpoints
+from ys_llm.runs.folder import ADAPTER, MODEL, checkpoints, weights_file
 from ys_llm.system.files import write_atomically
 
 
@@ -50,8 +54,7 @@ def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:
     config = load_config(path / "config.yaml").config
     tokenizer = Tokenizer.load(path / "tokenizer.json")
     check_tokenizer(path, tokenizer, str(described["tokenizer_fingerprint"]))
-    model = Model(config.model, vocab_size=tokenizer.vocab_size)
-    load_weights(model, read_tensors(path / "model.safetensors"), path / "model.safetensors")
+    model = _model_of(path, config, tokenizer, described)
     return LoadedRun(
         path,
         config,
@@ -60,6 +63,59 @@ def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:
         step,
         bool(described["has_records"]),
     )
+
+
+def _model_of(
+    path: Path, config: Config, tokenizer: Tokenizer, described: Mapping[str, Any]
+) -> Model:
+    """The model with its weights: the run's own, or its base's with what was learned there."""
+    source = weights_file(path)
+    if source.name == MODEL:
+        model = Model(config.model, vocab_size=tokenizer.vocab_size)
+        load_weights(model, read_tensors(source), source)
+        return model
+    return _fine_tuned(path, tokenizer, source, described)
+
+
+def _fine_tuned(
+    path: Path, tokenizer: Tokenizer, source: Path, described: Mapping[str, Any]
+) -> Model:
+    try:
+        base = Base(**described["base"])
+    except (LookupError, TypeError) as error:
+        raise _unreadable(path / "config.json", f"base is missing or incomplete: {error}") from None
+    loaded = load_run(find_base(path, base))
+    model = with_vocabulary(loaded, tokenizer)
+    if source.name == ADAPTER:
+        saved = read_adapter(path)
+        Adapters(model).use([saved.adapter])
+        place_new_rows(model, saved.rows)
+    else:
+        load_initial_state(model, read_tensors(source), source)
+    return model
+
+
+def with_vocabulary(base: LoadedRun, tokenizer: Tokenizer) -> Model:
+    """The base's model with rows for the tokens that this tokenizer has beyond the base's."""
+    if tokenizer.vocab_size == base.tokenizer.vocab_size:
+        return base.model
+    model = Model(base.config.model, vocab_size=tokenizer.vocab_size)
+    like = rows_to_begin_as(base.tokenizer, tokenizer)
+    load_weights(model, with_more_tokens(weights(base.model), like), base.path / MODEL)
+    return model
+
+
+def load_initial_state(model: Model, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Give the model a learned initial state; UserError where it is that of another model."""
+    learned = model.learn_initial_state().named()
+    found = initial_state_of(tensors)
+    differing = [n for n, own in learned.items() if n not in found or found[n].shape != own.shape]
+    if differing:
+        raise _unreadable(source, f"{differing[0]} is not that of the model")
+    with torch.no_grad():
+        for name, own in learned.items():
+            own.copy_(found[name])
+    model.requires_grad_(False)
 
 
 def check_tokenizer(run: Path, tokenizer: Tokenizer, fingerprint: str) -> None:
@@ -95,10 +151,23 @@ def save_model(
         "config.json": json_text(described),
         "README.md": model_card(config, described),
         # Last: `find_run` recognises a model by this file, and it is then complete.
-        "model.safetensors": tensor_bytes(weights(model)),
+        **_weights_files(config, model, described),
     }
     for name, content in contents.items():
         write_atomically(run / name, content, create_folder=False)
+
+
+def _weights_files(
+    config: Config, model: Model, described: Mapping[str, Any]
+) -> dict[str, bytes | str]:
+    """The weights, or of a fine-tuned model what it has learned, by the names of their files.
+
+    A learned initial state is written by training, as a session.
+    """
+    if config.sft.method == "lora":
+        base, rows = Base(**described["base"]), new_rows_of(model)
+        return adapter_files(adapter_of(model), rows, config.sft.lora, base)
+    return {} if config.sft.method == "state" else {MODEL: tensor_bytes(weights(model))}
 
 
 def architecture(config: ModelConfig) -> dict[str, Any]:
@@ -127,9 +196,17 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Copy tensors into the model; UserError where names or shapes are not the model's."""
-    own = weights(model)
+def load_weights(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    own: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Copy tensors into the model, or into those of it that are `own`.
+
+    UserError where names or shapes are not the model's.
+    """
+    own = weights(model) if own is None else own
     differing = sorted(set(own) ^ set(tensors)) or sorted(
         name
         for name, tensor in tensors.items()

@@ -15,6 +15,7 @@ from typing import Any
 from ys_llm.errors import UserError
 from ys_llm.inference.generation import Event, Failed, Generation, GenerationRequest
 from ys_llm.inference.scheduler import ClosedError, QueueFullError, Scheduler
+from ys_llm.runs.folder import weights_file
 from ys_llm.runs.model_files import LoadedRun, read_json
 from ys_llm.serving.limits import ApiError, Limits, busy
 from ys_llm.serving.metrics import Metrics, label
@@ -41,7 +42,13 @@ class ServedModel:
     @property
     def weights(self) -> Path:
         """The file of its weights."""
-        return self.path / "model.safetensors"
+        return weights_file(self.path)
+
+    @property
+    def base(self) -> str:
+        """The run that it was fine-tuned from; "" without one."""
+        base = self.described().get("base")
+        return str(base.get("run", "")) if isinstance(base, dict) else ""
 
     def described(self) -> dict[str, Any]:
         """Its config.json."""
@@ -96,8 +103,14 @@ class Models:
         yield from self.by_name.values()
 
     def find(self, name: str) -> ServedModel:
-        """The model of this name, which may end in ollama's `:latest`; a path is never a name."""
+        """The model of this name, which may end in ollama's `:latest`; a path is never a name.
+
+        One that was fine-tuned may have that of its base before it, `base:tuned`.
+        """
         found = self.by_name.get(name) or self.by_name.get(name.removesuffix(":latest"))
+        base, _, tuned = name.partition(":")
+        if found is None and tuned in self.by_name and self.by_name[tuned].base == base:
+            return self.by_name[tuned]
         if found is None:
             raise ApiError(404, f"model {name[:100]!r} not found", param="model")
         return found

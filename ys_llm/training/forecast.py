@@ -13,8 +13,6 @@ from pathlib import Path
 import torch
 
 from ys_llm.config.sources import Resolved
-from ys_llm.data.batches import batches_per_epoch
-from ys_llm.data.split_cache import load_split
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
 from ys_llm.training.budget import (
     duration,
@@ -37,12 +35,11 @@ from ys_llm.training.resume import check_checkpoints_exist, check_config
 from ys_llm.training.setup import (
     build,
     check_model,
-    data_command,
     has_saved_steps,
-    saved_split,
+    source_of,
     with_saved_choices,
 )
-from ys_llm.training.trainer import Run, batch_plan
+from ys_llm.training.trainer import Run, batches_of_epoch
 
 _MAPPED_AT_ONCE = 1 << 16  # bytes: one access to a mapped file brings in the pages around it
 
@@ -80,15 +77,10 @@ def dry_run(resolved: Resolved, *, runs_dir: Path) -> str:
 
 def _prepare(resolved: Resolved, folder: Path, scratch: Path, base: int) -> Preparation:
     began, config = time.perf_counter(), resolved.config
-    split = load_split(
-        config.data,
-        record=saved_split(folder),
-        command=data_command(resolved),
-        scratch=scratch,
-    )
-    run, _ = build(config, folder, split, cache=scratch / "cache")
+    source = source_of(resolved, config, folder, scratch=scratch)
+    run, _ = build(config, folder, source, cache=scratch / "cache")
     peak_growth = max(0, peak_bytes(torch.device("cpu")) - base)
-    del split
+    del source
     release_freed_memory()
     growth = max(0, resident_bytes() - base)
     run = replace(run, compute=select_backends(run.config.train, run.model, run.compute))
@@ -113,7 +105,7 @@ def _sizes(run: Run) -> Iterator[str]:
     config, model, data = run.config, run.model, run.data.training
     stage = config.train.plan[0]
     parts = ", ".join(f"{part} {n:,}" for part, n in parameters_by_part(model).items())
-    batches = batches_per_epoch(data, batch_plan(config, run.tokenizer, 0))
+    batches = batches_of_epoch(run)
     forward = flops_per_token(model, stage.seq_len) / 1e6
     state = state_bytes(model, batch_size=1, seq_len=stage.seq_len)
     yield f"parameters   {parameter_count(model):,}: {parts}"

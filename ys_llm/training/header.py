@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from ys_llm.data.batches import batches_per_epoch
 from ys_llm.data.document_rows import document_rows
 from ys_llm.data.provenance import Provenance
 from ys_llm.model.costs import flops_per_token, parameter_count, parameters_by_part, state_bytes
-from ys_llm.training.trainer import Run, batch_plan
+from ys_llm.training.trainer import Run, batches_of_epoch, is_padded
 
 
 def header_lines(run: Run) -> Iterator[str]:
@@ -35,7 +34,10 @@ def header_lines(run: Run) -> Iterator[str]:
 def rows_lines(run: Run) -> Iterator[str]:
     """What rows that begin at documents hold, for each sequence length; nothing for other rows."""
     config = run.config.data
-    if config.batching != "documents":
+    if is_padded(run):
+        n, size = len(run.data.training.document_offsets), run.config.train.plan[0].batch_size
+        yield f"rows         one example each, {n:,} of them, {size:,} a batch"
+    if config.batching != "documents" or is_padded(run):
         return
     for seq_len in dict.fromkeys(stage.seq_len for stage in run.config.train.plan):
         shares = document_rows(run.data.training, seq_len, config.long_documents).shares()
@@ -54,8 +56,8 @@ def rows_lines(run: Run) -> Iterator[str]:
 def plan_line(run: Run) -> str:
     """The steps, once they are known, and the folder."""
     config, stage = run.config, run.config.train.plan[0]
-    accumulated, plan = config.train.grad_accum_steps, batch_plan(config, run.tokenizer, 0)
-    epoch = batches_per_epoch(run.data.training, plan) / accumulated
+    accumulated = config.train.grad_accum_steps
+    epoch = batches_of_epoch(run) / accumulated
     return (
         f"plan         {run.total_steps:,} steps of "
         f"{stage.seq_len * stage.batch_size * accumulated:,} tokens, "

@@ -8,17 +8,16 @@ sample of text.
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ys_llm.config.sources import Resolved
 from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
-from ys_llm.evaluation.bits_per_byte import evaluate_run
 from ys_llm.model.costs import parameter_count
 from ys_llm.runs import model_files
-from ys_llm.runs.folder import REPORT, checkpoints, locked
+from ys_llm.runs.folder import REPORT, checkpoints, is_trained, locked
 from ys_llm.system.place import Place
 from ys_llm.system.signals import StopRequest, stop_requested
 from ys_llm.training.compute import process_settings
@@ -26,8 +25,7 @@ from ys_llm.training.header import baseline_text
 from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import Metrics, Progress, log_line
 from ys_llm.training.more_time import more_time_line
-from ys_llm.training.ranks.evaluate import evaluate_together
-from ys_llm.training.ranks.group import Ranks
+from ys_llm.training.ranks.group import ALONE, Ranks
 from ys_llm.training.ranks.join import SAME_SIGNAL_SECONDS, joined
 from ys_llm.training.recall_curve import names_again
 from ys_llm.training.recovery.non_finite import (
@@ -49,6 +47,12 @@ from ys_llm.training.trainer import (
     noticing_moves,
     save,
     stopped_early,
+)
+from ys_llm.training.tuned_run import (
+    base_facts,
+    evaluate_held_out,
+    further_text,
+    save_initial_state,
 )
 
 
@@ -209,13 +213,13 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
     if run.data.validation is None:
         _publish(run, state, None)
         return {}
-    result = evaluate_together(run, run.data.validation, max_tokens=config.eval_tokens)
+    result, further = evaluate_held_out(run, max_tokens=config.eval_tokens)
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"validation loss {result.loss}")
     names = names_again(run, run.model) if run.ranks.is_first else {}
     display.log_line(
         f"step {progress.step:>6,}  validation loss {result.loss:.4f}, "
-        f"{result.bits_per_byte:.4f} bits per byte"
+        f"{result.bits_per_byte:.4f} bits per byte{further_text(run, further)}"
         + "".join(f", names again {loss:.2f}" for loss in names.values())
     )
     if result.bits_per_byte < progress.best_bits_per_byte:
@@ -224,7 +228,8 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
         _publish(run, state, result.bits_per_byte)
     else:
         progress.evaluations_since_best += 1
-    return {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte, **names}
+    found = {"val_loss": result.loss, "val_bits_per_byte": result.bits_per_byte}
+    return {**found, **further, **names}
 
 
 def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:
@@ -239,13 +244,15 @@ def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:
         "val_bits_per_byte": None if bits_per_byte is None else round(bits_per_byte, 4),
         "has_records": run.data.has_records,
         "sources": run.data.sources,
+        **base_facts(run),
     }
     model_files.save_model(run.folder, run.config, run.model, run.tokenizer, facts)
+    save_initial_state(run)
 
 
 def _publish_if_none(run: Run, state: TrainState) -> None:
     """A run stopped before its first evaluation gets a model to try, too."""
-    if not (run.folder / "model.safetensors").exists():
+    if not is_trained(run.folder):
         _publish(run, state, None)
 
 
@@ -264,11 +271,12 @@ def _finish(run: Run, state: TrainState, reporter: Reporter) -> TrainSummary:
     """
     check_folder(run.folder, run.lock)
     _publish_if_none(run, state)
-    progress, result, names = state.progress, None, dict[str, float]()
+    progress, result = state.progress, None
+    names, further = dict[str, float](), dict[str, float]()
     if run.data.validation is not None and run.ranks.is_first:
         release_freed_memory()
         loaded = model_files.load_run(run.folder, device=str(run.device))
-        result = evaluate_run(loaded, run.data.validation)
+        result, further = evaluate_held_out(replace(run, model=loaded.model, ranks=ALONE))
         names = names_again(run, loaded.model)
         reporter.describe_end(loaded.model, asdict(result) | names)
         check_folder(run.folder, run.lock)
@@ -292,8 +300,9 @@ def _finish(run: Run, state: TrainState, reporter: Reporter) -> TrainSummary:
     if result is not None:
         log_line(
             f"held out     {result.bits_per_byte:.4f} bits per byte in fp32"
+            + further_text(run, further)
             + "".join(f", names again {loss:.2f}" for loss in names.values())
-            + f" (baselines: {baseline_text(run)})"
+            + (f" (baselines: {baseline_text(run)})" if run.data.baselines else "")
         )
     log_line(f"report       {run.folder / REPORT}")
     if run.config.train.minutes is not None:

@@ -16,11 +16,11 @@ _DOCUMENT_TOKENS = 2048  # a longer document is read up to here: alone it would 
 def names_again(run: Run, model: Model) -> dict[str, float]:
     """`val_names_again_loss` of a model of the run: nats per token of names that come again.
 
-    Empty where the held-out text has no such names. See `evaluation/recall.py`; here only the first
-    documents with at most CURVE_TOKENS tokens are read.
+    Empty where the held-out text has no such names, and of a run that is fine-tuned. See
+    `evaluation/recall.py`; here only the first documents with at most CURVE_TOKENS tokens are read.
     """
     common = CommonWords.load(run.folder / COMMON_WORDS)
-    if common is None or run.data.validation is None:
+    if common is None or run.data.validation is None or run.tuning is not None:
         return {}
     documents = documents_of(run.data.validation, max_tokens=CURVE_TOKENS)
     documents = [ids[:_DOCUMENT_TOKENS] for ids in documents]

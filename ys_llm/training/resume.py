@@ -34,9 +34,15 @@ FIXED = {
     "model.": "the weights have the old shape",
     "tokenizer.": "token ids mean nothing under another vocabulary",
     "train.optimizer": "the saved moments are those of the other one",
+    "sft.method": "the checkpoint holds what the other one trains",
+    "sft.lora.": "the adapters have the old shape",
     "data.validation_fraction": "held-out text would be trained on, or the reverse",
 }
-NOT_FIXED = ("model.dropout", "model.size")  # the size is a name for other settings
+NOT_FIXED = (
+    "model.dropout",
+    "model.size",
+    "sft.lora.dropout",
+)  # the size is a name for other settings
 # What may change, although it determines which text a step reads.
 ORDER = (
     "data.path",

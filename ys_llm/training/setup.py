@@ -1,9 +1,7 @@
 """Before the first step: corpus, tokenizer, shards, model, optimizer, backends, checkpoint."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,8 +9,7 @@ from ys_llm.config.schema import Config, DataConfig, TrainConfig
 from ys_llm.config.sizes import AUTO
 from ys_llm.config.sources import Resolved, load_config, to_yaml, with_size_of
 from ys_llm.data.batches import batches_per_epoch
-from ys_llm.data.provenance import provenance_of
-from ys_llm.data.records import Document, Texts
+from ys_llm.data.records import Texts
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord
 from ys_llm.data.split_cache import load_split
@@ -35,8 +32,9 @@ from ys_llm.system.files import write_atomically
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.budget import fit_to_minutes, with_steps
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
+from ys_llm.training.corpus_facts import describe_corpus, sources_of
 from ys_llm.training.growth import fitted
-from ys_llm.training.header import header_lines, plan_line, writers_text
+from ys_llm.training.header import header_lines, plan_line
 from ys_llm.training.memory import check_fits, largest_batch_size, release_freed_memory
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
@@ -65,6 +63,13 @@ from ys_llm.training.trainer import (
     restore_checkpoint,
     save,
 )
+from ys_llm.training.tuned_run import (
+    base_environment,
+    build_tuned,
+    check_alone,
+    check_same_base,
+)
+from ys_llm.training.tuning import Source, base_run, load_source, read_examples
 
 
 def set_up(
@@ -89,16 +94,11 @@ def set_up(
         check_resume_step(folder, resume_step)
     finish_clean(folder, corpus=Path(config.data.path))
     remove_temp_files(folder)
-    split = load_split(
-        config.data,
-        record=saved_split(folder),
-        command=data_command(resolved),
-        scratch=folder / "cache",
-        cache_dir=folder / "cache",
-    )
-    run, state = build(config, folder, split, cache=folder / "cache", ranks=ranks)
-    sources = _sources(config, split.training)
-    described = _describe_corpus(config, split, run.data)
+    source = source_of(resolved, config, folder, scratch=folder / "cache", keep=True)
+    split = source.split
+    run, state = build(config, folder, source, cache=folder / "cache", ranks=ranks)
+    sources = sources_of(config, split.training)
+    described = describe_corpus(config, split, run.data)
     run = replace(run, data=replace(run.data, sources=sources, described=described), lock=lock)
     for line in header_lines(run):
         log_line(line)
@@ -108,9 +108,10 @@ def set_up(
     if saved is not None:
         parse_progress(saved)  # rejects a damaged one before its choices are reused
     before = {} if saved is None else saved.progress.get(ENVIRONMENT, {})
+    check_same_base(before, run)
     previous = previous_compute(before, run.device) if before else run.compute
     compute = select_backends(run.config.train, run.model, previous)
-    environment = environment_of(split, compute, processes=ranks.size)
+    environment = environment_of(split, compute, processes=ranks.size) | base_environment(run)
     run, is_timed = replace(run, compute=compute, environment=environment), not is_measured
     is_timed &= config.train.minutes is not None
     lead(run, split.record, is_timed=is_timed)
@@ -149,6 +150,24 @@ def set_up_as_told(ranks: Ranks, runs_dir: Path) -> tuple[Run, TrainState]:
         run = fit_to_minutes(run)
     state = TrainState()
     return begin_together(run, state), state
+
+
+def source_of(
+    resolved: Resolved, config: Config, folder: Path, *, scratch: Path, keep: bool = False
+) -> Source:
+    """The documents of a run on both sides of its split; `keep` stores the split of a large text.
+
+    The examples of a run that is fine-tuned.
+    """
+    record, command = saved_split(folder), data_command(resolved)
+    if config.sft.method != "none":
+        base_run(config, folder)  # before anything is read
+        found = read_examples(config, command=command, scratch=scratch)
+        return load_source(config, found, record or SplitRecord())
+    kept = scratch if keep else None
+    return Source(
+        load_split(config.data, record=record, command=command, scratch=scratch, cache_dir=kept)
+    )
 
 
 def check_model(config: Config) -> None:
@@ -198,12 +217,13 @@ def with_saved_choices(folder: Path, config: Config) -> Config:
 
 
 def build(
-    config: Config, folder: Path, split: Split, *, cache: Path, ranks: Ranks = ALONE
+    config: Config, folder: Path, source: Source, *, cache: Path, ranks: Ranks = ALONE
 ) -> tuple[Run, TrainState]:
     """A run with a new model and optimizer; tokenizer and shards are the run's own or new.
 
     Writes nothing but shards and baselines, to `cache`.
     """
+    split = source.split
     log_line(
         f"corpus       {config.data.path}: {len(split.training):,} training documents, "
         f"{len(split.validation):,} held out"
@@ -211,6 +231,9 @@ def build(
     log_line(f"leak check   {split.leak_check}")
     for label, note in split.notes.items():
         log_line(f"{label:<12} {note}")
+    if config.sft.method != "none":
+        check_alone(config, ranks)
+        return build_tuned(config, folder, source, cache=cache)
     device = select_device(config.train)
     tokenizer = _tokenizer(config, folder, split)
     if config.model.size == AUTO:
@@ -235,18 +258,19 @@ def build(
 def _reference(
     config: Config, folder: Path, tokenizer: Tokenizer, device: torch.device
 ) -> Model | None:
-    """The model by whose losses the tokens to train are selected, where there is one."""
-    if not config.train.reference_run:
+    """The model by whose losses the tokens to train are selected, or the teacher, or neither."""
+    name = config.train.reference_run or config.train.teacher
+    if not name:
         return None
-    path = find_run(folder.parent, config.train.reference_run)
+    path = find_run(folder.parent, name)
     loaded = load_run(path, device=device)
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         again = command_line("train", run=path.name, init_from=folder.name)
         raise UserError(
-            f"train.reference_run: the tokenizer of {path} is not that of {folder}, so that their "
-            "losses do not compare",
-            f"A new run takes that of its reference: choose another --run. Or train the reference "
-            f"with this one: {again}",
+            f"{'train.reference_run' if config.train.reference_run else 'train.teacher'}: the "
+            f"tokenizer of {path} is not that of {folder}, so that their losses do not compare",
+            f"A new run takes that of the other: choose another --run. Or train {path.name} with "
+            f"this one: {again}",
         )
     return loaded.model.requires_grad_(False)
 
@@ -254,16 +278,16 @@ def _reference(
 def _tokenizer(config: Config, folder: Path, split: Split) -> Tokenizer:
     """The run's own tokenizer, or that of the run it is initialised from, or a new one.
 
-    Where tokens are selected by a reference, it is the reference's. A new one is trained on the
-    training split alone.
+    Where tokens are selected by a reference, or learned from a teacher, it is theirs. A new one is
+    trained on the training split alone.
     """
     own = folder / "tokenizer.json"
     if own.exists():
         return Tokenizer.load(own)
     if config.train.init_from:
         return Tokenizer.load(_source_run(folder, config) / "tokenizer.json")
-    if config.train.reference_run:
-        reference = find_run(folder.parent, config.train.reference_run)
+    if name := config.train.reference_run or config.train.teacher:
+        reference = find_run(folder.parent, name)
         return Tokenizer.load(reference / "tokenizer.json")
     log_line(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     return train_tokenizer(
@@ -322,49 +346,6 @@ def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) 
     )
 
 
-def _describe_corpus(config: Config, split: Split, data: TrainingData) -> dict[str, Any]:
-    """Path, sizes of both sides, leak check and notes, for the report."""
-    sides = {
-        "training": (split.training, data.training),
-        "held_out": (split.validation, data.validation),
-    }
-    sizes = {
-        name: {
-            "documents": len(documents),
-            "bytes": shard.n_bytes if shard else 0,
-            "tokens": shard.n_inputs if shard else 0,
-        }
-        for name, (documents, shard) in sides.items()
-    }
-    notes = {"path": config.data.path, "leak_check": split.leak_check, "notes": split.notes}
-    return {**notes, **sizes}
-
-
-def _sources(config: Config, documents: Sequence[Document]) -> list[dict[str, Any]]:
-    """What made the training documents, for the model card; empty where no manifest says."""
-    try:
-        found = provenance_of(Path(config.data.path), documents)
-    except (UserError, OSError) as error:  # it may belong to another program
-        log_line(f"written by   unknown: {error}")
-        return []
-    if not found.counts:
-        return []
-    log_line(f"written by   {writers_text(found)}")
-    by_kind = sorted(found.counts.items(), key=lambda pair: (pair[0].kind, -pair[1]))
-    sources = [
-        {
-            "kind": source.kind,
-            "recipe": source.digest,
-            "model": source.model,
-            "model_digest": source.model_digest,
-            "records": records,
-        }
-        for source, records in by_kind
-    ]
-    unknown = {"kind": "", "recipe": "", "model": "", "model_digest": "", "records": found.unknown}
-    return [*sources, *([unknown] if found.unknown else [])]
-
-
 def _restore_or_initialise(run: Run, state: TrainState, saved: Checkpoint | None) -> None:
     """Weights, moments and progress of the checkpoint; without one, weights of another run."""
     if saved is not None:
@@ -372,7 +353,7 @@ def _restore_or_initialise(run: Run, state: TrainState, saved: Checkpoint | None
         log_line(f"resuming     from step {state.progress.step:,} of {run.total_steps:,}")
         return
     state.rollbacks = read_rollbacks(run.folder)
-    if run.config.train.init_from:
+    if run.config.train.init_from and run.tuning is None:
         source = _source_run(run.folder, run.config)
         path = source / "model.safetensors"
         before = load_config(source / "config.yaml").config.model

@@ -1,9 +1,10 @@
 """What a run consists of, which batch its next step reads, and its checkpoints."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from ys_llm.config.schema import Config, Stage, TrainConfig, in_steps
-from ys_llm.data.batches import Batch, BatchPlan, batch_at
-from ys_llm.data.shards import TokenShard
+from ys_llm.data.batches import Batch, BatchPlan, batch_at, batches_per_epoch, joined
+from ys_llm.data.examples import Pairs
+from ys_llm.data.padded import documents_of_batch, padded_batch
+from ys_llm.data.shards import Int64Array, TokenShard
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError, command_line
+from ys_llm.inference.prefix_file import Fingerprint
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, tensors_of, to_device, unflatten
+from ys_llm.runs.adapters import Base
 from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_checkpoint
 from ys_llm.runs.model_files import check_tokenizer
 from ys_llm.system.lock import HeldLock
@@ -49,6 +54,26 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """What a run that is fine-tuned has besides others.
+
+    `replay` is the text of the base that is mixed in, `held_out` that on which forgetting is
+    measured, with the base's own bits per byte of it. `reference` has the base's log-probabilities
+    of all pairs, and `held_out_reference` those of the held-out ones.
+    """
+
+    base: Base
+    replay: TokenShard | None = None
+    held_out: TokenShard | None = None
+    base_bits_per_byte: float = math.nan
+    pairs: Pairs | None = None
+    held_out_pairs: Pairs | None = None
+    reference: Mapping[str, Tensor] = field(default_factory=dict)
+    held_out_reference: Mapping[str, Tensor] = field(default_factory=dict)
+    fingerprint: Fingerprint | None = None  # of the base, where its initial state is learned
+
+
+@dataclass(frozen=True)
 class Run:
     """What is fixed from the first step to the last; in model and optimizer only tensors change.
 
@@ -64,7 +89,8 @@ class Run:
     compute: Compute
     environment: Mapping[str, Any] = field(default_factory=dict)
     lock: HeldLock | None = None  # on the folder; None where nothing is written to it
-    reference: Model | None = None  # by whose losses the tokens to train are selected
+    reference: Model | None = None  # that selects the tokens to train, or a teacher
+    tuning: Tuning | None = None  # where a base is fine-tuned
     ranks: Ranks = ALONE
     parallel: nn.Module | None = None  # the model as several processes train it
 
@@ -159,16 +185,59 @@ def next_batch(run: Run, state: TrainState, micro_step: int) -> Batch:
     stage_index, _, batch_index, after_gap = batch_position(run, state)
     plan = batch_plan(run.config, run.tokenizer, stage_index)
     index = batch_index * run.config.train.grad_accum_steps + micro_step
-    batch = batch_at(run.data.training, plan, index)
+    batch = _batch_of(run, plan, index)
     if not run.ranks.is_alone:
         batch = batch.part(run.ranks.rows(plan.batch_size))
-    return Batch(
-        batch.inputs_BT.to(run.device),
-        batch.targets_BT.to(run.device),
-        batch.starts_BT.to(run.device),
-        batch.carry and not (after_gap and micro_step == 0),
-        batch.share,
-    )
+    batch = batch.to(run.device)
+    return replace(batch, carry=batch.carry and not (after_gap and micro_step == 0))
+
+
+def _batch_of(run: Run, plan: BatchPlan, index: int) -> Batch:
+    """Rows of packed documents; of one document each, where they begin from a learned state.
+
+    With `sft.replay` the last rows are text of the base.
+    """
+    if run.model.initial_state is not None:
+        n_documents = len(run.data.training.document_offsets)
+        documents = documents_of_batch(n_documents, plan.batch_size, index, plan.seed)
+        return padded_batch(run.data.training, documents, plan.seq_len)
+    if run.tuning is None or run.tuning.replay is None:
+        return batch_at(run.data.training, plan, index)
+    n_rows = replayed_rows(run.config, plan.batch_size)
+    own = replace(plan, batch_size=plan.batch_size - n_rows)
+    base = replace(plan, batch_size=n_rows, batching="shuffled")
+    return joined(batch_at(run.data.training, own, index), batch_at(run.tuning.replay, base, index))
+
+
+def is_padded(run: Run) -> bool:
+    """Whether each row of a batch has one example, filled up; else they are packed."""
+    is_of_pairs = run.tuning is not None and run.tuning.pairs is not None
+    return run.model.initial_state is not None or is_of_pairs
+
+
+def batches_of_epoch(run: Run) -> int:
+    """Batches of the first stage after which all text was read."""
+    plan, data = batch_plan(run.config, run.tokenizer, 0), run.data.training
+    if is_padded(run):
+        return -(-len(data.document_offsets) // plan.batch_size)
+    own = replace(plan, batch_size=plan.batch_size - replayed_rows(run.config, plan.batch_size))
+    return batches_per_epoch(data, own)
+
+
+def replayed_rows(config: Config, batch_size: int) -> int:
+    """Rows of a batch that are text of the base; at least one, where there are any."""
+    if not config.sft.replay:
+        return 0
+    return min(batch_size - 1, max(1, round(config.sft.replay * batch_size)))
+
+
+def pairs_of_step(run: Run, state: TrainState, micro_step: int) -> Int64Array:
+    """The preference pairs that a batch of the coming step compares, by their numbers."""
+    stage_index, stage, batch_index, _ = batch_position(run, state)
+    assert run.tuning is not None and run.tuning.pairs is not None
+    index = batch_index * run.config.train.grad_accum_steps + micro_step
+    seed = run.config.train.seed + stage_index
+    return documents_of_batch(len(run.tuning.pairs.ids), stage.batch_size, index, seed)
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

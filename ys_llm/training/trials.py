@@ -33,7 +33,7 @@ from ys_llm.evaluation.recall import PART_TOKENS
 from ys_llm.evaluation.token_losses import losses_of_documents
 from ys_llm.evaluation.verdicts import RunResult
 from ys_llm.model.costs import flops_per_token, state_bytes
-from ys_llm.runs.folder import HELD_OUT, checkpoints, locked
+from ys_llm.runs.folder import HELD_OUT, checkpoints, locked, weights_file
 from ys_llm.runs.history import METRICS, read_metrics
 from ys_llm.runs.model_files import LoadedRun, load_run, read_json
 from ys_llm.system.files import sha256_of, write_atomically
@@ -143,7 +143,7 @@ def check_same_settings(folder: Path, trial: Trial) -> None:
 
 def stored_result(folder: Path) -> RunResult | None:
     """What was measured of the weights that the run has now; None where that is to be done."""
-    path, weights = folder / HELD_OUT, folder / "model.safetensors"
+    path, weights = folder / HELD_OUT, weights_file(folder)
     if not path.exists() or not weights.exists():
         return None
     try:
@@ -171,7 +171,7 @@ def _measure(trial: Trial, folder: Path, summary: TrainSummary) -> RunResult:
         documents, nats = _losses(loaded, data)
         seq_len = config.train.plan[-1].seq_len
         result = RunResult(
-            weights=sha256_of(folder / "model.safetensors"),
+            weights=sha256_of(weights_file(folder)),
             tokenizer=sha256_of(folder / "tokenizer.json"),
             held_out=_digest(split.validation),
             training=_digest(split.training),

@@ -23,14 +23,14 @@ def evaluate_together(run: Run, data: TokenShard, *, max_tokens: int) -> Evaluat
         data,
         seq_len=run.config.train.plan[-1].seq_len,
         batch_size=EVALUATION_ROWS,
-        end_id=int(data.tokens[0]),
         max_tokens=max_tokens,
     )
     own = batches if run.ranks.is_alone else _own(batches, run.ranks)
     reset = run.config.data.reset_at_document
     with run.compute.autocast():
         nats = nats_of_batches(run.model, own, reset_at_document=reset)
-    return evaluation_of(run.ranks.total(nats), *evaluation_span(data, max_tokens=max_tokens))
+    n_inputs, n_bytes = evaluation_span(data, max_tokens=max_tokens)
+    return evaluation_of(run.ranks.total(nats), data.n_counted(n_inputs), n_bytes)
 
 
 def _own(batches: Iterator[Batch], ranks: Ranks) -> Iterator[Batch]:

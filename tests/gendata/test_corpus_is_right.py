@@ -17,8 +17,10 @@ from ys_llm.data.manifest import read_manifest
 from ys_llm.data.readers import read_documents
 from ys_llm.gendata.generation.journal import NAME as JOURNAL
 from ys_llm.gendata.programs.grammar import article, counted, expand, sentences, tidy
-from ys_llm.gendata.programs.stories.plots import load_plot
-from ys_llm.gendata.programs.stories.story import PLOTS, Story, make_story
+from ys_llm.gendata.programs.stories.lore import phrases, scenery, traits
+from ys_llm.gendata.programs.stories.plots import load_plot, plot_names
+from ys_llm.gendata.programs.stories.story import Story, make_story
+from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, CHILDREN, TRAITS
 from ys_llm.gendata.recipes.items import plan_items
 from ys_llm.gendata.recipes.load import program_recipes
 
@@ -169,16 +171,51 @@ def test_the_checker_rejects_a_bad_story() -> None:
 
 
 def test_every_plot_is_a_file_that_is_read_strictly() -> None:
-    files = {path.stem.replace("_", " ") for path in (ROOT / "configs/gen/plots").glob("*.yaml")}
-    assert files == set(PLOTS)
-    for name in PLOTS:
-        plot = load_plot(name)
-        assert plot.theme and plot.gist and plot.script and (plot.rows or plot.lists)
+    plots = [load_plot(name) for name in plot_names()]
+    assert len(plots) >= 60
+    for asked in ("theme", "gist"):  # a prompt must name one plot
+        assert len({getattr(plot, asked) for plot in plots}) == len(plots)
+    for plot in plots:
+        assert plot.theme and plot.gist and plot.outcome
+        assert plot.rows or plot.pairs or plot.lists or plot.several
+        assert "{ending}" in plot.script and set(plot.avoid) <= set(TRAITS)
+
+
+def test_every_trait_says_how_it_acts() -> None:
+    assert set(traits()) == set(TRAITS)
+    for trait in traits().values():
+        assert len(trait.manner) >= 4
+        for texts in (trait.habits, trait.stuck, trait.dares, trait.glad, trait.ends):
+            assert len(texts) >= 2
+    assert all("{again}" in text or "{a.full}" in text or "{a.kind}" in text
+               for trait in traits().values() for text in trait.ends)  # fmt: skip
+
+
+def test_scenes_and_phrases_are_files_too() -> None:
+    assert all(len(place.spots) >= 5 for place in (*scenery().wild, *scenery().town))
+    assert {"opening", "closing", "ending"} & set(phrases()) == {"closing", "ending"}
+
+
+def test_a_name_has_one_pronoun_in_the_whole_corpus() -> None:
+    names = [
+        n for group in (CHILDREN, ANIMAL_NAMES, ADULTS) for some in group.values() for n in some
+    ]
+    assert len(set(names)) == len(names)
 
 
 def test_every_plot_is_used(stories: list[Story]) -> None:
-    assert len(PLOTS) >= 12
-    assert {story.plot for story in stories} == set(PLOTS)
+    assert {story.plot for story in stories} == set(plot_names())
+
+
+def test_every_story_names_what_was_asked_at_once_and_again_at_the_end(
+    stories: list[Story],
+) -> None:
+    for story in stories:
+        hero = story.cast["a"]
+        told = sentences(story.whole)
+        for part in (" ".join(told[:2]), " ".join(told[-2:])):
+            assert hero.trait in part and hero.kind in part, story
+        assert hero.name in " ".join(told[:2]), story
 
 
 def test_pronouns_agree_with_the_cast(stories: list[Story]) -> None:
@@ -214,14 +251,11 @@ def test_a_prompt_agrees_with_its_story(stories: list[Story]) -> None:
             assert thing in story.text, story
 
 
-def test_things_stay_where_they_were_put(stories: list[Story]) -> None:
+def test_things_are_found_where_the_end_says_it(stories: list[Story]) -> None:
     for story in stories:
-        for spot in story.where.values():
-            mentions = len(re.findall(re.escape(spot), story.text, re.IGNORECASE))
-            assert mentions >= (1 if story.plot == "lost" else 2), story
         if story.plot == "lost":
-            (spot,) = story.where.values()
-            assert re.search(rf"there, {spot}, (?:lay|was) the", story.text), story
+            found = re.search(r"there, ([a-z ]+), (?:lay|was) the", story.whole)
+            assert found and story.outcome.endswith(found[1]), story
 
 
 def test_no_story_repeats_itself_or_leaves_a_gap(stories: list[Story]) -> None:

@@ -14,7 +14,7 @@ from ys_llm.data.records import Record
 from ys_llm.gendata.programs import maths, sql_tables, units
 from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
 from ys_llm.gendata.programs.registry import FACTS, MAKERS
-from ys_llm.gendata.programs.stories import retelling
+from ys_llm.gendata.programs.stories import cloze
 from ys_llm.gendata.programs.stories.story import make_story
 from ys_llm.gendata.verifiers.code import answered
 
@@ -135,9 +135,9 @@ def test_keys_and_numbers_of_a_table_differ_so_that_every_order_is_one() -> None
 def test_every_question_about_a_story_is_asked() -> None:
     prompts = "\n".join(record.prompt for record in records("retelling"))
     for begin in ("Who is the story about", "Who else is", "Is there somebody",
-                  "What does the story", "What kind of animal", "Where was the",
-                  "Where does the story", "Who said",
-                  "Summarise this story"):  # fmt: skip
+                  "What does the story", "How does the story end", "What kind of animal", " like?",
+                  "Where was the", "Where does the story", "Who said", "Summarise this story",
+                  "What was", "Who came to help"):  # fmt: skip
         assert begin in prompt_lines(prompts), begin
 
 
@@ -145,12 +145,13 @@ def prompt_lines(prompts: str) -> str:
     return "\n".join(line for line in prompts.splitlines() if len(line) < 160)
 
 
-def test_a_gap_is_a_word_that_the_story_says_elsewhere() -> None:
+def test_a_gap_is_a_word_that_the_story_says_elsewhere_and_has_rivals_in_it() -> None:
     for index in range(100):
-        told = make_story(random.Random(index))
-        for word, sentence in retelling.gaps(told.whole):
-            assert told.whole.count(sentence) == 1
-            assert len(re.findall(rf"\b{word}\b", told.whole)) > 2
+        whole = make_story(random.Random(index)).whole
+        for word, sentence, traps in cloze.gaps(whole):
+            assert whole.count(sentence) == 1
+            assert len(re.findall(rf"\b{word}\b", whole)) > cloze.LEAST_MENTIONS
+            assert traps and all(re.search(rf"\b{trap}\b", whole) for trap in traps)
 
 
 def test_the_whole_story_is_the_opening_and_the_rest() -> None:

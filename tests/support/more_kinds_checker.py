@@ -471,9 +471,12 @@ def check_cloze(prompt: str, response: str) -> None:
     options = dict(re.findall(r"^([A-D])\) (.+)$", rest, re.MULTILINE))
     found = matched(r"The answer is ([A-D])\) (.+)\.", response)
     same(options[found[1]], found[2], prompt)
-    there = [option for option in options.values() if re.search(rf"\b{option}\b", story)]
-    same(there, [found[2]], f"only the answer is in the story: {prompt}")
-    same(len(options), 4, prompt)
+    same(len(set(options.values())), 4, prompt)
+    said = {word: len(re.findall(rf"\b{word}\b", story)) for word in options.values()}
+    expect(sum(map(bool, said.values())) >= 2, f"nothing else in the story: {prompt}")
+    best = max(said, key=lambda word: said[word])
+    same(found[2], best, f"the word that the story says most often: {prompt}")
+    same([word for word in said if said[word] >= said[best]], [best], f"one answer: {prompt}")
 
 
 def check_retelling(prompt: str, response: str) -> None:
@@ -488,7 +491,14 @@ def check_retelling(prompt: str, response: str) -> None:
 
 def check_answer(story: str, question: str, answer: str) -> None:
     named = re.findall(r"[A-Z]\w+", re.sub(r'".*"', "", answer))
-    common = {"It", "Yes", "No", "The", "Grandma", "Grandpa"}
+    if answer.startswith("In the end, ") or "In the end, " in answer:
+        check_outcome(story, answer.partition("In the end, ")[2])
+    if found := re.match(r"What is (\w+) like\?", question):
+        trait = matched(rf"{found[1]} is (\w+)\.", answer)[1]
+        first = " ".join(re.split(r"(?<=[.!?]) ", story)[:2])
+        expect(re.search(rf"\b{trait}\b", first) and found[1] in first, f"{answer} {story!r}")
+        return
+    common = {"It", "Yes", "No", "The", "In", "They", "Grandma", "Grandpa", "Aunt", "Uncle"}
     if found := re.match(r"Is there somebody called ([\w ]+?) in", question):
         there = bool(re.search(rf"\b{found[1]}\b", story))
         yes, no = (
@@ -507,7 +517,11 @@ def check_answer(story: str, question: str, answer: str) -> None:
     elif found := re.match(r"What kind of animal is (\w+)\?", question):
         kind = matched(rf"{found[1]} is an? (\w+)\.", answer)[1]
         expect(
-            re.search(rf"{found[1]} the {kind}|{kind} (?:named|called) {found[1]}", story), answer
+            re.search(
+                rf"{found[1]} the {kind}|{kind} (?:named|called) {found[1]}|{found[1]}, an? \w+ {kind}",
+                story,
+            ),
+            answer,
         )
     elif found := re.match(r"Where (?:was the .+|does the story take place)\?", question):
         where = matched(r"(?:It takes place|The .+? was) (.+)\.", answer)[1]
@@ -516,6 +530,13 @@ def check_answer(story: str, question: str, answer: str) -> None:
         expect(found[1] not in named and named, answer)
     elif trait := re.search(r", an? (\w+ \w+)[.,]", answer):
         expect(re.search(rf"\b{trait[1]}\b", story), f"{trait[1]} is not in {story!r}")
+
+
+def check_outcome(story: str, outcome: str) -> None:
+    """Most of the longer words of what is told as the end are words of the story."""
+    words = [word for word in re.findall(r"[a-z]{4,}", outcome.split(". ")[0].lower())]
+    there = [word for word in words if word[:4] in story.lower()]
+    expect(5 * len(there) >= len(words), f"{outcome!r} is not the end of {story!r}")
 
 
 CHECKS: dict[str, Callable[[str, str], None]] = {

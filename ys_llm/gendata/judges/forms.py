@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from ys_llm.data.records import Record
@@ -77,10 +78,11 @@ def _satisfied(rule: str, text: str, said: str) -> bool:
 
 
 def cloze(prompt: str, answer: str) -> Mapping[str, bool]:
-    """`word`: the answer is the only option that the rest of the story has."""
+    """`word`: the answer is the option that the rest of the story says most often."""
     story, is_asked, options = prompt.partition(_GAP)
     given = dict(re.findall(r"^([A-D])\) (.+)$", options, re.MULTILINE))
-    there = [one for one, word in given.items() if re.search(rf"\b{re.escape(word)}\b", story)]
-    if not is_asked or len(there) != 1:
+    words = Counter(re.findall(r"\w+", story))
+    ranked = sorted(given, key=lambda letter: words[given[letter]])
+    if not is_asked or not ranked or not words[given[ranked[-1]]]:
         return {}
-    return {"word": answer.strip() == f"The answer is {there[0]}) {given[there[0]]}."}
+    return {"word": answer.strip() == f"The answer is {ranked[-1]}) {given[ranked[-1]]}."}

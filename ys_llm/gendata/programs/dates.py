@@ -111,12 +111,19 @@ def later(rng: random.Random) -> Record:
     return Record(f"It is {_clock(now)}. What time is it in {ahead} minutes?", "\n".join(lines))
 
 
+# What lasts for some time, and the minutes between which it may.
+EVENTS = (
+    ("A film", 70, 185), ("A lesson", 30, 95), ("A train journey", 10, 300),
+    ("A concert", 50, 155), ("A walk", 10, 245), ("A match", 40, 125),
+)  # fmt: skip
+
+
 def lasting(rng: random.Random) -> Record:
     """The duration between two times."""
     begin = rng.randrange(6 * 60, 18 * 60, 5)
-    length = rng.randrange(10, 300, 5)
+    what, shortest, longest = rng.choice(EVENTS)
+    length = rng.randrange(shortest, longest, 5)
     end = begin + length
-    what = rng.choice(("A film", "A lesson", "A train journey", "A concert", "A walk", "A match"))
     to_hour = (-begin) % 60
     prompt = f"{what} begins at {_clock(begin)} and ends at {_clock(end)}. How long does it last?"
     answer = f"{what} lasts {counted(length, 'minute')}."

@@ -4,9 +4,10 @@
 of that name, which may itself contain choices and slots. A blank line starts a paragraph.
 """
 
+import itertools
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -70,19 +71,29 @@ def parse(template: str) -> Sequence:
 
 def expand(template: str, slots: Mapping[str, str], rng: random.Random) -> str:
     """Fill a template: the same template, slots and state of `rng` give the same text."""
-    return _expand(parse(template), slots, rng)
+    return expand_parsed(parse(template), slots, rng)
 
 
-def _expand(sequence: Sequence, slots: Mapping[str, str], rng: random.Random) -> str:
+def expand_parsed(sequence: Sequence, slots: Mapping[str, str], rng: random.Random) -> str:
+    """Fill a template that was parsed before."""
     parts: list[str] = []
     for part in sequence:
         if isinstance(part, str):
             parts.append(part)
         elif isinstance(part, SlotRef):
-            parts.append(_expand(parse(slots[part.name]), slots, rng))
+            parts.append(expand_parsed(parse(slots[part.name]), slots, rng))
         else:
-            parts.append(_expand(rng.choice(part.alternatives), slots, rng))
+            parts.append(expand_parsed(rng.choice(part.alternatives), slots, rng))
     return "".join(parts)
+
+
+def slots_in(part: str | SlotRef | Alternatives) -> Iterator[str]:
+    """The names of the slots that a part of a template uses itself."""
+    if isinstance(part, SlotRef):
+        yield part.name
+    elif isinstance(part, Alternatives):
+        for inner in itertools.chain.from_iterable(part.alternatives):
+            yield from slots_in(inner)
 
 
 def article(word: str) -> str:
@@ -100,6 +111,7 @@ def tidy(text: str) -> str:
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
     text = "\n\n".join(part for part in paragraphs if part)
     text = re.sub(r" ([,.!?])", r"\1", text)
+    text = re.sub(r",([,.!?])", r"\1", text)
     text = ARTICLE.sub(lambda m: m[1] + article(m[2])[1:] + " ", text)
     return SENTENCE_START.sub(lambda m: m[1] + m[2].upper(), text)
 

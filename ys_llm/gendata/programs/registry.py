@@ -14,7 +14,8 @@ from ys_llm.gendata.programs.ordering import ordering
 from ys_llm.gendata.programs.patterns import patterns
 from ys_llm.gendata.programs.queries import queries
 from ys_llm.gendata.programs.spelling import spelling
-from ys_llm.gendata.programs.stories.retelling import cloze, retelling
+from ys_llm.gendata.programs.stories.cloze import cloze
+from ys_llm.gendata.programs.stories.retelling import retelling
 from ys_llm.gendata.programs.stories.scenes import scenes
 from ys_llm.gendata.programs.stories.story import story
 from ys_llm.gendata.programs.units import units

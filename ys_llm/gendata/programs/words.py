@@ -1,4 +1,4 @@
-"""Names, animals, traits, weather and things: the vocabulary of the stories."""
+"""Names, animals, traits and things: the vocabulary of the stories and of other kinds."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -67,139 +67,32 @@ ANIMALS = (
     Animal("deer", "hooves", "bed of moss", ("run",)),
 )
 
-TRAITS: dict[str, tuple[str, ...]] = {
-    "shy": (
-        "{a} liked to listen more than to talk.",
-        "When somebody said hello, {a} [looked at the ground|spoke in a whisper].",
-    ),
-    "curious": (
-        "{a} asked more questions than anybody else.",
-        "{a} wanted to know what was behind every door and under every stone.",
-    ),
-    "brave": (
-        "{a} was not afraid of thunder, and not even of geese.",
-        "{a} always wanted to be the first to try something new.",
-    ),
-    "clever": (
-        "{a} could solve almost any riddle.",
-        "{a} always had a plan, and very often a second plan too.",
-    ),
-    "gentle": (
-        "{a} stepped around every beetle on the path.",
-        "Even the smallest birds were not afraid of {a}.",
-    ),
-    "cheerful": (
-        "{a} sang from morning till evening.",
-        "Wherever {a} went, somebody soon began to laugh.",
-    ),
-    "patient": (
-        "{a} could sit still and watch a snail for an hour.",
-        "{a} never minded waiting.",
-    ),
-    "impatient": (
-        "{a} wanted everything to happen at once.",
-        "For {a}, even a minute was a long time.",
-    ),
-    "stubborn": (
-        "When {a} had made up {a.his} mind, nobody could change it.",
-        "{a} never gave up, not even when it would have been wise.",
-    ),
-    "careful": (
-        "{a} looked twice before every step.",
-        "{a} folded every blanket and counted every spoon.",
-    ),
-    "forgetful": (
-        "{a} sometimes forgot what {a.he} {a.was} looking for while {a.he} looked for it.",
-        "{a} tied knots in {a.his} scarf to remember things, and then forgot about the knots.",
-    ),
-    "proud": (
-        "{a} did not like to ask for help.",
-        "{a} held {a.his} head high and wanted everyone to see it.",
-    ),
-    "quiet": (
-        "{a} liked the sound of rain better than the sound of talking.",
-        "Often nobody noticed that {a} was there at all.",
-    ),
-    "kind": (
-        "{a} always kept a little food for somebody who was hungry.",
-        "If anyone was sad, {a} was the first to sit down beside them.",
-    ),
-    "busy": (
-        "{a} had a list of things to do, and the list was never short.",
-        "{a} hurried here and there all day long.",
-    ),
-    "dreamy": (
-        "{a} saw ships and castles in every cloud.",
-        "{a} often walked past {a.his} own door because {a.he} {a.was} thinking.",
-    ),
-    "playful": (
-        "{a} could make a game out of a stick and a puddle.",
-        "{a} would rather hop than walk.",
-    ),
-    "grumpy": (
-        "Before breakfast it was better not to talk to {a}.",
-        "{a} grumbled about the weather, even when it was fine.",
-    ),
-    "polite": (
-        "{a} said good morning even to the trees.",
-        "{a} never forgot to say please and thank you.",
-    ),
-    "messy": (
-        "There were always crumbs and leaves wherever {a} had been.",
-        "{a} could never find two socks that matched.",
-    ),
-    "clumsy": (
-        "{a} tripped over stones, roots and sometimes over nothing at all.",
-        "If there was a puddle, {a} fell into it.",
-    ),
-    "thoughtful": (
-        "{a} thought about things for a long time before {a.he} spoke.",
-        "{a} remembered everybody's birthday.",
-    ),
-    "hopeful": (
-        "{a} believed that every cloudy day had a bright end.",
-        "{a} was sure that something wonderful would happen soon.",
-    ),
-    "lively": (
-        "{a} could not sit still, not even at dinner.",
-        "{a} ran up every hill and rolled down the other side.",
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Weather:
-    """Words for a day, and what there is to see and feel on it."""
-
-    day: str
-    air: str
-
-
-WEATHERS = (
-    Weather(
-        "[sunny|bright|warm]",
-        "[The sun was warm|The sky was blue from one side to the other|Not a cloud was in the sky]",
-    ),
-    Weather(
-        "[windy|breezy]",
-        "[The wind played with the leaves|Small clouds raced over the sky|The trees rustled]",
-    ),
-    Weather(
-        "[cloudy|grey|quiet]",
-        "[Soft grey clouds hung over the roofs and hills|The air was still and cool]",
-    ),
-    Weather(
-        "[fresh|cool|clear]",
-        "[It had rained in the night, and every leaf was shining|The air smelled of wet earth]",
-    ),
-    Weather(
-        "[golden|crisp|misty] autumn",
-        "[The leaves were red and yellow|A thin mist lay over the ground|It smelled of apples]",
-    ),
-    Weather(
-        "[mild|soft|lovely] spring",
-        "[The first flowers were out|The birds were busy with their nests|Bees were humming]",
-    ),
+# How each of them acts, configs/gen/stories/traits.yaml tells.
+TRAITS = (
+    "shy",
+    "curious",
+    "brave",
+    "clever",
+    "gentle",
+    "cheerful",
+    "patient",
+    "impatient",
+    "stubborn",
+    "careful",
+    "forgetful",
+    "proud",
+    "quiet",
+    "kind",
+    "busy",
+    "dreamy",
+    "playful",
+    "grumpy",
+    "polite",
+    "messy",
+    "clumsy",
+    "thoughtful",
+    "hopeful",
+    "lively",
 )
 
 
@@ -243,12 +136,6 @@ THINGS = (
     Thing("cup", ("blue", "favourite", "yellow"), ()),
 )
 
-DECOYS = (
-    "a snail on a wet leaf", "a sleepy beetle", "an old boot", "a spider in a web",
-    "a puddle with the sky in it", "one brown sock", "a very surprised toad", "a heap of dust",
-    "a broken pencil", "an ant with a crumb", "a piece of string", "a dry crust of bread",
-    "a ladybird", "an empty nutshell", "a long, pink worm", "a bent nail",
-)  # fmt: skip
 FOODS = (
     "apple cake", "honey bread", "berry pie", "carrot soup", "warm rolls", "plum cake",
     "nut biscuits", "pancakes", "mushroom soup", "pear tart", "oat biscuits", "cherry buns",

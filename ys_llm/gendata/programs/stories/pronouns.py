@@ -8,8 +8,9 @@ from ys_llm.gendata.programs.grammar import sentences
 from ys_llm.gendata.programs.stories.stage import Character
 
 PRONOUN_SHARE = 0.75  # of the places where a pronoun is clear; the rest keep the name, for variety
+KIND_SHARE = 0.12  # of the names that stay at the head of a sentence become `the fox`
 LEADS = "(?:^|named |called |^It was )"
-SPEAKS = "(?:said|asked|cried|whispered|thought|sighed|answered)"
+SPEAKS = "(?:said|asked|cried|whispered|thought|sighed|answered|called|shouted|laughed)"
 LONGEST_RUN = 2  # pronouns in a row before the name is repeated
 
 
@@ -34,6 +35,9 @@ def _paragraph(parts: list[str], cast: list[Character], rng: random.Random) -> l
             run += 1
         elif hero:
             run = 0
+            topic = _topic(sentence, cast, topic)
+            result.append(_with_kind(sentence, hero) if rng.random() < KIND_SHARE else sentence)
+            continue
         topic = _topic(sentence, cast, topic)
         result.append(sentence)
     return result
@@ -49,7 +53,8 @@ def _topic(sentence: str, cast: list[Character], before: Character | None) -> Ch
     if len(named) != 1:
         return None
     name = named[0].name
-    return named[0] if re.search(rf"{LEADS}{name}\b(?!')|{SPEAKS} {name}\.$", sentence) else None
+    spoken = rf'{SPEAKS} {name}\b[^"]*\.$'
+    return named[0] if re.search(rf"{LEADS}{name}\b(?!')|{spoken}", sentence) else None
 
 
 def _heads(person: Character, sentence: str) -> bool:
@@ -66,3 +71,10 @@ def _with_pronoun(sentence: str, hero: Character) -> str:
     if hero.pronoun == "they" and rest.startswith("was "):
         rest = "were " + rest.removeprefix("was ")
     return f"{hero.pronoun.capitalize()} {rest}"
+
+
+def _with_kind(sentence: str, hero: Character) -> str:
+    """`The fox` in the place of an animal's name; children of one kind may be two."""
+    if hero.is_child or hero.trait == "old" or hero.kind in sentence:
+        return sentence
+    return f"The {hero.kind} {sentence.removeprefix(hero.name + ' ')}"

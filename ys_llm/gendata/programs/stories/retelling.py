@@ -1,4 +1,4 @@
-"""Questions that a story answers: who, what, where; what it is about; a gap in it.
+"""Questions that a story answers: who, what, where; what it is about; how it ends.
 
 What is asked was decided before the story was told; each answer is given only if the text says it.
 """
@@ -8,25 +8,25 @@ import re
 from collections.abc import Callable
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.programs.grammar import listed, sentences
-from ys_llm.gendata.programs.stories.stage import CHILD_KIND, Character
+from ys_llm.gendata.programs.grammar import article, listed
+from ys_llm.gendata.programs.stories.stage import Character
 from ys_llm.gendata.programs.stories.story import Story, make_story
-from ys_llm.gendata.programs.words import ANIMAL_NAMES, CHILDREN, THINGS
+from ys_llm.gendata.programs.words import ANIMAL_NAMES, CHILDREN
 
 Asked = tuple[str, str]
+SUMMARY_SHARE = 0.35
 SAID = re.compile(
     r"(?<![\w\"])\"([^\"]{8,80})\" (?:said|asked|cried|whispered|thought|sighed|answered|called)"
-    r" ([A-Z]\w+)(?= the [a-z]+\.|[.,]| and )"
+    r" ([A-Z]\w+)\b"
 )
-_KIND_SAID = r"\b{name} the {kind}\b|\b{kind} (?:named|called) {name}\b"
-NOUNS = tuple(thing.noun for thing in THINGS)
+_KIND_SAID = r"\b{name} the {kind}\b|\b{kind} (?:named|called) {name}\b|\b{name}, an? \w+ {kind}\b"
 NAMES = tuple(name for group in (*CHILDREN.values(), *ANIMAL_NAMES.values()) for name in group)
 
 
 def retelling(rng: random.Random) -> Record:
     """A story with one to three questions, or with a request for a summary."""
     story = make_story(rng)
-    if rng.random() < 0.3:
+    if rng.random() < SUMMARY_SHARE:
         return _summary(rng, story)
     possible = [asked for ask in ASKING if (asked := ask(rng, story))]
     chosen = rng.sample(possible, min(len(possible), rng.randint(1, 3)))
@@ -41,37 +41,45 @@ def _introduced(story: Story, person: Character) -> str:
     """`Mia, a shy girl`, or as much of it as the story states."""
     if re.search(rf"\b{person.trait} {person.kind}\b", story.whole):
         return f"{person.name}, {_full(person)}"
-    is_child = person.kind in CHILD_KIND.values()
-    return person.name if is_child else f"{person.name} the {person.kind}"
+    is_plain = person.is_child or person.trait == "old"
+    return person.name if is_plain else f"{person.name} the {person.kind}"
 
 
 def _full(person: Character) -> str:
-    return f"{'an' if person.trait[0] in 'aeiou' else 'a'} {person.trait} {person.kind}"
+    return f"{article(person.trait)} {person.trait} {person.kind}"
 
 
-def _others(story: Story) -> list[str]:
-    """The names of the others, in order of appearance."""
-    hero = story.cast["a"].name
-    return sorted((n for n in _present(story) if n != hero), key=story.whole.index)
+def _others(story: Story) -> list[Character]:
+    """The others that the text names, in order of appearance."""
+    others = [person for role, person in story.cast.items() if role != "a"]
+    return sorted((p for p in others if p in _present(story)), key=_first_place(story))
 
 
-def _present(story: Story) -> list[str]:
-    names = [person.name for person in story.cast.values()]
-    return [name for name in names if re.search(rf"\b{name}\b", story.whole)]
+def _first_place(story: Story) -> Callable[[Character], int]:
+    return lambda person: story.whole.index(person.name)
+
+
+def _present(story: Story) -> list[Character]:
+    return [p for p in story.cast.values() if re.search(rf"\b{p.name}\b", story.whole)]
 
 
 def _summary(rng: random.Random, story: Story) -> Record:
+    """Who it is about and what happens, who else is there, and how it ends."""
     prompt = rng.choice((
         "Summarise this story in two or three sentences.",
         "What is this story about?",
         "Tell the story in short.",
+        "Who is in this story, what happens, and how does it end?",
+        "Retell this story in a few sentences.",
     ))  # fmt: skip
     hero = _introduced(story, story.cast["a"])
     lines = [f"{hero}{',' if ', ' in hero else ''} {story.gist}."]
-    if others := _others(story):
-        verb = "is" if len(others) == 1 else "are"
-        lines.append(f"{listed(others)} {verb} part of the story, too.")
-    lines.append(f"It is a story about {story.theme}.")
+    for other in _others(story):
+        who = _introduced(story, other)
+        lines.append(f"{who}{',' if ', ' in who else ''} is there, too.")
+    lines.append(f"In the end, {story.outcome}.")
+    if rng.random() < 0.4:
+        lines.append(f"It is a story about {story.theme}.")
     return Record(f"{story.whole}\n\n{prompt}", " ".join(lines))
 
 
@@ -80,7 +88,7 @@ def _hero(rng: random.Random, story: Story) -> Asked | None:
 
 
 def _company(rng: random.Random, story: Story) -> Asked | None:
-    others = _others(story)
+    others = [person.name for person in _others(story)]
     if not others:
         return None
     hero = story.cast["a"].name
@@ -90,7 +98,7 @@ def _company(rng: random.Random, story: Story) -> Asked | None:
 def _is_there(rng: random.Random, story: Story) -> Asked | None:
     """Whether a character is in the story."""
     if rng.random() < 0.5:
-        name = rng.choice(_present(story))
+        name = rng.choice(_present(story)).name
         return f"Is there somebody called {name} in the story?", f"Yes, {name} is in the story."
     name = rng.choice([n for n in NAMES if n not in story.whole])
     return (f"Is there somebody called {name} in the story?",
@@ -100,6 +108,16 @@ def _is_there(rng: random.Random, story: Story) -> Asked | None:
 def _happens(rng: random.Random, story: Story) -> Asked | None:
     name = story.cast["a"].name
     return f"What does the story tell about {name}?", f"{name} {story.gist}."
+
+
+def _ends(rng: random.Random, story: Story) -> Asked | None:
+    return "How does the story end?", f"In the end, {story.outcome}."
+
+
+def _trait(rng: random.Random, story: Story) -> Asked | None:
+    """What a character is like; the text says it of the hero."""
+    hero = story.cast["a"]
+    return f"What is {hero.name} like?", f"{hero.name} is {hero.trait}."
 
 
 def _kind(rng: random.Random, story: Story) -> Asked | None:
@@ -113,17 +131,13 @@ def _kind(rng: random.Random, story: Story) -> Asked | None:
     if not animals:
         return None
     person = rng.choice(animals)
-    article = "an" if person.kind[0] in "aeiou" else "a"
     return (f"What kind of animal is {person.name}?",
-            f"{person.name} is {article} {person.kind}.")  # fmt: skip
+            f"{person.name} is {article(person.kind)} {person.kind}.")  # fmt: skip
 
 
-def _where(rng: random.Random, story: Story) -> Asked | None:
-    """Where the thing lay, if the story states it exactly once."""
-    for thing, spot in story.where.items():
-        if story.plot == "lost" and spot in story.whole.lower():
-            return f"Where was the {thing}?", f"The {thing} was {spot}."
-    return None
+def _plots_own(rng: random.Random, story: Story) -> Asked | None:
+    """One of the questions in the plot's file."""
+    return rng.choice(story.asks) if story.asks else None
 
 
 def _place(rng: random.Random, story: Story) -> Asked | None:
@@ -144,37 +158,5 @@ def _said(rng: random.Random, story: Story) -> Asked | None:
 
 
 ASKING: tuple[Callable[[random.Random, Story], Asked | None], ...] = (
-    _hero, _company, _is_there, _happens, _kind, _where, _place, _said,
+    _hero, _company, _is_there, _happens, _ends, _trait, _kind, _plots_own, _place, _said,
 )  # fmt: skip
-
-
-def cloze(rng: random.Random) -> Record:
-    """A story with a gap in the place of a name or a thing, and four options."""
-    while True:
-        story = make_story(rng)
-        found = gaps(story.whole)
-        if found:
-            break
-    word, sentence = rng.choice(found)
-    pool = NAMES if word in NAMES else NOUNS
-    wrong = rng.sample([other for other in pool if other.lower() not in story.whole.lower()], 3)
-    options = [word, *wrong]
-    rng.shuffle(options)
-    gap = re.sub(rf"\b{re.escape(word)}\b", "_____", sentence, count=1)
-    shown = "\n".join(f"{letter}) {option}" for letter, option in zip("ABCD", options, strict=True))
-    letter = "ABCD"[options.index(word)]
-    prompt = f"{story.whole.replace(sentence, gap, 1)}\n\nWhich word fills the gap?\n{shown}"
-    return Record(prompt, f"The answer is {letter}) {word}.")
-
-
-def gaps(text: str) -> list[Asked]:
-    """A word that occurs elsewhere too, and a later sentence that contains it once."""
-    story = sentences(text)
-    found = []
-    for sentence in story[len(story) // 2 :]:
-        for word in set(re.findall(r"\b[A-Za-z]+\b", sentence)) & {*NAMES, *NOUNS}:
-            pattern = rf"\b{word}\b"
-            once = len(re.findall(pattern, sentence)) == 1 and text.count(sentence) == 1
-            if once and len(re.findall(pattern, text)) > 2:
-                found.append((word, sentence))
-    return sorted(found)

@@ -1,20 +1,21 @@
-"""The stage of one story: its characters, where things lie, and the slots of its text."""
+"""The stage of one story: its characters, their ways, and the slots of its text."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Literal, TypeVar
 
-from ys_llm.gendata.programs.stories.phrases import PHRASES
-from ys_llm.gendata.programs.stories.places import TOWN, WILD, Place
+from ys_llm.gendata.programs.stories.lore import Place, phrases, scenery, traits
 from ys_llm.gendata.programs.words import (
     ADULTS,
     ANIMAL_NAMES,
     ANIMALS,
     CHILDREN,
+    FOODS,
     THINGS,
     TRAITS,
-    WEATHERS,
+    Animal,
     Pronoun,
     Thing,
 )
@@ -22,15 +23,23 @@ from ys_llm.gendata.programs.words import (
 T = TypeVar("T")
 Family = Literal["animals", "children"]
 
-FORMS: dict[Pronoun, dict[str, str]] = {
-    "he": {"him": "him", "his": "his", "himself": "himself", "was": "was", "is": "is"},
-    "she": {"him": "her", "his": "her", "himself": "herself", "was": "was", "is": "is"},
-    "they": {"him": "them", "his": "their", "himself": "themself", "was": "were", "is": "are"},
+ONE_TO_THREE = ("one", "two", "three")
+FORMS: Mapping[Pronoun, Mapping[str, str]] = {
+    "he": {"him": "him", "his": "his", "himself": "himself"},
+    "she": {"him": "her", "his": "her", "himself": "herself"},
+    "they": {"him": "them", "his": "their", "himself": "themself"},
 }
+VERBS = {"was": "were", "is": "are", "has": "have", "does": "do"}  # singular and plural
 CHILD_KIND: dict[Pronoun, str] = {"he": "boy", "she": "girl", "they": "child"}
 CHILD_INTRODUCTION = "[{a.his} friend {b}|{b.plain}|{b} from next door]"
 ANIMAL_INTRODUCTION = "[{b} the {b.kind}|{b.plain}|{a.his} friend {b} the {b.kind}]"
-SINGULAR_THEY_SHARE = 0.04  # so that a model learns it; rare, as in such books
+SINGULAR_THEY_SHARE = 0.03  # so that a model learns it; rare, as in such books
+
+# What is said: plainly, in the other order, or in the way of a trait.
+SAYS = "[said {a}|said {a}|said {a}|{a} said|said {a} {manner}|said {a} {manner}]"
+ASKS = "[asked {a}|asked {a}|asked {a}|{a} asked|asked {a} {manner}]"
+CRIES = "[cried {a}|cried {a}|called {a}|shouted {a}|{a} cried|{a} called]"
+CALM_TRAITS = ("shy", "quiet", "gentle", "old")
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,16 @@ class Character:
     home: str = "house"
     skills: tuple[str, ...] = ()
 
+    @property
+    def is_child(self) -> bool:
+        """Whether it is a boy, a girl or a child."""
+        return self.kind in CHILD_KIND.values()
+
     def forms(self) -> dict[str, str]:
-        """All slots of this character, by the part after the dot."""
+        """All slots of this character that are words, by the part after the dot."""
+        plural = self.pronoun == "they"
         forms = {"he": self.pronoun, **FORMS[self.pronoun]}
+        forms |= {one: many if plural else one for one, many in VERBS.items()}
         forms |= {key.capitalize(): value.capitalize() for key, value in forms.items()}
         return forms | {
             "kind": self.kind,
@@ -65,85 +81,75 @@ class StoryStage:
     rng: random.Random
     family: Family
     place: Place
-    slots: dict[str, str] = field(default_factory=lambda: dict(PHRASES))
+    slots: dict[str, str] = field(default_factory=lambda: dict(phrases()))
     cast: dict[str, Character] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)
 
     def pick(self, options: Sequence[T]) -> T:
         """One of the options."""
         return self.rng.choice(options)
 
-    def fill(self, **slots: str) -> None:
-        """Set slots (values may be templates); an underscore in a name stands for a dot."""
-        self.slots.update({name.replace("_", "."): value for name, value in slots.items()})
+    def fill(self, name: str, value: str) -> None:
+        """Set a slot, and {name.cap}; after an article, also {name.the} and {name.bare}."""
+        self.slots[name], self.slots[f"{name}.cap"] = value, value[:1].upper() + value[1:]
+        first, _, rest = value.partition(" ")
+        if first in ("a", "an", "one"):
+            self.slots[f"{name}.the"], self.slots[f"{name}.bare"] = f"the {rest}", rest
 
     def enter(self, role: str, character: Character) -> Character:
-        """Add a character under a one-letter role: {a}, {a.he}, {a.kind}..."""
+        """Add a character under a one-letter role: {a}, {a.he}, {a.kind}, {a.says}..."""
         self.cast[role] = character
         self.slots[role] = character.name
         for form, text in character.forms().items():
             self.slots[f"{role}.{form}"] = text
-        is_child = character.kind in CHILD_KIND.values()
-        kind = "" if is_child else f" the {character.kind}"
+        kind = "" if character.is_child or character.trait == "old" else f" the {character.kind}"
         self.slots[f"{role}.named"] = f"{{{role}}}{kind}"
-        self.slots[f"{role}.plain"] = f"{{{role}.full}} [named|called] {{{role}}}"
-        self.slots[f"{role}.new"] = self._introduction(role, character)
+        self.slots[f"{role}.plain"] = (
+            f"{{{role}}}"
+            if character.trait == "old"
+            else f"{{{role}.full}} [named|called] {{{role}}}"
+        )
+        self.slots[f"{role}.new"] = _introduction(role, character)
+        for form, text in _ways(character.trait).items():
+            self.slots[f"{role}.{form}"] = _of(role, text)
         return character
 
-    def _introduction(self, role: str, character: Character) -> str:
-        if character.trait == "old":
-            return f"{{{role}}}"
-        kind = CHILD_INTRODUCTION if character.kind in CHILD_KIND.values() else ANIMAL_INTRODUCTION
-        return kind.replace("{b", "{" + role)
-
-    def put(self, thing: str, spot: str) -> None:
-        """Put a thing somewhere."""
-        self.where[thing] = spot
-
-    def spots(self, count: int) -> list[str]:
-        """Different spots of this place."""
-        return self.rng.sample(self.place.spots, count)
-
-    def bring_thing(self, *, nature: str = "") -> Thing:
+    def bring_thing(self, nature: str) -> Thing:
         """Choose the central thing of the story: {thing} with an adjective, {noun} without."""
-        thing = self.pick([item for item in THINGS if not nature or nature in item.nature])
-        self.fill(thing=f"{self.pick(thing.looks)} {thing.noun}", noun=thing.noun)
+        thing = self.pick([item for item in THINGS if nature == "any" or nature in item.nature])
+        self.slots |= {"thing": f"{self.pick(thing.looks)} {thing.noun}", "noun": thing.noun}
         return thing
-
-    def _pronoun(self) -> Pronoun:
-        if self.rng.random() < SINGULAR_THEY_SHARE:
-            return "they"
-        pronouns: tuple[Pronoun, Pronoun] = ("he", "she")
-        return self.pick(pronouns)
 
     def _free_pronoun(self) -> Pronoun:
         """A pronoun that no other character has, in three of four cases: clearer to read."""
+        if self.rng.random() < SINGULAR_THEY_SHARE:
+            return "they"
+        pronoun: Pronoun = self.pick(("he", "she"))
         taken = {character.pronoun for character in self.cast.values()}
-        pronoun = self._pronoun()
         if pronoun in taken and self.rng.random() < 0.75:
             return "he" if pronoun == "she" else "she"
         return pronoun
 
-    def child(self, role: str) -> Character:
-        """Add a child with a name of its own."""
+    def child(self, role: str, avoid: Sequence[str] = ()) -> Character:
+        """Add a child with a name of its own, and none of these traits."""
         pronoun = self._free_pronoun()
         name = self.pick([n for n in CHILDREN[pronoun] if n not in self._names()])
-        return self.enter(role, Character(name, CHILD_KIND[pronoun], pronoun, self._trait()))
+        trait = self._trait(avoid)
+        return self.enter(role, Character(name, CHILD_KIND[pronoun], pronoun, trait))
 
-    def animal(self, role: str, *, skill: str = "") -> Character:
-        """Add an animal of a new kind, with a skill if one is required."""
+    def animal(
+        self,
+        role: str,
+        avoid: Sequence[str] = (),
+        suits: Callable[[Animal], bool] = lambda _animal: True,
+    ) -> Character:
+        """Add an animal of a new kind that suits, with none of these traits."""
         kinds = {character.kind for character in self.cast.values()}
-        animal = self.pick(
-            [a for a in ANIMALS if a.kind not in kinds and (not skill or skill in a.skills)]
-        )
+        kind = self.pick([a for a in ANIMALS if a.kind not in kinds and suits(a)])
         pronoun = self._free_pronoun()
         name = self.pick([n for n in ANIMAL_NAMES[pronoun] if n not in self._names()])
-        return self.enter(
-            role,
-            Character(
-                name, animal.kind, pronoun, self._trait(), animal.hands, animal.home, animal.skills
-            ),
-        )
+        trait = self._trait(avoid)
+        character = Character(name, kind.kind, pronoun, trait, kind.hands, kind.home, kind.skills)
+        return self.enter(role, character)
 
     def adult(self, role: str) -> Character:
         """Add an adult whom the children know."""
@@ -154,44 +160,79 @@ class StoryStage:
         kind = "man" if pronoun == "he" else "woman"
         return self.enter(role, Character(name, kind, pronoun, "old", skills=("ladder",)))
 
-    def avoid(self, *traits: str) -> None:
-        """Change the trait of {a} if it does not suit the plot."""
-        if self.cast["a"].trait in traits:
-            others = [trait for trait in TRAITS if trait not in traits]
-            self.enter("a", replace(self.cast["a"], trait=self.pick(others)))
-            self.fill(habit=self.pick(TRAITS[self.cast["a"].trait]))
-
-    def friend(self, role: str) -> Character:
-        """Add an animal to a story about animals, a child to one about children."""
-        return self.animal(role) if self.family == "animals" else self.child(role)
-
     def _names(self) -> set[str]:
         return {character.name for character in self.cast.values()}
 
-    def _trait(self) -> str:
+    def _trait(self, avoid: Sequence[str]) -> str:
         taken = {character.trait for character in self.cast.values()}
-        return self.pick([trait for trait in TRAITS if trait not in taken])
+        return self.pick([trait for trait in TRAITS if trait not in taken and trait not in avoid])
 
 
-def set_stage(rng: random.Random) -> StoryStage:
-    """A stage with a place, weather and a main character {a}."""
-    family: Family = "animals" if rng.random() < 0.5 else "children"
-    place = rng.choice(WILD if family == "animals" else TOWN)
-    stage = StoryStage(rng, family, place)
-    weather = rng.choice(WEATHERS)
-    stage.fill(
-        place=place.name,
-        at=place.at,
-        sight=rng.choice(place.sights),
-        weather=weather.day,
-        air=weather.air,
-        part=rng.choice(("morning", "afternoon")),
-    )
-    hero = stage.friend("a")
-    stage.fill(habit=rng.choice(TRAITS[hero.trait]))
+def _introduction(role: str, character: Character) -> str:
+    """How a character comes into a story that knows only {a}."""
+    if character.trait == "old":
+        return f"{{{role}}}"
+    template = CHILD_INTRODUCTION if character.is_child else ANIMAL_INTRODUCTION
+    return template.replace("{b", "{" + role)
+
+
+@cache
+def _ways(trait: str) -> Mapping[str, str]:
+    """Templates of how a character with this trait speaks and acts, as those of {a}."""
+    ways = {"says": SAYS, "asks": ASKS, "cries": CRIES}
+    if trait in CALM_TRAITS:
+        ways["cries"] = ways["cries"].replace("shouted", "called")
+    if trait == "old":
+        return ways | {"manner": "[kindly|slowly|with a smile|and nodded]"}
+    found = traits()[trait]
+    acts = {"stuck": found.stuck, "dares": found.dares, "glad": found.glad, "end": found.ends}
+    ways |= {name: f"[{'|'.join(texts)}]" for name, texts in acts.items()}
+    return ways | {"habit": f"[{'|'.join(found.habits)}]", "manner": f"[{'|'.join(found.manner)}]"}
+
+
+def _of(role: str, template: str) -> str:
+    """A template about {a}, as one about this role."""
+    own = template.replace("{a", "{" + role)
+    for name in ("says", "asks", "cries", "manner"):
+        own = own.replace(f"{{{name}}}", f"{{{role}.{name}}}")
+    return own
+
+
+def set_stage(
+    rng: random.Random, family: Family | Literal[""] = "", avoid: Sequence[str] = ()
+) -> StoryStage:
+    """A stage with a place, weather and a main character {a} with none of these traits."""
+    drawn: Family = family if family else rng.choice(("animals", "children"))
+    place = rng.choice(scenery().wild if drawn == "animals" else scenery().town)
+    stage = StoryStage(rng, drawn, place)
+    weather = rng.choice(scenery().weathers)
+    stage.slots |= {
+        "place": place.name,
+        "at": place.at,
+        "sight": rng.choice(place.sights),
+        "weather": weather.day,
+        "air": weather.air,
+        "part": rng.choice(("morning", "afternoon")),
+    }
+    _fill_numbered(stage, "spot", place.spots)
+    _fill_numbered(stage, "decoy", scenery().decoys)
+    _fill_numbered(stage, "food", FOODS)
+    stage.slots["food"] = stage.slots["food.one"]
+    if drawn == "animals":
+        stage.animal("a", avoid)
+    else:
+        stage.child("a", avoid)
     opening = rng.choice(("tale", "tale", "day", "day", "plain"))
-    stage.slots["opening"] = "{" + opening + "}"
-    stage.slots["one day"] = "{same day}" if opening == "day" else "{some day}"
-    lives = "{animal lives}" if family == "animals" else "{child lives}"
-    stage.fill(lives=lives)
+    stage.slots |= {
+        "habit": "{a.habit}",
+        "opening": "{" + opening + "}",
+        "one day": "{same day}" if opening == "day" else "{some day}",
+        "lives": "{animal lives}" if drawn == "animals" else "{child lives}",
+    }
     return stage
+
+
+def _fill_numbered(stage: StoryStage, name: str, options: Sequence[str]) -> None:
+    """{spot.one}, {spot.two}, {spot.three}: three of the options."""
+    for number, text in zip(ONE_TO_THREE, stage.rng.sample(options, 3), strict=True):
+        stage.fill(f"{name}.{number}", text)

@@ -3,22 +3,31 @@
 import random
 import re
 from dataclasses import dataclass
+from functools import cache
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.programs.grammar import expand, sentences, tidy
-from ys_llm.gendata.programs.stories.plots import load_plot
-from ys_llm.gendata.programs.stories.prepare import PREPARE
+from ys_llm.gendata.programs.grammar import (
+    Alternatives,
+    expand,
+    expand_parsed,
+    parse,
+    sentences,
+    slots_in,
+    tidy,
+)
+from ys_llm.gendata.programs.stories.plots import load_plot, plot_names
+from ys_llm.gendata.programs.stories.prepare import prepare
 from ys_llm.gendata.programs.stories.pronouns import pronominalise
 from ys_llm.gendata.programs.stories.stage import Character, StoryStage, set_stage
 
-PLOTS = tuple(PREPARE)
-SHORTEST_WORDS, LONGEST_WORDS = 100, 250
-MAX_TELLINGS = 50  # of the same prepared plot; in nine of ten cases the first one is good enough
+SHORTEST_WORDS, LONGEST_WORDS = 110, 270
+MAX_TELLINGS = 100  # of the same prepared plot; most are good enough at the first
 
 PROMPTS = (
     "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
     "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
     "[Write|Tell me] a [story|short story] about {a.full} who {gist}.",
+    "[Write|Tell me] a [story|short story] about {a.full} named {a} who {gist}.",
     "[Write|Tell] a story in which {a.full} {gist}.",
     "[Write|Tell me] a story about {a.full} named {a}.",
     "[Write|Tell me] a story [about|with] {a} and {b}.",
@@ -38,33 +47,36 @@ class Story:
     prompt: str
     text: str
     cast: dict[str, Character]
-    where: dict[str, str]
     whole: str  # with the opening, which a prompt may have taken
     gist: str
     theme: str
+    outcome: str
     place: str
+    asks: tuple[tuple[str, str], ...]  # questions of the plot, with their answers
 
 
 def make_story(rng: random.Random) -> Story:
     """One story; everything in it follows from `rng`."""
-    name = rng.choice(PLOTS)
+    name = rng.choice(plot_names())
     plot = load_plot(name)
-    stage = set_stage(rng)
-    PREPARE[name](stage, plot)
+    stage = set_stage(rng, plot.family, plot.avoid)
+    prepare(stage, plot)
     text = _tell_well(name, plot.script, stage)
-    stage.fill(gist=plot.gist, theme=plot.theme)
+    gist, theme, outcome = (_phrase(stage, one) for one in (plot.gist, plot.theme, plot.outcome))
+    stage.slots |= {"gist": gist, "theme": theme}
     prompt, rest = _prompt(stage, text)
-    gist, theme = (tidy(expand(f"{{{name}}}", stage.slots, rng)) for name in ("gist", "theme"))
+    asks = [(_sentence(stage, one.question), _sentence(stage, one.answer)) for one in plot.asks]
     return Story(
         name,
         prompt,
         rest,
         cast=stage.cast,
-        where=stage.where,
         whole=text,
-        gist=gist[0].lower() + gist[1:],
-        theme=theme[0].lower() + theme[1:],
+        gist=gist,
+        theme=theme,
+        outcome=outcome,
         place=stage.place.at,
+        asks=tuple(asks),
     )
 
 
@@ -74,24 +86,64 @@ def story(rng: random.Random) -> Record:
     return Record(made.prompt, made.text)
 
 
+def _sentence(stage: StoryStage, template: str) -> str:
+    return tidy(expand(template, stage.slots, stage.rng))
+
+
+def _phrase(stage: StoryStage, template: str) -> str:
+    """A part of a sentence: as `_sentence`, but it begins as its template does."""
+    text = expand(template, stage.slots, stage.rng)
+    return text[:1] + tidy(text)[1:]
+
+
 def _tell_well(name: str, script: str, stage: StoryStage) -> str:
-    for _ in range(MAX_TELLINGS):
-        text = _tell(script, stage)
-        if _reads_well(text):
+    text = ""
+    for number in range(MAX_TELLINGS):
+        text = _tell(script, stage, left_out=number // 2)
+        if _reads_well(text, stage.cast["a"]):
             return text
     raise AssertionError(f"{name}: no telling reads well, the last one was: {text}")
 
 
-def _tell(script: str, stage: StoryStage) -> str:
-    text = tidy(expand(script, stage.slots, stage.rng))
+def _tell(script: str, stage: StoryStage, *, left_out: int = 0) -> str:
+    """The story, without so many of the sentences that nothing depends on."""
+    parts = list(parse(script))
+    colours = _colours(script)
+    for place in stage.rng.sample(colours, min(left_out, len(colours))):
+        parts[place] = ""
+    text = tidy(expand_parsed(tuple(parts), stage.slots, stage.rng))
     return pronominalise(text, stage.cast.values(), stage.rng)
 
 
-def _reads_well(text: str) -> bool:
-    """Whether the length is right and no sentence repeats."""
+@cache
+def _colours(script: str) -> tuple[int, ...]:
+    """The parts of a script inside paragraphs that say nothing of what its plot has decided."""
+    parts = parse(script)
+    return tuple(
+        place
+        for place, part in enumerate(parts)
+        if isinstance(part, Alternatives)
+        and 0 < place < len(parts) - 1
+        and all(parts[near] == " " for near in (place - 1, place + 1))
+        and all(_is_common(name) for name in slots_in(part))
+    )
+
+
+def _is_common(name: str) -> bool:
+    """Whether a slot tells nothing new: a form of a character that is known already."""
+    role, _, form = name.partition(".")
+    return role in ("a", "b") and form not in ("new", "plain", "full", "end")
+
+
+def _reads_well(text: str, hero: Character) -> bool:
+    """Whether the length is right, no sentence repeats, and begin and end name the hero's ways."""
     found = sentences(text)
     length = len(text.split())
-    return SHORTEST_WORDS <= length <= LONGEST_WORDS and len(set(found)) == len(found)
+    if not SHORTEST_WORDS <= length <= LONGEST_WORDS or len(set(found)) < len(found):
+        return False
+    begin, end = " ".join(found[:2]), " ".join(found[-2:])
+    named = all(hero.trait in part and hero.kind in part for part in (begin, end))
+    return named and hero.name in begin
 
 
 def _prompt(stage: StoryStage, text: str) -> tuple[str, str]:
@@ -100,4 +152,4 @@ def _prompt(stage: StoryStage, text: str) -> tuple[str, str]:
         found = re.match(r"(?:[^\"\n.!?]+[.!?] ){1,2}(?=[A-Z])", text)
         if found:
             return f"Continue the story: {found[0].strip()}", text[found.end() :]
-    return tidy(expand(stage.pick(PROMPTS), stage.slots, stage.rng)), text
+    return _sentence(stage, stage.pick(PROMPTS)), text

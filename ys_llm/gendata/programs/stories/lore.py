@@ -1,0 +1,89 @@
+"""What all stories share, as files that a writer edits: traits, places, weather, phrases.
+
+Their texts are templates in the language of `programs/grammar.py`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from ys_llm.config.shipped import shipped_folder
+from ys_llm.config.sources import load_dataclass
+from ys_llm.config.strict_reader import setting
+
+
+def stories_folder() -> Path:
+    """The folder of the stories' files."""
+    return shipped_folder() / "gen" / "stories"
+
+
+@dataclass(frozen=True)
+class Trait:
+    """How a character with a trait acts."""
+
+    habits: tuple[str, ...] = setting((), "what everybody knows about {a}")
+    manner: tuple[str, ...] = setting((), "continues `said {a}`")
+    stuck: tuple[str, ...] = setting((), "what {a} does when something goes wrong")
+    dares: tuple[str, ...] = setting((), "what {a} does just before the deed that matters")
+    glad: tuple[str, ...] = setting((), "what {a} does when it has gone well")
+    ends: tuple[str, ...] = setting((), "the last sentence of a story")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place: `name` with its article, `at` with its preposition, spots where a thing can lie."""
+
+    name: str = setting("", "`the pond`")
+    at: str = setting("", "`by the pond`")
+    spots: tuple[str, ...] = setting((), "where a thing can lie")
+    sights: tuple[str, ...] = setting((), "what there is to see, in any season")
+
+
+@dataclass(frozen=True)
+class Weather:
+    """Words for a day, and what there is to see and feel on it."""
+
+    day: str = setting("", "adjectives of the day")
+    air: str = setting("", "a sentence without its full stop")
+
+
+@dataclass(frozen=True)
+class Scenery:
+    """Where and when stories take place."""
+
+    wild: tuple[Place, ...] = setting((), "places of animals")
+    town: tuple[Place, ...] = setting((), "places of children")
+    weathers: tuple[Weather, ...] = setting((), "one is chosen for each story")
+    decoys: tuple[str, ...] = setting((), "what lies about in the place of what is sought")
+
+
+@dataclass(frozen=True)
+class _Traits:
+    traits: Mapping[str, Trait] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Phrases:
+    phrases: Mapping[str, str] = field(default_factory=dict)
+
+
+@cache
+def traits() -> Mapping[str, Trait]:
+    """The traits by name. Raises UserError with all problems of their file."""
+    found: _Traits = load_dataclass(_Traits, stories_folder() / "traits.yaml")
+    return found.traits
+
+
+@cache
+def phrases() -> Mapping[str, str]:
+    """The phrases that every plot may use. Raises UserError with all problems of their file."""
+    found: _Phrases = load_dataclass(_Phrases, stories_folder() / "phrases.yaml")
+    return found.phrases
+
+
+@cache
+def scenery() -> Scenery:
+    """Places, weather and what lies about. Raises UserError with all problems of their file."""
+    found: Scenery = load_dataclass(Scenery, stories_folder() / "scenery.yaml")
+    return found

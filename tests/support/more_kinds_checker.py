@@ -518,7 +518,7 @@ def check_answer(story: str, question: str, answer: str) -> None:
         kind = matched(rf"{found[1]} is an? (\w+)\.", answer)[1]
         expect(
             re.search(
-                rf"{found[1]} the {kind}|{kind} (?:named|called) {found[1]}|{found[1]}, an? \w+ {kind}",
+                rf"{found[1]}(?: the|, an? \w+) {kind}|{kind} (?:named|called) {found[1]}",
                 story,
             ),
             answer,

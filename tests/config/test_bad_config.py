@@ -159,6 +159,27 @@ CONFIGS = (
         "model:\n  size: small\ntrain:\n  learning_rate: 0.1\n",
         "x.yaml:4: train.learning_rate is 0.1, and model.size is small, which sets it",
     ),
+    bad(
+        "adapters without fine-tuning",
+        "sft:\n  lora: {rank: 4}\n",
+        *("x.yaml:2: sft.lora.rank is 4, and sft.method is none", "--set sft.method=full"),
+    ),
+    bad(
+        "replay beside a state",
+        "sft:\n  method: state\n  replay: 0.1\n",
+        *("x.yaml:3: sft.replay is 0.1", "sft.method: state", "--set sft.replay=0"),
+    ),
+    bad(
+        "replay beside preferences",
+        "sft:\n  method: full\n  objective: preferences\n  replay: 0.1\n",
+        *("x.yaml:4: sft.replay is 0.1", "sft.objective: preferences"),
+    ),
+    bad(
+        "a teacher beside a reference",
+        "train:\n  teacher: a\n  reference_run: b\n  select_fraction: 0.5\n",
+        *("x.yaml:2: train.teacher is a", "train.reference_run is b", "cannot be combined"),
+    ),
+    bad("targets that are none", "sft: {lora: {targets: []}}", "must name at least one matrix"),
     bad("no minutes", "train: {minutes: 0}", "train.minutes must be above 0.0, found 0"),
     bad(
         "an evaluation every step and a half",

@@ -16,6 +16,8 @@ _SCHEDULE, _COOLDOWN = "train.schedule", "train.cooldown_fraction"
 _WITH_COOLDOWN = "constant_sqrt_cooldown"
 _PATIENCE, _HELD_OUT = "train.patience", "data.validation_fraction"
 _REFERENCE, _SELECTED = "train.reference_run", "train.select_fraction"
+_METHOD, _OBJECTIVE, _REPLAY = "sft.method", "sft.objective", "sft.replay"
+_TEACHER = "train.teacher"
 _OF_STAGES = {_STEPS: "steps", "train.seq_len": "seq_len", "train.batch_size": "batch_size"}
 
 
@@ -39,6 +41,7 @@ def conflicts(
         *_cooldown(given, values),
         *_patience(given, values),
         *_selection(given),
+        *_tuning(given, values),
         *_stages(values, origins, generated=generated),
         *_size(values),
     ]
@@ -130,6 +133,29 @@ def _selection(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             _REFERENCE,
             f", and {_SELECTED} is 1: all tokens are trained without it. "
             f"Type --set {_SELECTED}=0.6, or remove it.",
+        )
+
+
+def _tuning(given: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Settings of fine-tuning without it, and those of one way of it with another."""
+    tuned = values[_METHOD] != "none"
+    for name in (name for name in given if name.startswith("sft.") and not tuned):
+        yield (name, f", and {_METHOD} is none: nothing is fine-tuned. Type --set {_METHOD}=full.")
+    apart = values[_METHOD] == "state" or values[_OBJECTIVE] == "preferences"
+    if _REPLAY in given and tuned and apart:
+        why = _METHOD if values[_METHOD] == "state" else _OBJECTIVE
+        yield (
+            _REPLAY,
+            f", and with {why}: {values[why]} no text of the base can be mixed in. "
+            f"Type --set {_REPLAY}=0.",
+        )
+    if _TEACHER not in given:
+        return
+    if tuned or _REFERENCE in given:
+        other = _METHOD if tuned else _REFERENCE
+        yield (
+            _TEACHER,
+            f", and {other} is {values[other]}: the two cannot be combined. Remove one of them.",
         )
 
 

@@ -21,13 +21,15 @@ from ys_llm.model.language_model import Model
 from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import (
     COMMON_WORDS,
+    MODEL,
     SPLIT,
     checkpoints,
     find_run,
     finish_clean,
     remove_temp_files,
+    weights_file,
 )
-from ys_llm.runs.model_files import load_run, load_weights, read_json, read_tensors
+from ys_llm.runs.model_files import load_run, load_weights, read_json, read_tensors, weights
 from ys_llm.system.files import write_atomically
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.budget import fit_to_minutes, with_steps
@@ -355,9 +357,11 @@ def _restore_or_initialise(run: Run, state: TrainState, saved: Checkpoint | None
     state.rollbacks = read_rollbacks(run.folder)
     if run.config.train.init_from and run.tuning is None:
         source = _source_run(run.folder, run.config)
-        path = source / "model.safetensors"
+        path = weights_file(source)
         before = load_config(source / "config.yaml").config.model
-        tensors, new = fitted(run.model, read_tensors(path), before, source)
+        is_whole = path.name == MODEL  # else an adapter, which is nothing without its base
+        found = read_tensors(path) if is_whole else weights(load_run(source).model)
+        tensors, new = fitted(run.model, found, before, source)
         load_weights(run.model, tensors, path)
         step = read_json(source / "config.json", needed=["step"])["step"]
         log_line(f"initialised  from the weights of {source}, step {step:,}")

@@ -163,8 +163,8 @@ def source_of(
     """
     record, command = saved_split(folder), data_command(resolved)
     if config.sft.method != "none":
-        base_run(config, folder)  # before anything is read
-        found = read_examples(config, command=command, scratch=scratch)
+        base = base_run(config, folder)  # before anything is read
+        found = read_examples(config, base, command=command, scratch=scratch)
         return load_source(config, found, record or SplitRecord())
     kept = scratch if keep else None
     return Source(

@@ -75,9 +75,8 @@ def build_tuned(
     torch.manual_seed(config.train.seed)
     model = tuned_model(config, tokenizer, base).to(device)
     prompt = next((d.prompt or "" for d in split.validation or split.training), "")
-    data = TrainingData(
-        training, validation, source.needs_roles, config.train.sample_prompt or prompt, {}
-    )
+    has_prompts = any(document.has_prompt for document in split.training)
+    data = TrainingData(training, validation, has_prompts, config.train.sample_prompt or prompt, {})
     replay, held_out = base_text(config, base, tokenizer, cache)
     tuning = Tuning(
         base_of(path, config.train.init_from, base.step),

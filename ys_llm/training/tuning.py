@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config
-from ys_llm.data.chat import Conversation, PreferencePair
+from ys_llm.data.chat import Conversation, PreferencePair, Turn
 from ys_llm.data.examples import (
     Example,
     Pairs,
@@ -58,13 +58,23 @@ class Source:
 
 
 def read_examples(
-    config: Config, *, command: str, scratch: Path
+    config: Config, base: Path, *, command: str, scratch: Path
 ) -> list[Document | Conversation | PreferencePair]:
-    """The examples of `data.path`: chats and pairs of `.jsonl`, records and texts of all else."""
+    """The examples of `data.path`: chats and pairs of `.jsonl`, records and texts of all else.
+
+    For a base that knows the tokens of roles, a record is a conversation of two turns.
+    """
     path, data_format = Path(config.data.path), config.data.format
     if path.suffix == ".jsonl" and path.is_file() and (found := read_chats(path)):
         return [*found]
-    return [*read_documents(path, data_format=data_format, command=command, scratch=scratch)]
+    documents = read_documents(path, data_format=data_format, command=command, scratch=scratch)
+    has_roles = Tokenizer.load(base / "tokenizer.json").has_roles
+    return [_as_chat(one) if has_roles and one.has_prompt else one for one in documents]
+
+
+def _as_chat(document: Document) -> Conversation:
+    turns = (Turn("user", document.prompt or ""), Turn("assistant", document.text))
+    return Conversation(turns, document.source)
 
 
 def load_source(

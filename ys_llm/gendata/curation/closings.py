@@ -1,23 +1,12 @@
-"""Closings of chat models: an offer of further help, or an end in the middle of a sentence."""
+"""Closings of chat models: an offer of further help."""
 
-import json
 import re
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
-from ys_llm.gendata.curation.text import (
-    CLOSING,
-    FENCE,
-    WORDS_THAT_LEAD_ON,
-    is_table_line,
-    is_verse,
-    sentence_starts,
-)
+from ys_llm.gendata.curation.rule import Rule, RuleResult, answers, with_response
+from ys_llm.gendata.curation.text import FENCE, sentence_starts
 
 _TAIL = 2000  # characters searched for an offer
-_PROSE_PARAGRAPHS = 3  # from this number on, a last line without a full stop is truncated
-_PROSE_WORDS = 9  # of the last line; signatures and captions have fewer
-_LARGEST_JSON = 100_000  # characters; longer JSON is not parsed
 
 _OFFER = re.compile(
     r"""[\s*_(]*(?:note:\ |(?:so|and|now|but|please|just|also|overall|otherwise)\b,?\ )?
@@ -43,6 +32,9 @@ _OFFER = re.compile(
     | (?:does|did|was)\ (?:that|this|it)\ (?:all\ )?(?:make\ sense|help|answer|easy|clear|useful)
     | did\ i\ (?:help|explain)\b
     | what\ are\ your\ thoughts\b
+    | (?:which|what)\b[^.!?]{0,80}\b(?:resonates?\ with\ you|would\ you\ like\ me)\b
+    | (?:wow,\ )?you['’]re\ so\ smart!
+    | (?:so,\ )?that['’]s\ (?:an?\ )?[^.!?]{0,60}(?:explanation\ of|in\ simple\ terms)\b
     | i(?:['’]d|\ would)\ (?:love|be\ (?:more\ than\ )?(?:happy|glad|delighted))\ to\ (?:hear\ from|
       help|assist|continue|provide|explain|discuss|know\ (?:what|if|how)|share|elaborate|revise|add)
     | i['’](?:m|ll)\ (?:be\ )?(?:always\ )?(?:happy|glad|here)\ to\ (?:help|assist|answer|provide|
@@ -56,10 +48,6 @@ _OFFER = re.compile(
 )
 _RULE_LINE = re.compile(r"[ \t]*(?:-{3,}|\*{3,}|_{3,})")
 _SPEAKER = re.compile(r"[\s*_]*[A-Z][\w.'’]*(?: [A-Z(][\w.'’()]*){0,3}(?:\*\*)?:(?:\*\*)? ")
-_FENCES = re.compile(r"^[ \t]*```", re.M)
-_MARKUP = " \t\n*_~"
-_LABEL = re.compile(r"[\s*_]*(?:answer|final answer|[A-Z][\w ]{0,30}):", re.I)
-_CUT_OFF = ",;:-–—(["
 
 
 def _offer(record: Record) -> RuleResult:
@@ -109,59 +97,6 @@ def _without_rules(text: str, end: int) -> int:
         end = begin
 
 
-def _truncated(record: Record) -> RuleResult:
-    response = record.response.rstrip()
-    reason = _cut(response)
-    if not reason:
-        return None
-    return Verdict("truncated", reason, (max(0, len(response) - 80), len(response)))
-
-
-def _cut(response: str) -> str:
-    if FENCE in response and len(_FENCES.findall(response)) % 2:
-        return "an open code fence"
-    if response[:1] in ("{", "[") and _is_open_json(response):
-        return "incomplete JSON"
-    last = response[response.rfind("\n") + 1 :]
-    text = last.rstrip(_MARKUP)
-    if not text or (is_table_line(last) and text[-1] not in ",("):
-        return ""
-    if text[-1] in _CUT_OFF and not text.endswith(("--", " -", " –", " —")):
-        return f"ends with {text[-1]!r}"
-    if not text[-1].isalnum():
-        return ""
-    return _cut_sentence(response, text)
-
-
-def _cut_sentence(response: str, last: str) -> str:
-    words = last.split()
-    if len(words) > 4 and words[-1] in WORDS_THAT_LEAD_ON and not is_verse(response):
-        return f"ends with {words[-1]!r}"
-    is_sentence = len(words) >= _PROSE_WORDS and not _LABEL.match(last)
-    return "the last sentence is incomplete" if is_sentence and _is_prose(response) else ""
-
-
-def _is_prose(response: str) -> bool:
-    """Whether the paragraphs before the last line end with full stops."""
-    lines = [line.rstrip(_MARKUP) for line in response.splitlines()[:-1]]
-    prose = [
-        line for line in lines if len(line.split()) >= _PROSE_WORDS and not is_table_line(line)
-    ]
-    return len(prose) >= _PROSE_PARAGRAPHS and all(line[-1] in CLOSING + ":" for line in prose)
-
-
-def _is_open_json(response: str) -> bool:
-    if response[-1] in "]}" or len(response) > _LARGEST_JSON:
-        return False
-    try:
-        json.loads(response)
-    except RecursionError:
-        return False
-    except json.JSONDecodeError as error:
-        return error.pos >= len(response) - 1
-    return False
-
-
 OFFER = Rule(
     "offer",
     "fix",
@@ -178,24 +113,5 @@ OFFER = Rule(
         "Ask the host: would you like me to bring wine? Then bring it anyway.",
         "Moderator: Do you have any questions for Emma?",
         "I hope you will sleep well by the river.",
-    ),
-)
-TRUNCATED = Rule(
-    "truncated",
-    "drop",
-    "a truncated response: an open sentence, code fence or JSON value",
-    _truncated,
-    positives=answers(
-        "The river rose all night, and in the morning the people of the town went to the",
-        "```sql\nSELECT name FROM rivers",
-        '[{"river": "Rhine", "length": 1230},',
-        "The first to row down the whole river was a baker from the hills, who later,",
-    ),
-    negatives=answers(
-        "A river runs\nbeneath the suns\nand when it ends it knows it of",
-        "Rivers:\n\n* Rhine\n* Danube, the second longest river of the whole of the continent",
-        '{"river": "Rhine"}',
-        "joy",
-        "Dear Anna,\n\nthe river is high.\n\nYours, Tom",
     ),
 )

@@ -1,11 +1,12 @@
-"""Parts of a response that are not the answer: notes, placeholders, links, control tags."""
+"""Parts of a response that are not the answer: notes, links, control tags."""
 
 import re
 from collections.abc import Iterator
 
 from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
-from ys_llm.gendata.curation.text import FENCE, is_quoted, without_code
+from ys_llm.gendata.curation.structure import block_at, whole, without_code
+from ys_llm.gendata.curation.text import is_quoted
 
 _NOTE_LINE = re.compile(
     r"""[ \t]*(?:[-+*]\ |\d+[.)]\ )?[*_(\[#\ ]*
@@ -15,41 +16,28 @@ _NOTE_LINE = re.compile(
     re.I | re.X,
 )
 _NOTE_WORD = re.compile("note", re.I)
+_LONGEST_NOTE = 3000  # characters
 _NOTE_INSIDE = re.compile(r"[ \t]*\((?:(?:side|please) )?note(?::| that\b)[^()\n]*\)", re.I)
 _PARAGRAPH_END = re.compile(r"\n[ \t]*(?=\n|```)|\Z")
 _BLOCK_END = re.compile(r"\n[ \t]*\n(?![ \t]*(?:[-+*] |\d+[.)] |\||```))|\Z")
 _RULE_AT_END = re.compile(r"(?:\n[ \t]*(?:-{3,}|\*{3,}|_{3,}))?\s*\Z")
-
-_SLOT = re.compile(r"\[([^\[\]\n]{2,80})\](?!\()|<((?:your|insert|enter)[ _][^<>\n]{1,60})>", re.I)
-_ASKS = re.compile(
-    r"(?:an?\ )?(?:your|insert|enter|add|fill|specific|particular|related|relevant|similar|notable|"
-    r"recent|another|e\.g\.)\b",
-    re.I | re.X,
-)
-_UNKNOWN = re.compile(
-    r"\b(?:name|title|topic|team|author|player|opponent|event|location|character|protagonist|"
-    r"candidate|leader|company|brand|client|manager|field|policy|issue|key (?:figure|point)|figure|"
-    r"party|sport|time ?frame|date|city|state|country|school|situation|thing|commitment|skill|"
-    r"politician|president|website|email|phone number|address|product|organi[sz]ation|artist|"
-    r"subject|number of|link|url|year|position)s?(?: [A-Z1-9])?\Z|\A\w+/\w+\Z|\be\.g\.",
-    re.I,
-)
-_QUOTE = re.compile('["“”]')
-_LINE_BREAK = re.compile("\n")
-_PHRASE_CHARS = 200
-_SPOKEN = re.compile(r"\]?:")  # [Host]: is a speaker
 
 _LINK = re.compile(r"(?<!!)\[([^\[\]\n]{1,200})\]\(([^()\s]{1,400})(?: \"[^\"\n]*\")?\)")
 _URL = re.compile(r"\b(?:https?|ftp)://[^\s<>\"')\]]+|\bwww\.[\w-]+\.[\w.-]+[^\s<>\"')\]]*", re.I)
 
 _QUESTION_CHARS = 400  # a longer prompt with the word does not ask for an address
 _ASKS_FOR_LINK = re.compile(
-    r"\b(?:urls?|links?|web ?(?:site|page|address)|https?|domain|html|markdown)\b", re.I
+    r"\b(?:urls?|links?|web ?(?:sites?|pages?|address)|https?|domain|html|markdown|readme|"
+    r"resources?|tutorials?|documentation|api|download|install|python|bash|curl|scripts?|code)\b",
+    re.I,
 )
+_CODE_LINK = re.compile(r"[\"'(=]\s*\Z|\b(?:curl|wget|clone|urllib|requests|fetch)\b")
 
 _TAG = re.compile(
     r"<\|[a-z_]{1,40}\|>|\[/?INST\]|<</?SYS>>|</s>|<(?:start|end|pad|unk|eos|bos|eot|mask)>|</?think(?:ing)?>"
 )
+_TURN = re.compile(r"^### ?(?:Instruction|Response|Input):|^(?:User|Human):(?= |$)", re.M)
+_DIALOGUE = re.compile(r"\b(?:user|human|dialogue|conversation|script|chat|play)s?\b|###", re.I)
 _NO_TEXT = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u2028\\u2029\\ufffe\\uffff]")
 
 
@@ -58,7 +46,7 @@ def _note(record: Record) -> RuleResult:
     if "note" not in response and "Note" not in response and "NOTE" not in response:
         return None
     prose = without_code(response)
-    spans = [_extent(prose, match) for match in _note_lines(prose)]
+    spans = [whole(response, _extent(response, prose, match)) for match in _note_lines(prose)]
     spans += [match.span() for match in _NOTE_INSIDE.finditer(prose)]
     if not spans:
         return None
@@ -76,20 +64,39 @@ def _note_lines(prose: str) -> Iterator[re.Match[str]]:
             yield match
 
 
-def _extent(prose: str, match: re.Match[str]) -> tuple[int, int]:
+def _extent(text: str, prose: str, match: re.Match[str]) -> tuple[int, int]:
     """The span of a note: its paragraph; inside a paragraph or a list, its line only.
 
-    A note that ends with a colon includes the list or code after it.
+    A note that ends with a colon includes the list or code after it, one in brackets what follows
+    up to the closing bracket.
     """
     start = match.start()
+    if closed := _bracket_end(prose, match):
+        return start, closed
     above = prose[prose.rfind("\n", 0, max(0, start - 1)) + 1 : max(0, start - 1)]
     if above.strip():
         end = prose.find("\n", start)
         return start, len(prose) if end < 0 else end + 1
     end = _found(_PARAGRAPH_END, prose, match.end())
     if prose[start:end].rstrip(" \t\n*_").endswith(":"):
+        if (after := block_at(text, end)) > end:
+            return start, after
         end = _found(_BLOCK_END, prose, end + 1 if end < len(prose) else end)
     return start, end
+
+
+def _bracket_end(prose: str, match: re.Match[str]) -> int:
+    """Where a bracket that the note opens is closed, at the end of a line; 0 if nowhere."""
+    opened = match[0].lstrip(" \t*_-+")[:1]
+    if opened not in ("(", "["):
+        return 0
+    depth, closing = 0, ")" if opened == "(" else "]"
+    for at in range(match.start(), min(len(prose), match.start() + _LONGEST_NOTE)):
+        depth += (prose[at] == opened) - (prose[at] == closing)
+        if depth == 0 and prose[at] == closing:
+            rest = prose[at + 1 : at + 4].lstrip("*_ .")
+            return at + 4 - len(rest) if not rest or rest[0] == "\n" else 0
+    return 0
 
 
 def _found(pattern: re.Pattern[str], text: str, at: int) -> int:
@@ -122,39 +129,6 @@ def _rule_at_end(text: str) -> int:
     return len(text) - len(tail) + (match.start() if match else len(tail))
 
 
-def _placeholder(record: Record) -> RuleResult:
-    for text, at in ((record.response, 0), (record.prompt, None)):
-        if "[" not in text and "<" not in text:
-            continue
-        prose = without_code(text)
-        for match in _SLOT.finditer(prose):
-            if _is_unfilled(match, prose) and not _is_in_phrase(match, prose):
-                where = "the prompt" if at is None else "the response"
-                span = match.span() if at is not None else (0, 0)
-                return Verdict("placeholder", f"{match[0]} in {where}", span)
-    return None
-
-
-def _is_unfilled(match: re.Match[str], prose: str) -> bool:
-    if match[2] is not None:
-        return True
-    if _ASKS.match(match[1]) and len(match[1].split()) > 1:
-        return True
-    if len(match[1].split()) > 5 or not _UNKNOWN.search(match[1]):
-        return False
-    return "name" in match[1].lower() or not _SPOKEN.match(prose, match.end())
-
-
-def _is_in_phrase(match: re.Match[str], prose: str) -> bool:
-    """Inside a short quotation: a phrase for the reader to fill in."""
-    begin = prose.rfind("\n", 0, match.start()) + 1
-    end = _found(_LINE_BREAK, prose, match.end())
-    before = _QUOTE.split(prose[begin : match.start()])
-    after = _QUOTE.split(prose[match.end() : end], 1)
-    short = len(before[-1]) + len(after[0]) < _PHRASE_CHARS
-    return len(before) % 2 == 0 and len(after) == 2 and short
-
-
 def _link(record: Record) -> RuleResult:
     """Replace links by their text; a URL in prose cannot be removed from its sentence."""
     response = record.response
@@ -163,13 +137,22 @@ def _link(record: Record) -> RuleResult:
     prose = without_code(response)
     if len(record.prompt) < _QUESTION_CHARS and _ASKS_FOR_LINK.search(record.prompt):
         return None
-    if url := _URL.search(_LINK.sub(_link_text, prose)):
+    if "![" in response:  # a page with pictures and badges is a page of a project
+        return None
+    linkless = _LINK.sub(_link_text, prose)
+    for url in _URL.finditer(linkless):
+        if url[0].rstrip(".,;:!?") in record.prompt or _is_in_code(linkless, url.start()):
+            continue
         return Verdict("link", f"the URL {url[0][:80]} in prose", (0, 0))
     pieces, at = [], 0
     for match in _LINK.finditer(prose):
         pieces += [response[at : match.start()], match[1]]
         at = match.end()
     return with_response(record, "".join([*pieces, response[at:]]), "link")
+
+
+def _is_in_code(text: str, at: int) -> bool:
+    return _CODE_LINK.search(text[text.rfind("\n", 0, at) + 1 : at]) is not None
 
 
 def _link_text(match: re.Match[str]) -> str:
@@ -182,6 +165,9 @@ def _control_tag(record: Record) -> RuleResult:
         if match := _NO_TEXT.search(text) or (_TAG.search(text) if has_brackets else None):
             span = match.span() if text is record.response else (0, 0)
             return Verdict("control_tag", f"{match[0]!r} is not text", span)
+    leaked = _TURN.search(record.response)
+    if leaked and not _DIALOGUE.search(record.prompt):
+        return Verdict("control_tag", f"{leaked[0].strip()!r} of a prompt", leaked.span())
     return None
 
 
@@ -242,23 +228,6 @@ NOTE = Rule(
         "```sql\n-- Note: slow\nSELECT 1;\n```",
     ),
 )
-PLACEHOLDER = Rule(
-    "placeholder",
-    "drop",
-    "an unfilled slot ([Name], [Your ...], [insert ...]) in the prompt or the response",
-    _placeholder,
-    positives=(
-        *answers("Welcome! I am [Your Name], and this is the river.", "We met [Team Name] there."),
-        Record("What is [specific theme, e.g. love] in Hamlet?", "It is central."),
-    ),
-    negatives=answers(
-        "[INTRO MUSIC]\n\n[Host]: Welcome to the river.",
-        "[The crowd cheers as the boats go by.]",
-        "Use `[name]` for a column, and `<your name>` for a value.",
-        "Some say so [1], some do not [sic].",
-        'Try this: "I feel wet when we talk about [topic]."',
-    ),
-)
 LINK = Rule(
     "link",
     "fix",
@@ -284,6 +253,8 @@ CONTROL_TAG = Rule(
         "Rivers run.<|eot_id|>",
         "[INST] Go on [/INST] Rivers run.",
         "A\x00B",
+        "Rivers run.\n\n### Instruction:\nName a river.",
+        "Rivers run.\nUser: And lakes?\nThey lie.",
         "<think>A river?</think> Rivers run.",
     ),
     negatives=answers("a < b and c > d | e", "Rivers\trun.\nYes.", "<b>Rivers</b> run."),
@@ -304,4 +275,3 @@ SELF_REFERENCE = Rule(
         "A large language model is trained on text.",
     ),
 )
-assert FENCE == "```"  # the patterns above contain it

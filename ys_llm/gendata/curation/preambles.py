@@ -7,10 +7,14 @@ from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, wit
 
 _HEAD = 700  # characters; an opening is never longer
 _COPIED_WORDS = 8  # in a row: two texts on one subject do not share these by chance
-_COPIED_SHARE = 0.8  # of the response: not an answer of its own
+_COPIED_SHARE = 0.65  # of the response: not an answer of its own
 _ECHOED_SHARE = 0.4  # of the response, if it also begins like the prompt
 _ECHOED_WORDS = 18
 _FIRST_LINE = 120  # characters that an echo may omit from the start of the prompt
+_ASKS_FOR_TEXT = re.compile(
+    r"\b(?:rewrite|correct|proofread|convert|transform|format|fix|repeat|copy|extract|spell)\b",
+    re.I,
+)
 _LONG_ENOUGH = 40  # words: a shorter prompt or response may legitimately repeat the other
 
 _HERE = r"(?:here(?:['’]s|\ is|\ are)|below\ (?:is|are)|the\ following\ (?:is|are))\b"
@@ -20,12 +24,12 @@ _MADE = (
 )
 _EAGER = r"(?:sure(?:\ thing)?|certainly|of\ course|absolutely|definitely|no\ problem|you\ got\ it)"
 _RIDDLE = r"(?:riddle|joke|limerick|pun|doozy|brain[- ]?(?:twister|teaser)|puzzle|tune|one)\b"
-_FINE = (
+FINE = (
     r"(?:very\ |truly\ |really\ )?(?:great|good|excellent|fantastic|wonderful|thought-?ful|nuanced|"
     r"interesting|thorough|comprehensive|detailed|insightful|helpful|practical|informative|"
     r"well-(?:written|structured|rounded|thought-out|organized))"
 )
-_PRAISED = (
+PRAISED = (
     r"(?:question|summary|response|answer|list|set|example|overview|explanation|guide|reminder|"
     r"topic|request|prompt|idea|analysis|advice|exploration|breakdown|approach|resource|"
     r"thought\ experiment)"
@@ -39,11 +43,12 @@ _PREAMBLE = re.compile(
     | {_EAGER}(?:!|[,.]\ (?=i\b|here\b|let\b|below\b))(?:[^\n]{{0,300}}[:!]{_LINE_END})?
     | (?:{_EAGER}[!,.]\s+)?i(?:['’]d|\ would)\ be\ (?:more\ than\ )?(?:happy|glad|delighted)\ to\b
       [^\n]{{0,300}}[:!.]{_LINE_END}
+    | congratulations\ on\ [^\n.!?]{{0,120}}[.!]\s
     | i['’]ve\ got\ [^\n]{{0,40}}?{_RIDDLE}[^\n]{{0,120}}[:!?."]{_LINE_END}
     | [^\n:]{{1,80}}[!?]\ +(?:{_HERE}|here\ (?:it\ )?goes\b)[^\n]{{0,120}}:{_LINE_END}
-    | (?:what|that(?:['’]s|\ is)|this\ is)\ an?\ {_FINE}(?:,?\ (?:and\ )?[\w-]+){{0,3}}?
-      \ {_PRAISED}\b[^\n.!?:"]{{0,200}}[!.]\s
-    | (?:an?\ )?{_FINE}(?:,?\ (?:and\ )?[\w-]+){{0,2}}?\ {_PRAISED}\b[^\n.!?:"]{{0,100}}!\s
+    | (?:what|that(?:['’]s|\ is)|this\ is)\ an?\ {FINE}(?:,?\ (?:and\ )?[\w-]+){{0,3}}?
+      \ {PRAISED}\b[^\n.!?:"]{{0,200}}[!.]\s
+    | (?:an?\ )?{FINE}(?:,?\ (?:and\ )?[\w-]+){{0,2}}?\ {PRAISED}\b[^\n.!?:"]{{0,100}}!\s
     | you(?:['’]ve|\ have)\ (?:provided|outlined|highlighted|summari[sz]ed|covered)\b
       [^\n.!?:"]{{0,200}}[!.]\s
     | it\ (?:looks|seems)\ (?:like|as\ if|that)\ you(?:['’]ve|\ have)\ [^\n.!?:"]{{0,200}}[!.]\s
@@ -53,7 +58,9 @@ _PREAMBLE = re.compile(
     re.I | re.X,
 )
 _IN_A_STORY = re.compile(
-    r"[\s*_#-]*here(?:['’]s| is) (?:what happened|the thing|the deal|where)", re.I
+    r"[\s*_#-]*(?:here(?:['’]s| is) (?:what (?!you|i\b)|the thing|the deal|where)|[\w ]{2,14}[!,.] "
+    r"(?:cried|said|shouted|replied|answered|laughed|called|exclaimed|whispered|yelled|roared)\b)",
+    re.I,
 )
 
 _RULE_LINE = re.compile(r"\n[ \t]*(?:-{3,}|\*{3,})[ \t]*\n\s*")
@@ -62,7 +69,8 @@ _NOT_ABLE = (
     r"['’]m\ (?:not\ able|unable)\ to)"
 )
 _ASKED = (
-    r"(?:fulfil|write|creat|generat|help|assist|provid|answer|respond|do\ that|engage|discuss|"
+    r"(?:fulfil|write|creat|generat|help(?!\ but\b|\ \w+ing\b|ing\b)|assist|provid|answer|"
+    r"respond|do\ that|engage|discuss|"
     r"continue|compl|verify|produc|fabricat|support|share|tell\ (?:you\ )?(?:a|that|this)\b|"
     r"make\ (?:a|that|up)\b|accommodate|participate|promote|perform|process|access)"
 )
@@ -78,7 +86,7 @@ _REFUSAL = re.compile(
 def _preamble(record: Record) -> RuleResult:
     response, at = record.response, _refused_first(record.response)
     while match := _PREAMBLE.match(response[at : at + _HEAD]):
-        if _IN_A_STORY.match(match[0]) or not match[0].strip():
+        if _IN_A_STORY.match(response, at) or not match[0].strip():
             break
         at += match.end()
     return with_response(record, response[at:].lstrip("\n") if at else response, "preamble")
@@ -114,6 +122,8 @@ def _echo(record: Record) -> RuleResult:
 
 
 def _copy(record: Record) -> RuleResult:
+    if _ASKS_FOR_TEXT.search(record.prompt[:_FIRST_LINE]):
+        return None
     share = _copied_share(record.prompt, record.response)
     if share < _COPIED_SHARE:
         return None
@@ -154,6 +164,8 @@ PREAMBLE = Rule(
         "Certainly the river was wide, but the boat was good.",
         "Here lies the king of rivers.\nHe slept.",
         "What a great day it was! The river shone.",
+        "Here is what Grandma said:\n\nThe river is old.",
+        "Of course! cried the king. The river is mine.",
     ),
 )
 REFUSAL = Rule(
@@ -172,9 +184,15 @@ REFUSAL = Rule(
         "I cannot say when the river froze, but it did.",
         "I'm sorry I was late, said the river, and flowed on.",
         "Unfortunately, the river was too deep to cross.",
+        "I can't help but smile when I think of that summer by the river.",
     ),
 )
 _ESSAY = "When you walk by a river in the morning, the mist is still there, and the birds " * 4
+_ABOUT = (
+    "The essay tells of a walk by a river in the morning. It is cold, and there is mist on the "
+    "water while the walker goes on. Later some birds begin to sing in the trees, and all of it "
+    "is told in a calm and patient way."
+)
 ECHO = Rule(
     "echo",
     "fix",
@@ -186,21 +204,21 @@ ECHO = Rule(
     ),
     negatives=(
         Record("How long is the Rhine?", "How long is the Rhine? Longer than the Thames."),
-        Record(_ESSAY, "The essay tells of a walk by a river in the morning. " * 3),
+        Record(_ESSAY, _ABOUT),
     ),
 )
 
 COPY = Rule(
     "copy",
     "drop",
-    "a response copied from the prompt to four fifths or more, in runs of eight words",
+    "a response copied from the prompt to two thirds or more, in runs of eight words",
     _copy,
     positives=(
         Record(f"Think.\n{_ESSAY}", f"So we think. {_ESSAY}"),
         Record(_ESSAY, f"It is said: {_ESSAY}"),
     ),
     negatives=(
-        Record(_ESSAY, "The essay tells of a walk by a river in the morning. " * 3),
+        Record(_ESSAY, _ABOUT),
         Record("Spell river.", "R-I-V-E-R"),
     ),
 )

@@ -1,8 +1,9 @@
 """The report of a curation: counts by rule and by kind, examples, diffs of edits."""
 
 import difflib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 
 from ys_llm.errors import command_line
@@ -11,7 +12,8 @@ from ys_llm.gendata.curation.rule import Edit, Rule
 MADE_BY = command_line("gen-data", "curate")
 EXAMPLES = 10
 _EXAMPLE_CHARS = 400
-_LONGEST_DIFF = 2000  # lines; a diff takes quadratic time
+_LONGEST_DIFF = 2000  # lines; a minimal diff takes quadratic time
+_LOOK_AHEAD = 200  # lines that a changed stretch of a longer text may have
 OTHER_REASONS = {
     "unreadable": "not a record, or not text",
     "length": "a response outside the length limits",
@@ -141,6 +143,29 @@ def difference(edit: Edit) -> str:
 def _line_diff(before: str, after: str) -> str:
     one, other = before.splitlines(), after.splitlines()
     if len(one) + len(other) > _LONGEST_DIFF:
-        return f"{len(one):,} lines replaced by {len(other):,}"
+        return "\n".join(_long_diff(one, other))
     lines = difflib.unified_diff(one, other, n=1, lineterm="")
-    return "\n".join(line for line in lines if not line.startswith(("---", "+++")))
+    return "\n".join(itertools.islice(lines, 2, None))  # after the names of two files
+
+
+def _long_diff(one: list[str], other: list[str]) -> Iterator[str]:
+    """The hunks of a long text in linear time: a changed stretch ends where both agree again."""
+    at = into = 0
+    while at < len(one) or into < len(other):
+        if at < len(one) and into < len(other) and one[at] == other[into]:
+            at, into = at + 1, into + 1
+            continue
+        end, stop = _agree_again(one, other, at, into)
+        yield f"@@ -{at + 1},{end - at} +{into + 1},{stop - into} @@"
+        yield from (f"-{line}" for line in one[at:end])
+        yield from (f"+{line}" for line in other[into:stop])
+        at, into = end, stop
+
+
+def _agree_again(one: list[str], other: list[str], at: int, into: int) -> tuple[int, int]:
+    for distance in range(1, _LOOK_AHEAD):
+        for ahead in range(distance + 1):
+            end, stop = at + distance - ahead, into + ahead
+            if end < len(one) and stop < len(other) and one[end] == other[stop]:
+                return end, stop
+    return len(one), len(other)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ys_llm.data.records import Record
+from ys_llm.gendata.curation.structure import balance
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,16 @@ def _as_edit(rule: Rule, record: Record, result: Record | Verdict) -> Verdict | 
 
 
 def with_response(record: Record, response: str, rule: str) -> RuleResult:
-    """The record with another response; a verdict if it is empty, None if it is unchanged."""
+    """The record with another response; a verdict if it is empty, None if it is unchanged.
+
+    None too if a fence or a bracket would lose its other half: what belongs together stays.
+    """
     if response == record.response:
         return None
     if not response.strip():
         return Verdict(rule, "the response has nothing else", (0, len(record.response)))
+    if balance(response) != balance(record.response):
+        return None
     return Record(record.prompt, response)
 
 

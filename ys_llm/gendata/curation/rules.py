@@ -4,18 +4,21 @@ from collections.abc import Iterable
 
 from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
-from ys_llm.gendata.curation.closings import OFFER, TRUNCATED
-from ys_llm.gendata.curation.corruption import LANGUAGE, MOJIBAKE, REPETITION
+from ys_llm.gendata.curation.closings import OFFER
+from ys_llm.gendata.curation.comments import CHAT_LINE, COMMENT, FEEDBACK
+from ys_llm.gendata.curation.corruption import LANGUAGE, MOJIBAKE
 from ys_llm.gendata.curation.legacy_phrases import LEGACY_PHRASES
 from ys_llm.gendata.curation.notes_and_links import (
     CONTROL_TAG,
     LINK,
     NOTE,
-    PLACEHOLDER,
     SELF_REFERENCE,
 )
+from ys_llm.gendata.curation.placeholders import PLACEHOLDER
 from ys_llm.gendata.curation.preambles import COPY, ECHO, PREAMBLE, REFUSAL
+from ys_llm.gendata.curation.repetition import REPETITION
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
+from ys_llm.gendata.curation.truncation import TRUNCATED
 
 
 def _empty(record: Record) -> RuleResult:
@@ -35,17 +38,20 @@ EMPTY = Rule(
 
 STANDARD: tuple[Rule, ...] = (
     MOJIBAKE,
+    FEEDBACK,
     ECHO,
     PREAMBLE,
     NOTE,
+    CHAT_LINE,
     OFFER,
+    COMMENT,
     LINK,
+    PLACEHOLDER,
     EMPTY,
     CONTROL_TAG,
     REFUSAL,
     COPY,
     SELF_REFERENCE,
-    PLACEHOLDER,
     LANGUAGE,
     REPETITION,
     TRUNCATED,

@@ -1,9 +1,7 @@
-"""Helpers of the rules: code, words, sentences, tables, verse."""
+"""Helpers of the rules: words, sentences, tables, verse."""
 
 import re
 
-_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.S)
-_NOT_A_LINE_END = re.compile(r"[^\n]")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"”’')*_]*\s+")
 _TABLE_LINE = re.compile(r"^[ \t]*(?:\||[{\[\]}]|[-*+] |\d+[.)] |#|>)")
 FENCE = "```"
@@ -15,13 +13,6 @@ _LEADING_ON = (
     "shall their his its our your my these those very such each every between"
 )
 WORDS_THAT_LEAD_ON = frozenset(_LEADING_ON.split())
-
-
-def without_code(text: str) -> str:
-    """The text with code replaced by spaces; offsets stay the same."""
-    if "`" not in text:
-        return text
-    return _CODE.sub(lambda match: _NOT_A_LINE_END.sub(" ", match[0]), text)
 
 
 def sentence_starts(paragraph: str) -> list[int]:

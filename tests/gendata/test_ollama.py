@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 from support.ollama_faults import DRIP_SECONDS, FAULTS, VERSION, FaultServer, closed_port, digest_of
 
 from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_FAILED, EXIT_USAGE, UserError
-from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
+from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest, did_not_fit
 from ys_llm.gendata.backends.failures import (
     BackendDownError,
+    DidNotFitError,
     EmptyAnswerError,
     ModelMissingError,
     RefusedError,
@@ -26,6 +28,7 @@ from ys_llm.gendata.backends.failures import (
     TransientError,
 )
 from ys_llm.gendata.backends.ollama import (
+    DEFAULT_SAMPLING,
     Ollama,
     address_of,
     full_name,
@@ -64,6 +67,7 @@ TRANSIENT = {
 }
 LASTING = {
     "400": (RefusedError, EXIT_FAILED, "invalid options: temperature"),
+    "400 context": (DidNotFitError, EXIT_FAILED, "did not fit"),
     "401": (RefusedError, EXIT_FAILED, "OLLAMA_API_KEY"),
     "404": (ModelMissingError, EXIT_FAILED, "ollama pull tiny`"),
     "page not found": (BackendDownError, EXIT_BACKEND_DOWN, "is not ollama"),
@@ -138,17 +142,17 @@ def test_what_was_asked_arrives() -> None:
         ],
         "stream": True,
         "think": False,
-        "options": options,
+        "options": {**DEFAULT_SAMPLING, **options},
         "tools": [],
     }
 
 
-def test_seed_and_both_limits_are_always_sent() -> None:
+def test_every_option_is_always_sent() -> None:
     with FaultServer() as server:
         backend(server).ask(ChatRequest("tiny", "Hello?"))
     sent = server.asked[0].body["options"]
     assert sent == options_sent(ChatRequest("tiny", "Hello?"))
-    assert set(sent) == {"seed", "num_predict", "num_ctx"}
+    assert set(sent) == {*DEFAULT_SAMPLING, "seed", "num_predict", "num_ctx"}
     assert sent["num_predict"] > 0
 
 
@@ -309,6 +313,28 @@ def test_what_is_no_address_is_refused_at_once(typed: str) -> None:
         Ollama(typed)
     assert raised.value.exit_code == EXIT_USAGE
     assert "11434" in raised.value.fix
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/api", "/v1/chat/completions", "/api/chat"])
+def test_the_address_of_an_api_is_corrected_in_the_message(path: str) -> None:
+    with pytest.raises(UserError) as raised:
+        address_of(f"http://far.example:1234{path}")
+    assert raised.value.fix.endswith("--host http://far.example:1234")
+
+
+def test_a_400_that_names_the_context_says_that_the_prompt_did_not_fit() -> None:
+    with FaultServer("400 context") as server:
+        raised = failure(server)
+    assert type(raised) is DidNotFitError
+    assert "num_ctx" in raised.fix
+
+
+def test_a_prompt_that_the_server_cut_in_silence_did_not_fit() -> None:
+    prompt = "word " * 4000
+    whole = ChatAnswer("x", "stop", "", 10, 1.0, prompt_eval_count=4000)
+    assert not did_not_fit(prompt, "", whole)
+    assert not did_not_fit(prompt, "", replace(whole, prompt_eval_count=0)), "not reported"
+    assert "num_ctx to 8,192" in did_not_fit(prompt, "", replace(whole, prompt_eval_count=1000))
 
 
 def test_the_environment_does_not_choose_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

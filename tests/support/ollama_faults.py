@@ -30,6 +30,7 @@ DRIP_SECONDS = 0.05  # between the parts of an answer that never ends
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends a reset instead of an orderly end
 _ERRORS = {
     "400": "invalid options: temperature",
+    "400 context": "the prompt exceeds the available context size: 9000 > 4096 tokens",
     "401": "unauthorized",
     "404": "model 'MODEL' not found",
     "429": "too many requests",
@@ -355,7 +356,7 @@ class _Handler(BaseHTTPRequestHandler):
 def _status(status: str) -> Callable[[_Handler], None]:
     def fail(handler: _Handler) -> None:
         text = _ERRORS[status].replace("MODEL", handler.body["model"])
-        handler.json(int(status), {"error": text})
+        handler.json(int(status[:3]), {"error": text})
 
     return fail
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 _BYTES_PER_TOKEN = 4  # of UTF-8; for English, Russian and Chinese alike within a third
+_MOST_BYTES_PER_TOKEN = 16  # of any language; fewer tokens than that were read of a cut prompt
 _TEMPLATE_TOKENS = 16  # what a chat template adds
 _REASONING = re.compile(r"<(think|thinking)>.*?</\1>\s*", re.IGNORECASE | re.DOTALL)
 _OPEN_TAG = re.compile(r"<(?:think|thinking)>", re.IGNORECASE)
@@ -74,6 +75,27 @@ def too_long(prompt: str, system: str, options: Mapping[str, Any]) -> str:
         f"the prompt has {len(prompt) + len(system):,} characters, about {estimate:,} tokens; "
         f"num_ctx {num_ctx:,} less num_predict {num_predict:,} leaves {num_ctx - num_predict:,}"
     )
+
+
+def did_not_fit(prompt: str, system: str, answer: ChatAnswer) -> str:
+    """Why the server must have cut the prompt (it says nothing of it), or "".
+
+    It counts fewer tokens than the text can have. Without a count nothing is known.
+    """
+    n_bytes = len(prompt.encode("utf-8", "replace")) + len(system.encode("utf-8", "replace"))
+    read = answer.prompt_eval_count
+    if not read or n_bytes <= _MOST_BYTES_PER_TOKEN * read:
+        return ""
+    needed = n_bytes // _BYTES_PER_TOKEN + _TEMPLATE_TOKENS + answer.eval_count
+    return (
+        f"the prompt of {n_bytes:,} bytes did not fit: the server read {read:,} tokens of it; set "
+        f"sampling.num_ctx to {_round_up(needed):,} or more"
+    )
+
+
+def _round_up(tokens: int) -> int:
+    """The next power of two, in which memory is given out."""
+    return 1 << max(tokens - 1, 1).bit_length()
 
 
 def context_is_full(answer: ChatAnswer, options: Mapping[str, Any]) -> bool:

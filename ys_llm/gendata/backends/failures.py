@@ -3,6 +3,7 @@
 The client raises a dozen exception types from four libraries; `failure_of` translates them all.
 """
 
+import re
 import socket
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -16,6 +17,9 @@ PORT = 11434
 _SHOWN_CHARS = 160  # of the server's message, inside one line of ours
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BUSY = (429, 503)
+_CONTEXT = re.compile(
+    r"context (?:length|size|window)|num_ctx|n_ctx|too (?:long|many tokens)", re.I
+)
 # What the client raises for a malformed line: errors of JSON and pydantic are ValueErrors; a line
 # or an error text that is JSON but not an object causes an AttributeError.
 _UNREADABLE = (ValueError, AttributeError, TypeError)
@@ -34,6 +38,10 @@ class ModelMissingError(UserError):
 
 class RefusedError(UserError):
     """The server will never answer this request: it is invalid, or not allowed."""
+
+
+class DidNotFitError(RefusedError):
+    """The prompt is longer than the context that was asked for."""
 
 
 class EmptyAnswerError(UserError):
@@ -113,6 +121,11 @@ def _of_status(status: int, message: object, *, address: str, model: str) -> Use
     if status in (401, 403):
         fix = "Set OLLAMA_API_KEY if the server wants a key, or choose another --model or --host."
         return RefusedError(f"ollama at {address} does not allow it: {text}", fix)
+    if _CONTEXT.search(text):
+        return DidNotFitError(
+            f"ollama at {address}: the prompt did not fit: {text}",
+            "Raise sampling.num_ctx in the kind file, or shorten the prompt.",
+        )
     return RefusedError(
         f"ollama at {address} refuses the request (status {status}): {text}",
         "Change the kind's options, format or model; `ollama show MODEL` says what a model takes.",

@@ -7,6 +7,7 @@ interrupted before its own timeout.
 
 import asyncio
 import contextlib
+import re
 import ssl
 import threading
 import time
@@ -35,7 +36,19 @@ DEFAULT_HOST = f"127.0.0.1:{PORT}"
 # Sent with every request. The server's own defaults differ between versions and models: no limit on
 # the answer, a context of 2048 or 4096 tokens that cuts prompts silently.
 DEFAULT_SEED, DEFAULT_NUM_PREDICT, DEFAULT_NUM_CTX = 0, 512, 4096
+# Every other sampling option too: ollama changed its repeat penalty between two versions.
+DEFAULT_SAMPLING = {
+    "temperature": 0.8,
+    "top_k": 40,
+    "top_p": 0.9,
+    "min_p": 0.0,
+    "repeat_penalty": 1.0,
+    "repeat_last_n": 64,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 _SEEDS = 2**31  # the runner keeps 32 bits; all ones mean "choose one"
+_API_PATH = re.compile(r"/(?:v1|api)(?:/.*)?/?\Z")
 _POLL_SECONDS = 0.05  # between two checks of `should_stop`
 _SERVER_WORDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses for listening, not for connecting
 T = TypeVar("T")
@@ -287,6 +300,13 @@ def address_of(host: str) -> str:
     name = _SERVER_WORDS.get(name, name)
     shown = f"[{name}]" if ":" in name else name
     port = port or {"http": 80, "https": 443}.get(scheme, PORT)
+    if found := _API_PATH.search(parts.path):
+        address = f"{scheme or 'http'}://{shown}:{port}{parts.path[: found.start()]}"
+        raise UserError(
+            f"{shorten(typed)} is the address of an API, not of a server",
+            f"Leave {found[0]} out: --host {address}",
+            exit_code=EXIT_USAGE,
+        )
     return f"{scheme or 'http'}://{shown}:{port}{parts.path.rstrip('/')}"
 
 
@@ -297,10 +317,10 @@ def full_name(model: str) -> str:
 
 
 def options_sent(request: ChatRequest) -> dict[str, Any]:
-    """The options to send; seed, num_predict and num_ctx are always among them."""
+    """The options to send: all of them, since a server's defaults change."""
     defaults = {"num_predict": DEFAULT_NUM_PREDICT, "num_ctx": DEFAULT_NUM_CTX}
     seed = int(request.options.get("seed", DEFAULT_SEED)) % _SEEDS
-    return {**defaults, **request.options, "seed": seed}
+    return {**DEFAULT_SAMPLING, **defaults, **request.options, "seed": seed}
 
 
 _SAMPLE = {"seed": 1, "num_predict": 48, "temperature": 0.0}

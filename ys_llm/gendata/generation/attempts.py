@@ -14,6 +14,7 @@ from ys_llm.gendata.backends.chat import (
     ChatAnswer,
     ChatRequest,
     context_is_full,
+    did_not_fit,
     too_long,
     without_reasoning,
 )
@@ -90,6 +91,8 @@ def _answer(
     state.requests.append(SentRequest(prompt, system, options))
     answer = _ask(ask, item, ChatRequest(recipe.spec.model, prompt, system, options))
     state.model_digest = answer.model_digest
+    if reason := did_not_fit(prompt, system, answer):
+        raise _RejectedError("did_not_fit", reason)
     if context_is_full(answer, options):
         raise _RejectedError("context_full", f"prompt and answer fill num_ctx {options['num_ctx']}")
     if answer.done_reason == "length":
@@ -99,10 +102,12 @@ def _answer(
 
 
 def _ask(ask: Ask, item: PlannedItem, request: ChatRequest) -> ChatAnswer:
-    from ys_llm.gendata.backends.failures import EmptyAnswerError
+    from ys_llm.gendata.backends.failures import DidNotFitError, EmptyAnswerError
 
     try:
         return ask(item.key, request)
+    except DidNotFitError as error:
+        raise _RejectedError("did_not_fit", str(error)) from error
     except EmptyAnswerError as error:
         raise _RejectedError("empty_answer", error.problem) from error
 

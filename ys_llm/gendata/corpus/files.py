@@ -12,6 +12,7 @@ from ys_llm.data.manifest import NAME, File, Manifest, read_bytes, read_manifest
 from ys_llm.errors import UserError
 from ys_llm.gendata.corpus.manifest import manifest_line, write_manifest
 from ys_llm.gendata.generation.journal import JournalEntry
+from ys_llm.gendata.programs.conversations import CONVERSATIONS, messages_line
 from ys_llm.system.files import readable_os_errors, write_atomically
 
 FILE_BYTES = 200_000  # a size that editors and reviews handle well
@@ -33,7 +34,7 @@ def _present(folder: Path, kind: str) -> Iterator[str]:
 
 
 def _file_name(kind: str, number: int) -> str:
-    return f"{kind}-{number:02}.md"
+    return f"{kind}-{number:02}.{'jsonl' if kind in CONVERSATIONS else 'md'}"
 
 
 def _refuse_foreign(folder: Path, names: Iterable[str], force: bool) -> None:
@@ -114,4 +115,6 @@ def _chunks(members: Iterable[T], n_bytes: Callable[[T], int]) -> Iterator[list[
 
 def _text(entry: JournalEntry) -> bytes:
     assert entry.record is not None, entry.key
+    if entry.kind in CONVERSATIONS:
+        return f"{messages_line(entry.record)}\n".encode()
     return entry.record.text().encode()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 from ys_llm.data.records import Record
 from ys_llm.gendata.programs.arithmetic import arithmetic
+from ys_llm.gendata.programs.conversations import CONVERSATIONS
 from ys_llm.gendata.programs.dates import dates
 from ys_llm.gendata.programs.facts import constraint_facts, sql_facts, story_facts, table_facts
 from ys_llm.gendata.programs.formats import formats
@@ -22,6 +23,7 @@ from ys_llm.gendata.programs.units import units
 
 MAKERS: Mapping[str, Callable[[random.Random], Record]] = {
     "arithmetic": arithmetic,
+    **CONVERSATIONS,
     "calendar": dates,
     "cloze": cloze,
     "formats": formats,

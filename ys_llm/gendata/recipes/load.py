@@ -11,6 +11,7 @@ from ys_llm.config.shipped import shipped_folder
 from ys_llm.config.sources import load_dataclass
 from ys_llm.config.strict_reader import raise_problems
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.gendata.programs.conversations import CONVERSATIONS
 from ys_llm.gendata.recipes.recipe import COLUMN, Recipe, RecipeSpec, SlotSource, SlotValues
 from ys_llm.gendata.recipes.validate import problems_of
 
@@ -54,9 +55,13 @@ def origin(name: str, path: Path) -> str:
 
 
 def program_recipes(folders: Sequence[Path] | None = None) -> list[Recipe]:
-    """The recipes that need no language model."""
+    """The recipes of the corpus that needs no language model: all but those of conversations."""
     recipes = map(load_recipe, find_recipes(folders).values())
-    return [recipe for recipe in recipes if not recipe.uses_model]
+    return [
+        recipe
+        for recipe in recipes
+        if not recipe.uses_model and recipe.spec.program not in CONVERSATIONS
+    ]
 
 
 def load_recipes(names: Sequence[str], folders: Sequence[Path] | None = None) -> list[Recipe]:

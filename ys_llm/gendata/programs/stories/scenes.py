@@ -1,6 +1,7 @@
 """A small scene in a few sentences, and a question whose answer follows from it."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ys_llm.data.records import Record
@@ -127,8 +128,13 @@ def _moved(room: Room) -> Answer:
     return f"Who put the {item} where it is now?", f"{room.mover[item]} put it {room.where[item]}."
 
 
+QUESTIONS: tuple[Callable[[Room], Answer], ...] = (
+    _where, _where, _who, _colour, _how_many, _moved,
+)  # fmt: skip
+
+
 def scenes(rng: random.Random) -> Record:
     """A scene and a question about it."""
     room = make_room(rng)
-    question, answer = rng.choice((_where, _where, _who, _colour, _how_many, _moved))(room)
+    question, answer = rng.choice(QUESTIONS)(room)
     return Record(f"{' '.join(room.lines)} {question}", answer)

@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, str] = {
     "train": "train a model, or resume",
     "sft": "fine-tune a trained run: its weights, adapters, or its initial state",
     "run": "generate text, or talk with a model",
+    "chat": "talk with a model, turn by turn",
     "log": "list and search what was written at a terminal",
     "serve": "serve models over HTTP, to clients of ollama and of OpenAI",
     "eval": "measure loss and bits per byte on texts",

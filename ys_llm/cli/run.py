@@ -91,13 +91,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print the answer as a JSON object")
     logprobs_help = "with --json: log-probabilities, and K alternatives for each token"
     add("--logprobs", metavar="K", type=int, help=logprobs_help)
-    add("--max-tokens", metavar="N", type=int, help="most tokens generated; 0 scores the prompt")
-    add("--temperature", metavar="T", type=float, help="0 = greedy decoding")
-    add("--top-k", metavar="K", type=int, help="sample from the K most likely tokens; 0 = all")
-    add("--top-p", metavar="P", type=float, help="nucleus sampling with this probability")
-    add("--min-p", metavar="P", type=float, help="drop tokens below P times the most likely one")
-    add("--repetition-penalty", metavar="F", type=float, help="above 1: fewer repeated tokens")
-    add("--seed", metavar="N", type=int, help="same seed, same text")
+    add_sampling_flags(parser)
     add(
         "--cache", metavar="FILE", type=Path, help="keep states of prompts in FILE, made if missing"
     )
@@ -110,6 +104,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--plain", action=Renamed, now="--raw")
 
 
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare how tokens are drawn."""
+    add = parser.add_argument
+    add("--max-tokens", metavar="N", type=int, help="most tokens generated; 0 scores the prompt")
+    add("--temperature", metavar="T", type=float, help="0 = greedy decoding")
+    add("--top-k", metavar="K", type=int, help="sample from the K most likely tokens; 0 = all")
+    add("--top-p", metavar="P", type=float, help="nucleus sampling with this probability")
+    add("--min-p", metavar="P", type=float, help="drop tokens below P times the most likely one")
+    add("--repetition-penalty", metavar="F", type=float, help="above 1: fewer repeated tokens")
+    add("--seed", metavar="N", type=int, help="same seed, same text")
+
+
 def run(arguments: Arguments) -> int:
     """Generate, score or converse as the flags request; the exit code."""
     _check(arguments)
@@ -120,7 +126,7 @@ def run(arguments: Arguments) -> int:
 
     name = arguments.name if arguments.from_log is None else _run_of_turn(arguments, prompt)
     loaded = load_quantized(find_run(RUNS_DIR, name), arguments.quantize, arguments.device)
-    sampling, raw = _sampling(arguments, loaded.path / "config.yaml"), arguments.raw
+    sampling, raw = sampling_of(arguments, loaded.path / "config.yaml"), arguments.raw
     with _prefix_cache(arguments, loaded) as cache:
         if arguments.prompts:
             repl.run_batch(loaded, _lines_of(arguments.prompts), sampling, raw=raw, cache=cache)
@@ -186,7 +192,7 @@ def _check(arguments: Arguments) -> None:
         raise UsageError("--logprobs reads every token of the prompt; leave out --cache")
 
 
-def _sampling(arguments: Arguments, saved: Path) -> GenerateConfig:
+def sampling_of(arguments: object, saved: Path) -> GenerateConfig:
     """The run's own settings, then the environment, then the flags."""
     from ys_llm.cli.common import load
     from ys_llm.config.schema import GenerateConfig

@@ -1,9 +1,9 @@
 """A conversation of `ys run`: sessions by the names of their branches, settings, and the log.
 
-Each prompt is answered on its own by a model that was trained on prompts and answers: it has never
-seen several, and answers best so. With `carries` a prompt is read after all that came before it.
-A run without prompts in its training data, or `--raw`, continues texts: what is typed goes on with
-the text, and the model goes on with that.
+A prompt is a turn of one conversation where the model was fine-tuned on conversations. It is
+answered on its own by a model that was trained on prompts and answers: that has never seen several.
+With `carries` a prompt is read after all that came before it. A run without prompts in its training
+data, or `--raw`, continues texts: what is typed goes on with the text, and the model with that.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class Conversation:
     def __init__(self, engine: Engine, sampling: GenerateConfig, *, raw: bool = False) -> None:
         self.engine, self.sampling, self.adapters = engine, sampling, RunAdapters(engine)
         self.is_text = raw or not engine.loaded.has_records
-        self.carries = self.is_text
+        self.carries = self.is_text or engine.loaded.chats
+        self.system = ""  # what a conversation begins with
         self.branches, self.branch = {FIRST_BRANCH: Session(engine)}, FIRST_BRANCH
         self.last_seed: int | None = None
         self.next_line = ""  # what the next prompt begins with
@@ -73,8 +74,15 @@ class Conversation:
         with self._turn(Typed(kind, text), anew=anew):
             began = time.perf_counter()
             whole = self.joined(text) if self.is_text and not anew else text
-            read = self.session.read([whole], is_prompt=not self.is_text, anew=anew)
+            system = "" if self.session.at.n_tokens and not anew else self.system
+            read = self._read(whole, anew=anew, system=system)
             self._write(reading_speed(read, time.perf_counter() - began))
+
+    def _read(self, text: str, *, anew: bool, system: str) -> ReadCount:
+        """Read a text, or a prompt; a model without roles has a system text as a paragraph."""
+        if system and not self.engine.loaded.chats:
+            text, system = f"{system}\n\n{text}", ""
+        return self.session.read([text], is_prompt=not self.is_text, anew=anew, system=system)
 
     def answer_once(self, pieces: Iterable[str]) -> None:
         """Read a prompt that comes in pieces, and answer it or go on with it."""
@@ -170,7 +178,8 @@ class Conversation:
             with Path(turn.typed).open(encoding="utf-8", newline="") as file:
                 session.read(pieces_of(file), anew=anew)
         elif turn.kind == "prompt":
-            session.read([turn.typed], is_prompt=True, anew=anew)
+            system = self.system if anew else ""
+            self._read(turn.typed, anew=anew, system=system)
         elif turn.typed:
             session.read([turn.typed if anew else self.joined(turn.typed)], anew=anew)
 

@@ -255,7 +255,7 @@ class Engine:
 
     def _ids(self, pieces: Iterable[str], *, raw: bool) -> Iterator[int]:
         raw = raw or not self.loaded.has_records
-        return prompt_ids(self.loaded.tokenizer, pieces, raw=raw)
+        return prompt_ids(self.loaded.tokenizer, pieces, raw=raw, chats=self.loaded.chats)
 
     def _answer(
         self, reading: _Reading, tokens: Sequence[ScoredToken], sampling: GenerateConfig

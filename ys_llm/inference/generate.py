@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.data.chat import TOKEN_OF_ROLE, Role
 from ys_llm.data.tokenizer import StreamDecoder, Tokenizer
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
 from ys_llm.inference.copied import Copied, Copyable
@@ -41,6 +42,7 @@ from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
 from ys_llm.model.state import State, detach, map_state
 
+_SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 _LOOKED_UP = 256  # pieces of a prompt that are looked up in the cache at once
 _MAX_UNSPLIT_CHARS = 1 << 18  # longest text that is buffered in search of a border
 
@@ -65,13 +67,24 @@ class ActiveSequence:
     tokens: list[ScoredToken]
 
 
-def prompt_ids(tokenizer: Tokenizer, pieces: Iterable[str], *, raw: bool) -> Iterator[int]:
+def prompt_ids(
+    tokenizer: Tokenizer, pieces: Iterable[str], *, raw: bool, chats: bool = False
+) -> Iterator[int]:
     """`<end> prompt <start>`, to be answered; with `raw` `<end> prompt`, to be continued.
 
-    `pieces` are the prompt in order, split anywhere; see `encode_pieces`.
+    `chats`: the prompt is a turn of a conversation, `<end> <user> prompt <assistant>`. `pieces` are
+    the prompt in order, split anywhere; see `encode_pieces`.
     """
-    ids = chain([tokenizer.end_id], encode_pieces(tokenizer, pieces))
-    return ids if raw else chain(ids, [tokenizer.start_id])
+    ids = encode_pieces(tokenizer, pieces)
+    return chain([tokenizer.end_id], ids if raw else as_prompt(tokenizer, ids, chats=chats))
+
+
+def as_prompt(tokenizer: Tokenizer, ids: Iterable[int], *, chats: bool) -> Iterator[int]:
+    """A prompt with the control tokens around it, after which the answer comes."""
+    if not chats:
+        return chain(ids, [tokenizer.start_id])
+    user, assistant = (tokenizer.controls[TOKEN_OF_ROLE[role]] for role in _SPEAKERS)
+    return chain([user], ids, [assistant])
 
 
 def encode_pieces(tokenizer: Tokenizer, pieces: Iterable[str]) -> Iterator[int]:
@@ -355,10 +368,11 @@ def complete(
     *,
     sampling: GenerateConfig,
     raw: bool,
+    chats: bool = False,
 ) -> Iterator[str]:
-    """The answer to a prompt as text, piece by piece, decoded by torch."""
+    """The answer to a prompt as text, piece by piece, decoded by torch; see `prompt_ids`."""
     pieces = [prompt] if isinstance(prompt, str) else prompt
-    prefilled = prefill(model, prompt_ids(tokenizer, pieces, raw=raw))
+    prefilled = prefill(model, prompt_ids(tokenizer, pieces, raw=raw, chats=chats))
     decoder = StreamDecoder(tokenizer)
     for token in generate(model, prefilled, sampling=sampling, end_id=tokenizer.end_id):
         yield decoder.push(token.id)

@@ -9,7 +9,7 @@ from itertools import chain
 from torch import Tensor
 
 from ys_llm.data.tokenizer import Tokenizer
-from ys_llm.inference.generate import encode_pieces
+from ys_llm.inference.generate import as_prompt, encode_pieces
 from ys_llm.model.state import State, tensors_of
 
 
@@ -34,11 +34,17 @@ class Kept:
 
 
 def ids_after(
-    kept: Kept, tokenizer: Tokenizer, pieces: Iterable[str] | None, *, raw: bool
+    kept: Kept,
+    tokenizer: Tokenizer,
+    pieces: Iterable[str] | None,
+    *,
+    raw: bool,
+    chats: bool = False,
 ) -> Iterator[int]:
     """What is to be read after `kept`: another prompt, or with `raw` the text that goes on.
 
     A prompt comes after the `<end>` of the answer, which is added where the answer was cut off.
+    It is a turn of a conversation where the model `chats`.
     A text goes on as if the `<end>` had not been drawn. Without `pieces` nothing is added.
     """
     if pieces is None:
@@ -48,4 +54,4 @@ def ids_after(
         pending = () if kept.pending == end else kept.pending
         return chain(pending, encode_pieces(tokenizer, pieces))
     pending = kept.pending if kept.pending == end else (*kept.pending, *end)
-    return chain(pending, encode_pieces(tokenizer, pieces), [tokenizer.start_id])
+    return chain(pending, as_prompt(tokenizer, encode_pieces(tokenizer, pieces), chats=chats))

@@ -32,11 +32,14 @@ class Beginning:
 
     `state` is the name or the file of a saved one, `turn` a number of the log; at most one of them.
     `kept_in` is the folder for the log and for the lines that were typed; None keeps neither.
+    `system` is what a conversation begins with; with `chats` every prompt is a turn of it.
     """
 
     state: str | None = None
     turn: int | None = None
     kept_in: Path | None = None
+    system: str = ""
+    chats: bool = False
 
 
 def run_interactive(
@@ -79,6 +82,8 @@ def run_interactive(
 
 def _begin(conversation: Conversation, beginning: Beginning) -> None:
     """Open the log, and go to where the conversation begins."""
+    conversation.system = beginning.system
+    conversation.carries = conversation.carries or beginning.chats
     if beginning.kept_in is not None:
         try:
             conversation.log = SessionLog(beginning.kept_in)
@@ -91,6 +96,21 @@ def _begin(conversation: Conversation, beginning: Beginning) -> None:
         conversation.replay(conversation.log.text_of(beginning.turn))
     elif beginning.state is not None:
         conversation.load(state_file(conversation.run, beginning.state))
+
+
+def run_turns(
+    loaded: LoadedRun,
+    turns: Iterable[str],
+    sampling: GenerateConfig,
+    *,
+    cache: PrefixCache | None = None,
+    beginning: Beginning,
+) -> None:
+    """Reply to one turn after the other; lines that are commands are obeyed, empty ones are not."""
+    conversation = Conversation(Engine(loaded, cache), sampling)
+    _begin(conversation, beginning)
+    for turn in turns:
+        _obey(conversation, Line(turn))
 
 
 def state_file(run: Path, state: str) -> Path:

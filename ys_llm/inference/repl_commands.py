@@ -75,6 +75,8 @@ def _help(conversation: Conversation, argument: str) -> None:
     how = (
         "What you type goes on with the text, and the model goes on with that."
         if conversation.is_text
+        else "What you type is your turn of the conversation; the model's turn follows."
+        if conversation.engine.loaded.chats
         else "Each prompt is answered on its own: the model was trained on single prompts."
     )
     print(how)

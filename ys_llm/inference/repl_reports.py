@@ -7,7 +7,6 @@ import sys
 
 from ys_llm.config.strict_reader import to_plain
 from ys_llm.config.yaml_io import dump_inline
-from ys_llm.data.controls import CONTROLS
 from ys_llm.errors import UserError
 from ys_llm.inference.conversation import Conversation
 from ys_llm.inference.copied import Copied
@@ -51,8 +50,9 @@ def where(conversation: Conversation) -> None:
 def ending(conversation: Conversation, at: Snapshot) -> str:
     """The end of a text on one line; a space stands where a prompt begins or ends."""
     parts: list[list[int]] = [[]]
+    controls = conversation.engine.loaded.tokenizer.controls.values()
     for id in at.tail:
-        if id < len(CONTROLS):
+        if id in controls:
             parts.append([])
         else:
             parts[-1].append(id)

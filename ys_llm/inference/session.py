@@ -26,6 +26,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
+from ys_llm.data.chat import TOKEN_OF_ROLE
 from ys_llm.errors import UserError
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
 from ys_llm.inference.copied import Copied
@@ -33,6 +34,7 @@ from ys_llm.inference.decode_step import DecodeRows, decode_rows
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import (
     Prefilled,
+    as_prompt,
     copied_from,
     encode_pieces,
     prefill,
@@ -194,19 +196,30 @@ class Session:
         self.at = self._written(at, answer.written_from, left)
 
     def read(
-        self, pieces: Iterable[str], *, is_prompt: bool = False, anew: bool = False
+        self,
+        pieces: Iterable[str],
+        *,
+        is_prompt: bool = False,
+        anew: bool = False,
+        system: str = "",
     ) -> ReadCount:
         """Read a text that comes in pieces, in memory that does not grow with its length.
 
         The first text that is read begins with `<end>`, and so does a prompt to be answered, which
-        `<start>` ends. `anew` begins another text: the model knows nothing of what came before.
+        `<start>` ends; where the model chats, it is a turn, after a `system` text where there is
+        one. `anew` begins another text: the model knows nothing of what came before.
         Where reading is interrupted, nothing was read.
         """
         tokenizer = self.engine.loaded.tokenizer
         ids: Iterable[int] = encode_pieces(tokenizer, pieces)
+        if is_prompt:
+            ids = as_prompt(tokenizer, ids, chats=self.engine.loaded.chats)
+        if system:
+            begin = tokenizer.controls[TOKEN_OF_ROLE["system"]]
+            ids = chain([begin], tokenizer.encode(system), ids)
         if is_prompt or anew or not self.at.n_tokens:
             ids = chain([tokenizer.end_id], ids)
-        return self.read_ids(chain(ids, [tokenizer.start_id]) if is_prompt else ids, anew=anew)
+        return self.read_ids(ids, anew=anew)
 
     def read_ids(self, ids: Iterable[int], *, anew: bool = False) -> ReadCount:
         """Read tokens; see `read`."""

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.data import case_markers, marking
+from ys_llm.data.chat import chat_template
+from ys_llm.data.controls import CONTROLS
 from ys_llm.data.fast_tokenizer import fast_tokenizer, is_expressible
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError
@@ -224,7 +226,12 @@ def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:
     if not is_expressible(run.tokenizer):
         config["tokenizer_class"] = "YsTokenizer"
         config["auto_map"] = {"AutoTokenizer": [None, "tokenization_ys.YsTokenizer"]}
-    return {**config, "chat_template": _CHAT} if run.has_records else config
+    if run.tokenizer.has_roles:
+        further = [name for name in run.tokenizer.controls if name not in CONTROLS]
+        config["additional_special_tokens"] += further
+    if not run.has_records:
+        return config
+    return {**config, "chat_template": chat_template() if run.chats else _CHAT}
 
 
 def _generation(config: GenerateConfig) -> dict[str, Any]:

@@ -43,6 +43,12 @@ class LoadedRun:
     step: int
     has_records: bool
 
+    @property
+    def chats(self) -> bool:
+        """Whether its prompts are turns of a conversation, written with the tokens of roles."""
+        tuned = self.config.sft.method != "none"
+        return tuned and self.has_records and self.tokenizer.has_roles
+
 
 def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:
     """Read a run's best weights; rejects a tokenizer other than the one they were trained with."""

@@ -1,11 +1,12 @@
 """Messages of a conversation as the ids that a model reads.
 
-A model of ys has learned records, `prompt<start>response<end>`. A conversation is a record for each
-turn, in order, and the prompt of the last one is answered:
+A model that was fine-tuned on conversations reads them as it has learned them (`data/chat.py`). One
+that has learned records, `prompt<start>response<end>`, reads a record for each turn, in order, and
+answers the prompt of the last one:
 
     <end> prompt <start> response <end> ... prompt <start>
 
-Its training data has no system message: the text of one is the first paragraph of the next prompt.
+Such training data has no system message: the text of one is the first paragraph of the next prompt.
 A model without records is given the texts as paragraphs, and goes on.
 """
 
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from ys_llm.data.chat import TOKEN_OF_ROLE, Role, Turn, spans_of
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.inference.generate import encode_pieces
+from ys_llm.runs.model_files import LoadedRun
 from ys_llm.serving.limits import ApiError
 
 _PARAGRAPH = "\n\n"
@@ -25,9 +28,9 @@ _PIECE_CHARS = 1 << 16  # encoded at a time
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """Who says what: system, user or assistant."""
+    """Who says what."""
 
-    role: str
+    role: Role
     text: str
 
 
@@ -52,11 +55,12 @@ def check_messages(messages: Sequence[ChatMessage]) -> None:
         raise ApiError(400, "messages: the last one must be the user's", param="messages")
 
 
-def chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[ChatMessage], *, has_records: bool
-) -> Iterator[int]:
+def chat_ids(loaded: LoadedRun, messages: Sequence[ChatMessage]) -> Iterator[int]:
     """What is read before the answer."""
-    if not has_records:
+    tokenizer = loaded.tokenizer
+    if loaded.chats:
+        return _turns_of_a_chat(tokenizer, messages)
+    if not loaded.has_records:
         text = _PARAGRAPH.join(message.text for message in messages)
         return chain([tokenizer.end_id], encode_pieces(tokenizer, pieces_of(text)))
     return chain.from_iterable(_turn_ids(tokenizer, *turn) for turn in turns_of(messages))
@@ -73,6 +77,16 @@ def turns_of(messages: Sequence[ChatMessage]) -> list[tuple[str, str | None]]:
         else:
             prompt.append(message.text)
     return [*turns, (_PARAGRAPH.join(prompt), None)]
+
+
+def _turns_of_a_chat(tokenizer: Tokenizer, messages: Sequence[ChatMessage]) -> Iterator[int]:
+    """The conversation as `data/chat.py` writes it, up to the control token before the answer."""
+    yield tokenizer.end_id
+    turns = (Turn(message.role, message.text) for message in messages if message.text)
+    for span in spans_of(turns):
+        yield tokenizer.controls[span.control]
+        yield from encode_pieces(tokenizer, pieces_of(span.text))
+    yield tokenizer.controls[TOKEN_OF_ROLE["assistant"]]
 
 
 def _turn_ids(tokenizer: Tokenizer, prompt: str, response: str | None) -> Iterator[int]:

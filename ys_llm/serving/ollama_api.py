@@ -81,8 +81,7 @@ class OllamaApi:
             return
         messages = [ChatMessage(message.role, message.content) for message in body.messages]
         check_messages(messages)
-        loaded = scheduler.loaded
-        ids = chat_ids(loaded.tokenizer, messages, has_records=loaded.has_records)
+        ids = chat_ids(scheduler.loaded, messages)
         await self._answer(exchange, job, self._request(body, scheduler, ids, None))
 
     async def _job(self, body: AnswerBody, wrap: Wrap) -> tuple[_Job, Scheduler]:
@@ -213,8 +212,9 @@ def _prompt_after(
     loaded = scheduler.loaded
     raw, pieces = raw or not loaded.has_records, pieces_of(prompt)
     if kept is None:
-        return prompt_ids(loaded.tokenizer, pieces, raw=raw)
-    return ids_after(kept, loaded.tokenizer, pieces if prompt else None, raw=raw)
+        return prompt_ids(loaded.tokenizer, pieces, raw=raw, chats=loaded.chats)
+    text = pieces if prompt else None
+    return ids_after(kept, loaded.tokenizer, text, raw=raw, chats=loaded.chats)
 
 
 def _head(job: _Job) -> dict[str, Any]:

@@ -16,6 +16,10 @@ from ys_llm.serving.ollama_bodies import ShowBody
 
 CONTEXT_LENGTH = 1 << 30  # ollama wants a number; a state reads on for ever
 _LAST_MOMENT = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+_CHAT_TEMPLATE = (
+    "<end>{{ if .System }}<system>{{ .System }}{{ end }}"
+    "<user>{{ .Prompt }}<assistant>{{ .Response }}<end>"
+)
 _TEMPLATE = "{{ .Prompt }}<start>{{ .Response }}<end>"
 
 
@@ -69,6 +73,7 @@ class OllamaModels:
         }
         lines = [f"{key:<30} {value}" for key, value in parameters.items()]
         template = _TEMPLATE if described["has_records"] else "{{ .Prompt }}"
+        template = _CHAT_TEMPLATE if scheduler.loaded.chats else template
         modelfile = [f"FROM {model.name}", f"TEMPLATE {template}"]
         await exchange.send_json(
             {

@@ -152,7 +152,7 @@ class OpenAIApi:
             max_tokens=body.most_tokens,
             limits=self._services.limits,
         )
-        ids = Ids(partial(chat_ids, loaded.tokenizer, messages, has_records=loaded.has_records))
+        ids = Ids(partial(chat_ids, loaded, messages))
         requests = [
             GenerationRequest(ids, one, stop=body.stops(), n_candidates=body.top_logprobs or 0)
             for one in _seeded(sampling, n)

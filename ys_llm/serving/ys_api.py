@@ -186,12 +186,13 @@ def _muted(body: GenerateBody, loaded: LoadedRun) -> Muted:
 
 
 def _ids(body: GenerateBody, loaded: LoadedRun, kept: Kept | None) -> Iterator[int]:
-    raw, pieces = body.raw or not loaded.has_records, None
+    raw, chats, pieces = body.raw or not loaded.has_records, loaded.chats, None
     if body.prompt is not None:
         pieces = pieces_of(body.prompt)
     if kept is None:
-        return chain(prompt_ids(loaded.tokenizer, pieces or (), raw=raw), body.ids)
-    return chain(ids_after(kept, loaded.tokenizer, pieces, raw=raw), body.ids)
+        begin = prompt_ids(loaded.tokenizer, pieces or (), raw=raw, chats=chats)
+        return chain(begin, body.ids)
+    return chain(ids_after(kept, loaded.tokenizer, pieces, raw=raw, chats=chats), body.ids)
 
 
 def _explained(explained: Explained) -> dict[str, Any]:
@@ -217,6 +218,7 @@ def _described(model: ServedModel, loaded: LoadedRun) -> dict[str, Any]:
         "memories": [name for name in memory_names(loaded.model) if name != "copy"],
         "copies": loaded.model.copy_tier is not None,
         "answers": loaded.has_records,
+        "chats": loaded.chats,
         "defaults": {
             "temperature": generate.temperature,
             "top_k": generate.top_k,

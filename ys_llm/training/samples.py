@@ -16,5 +16,6 @@ def sample_text(run: Run, *, seed: int) -> str:
         run.data.sample_prompt,
         sampling=replace(run.config.generate, max_tokens=SAMPLE_TOKENS, seed=seed),
         raw=not run.data.has_records,
+        chats=run.config.sft.method != "none" and run.tokenizer.has_roles,
     )
     return "".join(pieces)

@@ -1,0 +1,112 @@
+"""A conversation is carried in a state of constant size, and is the one that training reads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from support.prefixes import loaded_run
+
+from ys_llm.config.schema import GenerateConfig
+from ys_llm.config.sft import SftConfig
+from ys_llm.data.chat import Turn, render
+from ys_llm.inference import repl
+from ys_llm.inference.conversation import Conversation
+from ys_llm.inference.engine import Engine
+from ys_llm.inference.generate import prefill, prompt_ids
+from ys_llm.inference.kept import Kept, ids_after
+from ys_llm.model.language_model import Model
+from ys_llm.model.state import tensors_of
+from ys_llm.runs.model_files import LoadedRun
+from ys_llm.serving.chat import ChatMessage, chat_ids
+
+SAMPLING = GenerateConfig(temperature=1.0, max_tokens=9, seed=4)
+
+
+@pytest.fixture(scope="module")
+def run() -> LoadedRun:
+    """A run as fine-tuning on conversations leaves it."""
+    plain = loaded_run(("three_tier",))
+    tokenizer = plain.tokenizer.with_roles()
+    model = Model(plain.config.model, vocab_size=tokenizer.vocab_size).eval()
+    config = replace(plain.config, sft=SftConfig(method="full"))
+    return replace(plain, config=config, tokenizer=tokenizer, model=model, has_records=True)
+
+
+def n_state_bytes(conversation: Conversation) -> int:
+    now = conversation.session.at.now
+    assert now is not None
+    return sum(tensor.nbytes for tensor in tensors_of(now.state))
+
+
+def test_the_state_after_many_turns_is_that_of_the_whole_conversation(
+    run: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conversation = Conversation(Engine(run), SAMPLING)
+    conversation.system = "Be a cat."
+    turns, sizes, read = [Turn("system", "Be a cat.")], set[int](), list[int]()
+    for number in range(12):
+        text = f"say <end> {number}"
+        before = conversation.session.at.n_tokens
+        conversation.say(text)
+        answer = conversation.session.at.answer
+        assert answer is not None
+        ids = [id for id in answer.ids if id != run.tokenizer.end_id]
+        # What was drawn need not be how its text is encoded; what is compared, is what was read.
+        turns += [Turn("user", text), Turn("assistant", run.tokenizer.decode(ids))]
+        sizes.add(n_state_bytes(conversation))
+        read.append(conversation.session.at.n_tokens - before)
+    assert len(sizes) == 1
+    assert max(read[1:]) <= len(run.tokenizer.encode("say <end> 11")) + 3 + SAMPLING.max_tokens
+    whole = list(conversation.session.at.tail)
+    rendered = render(turns, run.tokenizer)
+    assert whole[0] == run.tokenizer.end_id
+    controls = set(run.tokenizer.controls.values())
+    assert [i for i in whole if i in controls] == [i for i in rendered.ids[:-1] if i in controls]
+    assert run.tokenizer.decode(whole) == run.tokenizer.decode(rendered.ids)
+    now = conversation.session.at.now
+    assert now is not None
+    again = prefill(run.model, whole).state
+    for carried, reread in zip(tensors_of(now.state), tensors_of(again), strict=True):
+        torch.testing.assert_close(carried, reread, rtol=1e-4, atol=1e-5)
+
+
+def test_every_way_to_ask_reads_what_training_reads(run: LoadedRun) -> None:
+    tokenizer = run.tokenizer
+    turns = [
+        Turn("system", "S"),
+        Turn("user", "a <user>"),
+        Turn("assistant", "b"),
+        Turn("user", "c"),
+    ]
+    assistant = tokenizer.controls["<assistant>"]
+    messages = [ChatMessage(turn.role, turn.text) for turn in turns]
+    assert list(chat_ids(run, messages)) == [*render(turns, tokenizer).ids, assistant]
+    asked = [*render([Turn("user", "c")], tokenizer).ids, assistant]
+    assert list(prompt_ids(tokenizer, ["c"], raw=False, chats=True)) == asked
+    kept = Kept(run.model.init_state(1), (7,), ())
+    assert list(ids_after(kept, tokenizer, ["c"], raw=False, chats=True)) == [7, *asked]
+
+
+def test_lines_are_turns_of_one_conversation(
+    run: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = repl.Beginning(system="Be kind.", chats=True)
+    repl.run_turns(run, ["Hi", "", "/show", "Again"], SAMPLING, beginning=begun)
+    told = capsys.readouterr()
+    assert told.err.count("answer") == 2
+    assert "carry" in told.out
+
+
+def test_a_model_of_prompts_reads_the_system_text_before_the_first(
+    run: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = replace(run, config=replace(run.config, sft=SftConfig()))
+    conversation = Conversation(Engine(records), SAMPLING)
+    conversation.system, conversation.carries = "Be kind.", True
+    conversation.say("Hi")
+    conversation.say("Again")
+    text = records.tokenizer.decode(conversation.session.at.tail)
+    assert text.startswith("Be kind.\n\nHi")
+    assert text.count("Be kind.") == 1

@@ -1,0 +1,212 @@
+"""The forms in which people keep conversations, told apart by the fields of a record.
+
+messages        {"messages": [{"role": "user", "content": "..."}, ...]}
+conversations   {"conversations": [{"from": "human", "value": "..."}, ...]}, with "system" at will
+alpaca          {"instruction": "...", "input": "...", "output": "..."}
+prompt          {"prompt": "...", "completion": "..."} or "response" in its place
+preferences     {"prompt": ..., "chosen": ..., "rejected": ...}; texts or lists of messages
+text            {"text": "..."}
+
+Other fields do not matter. Of two forms in one record, the one that is higher in this list holds
+but for preferences, which hold before all. What does not fit is a ValueError that says why.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from ys_llm.data.chat import ROLES, Conversation, PreferencePair, Role, Turn
+
+RecordForm = Literal["preferences", "messages", "conversations", "alpaca", "prompt", "text"]
+Parsed = Conversation | PreferencePair | str
+FORMS: tuple[RecordForm, ...] = get_args(RecordForm)
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_PARAGRAPH = "\n\n"
+_SHOWN_FIELDS = 5
+_NEEDED: Mapping[RecordForm, tuple[tuple[str, ...], ...]] = {
+    "preferences": (("chosen", "rejected"),),
+    "messages": (("messages",),),
+    "conversations": (("conversations",),),
+    "alpaca": (("instruction", "output"),),
+    "prompt": (("prompt", "completion"), ("prompt", "response")),
+    "text": (("text",),),
+}
+# As ShareGPT, OpenAI and others name who speaks.
+_ROLES: Mapping[str, Role] = {
+    **{role: role for role in ROLES},
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "observation": "tool",
+}
+
+
+def form_of(fields: Mapping[str, Any]) -> RecordForm | None:
+    """Return the form that a record has the fields of; None for a record of none."""
+    for form in FORMS:
+        if any(all(name in fields for name in names) for names in _NEEDED[form]):
+            return form
+    return None
+
+
+def parse_record(fields: Any, form: RecordForm | None = None) -> tuple[RecordForm, Parsed]:
+    """Return what a record says, read as this form, or as the one that it has the fields of."""
+    if not isinstance(fields, dict):
+        raise ValueError(f"found {_kind(fields)}, not an object")
+    found = form or form_of(fields)
+    if found is None:
+        raise ValueError(f"found the fields {names_of(list(fields))}")
+    if not any(all(name in fields for name in names) for names in _NEEDED[found]):
+        needed = " and ".join(map(repr, _NEEDED[found][0]))
+        raise ValueError(f"found the fields {names_of(list(fields))}, not {needed}")
+    return found, _PARSERS[found](fields)
+
+
+def names_of(fields: Sequence[str]) -> str:
+    """List the names of fields, the first ones of many."""
+    listed = ", ".join(repr(str(name)[:40]) for name in fields[:_SHOWN_FIELDS])
+    more = len(fields) - _SHOWN_FIELDS
+    return (listed or "none") + (f" and {more:,} more" if more > 0 else "")
+
+
+def _messages(fields: Mapping[str, Any]) -> Conversation:
+    return _conversation(_turns(fields["messages"], "messages"))
+
+
+def _sharegpt(fields: Mapping[str, Any]) -> Conversation:
+    turns = _turns(fields["conversations"], "conversations")
+    system = fields.get("system")
+    if system and not (turns and turns[0].role == "system"):
+        turns = (Turn("system", _text(system, "'system'")), *turns)
+    return _conversation(turns)
+
+
+def _alpaca(fields: Mapping[str, Any]) -> Conversation:
+    instruction = _text(fields["instruction"], "'instruction'")
+    context = _text(fields.get("input") or "", "'input'")
+    prompt = _PARAGRAPH.join(part for part in (instruction, context) if part.strip())
+    return _single(fields, prompt, _text(fields["output"], "'output'"))
+
+
+def _prompt(fields: Mapping[str, Any]) -> Conversation:
+    reply = "completion" if "completion" in fields else "response"
+    if isinstance(fields["prompt"], list) or isinstance(fields[reply], list):  # as TRL has it
+        ends = (_side(fields["prompt"], "prompt"), _side(fields[reply], reply, "assistant"))
+        return _conversation((*ends[0], *ends[1]))
+    texts = (_text(fields[name], repr(name)) for name in ("prompt", reply))
+    return _single(fields, *texts)
+
+
+def _single(fields: Mapping[str, Any], prompt: str, reply: str) -> Conversation:
+    system = _text(fields.get("system") or "", "'system'")
+    turns = (Turn("user", prompt), Turn("assistant", reply))
+    return _conversation((Turn("system", system), *turns) if system.strip() else turns)
+
+
+def _preferences(fields: Mapping[str, Any]) -> PreferencePair:
+    """The prompt is given, or is what both lists of messages begin with."""
+    prompt = _side(fields["prompt"], "prompt") if "prompt" in fields else ()
+    chosen, rejected = (_side(fields[name], name, "assistant") for name in ("chosen", "rejected"))
+    n_shared = _shared(chosen, rejected)
+    # The messages of a side may repeat those of the prompt.
+    prompt = (*(() if chosen[: len(prompt)] == prompt else prompt), *chosen[:n_shared])
+    chosen, rejected = chosen[n_shared:], rejected[n_shared:]
+    for name, side in (("chosen", chosen), ("rejected", rejected)):
+        if not any(turn.role == "assistant" for turn in side):
+            same = " beside the other" if n_shared else ""
+            raise ValueError(f"{name!r} has no reply of its own{same}")
+    return PreferencePair(prompt, chosen, rejected)
+
+
+def _shared(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> int:
+    n = 0
+    for one, other in zip(chosen, rejected, strict=False):
+        if one != other:
+            break
+        n += 1
+    return n
+
+
+def _plain(fields: Mapping[str, Any]) -> str:
+    return _text(fields["text"], "'text'")
+
+
+def _side(value: Any, name: str, role: Role = "user") -> tuple[Turn, ...]:
+    """A text of this role, or a list of messages."""
+    if isinstance(value, list):
+        return _turns(value, name)
+    text = _text(value, repr(name))
+    if not text.strip():
+        raise ValueError(f"{name!r} is empty")
+    return (Turn(role, text),)
+
+
+def _turns(value: Any, name: str) -> tuple[Turn, ...]:
+    """Return the turns of a list of messages; an empty system text is no turn."""
+    if not isinstance(value, list):
+        raise ValueError(f"{name!r} is {_kind(value)}, not a list")
+    turns = (_turn(message, f"{name}[{number}]") for number, message in enumerate(value))
+    return tuple(turn for turn in turns if turn.role != "system" or turn.text.strip())
+
+
+def _turn(message: Any, where: str) -> Turn:
+    if not isinstance(message, dict):
+        raise ValueError(f"{where} is {_kind(message)}, not an object")
+    speaker = next((message[name] for name in ("role", "from") if name in message), None)
+    if speaker is None:
+        raise ValueError(f"{where} has no 'role', found the fields {names_of(list(message))}")
+    role = _ROLES.get(speaker) if isinstance(speaker, str) else None
+    if role is None:
+        raise ValueError(f"{where} has the role {str(speaker)[:40]!r}, not {', '.join(ROLES)}")
+    field = next((name for name in ("content", "value") if name in message), None)
+    if field is None:
+        raise ValueError(f"{where} has no 'content', found the fields {names_of(list(message))}")
+    text = _text(_joined(message[field], where), f"{where}: {field!r}")
+    if not text.strip() and role in ("user", "assistant"):
+        raise ValueError(f"{where}: the turn of the {role} is empty")
+    return Turn(role, text)
+
+
+def _joined(content: Any, where: str) -> Any:
+    """The parts of a content that is a list of texts, as one."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        raise ValueError(f"{where} has a part that is no text")
+    return "".join(_text(part.get("text"), f"{where}: 'text'") for part in content)
+
+
+def _conversation(turns: tuple[Turn, ...]) -> Conversation:
+    for turn in turns:
+        if not turn.text.strip() and turn.role in ("user", "assistant"):
+            raise ValueError(f"the turn of the {turn.role} is empty")
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ValueError("there is no turn of the assistant, so nothing to learn")
+    return Conversation(turns)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {_kind(value)}, not a string")
+    if _LONE_SURROGATE.search(value):
+        raise ValueError(f"{name} holds half of a character (a lone surrogate)")
+    return value
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+_PARSERS: Mapping[RecordForm, Callable[[Mapping[str, Any]], Parsed]] = {
+    "preferences": _preferences,
+    "messages": _messages,
+    "conversations": _sharegpt,
+    "alpaca": _alpaca,
+    "prompt": _prompt,
+    "text": _plain,
+}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ys_llm.data.chat import Conversation
-from ys_llm.data.examples import read_chats
+from ys_llm.data.conversations import read_examples
 from ys_llm.data.split import SplitRecord
 from ys_llm.evaluation.replies import replies_by_kind, shares
 from ys_llm.runs.folder import SPLIT, find_run
@@ -26,7 +26,7 @@ from ys_llm.training.tuning import load_source
 
 def held_out(loaded: LoadedRun, path: Path, most: int) -> Iterator[tuple[str, Conversation]]:
     """Conversations of the file that the run has held out, with their kinds."""
-    examples = read_chats(path)
+    examples = read_examples(path).found
     lines = path.read_text(encoding="utf-8").splitlines()
     kinds = {f"{path}:{n}": json.loads(line).get("kind", "") for n, line in enumerate(lines, 1)}
     source = load_source(loaded.config, examples, SplitRecord.load(loaded.path / SPLIT))

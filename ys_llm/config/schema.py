@@ -7,19 +7,21 @@ from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, Literal
 
+from ys_llm.config.copying import CopyConfig as CopyConfig
 from ys_llm.config.cross import CrossConfig
 from ys_llm.config.sft import SftConfig
 from ys_llm.config.strict_reader import setting
 
 TokenizerKind = Literal["bpe", "bpe_joiner", "words", "chars", "bytes"]
-DataFormat = Literal["auto", "text", "records"]
+DataFormat = Literal[
+    "auto", "text", "records", "messages", "conversations", "alpaca", "prompt", "preferences"
+]
 Batching = Literal["shuffled", "contiguous", "documents"]
 LongDocuments = Literal["carry", "cut", "crop"]
 
 _MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
-_LEAST_SURPRISING = 8  # a window that holds two of the latest tokens
 _MAX_MINUTES = 366 * 24 * 60
 _INTERVALS = ("warmup_steps", "eval_interval", "checkpoint_interval", "sample_interval")
 
@@ -37,8 +39,13 @@ class DataConfig:
     format: DataFormat = field(
         default="auto",
         metadata={
-            "help": ".txt and .md: text = plain, records = with <start> and <end>; auto = either"
+            "help": ".txt and .md: text = plain, records = with <start> and <end>; auto = either. "
+            "Of ys sft: the form of every record (docs/chat.md); auto = by its fields"
         },
+    )
+    on_bad_record: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={"help": "of ys sft: a record that fits no form ends it, or is left out and told"},
     )
     validation_fraction: float = setting(
         0.05, "fraction of documents held out, chosen by content hash", minimum=0.0, below=1.0
@@ -83,33 +90,12 @@ class TokenizerConfig:
         minimum=258,  # the control tokens and the bytes
         maximum=_MAX_WIDTH,
     )
-
-
-@dataclass(frozen=True)
-class CopyConfig:
-    """The copy tier: which tokens can be copied."""
-
-    window: int = setting(
-        0, "tokens that can be copied; 0 = no copy tier", minimum=0, maximum=_MAX_WIDTH
+    control_tokens: int = setting(
+        2,
+        "ids that no text has: <end>, <start>; from 6 on also those of roles; then spare ones",
+        minimum=2,
+        maximum=64,
     )
-    width: int = setting(64, "numbers of a key", minimum=1, maximum=_MAX_WIDTH)
-    keep: Literal["recent", "surprising"] = setting(
-        "recent",
-        "recent: the latest tokens; surprising: a quarter of them, and the least expected ones of "
-        "the whole document",
-    )
-    gate: Literal["sentinel", "separate"] = setting(
-        "sentinel",
-        "how much is copied: sentinel = by what fits, too; separate = by the last state alone",
-    )
-
-    def __post_init__(self) -> None:
-        """Raise ValueError unless the window holds a recent and a surprising part."""
-        if self.keep == "surprising" and self.window < _LEAST_SURPRISING:
-            raise ValueError(
-                f"keep: surprising needs a window of at least {_LEAST_SURPRISING}, found "
-                f"{self.window}"
-            )
 
 
 @dataclass(frozen=True)

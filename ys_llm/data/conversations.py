@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from ys_llm.config.schema import DataFormat
 from ys_llm.data.chat import Conversation, PreferencePair, Turn
@@ -175,5 +175,3 @@ def as_conversation(example: Example) -> Example:
         return example
     turns = (Turn("user", example.prompt or ""), Turn("assistant", example.text))
     return Conversation(turns, example.source)
-
-

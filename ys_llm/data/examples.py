@@ -3,20 +3,16 @@
 They are kept in memory, 3 bytes a token: what people fine-tune on is small beside a corpus.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ys_llm.data.chat import (
-    ROLES,
     Conversation,
     PreferencePair,
     Rendered,
-    Role,
     Turn,
     render,
     render_pair,
@@ -24,7 +20,6 @@ from ys_llm.data.chat import (
 from ys_llm.data.records import Document, utf8_length
 from ys_llm.data.shards import TokenShard
 from ys_llm.data.tokenizer import Tokenizer
-from ys_llm.errors import UserError
 
 _SHOWN = 3  # of the examples that are named
 
@@ -47,49 +42,6 @@ class Pairs:
     chosen: TokenShard
     rejected: TokenShard
     ids: tuple[str, ...]
-
-
-def read_chats(path: Path) -> list[Conversation | PreferencePair]:
-    """Read a `.jsonl` of chats or of preference pairs; nothing where it begins as another kind.
-
-    A line holds {"messages": [{"role": ..., "content": ...}]}, or "chosen" and "rejected", each
-    such a list, or texts beside a "prompt". UserError names a line that holds neither.
-    """
-    found = list[Conversation | PreferencePair]()
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                found.append(_chat(json.loads(line), f"{path}:{number}"))
-            except (ValueError, LookupError, TypeError) as error:
-                if not found:
-                    return []
-                raise UserError(
-                    f"{path}:{number} is no conversation ({error})",
-                    'Expected {"messages": [{"role": "user", "content": "..."}, ...]}',
-                ) from error
-    return found
-
-
-def _chat(record: dict[str, Any], source: str) -> Conversation | PreferencePair:
-    if "messages" in record:
-        return Conversation(_turns(record["messages"], "user"), source)
-    chosen, rejected = (_turns(record[name], "assistant") for name in ("chosen", "rejected"))
-    prompt = _turns(record["prompt"], "user") if "prompt" in record else ()
-    n_shared = 0
-    while not prompt and chosen[n_shared : n_shared + 1] == rejected[n_shared : n_shared + 1]:
-        n_shared += 1
-    ends = (chosen[n_shared:], rejected[n_shared:])
-    return PreferencePair(prompt or chosen[:n_shared], *ends, source)
-
-
-def _turns(found: Any, role: Role) -> tuple[Turn, ...]:
-    """Return a list of messages, or one text of this role, as turns."""
-    if isinstance(found, str):
-        return (Turn(role, found),)
-    turns = tuple(Turn(message["role"], message["content"]) for message in found)
-    if not all(turn.role in ROLES and isinstance(turn.text, str) for turn in turns):
-        raise ValueError(f"each turn needs a text and a role of {', '.join(ROLES)}")
-    return turns
 
 
 def example_of(conversation: Conversation, tokenizer: Tokenizer) -> Example:

@@ -47,6 +47,7 @@ NOT_FIXED = (
 ORDER = (
     "data.path",
     "data.format",
+    "data.on_bad_record",
     "data.batching",
     "data.long_documents",
     "train.seed",

@@ -293,7 +293,10 @@ def _tokenizer(config: Config, folder: Path, split: Split) -> Tokenizer:
         return Tokenizer.load(reference / "tokenizer.json")
     log_line(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     return train_tokenizer(
-        Texts(split.training), kind=config.tokenizer.kind, vocab_size=config.tokenizer.vocab_size
+        Texts(split.training),
+        kind=config.tokenizer.kind,
+        vocab_size=config.tokenizer.vocab_size,
+        control_tokens=config.tokenizer.control_tokens,
     )
 
 

@@ -13,18 +13,18 @@ from pathlib import Path
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import load_config
-from ys_llm.data.chat import Conversation, PreferencePair, Turn
+from ys_llm.data import conversations
+from ys_llm.data.chat import Conversation, PreferencePair
+from ys_llm.data.conversations import as_conversation
 from ys_llm.data.examples import (
     Example,
     Pairs,
     example_of,
     example_of_document,
     pairs_of,
-    read_chats,
     shard_of,
     too_long,
 )
-from ys_llm.data.readers import read_documents
 from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, split_documents
@@ -60,21 +60,22 @@ class Source:
 def read_examples(
     config: Config, base: Path, *, command: str, scratch: Path
 ) -> list[Document | Conversation | PreferencePair]:
-    """The examples of `data.path`: chats and pairs of `.jsonl`, records and texts of all else.
+    """The examples of `data.path`, and a line about what they are.
 
     For a base that knows the tokens of roles, a record is a conversation of two turns.
     """
-    path, data_format = Path(config.data.path), config.data.format
-    if path.suffix == ".jsonl" and path.is_file() and (found := read_chats(path)):
-        return [*found]
-    documents = read_documents(path, data_format=data_format, command=command, scratch=scratch)
+    examples = conversations.read_examples(
+        Path(config.data.path),
+        data_format=config.data.format,
+        on_bad_record=config.data.on_bad_record,
+        command=command,
+        scratch=scratch,
+    )
+    log_line(f"formats      {examples.forms_line()}")
+    if examples.skipped:
+        log_line(f"skipped      {examples.skipped_line()}")
     has_roles = Tokenizer.load(base / "tokenizer.json").has_roles
-    return [_as_chat(one) if has_roles and one.has_prompt else one for one in documents]
-
-
-def _as_chat(document: Document) -> Conversation:
-    turns = (Turn("user", document.prompt or ""), Turn("assistant", document.text))
-    return Conversation(turns, document.source)
+    return [as_conversation(one) if has_roles else one for one in examples.found]
 
 
 def load_source(

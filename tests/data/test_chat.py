@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,11 +15,13 @@ from ys_llm.data.chat import (
     PreferencePair,
     Role,
     Turn,
+    chat_template,
     render,
     render_pair,
     rows_to_begin_as,
 )
 from ys_llm.data.controls import CONTROLS, ROLE_TOKENS
+from ys_llm.data.fast_tokenizer import fast_tokenizer
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.errors import UserError
 from ys_llm.model.language_model import Model
@@ -157,3 +160,25 @@ def test_new_embeddings_begin_as_those_of_like_meaning() -> None:
 def test_every_role_has_a_token() -> None:
     assert set(ROLES) == set(get_args(Role))
     assert [f"<{role}>" for role in ROLES] == list(ROLE_TOKENS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bpe", "bpe_joiner", "bytes", "chars"])
+def test_transformers_renders_the_template_to_the_same_ids(
+    trained: dict[str, Tokenizer], kind: TokenizerKind
+) -> None:
+    tokenizer = trained[kind].with_roles()
+    transformers = pytest.importorskip("transformers")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(fast_tokenizer(tokenizer))
+    )
+    fast.chat_template = chat_template()
+    turns = [Turn("system", "Be kind."), Turn("user", 'The "keeper"\n(says) 12'), *TWO_TURNS[3:]]
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    found = fast.apply_chat_template(messages, return_dict=False)
+    assert found == render(turns, tokenizer).ids
+    asked = fast.apply_chat_template(messages[:2], add_generation_prompt=True, return_dict=False)
+    ids = render(turns[:2], tokenizer).ids
+    assert asked == [*ids, tokenizer.controls["<assistant>"]]
+    with pytest.raises(Exception, match="control token <end>"):
+        fast.apply_chat_template([{"role": "user", "content": "an <end> typed"}])

@@ -50,6 +50,7 @@ from ys_llm.errors import (
     EXIT_USAGE,
     UserError,
 )
+from ys_llm.gendata import command
 from ys_llm.gendata.command import GenerateRequest
 from ys_llm.gendata.generation import progress_bar
 from ys_llm.gendata.generation.generate import GenerateResult
@@ -315,7 +316,7 @@ def test_a_stop_in_another_thread_keeps_what_is_decided(
 # Failures of the back end.
 
 REJECTED = {"empty": "empty_answer", "blank": "empty_answer", "thinking": "empty_answer"}
-REJECTED |= {"length": "cut_off", "full context": "context_full"}
+REJECTED |= {"length": "cut_off", "full context": "context_full", "400 context": "did_not_fit"}
 LASTING = {"400": EXIT_FAILED, "401": EXIT_FAILED, "404": EXIT_FAILED}
 LASTING |= {"page not found": EXIT_BACKEND_DOWN, "redirect": EXIT_BACKEND_DOWN}
 HARMLESS = {"good", "slow"}
@@ -709,3 +710,16 @@ def test_a_program_needs_neither_torch_nor_a_client_of_ollama(kinds: Path, tmp_p
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     fill(make_plan(kinds, "spell"), tmp_path / "here")
     assert content(tmp_path / "out") == content(tmp_path / "here")
+
+
+def test_a_sample_shows_records_and_verdicts_and_writes_nothing(
+    kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with llm("good", "length") as server:
+        shown = list(command.sample(["tale"], host=server.address, folders=[kinds]))
+    assert len(shown) == 1 + command.DRY_RUN_PROMPTS
+    recipe = load_recipes(["tale"], [kinds])[0]
+    assert recipe.digest.startswith(shown[0].split("recipe ")[1].split(",")[0])
+    assert "=> accepted" in shown[1] and "=> rejected, cut_off" in shown[2]
+    assert not list(tmp_path.iterdir())

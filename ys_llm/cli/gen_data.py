@@ -16,6 +16,7 @@ examples:
   ys gen-data --list                            all kinds of records, and where they come from
   ys gen-data --check --model llama3.1          check server, model and speed
   ys gen-data --kind bedtime,trivia --dry-run   ten prompts; no request is sent
+  ys gen-data --kind bedtime --sample           ten records and their verdicts; nothing is written
   ys gen-data --kind bedtime --count 200 --out my_data
   ys gen-data curate my_data --out clean        rules, duplicates; a report and a diff of every edit
   ys gen-data preview my_data                   samples, lengths, rules and refusals as one page
@@ -50,6 +51,7 @@ class Arguments:
     host: str | None
     workers: int | None
     dry_run: bool
+    sample: bool
     check: bool
     out: Path | None
     data: Path | None
@@ -79,11 +81,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--count", metavar="N", type=int, help="items of each kind (default: as its file says)")
     add("--seed", metavar="N", type=int, help="same seed, same plan (default: 1337)")
     add("--model", metavar="NAME", default="", help="ask this model (default: the kind's own)")
-    host_help = "address of ollama (default: OLLAMA_HOST, else 127.0.0.1:11434)"
+    host_help = (
+        "address of ollama (default: OLLAMA_HOST, else 127.0.0.1:11434); openai:HOST for a server "
+        "of OpenAI's protocol"
+    )
     add("--host", metavar="HOST", help=host_help)
-    workers_help = "concurrent requests (default: 1); curate: processes (default: one a core)"
+    workers_help = (
+        "concurrent requests at most (default: 1); curate: processes (default: one a core)"
+    )
     add("--workers", metavar="N", type=int, help=workers_help)
     add("--dry-run", action="store_true", help="show ten prompts; send no request")
+    sample_help = "make ten records and show their verdicts; write nothing"
+    add("--sample", action="store_true", help=sample_help)
     add("--check", action="store_true", help="check server, model and speed")
     out_help = "folder to fill (default: training_data); preview: the page (default: beside PATH)"
     add("--out", metavar="DIR", type=Path, help=out_help)
@@ -137,6 +146,12 @@ def _generate(arguments: Arguments) -> int:
         names, model = list(arguments.kinds), arguments.model
         print(command.dry_run(names, seed=seed, model=model), flush=True)
         command.refuse_long_prompts(names, seed=seed, count=arguments.count, model=model)
+        return 0
+    if arguments.sample:
+        host = arguments.address
+        made = command.sample(list(arguments.kinds), seed=seed, model=arguments.model, host=host)
+        for text in made:
+            print(f"{text}\n", flush=True)
         return 0
     request = command.GenerateRequest(
         arguments.kinds,

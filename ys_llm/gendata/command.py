@@ -1,6 +1,7 @@
 """The actions of `ys gen-data`, one function each; each imports what it needs."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +18,15 @@ from ys_llm.gendata.recipes.recipe import Recipe
 from ys_llm.system.signals import stop_requested
 
 if TYPE_CHECKING:
+    from ys_llm.gendata.backends.chat import ChatAnswer, ChatRequest
     from ys_llm.gendata.backends.ollama import Ollama
+    from ys_llm.gendata.backends.openai import OpenAI
     from ys_llm.gendata.recipes.items import PlannedItem
 
 DEFAULT_OUT = Path("training_data")
 DEFAULT_SEED = 1337
 DRY_RUN_PROMPTS = 10
+FINGERPRINT_CHARS = 12  # of a recipe's digest
 _SHOWN_FINDINGS = 10
 
 
@@ -108,6 +112,39 @@ def dry_run(
     return "\n\n".join(shown)
 
 
+def sample(
+    names: Sequence[str],
+    *,
+    seed: int = DEFAULT_SEED,
+    model: str = "",
+    host: str = "",
+    folders: Sequence[Path] | None = None,
+) -> Iterator[str]:
+    """The fingerprints of these kinds, then ten records with their verdicts; nothing is written.
+
+    Raises what the back end raises.
+    """
+    from ys_llm.gendata.generation.sample import sample as records
+
+    recipes = _recipes(names, model, folders)
+    back_end = _connect(host) if any(recipe.uses_model for recipe in recipes) else None
+    yield "\n".join(map(fingerprint_line, recipes))
+    with stop_requested("closing the request; press again to stop at once") as stop:
+
+        def ask(_key: str, request: "ChatRequest") -> "ChatAnswer":
+            """The answer of the back end."""
+            assert back_end is not None, "programs do not ask"
+            return back_end.ask(request, lambda: bool(stop))
+
+        yield from records(recipes, ask, seed=seed, count=DRY_RUN_PROMPTS)
+
+
+def fingerprint_line(recipe: Recipe) -> str:
+    """A kind and the fingerprint of its recipe: what `trace` shows of a record that it made."""
+    by = recipe.spec.model if recipe.uses_model else "a program"
+    return f"{recipe.name}: recipe {recipe.digest[:FINGERPRINT_CHARS]}, by {by}"
+
+
 def refuse_long_prompts(
     names: Sequence[str],
     *,
@@ -163,10 +200,12 @@ def models_of(names: Sequence[str], folders: Sequence[Path] | None = None) -> li
     return list(dict.fromkeys(models))
 
 
-def _connect(host: str) -> "Ollama":
+def _connect(host: str) -> "Ollama | OpenAI":
+    """The back end: ollama's protocol, or OpenAI's where the host begins with `openai:`."""
     from ys_llm.gendata.backends.ollama import Ollama
+    from ys_llm.gendata.backends.openai import PREFIX, OpenAI
 
-    return Ollama(host)
+    return OpenAI(host) if host.startswith(PREFIX) else Ollama(host)
 
 
 def make(request: GenerateRequest) -> int:
@@ -179,6 +218,9 @@ def make(request: GenerateRequest) -> int:
     from ys_llm.gendata.generation.generator import Plan, UselessAnswersError
 
     recipes = _recipes(request.kinds, request.model, request.folders)
+    for recipe in recipes:
+        if recipe.uses_model:
+            print(fingerprint_line(recipe), file=sys.stderr, flush=True)
     with stop_requested("closing requests and writing files; press again to stop at once") as stop:
         plan = Plan(
             tuple(recipes),

@@ -54,8 +54,8 @@ class TransientError(UserError):
     def __init__(self, address: str, reason: str, *, happened: str, tries: int = 1) -> None:
         times = "" if tries == 1 else f" {tries} times, the last time"
         super().__init__(
-            f"ollama at {address} failed{times}: {happened}",
-            "Check the output of `ollama serve`, then repeat the command.",
+            f"the server at {address} failed{times}: {happened}",
+            "Check the output of the server (`ollama serve`), then repeat the command.",
             exit_code=EXIT_BACKEND_DOWN,
         )
         self.address, self.reason, self.happened, self.tries = address, reason, happened, tries
@@ -72,7 +72,7 @@ class StoppedError(Exception):
 def failure_of(error: Exception, address: str, model: str) -> UserError | None:
     """Our exception for one of the client's; None for an exception it is not known to raise."""
     if isinstance(error, ollama.ResponseError):
-        return _of_status(error.status_code, error.error, address=address, model=model)
+        return of_status(error.status_code, error.error, address=address, model=model)
     if _is_down(error):
         return backend_down(address, _why_unreachable(error))
     if isinstance(error, httpx.TimeoutException):
@@ -105,7 +105,7 @@ def shorten(text: str) -> str:
     return line if len(line) <= _SHOWN_CHARS else f"{line[: _SHOWN_CHARS - 3]}..."
 
 
-def _of_status(status: int, message: object, *, address: str, model: str) -> UserError:
+def of_status(status: int, message: object, *, address: str, model: str) -> UserError:
     """The failure behind an HTTP status; the client uses -1 for an error line in an answer."""
     text = shorten(str(message))
     if status == -1:
@@ -120,14 +120,14 @@ def _of_status(status: int, message: object, *, address: str, model: str) -> Use
         return backend_down(address, f"the server there is not ollama (status {status})")
     if status in (401, 403):
         fix = "Set OLLAMA_API_KEY if the server wants a key, or choose another --model or --host."
-        return RefusedError(f"ollama at {address} does not allow it: {text}", fix)
+        return RefusedError(f"the server at {address} does not allow it: {text}", fix)
     if _CONTEXT.search(text):
         return DidNotFitError(
-            f"ollama at {address}: the prompt did not fit: {text}",
+            f"the server at {address}: the prompt did not fit: {text}",
             "Raise sampling.num_ctx in the kind file, or shorten the prompt.",
         )
     return RefusedError(
-        f"ollama at {address} refuses the request (status {status}): {text}",
+        f"the server at {address} refuses the request (status {status}): {text}",
         "Change the kind's options, format or model; `ollama show MODEL` says what a model takes.",
     )
 

@@ -145,8 +145,7 @@ class Ollama:
             if entry is None:
                 raise model_missing(self.address, model, names)
             found = replace(found, digest=entry.digest or "", size_bytes=int(entry.size or 0))
-            sample = ChatRequest(model, "What is rain? Answer in one sentence.", options=_SAMPLE)
-            return replace(found, sample=self.ask(sample, should_stop))
+            return replace(found, sample=self.ask(sample_request(model), should_stop))
         except UserError as failure:
             return replace(found, failure=failure)
 
@@ -321,6 +320,11 @@ def options_sent(request: ChatRequest) -> dict[str, Any]:
     defaults = {"num_predict": DEFAULT_NUM_PREDICT, "num_ctx": DEFAULT_NUM_CTX}
     seed = int(request.options.get("seed", DEFAULT_SEED)) % _SEEDS
     return {**DEFAULT_SAMPLING, **defaults, **request.options, "seed": seed}
+
+
+def sample_request(model: str) -> ChatRequest:
+    """A short question, to time a model by."""
+    return ChatRequest(model, "What is rain? Answer in one sentence.", options=_SAMPLE)
 
 
 _SAMPLE = {"seed": 1, "num_predict": 48, "temperature": 0.0}

@@ -15,6 +15,7 @@ from ys_llm.config.strict_reader import raise_problems
 from ys_llm.errors import EXIT_BACKEND_DOWN, UserError, command_line
 from ys_llm.gendata.backends.chat import BackEnd, ChatAnswer, ChatRequest, too_long
 from ys_llm.gendata.generation.attempts import Attempt, attempt
+from ys_llm.gendata.generation.concurrency import Concurrency
 from ys_llm.gendata.generation.duplicates import Duplicates
 from ys_llm.gendata.generation.journal import ItemJournal, JournalEntry, Origin, Rejection
 from ys_llm.gendata.generation.progress_bar import ProgressBar
@@ -95,6 +96,7 @@ class Generator:
         self._stop_requested, self._over = should_stop, threading.Event()
         self._duplicates = Duplicates()
         self._back_end: BackEnd | None = None
+        self._concurrency = Concurrency(1)
         self._drops = 0  # in a row, of items whose text comes from a model
 
     def entries(self) -> Iterator[JournalEntry]:
@@ -124,6 +126,7 @@ class Generator:
         self._add_known(other_kinds)
         if any(recipe.uses_model for recipe, _ in self.todo):
             self._back_end = connect()
+        self._concurrency = Concurrency(workers)
         pool = ThreadPoolExecutor(workers, thread_name_prefix="gen-data")
         try:
             pending: deque[_Pending] = deque()
@@ -131,6 +134,7 @@ class Generator:
                 future = pool.submit(self._attempts, recipe, item, self._tries_before(item))
                 pending.append((recipe, item, future))
                 if len(pending) > _AHEAD * workers:
+                    progress.at_once = self._concurrency.limit
                     progress.update(self._decide(pending.popleft(), pool))
             while pending:
                 progress.update(self._decide(pending.popleft(), pool))
@@ -168,7 +172,9 @@ class Generator:
         answer = self._journal.answer_to(key, request)
         if answer is None:
             assert self._back_end is not None, "programs do not ask"
-            answer = self._back_end.ask(request, self._should_stop)
+            with self._concurrency.slot(self._should_stop):
+                answer = self._back_end.ask(request, self._should_stop)
+            self._concurrency.note(answer)
             self._journal.add_answer(key, request, answer)
         return answer
 

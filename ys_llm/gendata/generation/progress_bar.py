@@ -20,10 +20,11 @@ def format_counts(counts: Mapping[str, int]) -> str:
 
 
 class ProgressBar:
-    """Decided items, records per second, accepted, rejected by name, time left."""
+    """Decided items, records per second, accepted, rejected by name, requests at once, time."""
 
     def __init__(self, *, total: int, done: int) -> None:
         self.total, self.done, self._done_before = total, done, done
+        self.at_once = 1  # requests to the server
         self._accepted, self._rejected = 0, Counter[str]()
         self._began = self._line_time = time.monotonic()
         self._bar = tqdm(
@@ -60,7 +61,8 @@ class ProgressBar:
 
     def _figures(self) -> str:
         rejected = f", rejected: {format_counts(self._rejected)}" if self._rejected else ""
-        return f"{self._accepted:,} accepted{rejected}"
+        at_once = f", {self.at_once} at once" if self.at_once > 1 else ""
+        return f"{self._accepted:,} accepted{rejected}{at_once}"
 
     def _line(self) -> str:
         seconds = time.monotonic() - self._began

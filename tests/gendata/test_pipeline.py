@@ -716,7 +716,7 @@ def test_a_sample_shows_records_and_verdicts_and_writes_nothing(
     kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with llm("good", "length") as server:
+    with llm("good", "good", "length") as server:
         shown = list(command.sample(["tale"], host=server.address, folders=[kinds]))
     assert len(shown) == 1 + command.DRY_RUN_PROMPTS
     recipe = load_recipes(["tale"], [kinds])[0]

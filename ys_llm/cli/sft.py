@@ -54,8 +54,11 @@ _DEFAULTS: Mapping[str, object] = {
     "train.patience": 3,
     "train.reference_run": "",
     "train.select_fraction": 1.0,
+    "train.teacher": "",
+    "train.teacher_weight": 0.5,
+    "train.teacher_temperature": 1.0,
 }
-_RATES = {"full": 1e-3, "lora": 3e-3, "state": 3e-2}
+_RATES = {"full": 1e-3, "lora": 1e-2, "state": 3e-2}
 _PREFERENCE_RATE = 0.1  # of the others
 _EPOCHS = 3
 
@@ -98,7 +101,7 @@ def run(arguments: Arguments) -> int:
     """Fine-tune, resume, or forecast; the exit code."""
     if arguments.epochs is not None and arguments.minutes is not None:
         raise UsageError("--epochs and --minutes are two lengths; leave out one")
-    resolved = _resolve(arguments)
+    resolved = resolve(arguments)
     from ys_llm.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -113,7 +116,7 @@ def run(arguments: Arguments) -> int:
     return 0
 
 
-def _resolve(arguments: Arguments) -> Resolved:
+def resolve(arguments: Arguments) -> Resolved:
     """The base's settings, changed for fine-tuning; of a run that exists, its own."""
     from ys_llm.runs.folder import find_run
 
@@ -150,12 +153,15 @@ def _typed(arguments: Arguments) -> list[Override]:
 
 def _changes(arguments: Arguments) -> list[Override]:
     """What fine-tuning sets of its own, where neither the environment nor the user sets it."""
+    from ys_llm.config.sft import SftConfig
     from ys_llm.config.sources import Override
+    from ys_llm.config.strict_reader import to_plain
     from ys_llm.config.yaml_io import dump_inline
 
     method = arguments.method or "full"
     rate = _RATES[method] * (_PREFERENCE_RATE if arguments.objective == "preferences" else 1)
-    changes = {**_DEFAULTS, "train.learning_rate": rate, "sft.method": method}
+    own = {f"sft.{name}": value for name, value in to_plain(SftConfig()).items()}
+    changes = {**_DEFAULTS, **own, "train.learning_rate": rate, "sft.method": method}
     if arguments.minutes is None and not _is_set("train.max_steps", arguments.set):
         changes["sft.epochs"] = _EPOCHS
     return [

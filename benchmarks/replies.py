@@ -1,10 +1,10 @@
 """What fine-tuning gives: replies by kind before and after, forgetting, and the share of methods.
 
-    python benchmarks/replies.py training_data/chat.jsonl quickstart-chat quickstart-lora ...
+    python benchmarks/replies.py conversations full lora state ...
 
-prints a table for each run (a run of `ys sft` on that file): greedy replies to the conversations
-that it has held out, exact matches by their "kind", and how many ended and spoke for nobody else.
-The base of a run is measured with the tokens of roles that it has not learned.
+prints a table for each run (of `ys sft` on that folder): greedy replies to the conversations that
+it has held out, exact matches by the kinds that files are named after, and how many ended and spoke
+for nobody else.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ from ys_llm.training.tuning import load_source
 
 
 def held_out(loaded: LoadedRun, path: Path, most: int) -> Iterator[tuple[str, Conversation]]:
-    """Conversations of the file that the run has held out, with their kinds."""
+    """Conversations that the run has held out, each with the kind that its file is named after."""
     examples = read_examples(path).found
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kinds = {f"{path}:{n}": json.loads(line).get("kind", "") for n, line in enumerate(lines, 1)}
     source = load_source(loaded.config, examples, SplitRecord.load(loaded.path / SPLIT))
     for document in source.split.validation[:most]:
         found = source.found[document.content_hash]
         if isinstance(found, Conversation):
-            yield kinds.get(found.source, ""), found
+            file = Path(found.source.rpartition(":")[0])
+            yield file.stem.rpartition("-")[0] or file.stem, found
 
 
 def main() -> None:

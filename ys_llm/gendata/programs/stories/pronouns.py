@@ -59,7 +59,9 @@ def _topic(sentence: str, cast: list[Character], before: Character | None) -> Ch
 
 def _heads(person: Character, sentence: str) -> bool:
     rest = sentence.removeprefix(person.name + " ")
-    return rest != sentence and rest[:1].islower() and not rest.startswith(("the ", "and "))
+    if rest == sentence or not rest[:1].islower() or rest.startswith(("the ", "and ")):
+        return False
+    return not re.match(SPEAKS, rest)  # it belongs to the quotation before it
 
 
 def _rivals(hero: Character, sentence: str, cast: list[Character]) -> bool:
@@ -68,6 +70,8 @@ def _rivals(hero: Character, sentence: str, cast: list[Character]) -> bool:
 
 def _with_pronoun(sentence: str, hero: Character) -> str:
     rest = sentence.removeprefix(hero.name + " ")
+    if hero.pronoun == "they" and re.search(r"\b(?:and|but) was\b", rest):
+        return sentence  # the second verb would not agree
     if hero.pronoun == "they" and rest.startswith("was "):
         rest = "were " + rest.removeprefix("was ")
     return f"{hero.pronoun.capitalize()} {rest}"

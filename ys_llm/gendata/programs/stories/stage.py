@@ -89,11 +89,10 @@ class StoryStage:
         return self.rng.choice(options)
 
     def fill(self, name: str, value: str) -> None:
-        """Set a slot, and {name.cap}; after an article, also {name.the} and {name.bare}."""
+        """Set a slot, {name.cap}, and {name.the}: with `the` in the place of `a`."""
         self.slots[name], self.slots[f"{name}.cap"] = value, value[:1].upper() + value[1:]
         first, _, rest = value.partition(" ")
-        if first in ("a", "an", "one"):
-            self.slots[f"{name}.the"], self.slots[f"{name}.bare"] = f"the {rest}", rest
+        self.slots[f"{name}.the"] = f"the {rest}" if first in ("a", "an", "one") else value
 
     def enter(self, role: str, character: Character) -> Character:
         """Add a character under a one-letter role: {a}, {a.he}, {a.kind}, {a.says}..."""

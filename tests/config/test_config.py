@@ -270,7 +270,10 @@ MISTAKES = [
     ("train: {lerning_rate: 1}", "train.lerning_rate is not a field. Did you mean learning_rate?"),
     ("learning_rate: 1", "learning_rate is not a field. Did you mean train.learning_rate?"),
     ("seed: 1", "seed is not a field. Did you mean train.seed or generate.seed?"),
-    ("tokenizer: {zzz: 1}", "tokenizer.zzz is not a field. The fields here are kind, vocab_size."),
+    (
+        "tokenizer: {zzz: 1}",
+        "tokenizer.zzz is not a field. The fields here are kind, vocab_size, control_tokens.",
+    ),
     ("train: {seed: x}", 'train.seed must be an integer, found "x"'),
     ("train: {seed: true}", "train.seed must be an integer, found true"),
     ("train: {seed: 1.0}", "train.seed must be an integer, found 1.0"),

@@ -39,13 +39,13 @@ class DataConfig:
     format: DataFormat = field(
         default="auto",
         metadata={
-            "help": ".txt and .md: text = plain, records = with <start> and <end>; auto = either. "
-            "Of ys sft: the form of every record (docs/chat.md); auto = by its fields"
+            "help": ".txt and .md: text = plain, records = with <start> and <end>; others: forms "
+            "of conversations to fine-tune on; auto = by what is found"
         },
     )
     on_bad_record: Literal["stop", "skip"] = field(
         default="stop",
-        metadata={"help": "of ys sft: a record that fits no form ends it, or is left out and told"},
+        metadata={"help": "a conversation that fits no form: an error, or left out and listed"},
     )
     validation_fraction: float = setting(
         0.05, "fraction of documents held out, chosen by content hash", minimum=0.0, below=1.0

@@ -112,9 +112,10 @@ def _preferences(fields: Mapping[str, Any]) -> PreferencePair:
     """The prompt is given, or is what both lists of messages begin with."""
     prompt = _side(fields["prompt"], "prompt") if "prompt" in fields else ()
     chosen, rejected = (_side(fields[name], name, "assistant") for name in ("chosen", "rejected"))
-    n_shared = _shared(chosen, rejected)
     # The messages of a side may repeat those of the prompt.
-    prompt = (*(() if chosen[: len(prompt)] == prompt else prompt), *chosen[:n_shared])
+    chosen, rejected = (side[_shared(prompt, side) :] for side in (chosen, rejected))
+    n_shared = _shared(chosen, rejected)
+    prompt = (*prompt, *chosen[:n_shared])
     chosen, rejected = chosen[n_shared:], rejected[n_shared:]
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if not any(turn.role == "assistant" for turn in side):
@@ -123,9 +124,10 @@ def _preferences(fields: Mapping[str, Any]) -> PreferencePair:
     return PreferencePair(prompt, chosen, rejected)
 
 
-def _shared(chosen: Sequence[Turn], rejected: Sequence[Turn]) -> int:
+def _shared(turns: Sequence[Turn], others: Sequence[Turn]) -> int:
+    """How many turns both begin with."""
     n = 0
-    for one, other in zip(chosen, rejected, strict=False):
+    for one, other in zip(turns, others, strict=False):
         if one != other:
             break
         n += 1

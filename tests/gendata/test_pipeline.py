@@ -716,10 +716,12 @@ def test_a_sample_shows_records_and_verdicts_and_writes_nothing(
     kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with llm("good", "good", "length") as server:
+    with llm("good", "length") as server:
         shown = list(command.sample(["tale"], host=server.address, folders=[kinds]))
     assert len(shown) == 1 + command.DRY_RUN_PROMPTS
     recipe = load_recipes(["tale"], [kinds])[0]
     assert recipe.digest.startswith(shown[0].split("recipe ")[1].split(",")[0])
-    assert "=> accepted" in shown[1] and "=> rejected, cut_off" in shown[2]
+    verdicts = [text.rpartition("=> ")[2] for text in shown[1:]]
+    assert any(verdict.startswith("accepted") for verdict in verdicts)
+    assert sum(verdict.startswith("rejected, cut_off") for verdict in verdicts) >= 1
     assert not list(tmp_path.iterdir())

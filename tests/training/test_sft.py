@@ -102,6 +102,8 @@ def test_the_base_is_left_and_the_run_holds_only_what_was_learned(
     assert sha256_of(runs / "base" / "model.safetensors") == before
     assert not (runs / "tuned" / "model.safetensors").exists()
     assert read_json(runs / "tuned" / "config.json")["base"]["sha256"] == before
+    card = (runs / "tuned" / "README.md").read_text()
+    assert "base_model: base" in card and f"base, step 6, SHA-256 {before[:12]}" in card
     saved = {n for n in last_tensors(runs / "tuned") if n.startswith("model ")}
     assert saved and all("initial_state" in n or n.endswith((".a", ".b")) for n in saved)
     loaded, base = load_run(runs / "tuned"), load_run(runs / "base")

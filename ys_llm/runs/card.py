@@ -21,6 +21,9 @@ def model_card(config: Config, described: Mapping[str, Any]) -> str:
     programs of ys wrote: of other text nobody has said them.
     """
     facts = {k: described[k] for k in ("parameters", "step", "tokens", "val_bits_per_byte")}
+    if base := described.get("base"):
+        digest = base["sha256"][:_SHOWN_DIGITS]
+        facts["fine-tuned from"] = f"{base['run']}, step {base['step']}, SHA-256 {digest}"
     rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
     return (
         f"---\n{dump_yaml(_front_matter(config, described))}---\n\n"

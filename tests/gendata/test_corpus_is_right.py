@@ -177,7 +177,6 @@ def test_every_plot_is_a_file_that_is_read_strictly() -> None:
         assert len({getattr(plot, asked) for plot in plots}) == len(plots)
     for plot in plots:
         assert plot.theme and plot.gist and plot.outcome
-        assert plot.rows or plot.pairs or plot.lists or plot.several
         assert "{ending}" in plot.script and set(plot.avoid) <= set(TRAITS)
 
 

@@ -10,6 +10,7 @@ import pytest
 from ys_llm.data.chat import Conversation, PreferencePair, Turn
 from ys_llm.data.conversations import Examples, read_examples
 from ys_llm.data.formats import parse_record
+from ys_llm.data.readers import read_documents
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError
 
@@ -155,6 +156,9 @@ def test_a_bad_record_is_named_with_its_line_or_skipped_and_listed(tmp_path: Pat
     assert "data.on_bad_record=skip" in refused.value.fix
     examples = read_examples(path, on_bad_record="skip")
     assert len(examples.found) == 2
+    with pytest.raises(UserError, match="found the fields") as pretraining:
+        read_documents(path)
+    assert "ys sft BASE" in pretraining.value.fix
     assert examples.skipped_line() == f"1 records: {path}:2: found the fields 'question'"
     assert Examples(skipped=["x"] * 7).skipped_line().endswith("; and 2 more")
 

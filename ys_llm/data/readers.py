@@ -191,7 +191,8 @@ def _documents_of_jsonl(blocks: Iterable[str], name: str) -> Iterator[Document]:
         except ValueError as error:
             raise UserError(
                 f"{name}:{number}: {error}",
-                'Each line is {"text": "..."} or {"prompt": "...", "response": "..."}.',
+                'Each line is {"text": "..."} or {"prompt": "...", "response": "..."}. For '
+                f"conversations, type: {command_line('sft', 'BASE', name)}",
             ) from error
         text = fields["text"] if "text" in fields else fields["response"]
         if not _is_blank(text):

@@ -28,6 +28,7 @@ from ys_llm.system.place import Place, place_of_process
 if TYPE_CHECKING:
     from ys_llm.config.sources import Override, Resolved
     from ys_llm.runs.folder import CleanScope, Removal
+    from ys_llm.training.elastic.join import Elastic
 
 EXAMPLES = """\
 examples:
@@ -39,6 +40,7 @@ examples:
   ys train --dry-run                            show what it needs: parameters, memory, time
   ys train --resume-step 400                    resume from the checkpoint of step 400
   ys train --processes 4 --max-restarts 3       on four GPUs; a process that dies is replaced
+  ys train --elastic HOST --run mine            with others, of which some may fail
   ys train --init-from mine --data poems        start the run mine-poems from the weights of mine
   ys train clean                                remove the model, then train from scratch
   ys train clean all --dry-run                  list what would be removed, with its tokenizer
@@ -63,6 +65,8 @@ class Arguments(ConfigArguments):
     resume_step: int | None = None
     processes: int | None = None
     max_restarts: int = 0
+    elastic: str | None = None
+    replicas: int = 0
     dry_run: bool = False
     yes: bool = False
 
@@ -94,6 +98,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--processes", metavar="N", type=int, help=help_of_processes)
     help_of_restarts = "with --processes: start them again this often where one dies (default: 0)"
     add("--max-restarts", metavar="N", type=int, default=0, help=help_of_restarts)
+    help_of_elastic = "be one of several replicas that come and go; see docs/elastic.md"
+    add("--elastic", metavar="HOST[:PORT]", help=help_of_elastic)
+    help_of_replicas = "with --elastic: exactly N take part, more are spares (default: all)"
+    add("--replicas", metavar="N", type=int, default=0, help=help_of_replicas)
     add("--dry-run", action="store_true", help="show sizes, memory and time; change nothing")
     add("--yes", action="store_true", help="clean: remove without asking")
     add("--new-data", action=Renamed, now="--init-from RUN --data PATH")
@@ -132,10 +140,24 @@ def _train(resolved: Resolved, arguments: Arguments, place: Place | None) -> int
     is_first_start = place is None or not place.restarts
     resume_step = arguments.resume_step if is_first_start else None
     try:
-        train(resolved, runs_dir=RUNS_DIR, resume_step=resume_step, place=place)
+        elastic = _elastic(arguments)
+        train(resolved, runs_dir=RUNS_DIR, resume_step=resume_step, place=place, elastic=elastic)
     except LeaveQuietly as left:
         return left.exit_code
     return 0
+
+
+def _elastic(arguments: Arguments) -> Elastic | None:
+    """What --elastic and --replicas say; UsageError for a port that is none."""
+    if arguments.elastic is None:
+        return None
+    os.environ.setdefault("RUST_LOG", "warn")  # torchft would write a line for every message
+    from ys_llm.training.elastic.join import DEFAULT_PORT, Elastic
+
+    host, _, port = arguments.elastic.removeprefix("http://").rstrip("/").partition(":")
+    if not host or (port and not (port.isdecimal() and 0 < int(port) < 65536)):
+        raise UsageError(f"--elastic must be HOST or HOST:PORT, found {arguments.elastic}")
+    return Elastic(host, int(port or DEFAULT_PORT), arguments.replicas)
 
 
 def _launch(arguments: Arguments) -> int:
@@ -163,6 +185,10 @@ def _check(arguments: Arguments) -> None:
         raise UsageError(f"--processes must be at least 1, found {arguments.processes}")
     if arguments.max_restarts < 0 or (arguments.max_restarts and not arguments.processes):
         raise UsageError("--max-restarts must be 0 or more, and needs --processes")
+    if arguments.elastic is not None and arguments.processes is not None:
+        raise UsageError("--elastic and --processes cannot be combined: a replica is one process")
+    if arguments.replicas < 0 or (arguments.replicas and arguments.elastic is None):
+        raise UsageError("--replicas must be 0 or more, and needs --elastic")
     if arguments.init_from is not None and arguments.config:
         raise UsageError("--init-from uses the configuration of that run; change it with --set")
     if arguments.init_from is not None and arguments.size:

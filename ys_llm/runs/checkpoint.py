@@ -68,7 +68,7 @@ def save_checkpoint(
     final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
     tensors_by_file = {
         "model": trained_weights(model),
-        "optimizer": _optimizer_tensors(model, optimizer),
+        "optimizer": optimizer_tensors(model, optimizer),
         "tensors": tensors,
     }
     write_checkpoint(final, tensors_by_file, progress)
@@ -211,7 +211,7 @@ def _check_moments(
         )
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments by name; a parameter without a gradient so far has none."""
     return {
         f"{key}.{name}": moment

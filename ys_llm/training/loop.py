@@ -21,6 +21,8 @@ from ys_llm.runs.folder import REPORT, checkpoints, is_trained, locked
 from ys_llm.system.place import Place
 from ys_llm.system.signals import StopRequest, stop_requested
 from ys_llm.training.compute import process_settings
+from ys_llm.training.elastic.join import Elastic
+from ys_llm.training.elastic.steps import check_may_roll_back, counts, may_begin, replica
 from ys_llm.training.header import baseline_text
 from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import Metrics, Progress, log_line
@@ -82,13 +84,15 @@ def train(
     runs_dir: Path = Path("runs"),
     resume_step: int | None = None,
     place: Place | None = None,
+    elastic: Elastic | None = None,
 ) -> TrainSummary:
     """Train as configured in `runs_dir/<run>`, resuming from its latest checkpoint if it has one.
 
     `resume_step` first rewinds the run to the checkpoint of that step; `place` makes this process
-    one of several, of which the first alone reads and writes the folder. Signal handlers, threads
-    and torch's global settings are restored afterwards. Raises UserError: unusable
-    configuration (exit code 2), data or files (1), divergence (5), stop by a signal (128 + signal).
+    one of several, of which the first alone reads and writes the folder, and `elastic` a replica
+    among others. Signal handlers, threads and torch's global settings are restored afterwards.
+    Raises UserError: unusable configuration (exit code 2), data or files (1), divergence (5), stop
+    by a signal (128 + signal).
     """
     config, folder = resolved.config, runs_dir / resolved.config.run
     with (
@@ -106,6 +110,7 @@ def train(
         display = Progress(begin=state.progress.step, total=run.total_steps)
         with reporting(run, state, resolved.origins) as reporter:
             with (
+                replica(run, state, elastic) as run,
                 closing(metrics),
                 closing(display),
                 _readable_errors(run, state),
@@ -159,7 +164,11 @@ def _loop(
 ) -> None:
     config, progress = run.config.train, state.progress
     while not is_finished(run, state):
+        if not may_begin(run, state, stop):
+            continue
         gradients = forward_backward(run, state)
+        if not counts(run, state):
+            continue
         loss, request = run.ranks.agree(gradients.loss, stop)
         gradients = gradients._replace(loss=loss)
         try:
@@ -178,6 +187,7 @@ def _loop(
             if evaluating:
                 row |= _evaluate(run, state, display)
         except NonFiniteError as error:
+            check_may_roll_back(run, state, error)
             roll_back(run, state, gradients, reason=str(error))
             metrics.truncate(state.progress.step)
             display.move_to(state.progress.step)

@@ -57,7 +57,7 @@ ORDER = (
     "train.stages",
 )
 # Keys of a checkpoint's progress.json besides "format" and the fields of TrainProgress.
-TOKENIZER_FINGERPRINT, ENVIRONMENT = "tokenizer_fingerprint", "environment"
+TOKENIZER_FINGERPRINT, ENVIRONMENT, PIECES = "tokenizer_fingerprint", "environment", "pieces"
 
 
 @dataclass

@@ -59,8 +59,11 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
             torch.autograd.backward(weighted / divisor)
         mean_loss += batch.share * loss.item() / divisor
         del loss, weighted, carried  # or their graph stays in memory through the next forward pass
-    grad_norm = clip_gradients(run)
     further = mean_of(selected)
+    if run.replicas is not None:
+        mean_loss = run.replicas.average(run.model, mean_loss)
+        further |= {"piece": position.batch_index, "replicas": run.replicas.taking_part}
+    grad_norm = clip_gradients(run)
     return StepGradients(began, step, position, mean_loss, grad_norm, captured, further)
 
 
@@ -162,7 +165,8 @@ def optimizer_step(run: Run, state: TrainState, gradients: StepGradients) -> dic
     with run.compute.autocast():
         run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    progress.step, progress.tokens = progress.step + 1, progress.tokens + gradients.tokens
+    parts = 1 if run.replicas is None else run.replicas.taking_part
+    progress.step, progress.tokens = progress.step + 1, progress.tokens + parts * gradients.tokens
     # At least a nanosecond: two readings of a coarse clock may be equal.
     step_seconds = max(time.perf_counter() - gradients.began, 1e-9)
     progress.seconds += step_seconds

@@ -26,9 +26,11 @@ from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_
 from ys_llm.runs.model_files import check_tokenizer
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.compute import Compute
+from ys_llm.training.elastic.replicas import Replicas
 from ys_llm.training.ranks.group import ALONE, Ranks
 from ys_llm.training.resume import (
     ENVIRONMENT,
+    PIECES,
     TOKENIZER_FINGERPRINT,
     Rollback,
     TrainProgress,
@@ -93,6 +95,7 @@ class Run:
     tuning: Tuning | None = None  # where a base is fine-tuned
     ranks: Ranks = ALONE
     parallel: nn.Module | None = None  # the model as several processes train it
+    replicas: Replicas | None = None  # of this training, that come and go
 
     @property
     def trained(self) -> nn.Module:
@@ -122,6 +125,7 @@ class TrainState:
     carried: State | None = None
     reference_carried: State | None = None
     rollbacks: list[Rollback] = field(default_factory=list)
+    pieces: int | None = None  # read by all replicas together; None = one a step
 
 
 def stopped_early(run: Run, state: TrainState) -> bool:
@@ -152,6 +156,8 @@ class BatchPosition(NamedTuple):
 def batch_position(run: Run, state: TrainState) -> BatchPosition:
     """The position of the next step: a function of the step and of what rollbacks skip."""
     index, stage, batch_index = stage_at(run.config.train, state.progress.step)
+    if run.replicas is not None:
+        batch_index = run.replicas.piece
     skipped = {rollback.skipped for rollback in state.rollbacks if rollback.stage == index}
     for gap in sorted(skipped):
         batch_index += gap <= batch_index
@@ -294,6 +300,8 @@ def save(run: Run, state: TrainState) -> None:
         TOKENIZER_FINGERPRINT: run.tokenizer.fingerprint,
         ENVIRONMENT: run.environment,
     }
+    if run.replicas is not None:
+        progress[PIECES] = run.replicas.pieces
     if run.ranks.is_first:
         save_checkpoint(run.folder, run.model, run.optimizer, progress=progress, tensors=tensors)
         remove_old(run, state)
@@ -315,6 +323,7 @@ def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:
     fingerprint = str(saved.progress.get(TOKENIZER_FINGERPRINT))
     check_tokenizer(run.folder, run.tokenizer, fingerprint)
     state.progress = parse_progress(saved)
+    state.pieces = saved.progress.get(PIECES)
     restore(saved, run.model, run.optimizer)
     state.rollbacks = read_rollbacks(run.folder)
     try:

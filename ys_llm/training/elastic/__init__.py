@@ -1,0 +1,1 @@
+"""Replicas of one training that come and go; see docs/elastic.md."""

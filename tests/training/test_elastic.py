@@ -116,6 +116,14 @@ class Place:
         words = ["--bind", f"[::]:{self.port}", "--min_replicas", "1"]
         times = ["--join_timeout_ms", "3000", "--heartbeat_timeout_ms", "1500"]
         self.start("lighthouse", [str(lighthouse), *words, *times])
+        ends = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                assert time.monotonic() < ends, self.log("lighthouse")
+                time.sleep(0.05)
 
     def replica(self, name: str, *words: str) -> subprocess.Popen[bytes]:
         ys = [sys.executable, "-m", "ys_llm", "train", "--data", "texts", "--run", name]
@@ -134,7 +142,8 @@ class Place:
     def wait_until(self, name: str, rows: int) -> None:
         ends = time.monotonic() + 120
         while len(self.rows(name)) < rows:
-            assert time.monotonic() < ends, self.log(name)
+            stopped = any(process.poll() for process in self.processes)
+            assert time.monotonic() < ends and not stopped, self.log(name)
             time.sleep(0.05)
 
     def ended(self, name: str, process: subprocess.Popen[bytes]) -> int:
@@ -223,3 +232,34 @@ def test_without_a_lighthouse_one_line_says_how_to_start_it(place: Place) -> Non
     assert lonely.wait(timeout=100) == 4
     assert f"torchft_lighthouse --bind [::]:{place.port}" in place.log("a")
     assert "Traceback" not in place.log("a")
+
+
+@needs_torchft
+@pytest.mark.slow
+def test_replicas_wait_for_a_lighthouse_that_is_started_again(place: Place) -> None:
+    place.lighthouse()
+    replica = place.replica("a", "--set", "train.max_steps=400")
+    place.wait_until("a", 20)
+    lighthouse = place.processes.pop(0)
+    lighthouse.kill()
+    lighthouse.wait()
+    ends = time.monotonic() + 100
+    while "waiting for the lighthouse" not in place.log("a"):
+        assert time.monotonic() < ends and replica.poll() is None, place.log("a")
+        time.sleep(0.05)
+    place.lighthouse()
+    place.ended("a", replica)
+    assert sorted(row["piece"] for row in place.rows("a")) == list(range(400))
+
+
+@needs_torchft
+@pytest.mark.slow
+def test_a_replica_that_is_stopped_saves_and_the_others_go_on(place: Place) -> None:
+    place.lighthouse()
+    steps = ["--set", "train.max_steps=800"]
+    first, second = place.replica("a", *steps), place.replica("b", *steps)
+    place.wait_until("b", 20)
+    second.send_signal(signal.SIGINT)
+    assert second.wait(timeout=100) == 130
+    assert "saved" in place.log("b")
+    place.ended("a", first)

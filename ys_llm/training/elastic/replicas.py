@@ -46,6 +46,7 @@ class Replicas:
         try:
             self.manager.start_quorum()
         except (RuntimeError, TimeoutError):
+            self.manager._quorum_future = None  # or each later attempt would end with this error
             self._tell(0)
             if stop.signal:
                 raise UserError(

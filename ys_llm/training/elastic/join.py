@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from ys_llm.config.sources import to_mapping
 from ys_llm.errors import EXIT_BACKEND_DOWN, EXIT_USAGE, UserError
-from ys_llm.runs.checkpoint import Checkpoint, optimizer_tensors, restore
-from ys_llm.runs.model_files import weights
+from ys_llm.runs.checkpoint import Checkpoint, optimizer_tensors, restore, trained_weights
 from ys_llm.training.elastic.replicas import Replicas
 from ys_llm.training.elastic.transport import StateTransport
 from ys_llm.training.metrics import log_line
@@ -144,7 +143,7 @@ def _recipe(run: Run) -> int:
 def _described(run: Run, state: TrainState) -> dict[str, Any]:
     """The state of this replica, for one that joins."""
     return {
-        "weights": weights(run.model),
+        "weights": trained_weights(run.model),
         "moments": optimizer_tensors(run.model, run.optimizer),
         "progress": asdict(state.progress),
     }

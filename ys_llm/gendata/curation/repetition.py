@@ -13,8 +13,8 @@ from ys_llm.gendata.curation.structure import without_code
 from ys_llm.gendata.curation.text import is_verse
 
 _SHORTEST_LOOP = 120  # characters
-_ALWAYS_READ = 4000  # characters; a longer text is looked at if it compresses well
-_SQUEEZED = 0.4  # of its size; prose that is long enough to have loops compresses to 0.45 to 0.6
+_SHORT = 4000  # characters; shorter texts compress less
+_SQUEEZED, _SHORT_SQUEEZED = 0.4, 0.5  # of its size; what compresses less has no loop
 _LONGEST_UNIT = 60  # words
 _TIMES = 4  # in a row; a chorus appears twice
 _LOOP_WORDS = 20
@@ -47,10 +47,10 @@ def _repetition(record: Record) -> RuleResult:
     response = record.response
     if len(response) < _SHORTEST_LOOP:
         return None
-    if len(response) > _ALWAYS_READ:
-        data = response.encode("utf-8", "replace")
-        if len(zlib.compress(data, 1)) > _SQUEEZED * len(data):
-            return None
+    data = response.encode("utf-8", "replace")
+    most = _SQUEEZED if len(response) > _SHORT else _SHORT_SQUEEZED
+    if len(zlib.compress(data, 1)) > most * len(data):
+        return None
     reason = next(filter(None, _reasons(record)), "")
     return Verdict("repetition", reason, (0, len(response))) if reason else None
 
@@ -130,11 +130,11 @@ def _echoes(response: str) -> str:
     """Prose of which a good part is sentences that stand there three times or more."""
     if "```" in response or is_verse(response):
         return ""
-    words = Counter(
-        {text: times * len(text.split()) for text, times in _sentences(response).items()}
+    again = sum(
+        times * len(text.split())
+        for text, times in _sentences(response).items()
+        if times >= _PARAGRAPH_TIMES
     )
-    counts = _sentences(response)
-    again = sum(size for text, size in words.items() if counts[text] >= _PARAGRAPH_TIMES)
     share = again / max(1, len(response.split()))
     return f"{share:.0%} of it is sentences said three times" if share >= _ECHOED_SHARE else ""
 

@@ -13,6 +13,7 @@ from ys_llm.data.formats import parse_record
 from ys_llm.data.readers import read_documents
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError
+from ys_llm.system.lock import RUN_LOCK
 
 USER, REPLY = Turn("user", "Who are you? 👩‍🚀 <end>"), Turn("assistant", "A cat.</s><|im_end|>")
 SYSTEM = Turn("system", "Be kind.")
@@ -127,6 +128,9 @@ def test_a_folder_may_mix_files_of_all_forms(tmp_path: Path) -> None:
             csv.writer(file, delimiter=delimiter).writerows(rows)
     (tmp_path / "e.txt").write_text("Hi<start>Ho<end>")
     (tmp_path / "README.md").write_text("not read")
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run" / RUN_LOCK).touch()
+    (tmp_path / "a run" / "config.json").write_text("{}")
     examples = read_examples(tmp_path)
     assert examples.forms == {
         "alpaca": 2,

@@ -20,6 +20,7 @@ from ys_llm.data.records import Document
 from ys_llm.data.tables import TABLE_SUFFIXES, Row, load_json, rows_of
 from ys_llm.data.text_files import find_files, read_blocks, shown
 from ys_llm.errors import UserError
+from ys_llm.system.lock import is_run
 
 OnBadRecord = Literal["stop", "skip"]
 CHAT_SUFFIXES = (".jsonl", *TABLE_SUFFIXES)
@@ -97,21 +98,18 @@ def read_examples(
 def _files(path: Path, command: str) -> list[Path]:
     """The files that are read: those of a corpus, and the tables beside them."""
     files = find_files(path, command=command).paths
-    if not path.is_dir():
-        return files
-    folders = dict.fromkeys([path, *(file.parent for file in files)])
-    for folder, names, _ in os.walk(path):
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        folders[Path(folder)] = None
-    tables = [
-        file
-        for folder in folders
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in TABLE_SUFFIXES
-        and not file.name.startswith((".", "manifest"))
-        and file.is_file()
-    ]
-    return [*files, *dict.fromkeys(tables)]
+    for folder, folders, names in os.walk(path):
+        if is_run(Path(folder)):  # with the data in . the runs are among the texts
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        tables = (Path(folder, name) for name in sorted(names) if _is_table(name.lower()))
+        files.extend(tables)
+    return files
+
+
+def _is_table(name: str) -> bool:
+    return name.endswith(TABLE_SUFFIXES) and not name.startswith((".", "manifest"))
 
 
 def _is_blank(path: Path) -> bool:

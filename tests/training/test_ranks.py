@@ -21,6 +21,7 @@ from ys_llm.training.ranks import join
 from ys_llm.training.ranks.group import LeaveQuietly, Ranks
 
 LOSS = 2e-6  # of rounding, in nats per token: sums in another order
+LAST_DIGIT = 5e-7  # of a float32 between 4 and 8
 OFTEN = ("train.checkpoint_interval=2", "train.eval_interval=3")
 STAGES = "[{seq_len: 8, batch_size: 5, steps: 3}, {seq_len: 16, batch_size: 4, steps: 3}]"
 STREAMS = ("data.batching=contiguous", f"train.stages={STAGES}")
@@ -73,6 +74,30 @@ def test_a_run_goes_on_under_another_number_of_processes(runs: RankRuns) -> None
     assert column(parts, "step") == column(whole, "step")
     gaps = zip(column(parts, "loss"), column(whole, "loss"), strict=True)
     assert max(abs(a - b) for a, b in gaps) <= LOSS
+
+
+SHARDED = (*HARD, "train.shard=true", "model.n_layers=2")
+
+
+def test_shared_weights_train_as_replicated_ones(runs: RankRuns) -> None:
+    """FSDP2 against DDP: the same losses and checkpoints, which either takes up from the other."""
+    replicated = runs.train("replicated", 2, *HARD, "model.n_layers=2", "train.sample_interval=3")
+    sharded = runs.train("sharded", 2, *SHARDED, "train.sample_interval=3")
+    assert_close(sharded, replicated, losses=LAST_DIGIT)
+    ours, theirs = last_tensors(sharded), last_tensors(replicated)
+    assert {name: t.shape for name, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+    stages = STAGES.replace("steps: 3}]", "steps: 1}]")
+    runs.train("taken-up", 2, *SHARDED, f"train.stages={stages}")
+    assert_close(runs.train("taken-up", 1, *HARD, "model.n_layers=2"), replicated)
+
+
+@pytest.mark.slow
+def test_shared_weights_are_killed_and_rolled_back_like_others(runs: RankRuns) -> None:
+    unbroken = runs.train("shards", 2, *SHARDED)
+    runs.kill("shards-killed", 2, 1, 4, *SHARDED)
+    assert_same_end(runs.train("shards-killed", 2, *SHARDED), unbroken, same_config=False)
+    bad = (*OFTEN, "train.shard=true", "train.learning_rate=1e30", "train.rollback_lr_factor=1e-33")
+    assert (runs.train("shards-bad", 2, *bad) / "rollbacks.json").exists()
 
 
 def test_a_killed_process_and_a_restart_change_no_bit(runs: RankRuns) -> None:
@@ -131,6 +156,7 @@ def test_early_stopping_is_decided_alike(runs: RankRuns) -> None:
     [
         (("train.batch_size=1",), "2 processes share batches of 1 rows"),
         (("train.reference_run=whole", "train.select_fraction=0.5"), "in one process"),
+        (("train.shard=true", "train.optimizer=muon"), "muon, which needs whole matrices"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_in_one_line(

@@ -291,6 +291,9 @@ class TrainConfig:
         metadata={"help": "backend of each mixer under its name, as {three_tier: cpp}; else auto"},
     )
     threads: int = setting(0, "CPU threads; 0 = one a core", minimum=0, maximum=1024)
+    shard: bool = setting(
+        False, "several processes divide weights and moments: for models larger than a device"
+    )
     deterministic: bool = setting(False, "bit-identical kernels on CUDA too; slower there")
     memory_limit_gb: float = setting(
         0.0, "memory for batch_size: auto; 0 = 80 % of what is free", minimum=0.0

@@ -65,7 +65,7 @@ def save_checkpoint(
     state of the random generators, a carried state. Raises UserError where it cannot be written;
     earlier checkpoints are then intact.
     """
-    final = run / CHECKPOINTS / f"step-{progress['step']:08d}"
+    final = path_of_step(run, int(progress["step"]))
     tensors_by_file = {
         "model": trained_weights(model),
         "optimizer": optimizer_tensors(model, optimizer),
@@ -79,6 +79,11 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights of a model; of one that is frozen in part, those that are trained."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     return {name: tensor for name, tensor in weights(model).items() if name not in frozen}
+
+
+def path_of_step(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def write_checkpoint(

@@ -18,6 +18,7 @@ from ys_llm.errors import EXIT_INTERRUPTED, UserError, command_line
 from ys_llm.model.costs import parameter_count
 from ys_llm.runs import model_files
 from ys_llm.runs.folder import REPORT, checkpoints, is_trained, locked
+from ys_llm.system.lock import HeldLock
 from ys_llm.system.place import Place
 from ys_llm.system.signals import StopRequest, stop_requested
 from ys_llm.training.compute import process_settings
@@ -29,6 +30,7 @@ from ys_llm.training.metrics import Metrics, Progress, log_line
 from ys_llm.training.more_time import more_time_line
 from ys_llm.training.ranks.group import ALONE, Ranks
 from ys_llm.training.ranks.join import SAME_SIGNAL_SECONDS, joined
+from ys_llm.training.ranks.whole import whole_model
 from ys_llm.training.recall_curve import names_again
 from ys_llm.training.recovery.non_finite import (
     NonFiniteError,
@@ -100,24 +102,36 @@ def train(
         locked(folder) if ranks.is_first else nullcontext() as lock,
         process_settings(config.train, ranks.local_size),
     ):
-        with noticing_moves(folder, lock):
-            if lock is None:
-                run, state = set_up_as_told(ranks, runs_dir)
-            else:
-                run, state = set_up(resolved, folder, lock, resume_step=resume_step, ranks=ranks)
-            path = folder / "metrics.jsonl" if ranks.is_first else None
-            metrics = Metrics(path, keep_to_step=state.progress.step)
-        display = Progress(begin=state.progress.step, total=run.total_steps)
-        with reporting(run, state, resolved.origins) as reporter:
-            with (
-                replica(run, state, elastic) as run,
-                closing(metrics),
-                closing(display),
-                _readable_errors(run, state),
-                _stop_requested(ranks) as stop,
-            ):
-                _loop(run, state, metrics, display, reporter, stop)
-            return _finish(run, state, reporter)
+        return _train(resolved, folder, lock, resume_step, ranks, elastic)
+
+
+def _train(
+    resolved: Resolved,
+    folder: Path,
+    lock: HeldLock | None,
+    resume_step: int | None,
+    ranks: Ranks,
+    elastic: Elastic | None,
+) -> TrainSummary:
+    """Set up, loop and finish; what is connected to other processes is gone when it returns."""
+    with noticing_moves(folder, lock):
+        if lock is None:
+            run, state = set_up_as_told(ranks, folder.parent)
+        else:
+            run, state = set_up(resolved, folder, lock, resume_step=resume_step, ranks=ranks)
+        path = folder / "metrics.jsonl" if ranks.is_first else None
+        metrics = Metrics(path, keep_to_step=state.progress.step)
+    display = Progress(begin=state.progress.step, total=run.total_steps)
+    with reporting(run, state, resolved.origins) as reporter:
+        with (
+            replica(run, state, elastic) as run,
+            closing(metrics),
+            closing(display),
+            _readable_errors(run, state),
+            _stop_requested(ranks) as stop,
+        ):
+            _loop(run, state, metrics, display, reporter, stop)
+        return _finish(run, state, reporter)
 
 
 def _stop_requested(ranks: Ranks) -> AbstractContextManager[StopRequest]:
@@ -182,7 +196,7 @@ def _loop(
             saving = stopping or last or is_due(run, progress.step, config.checkpoint_interval)
             evaluating = last or is_due(run, progress.step, config.eval_interval)
             if saving or evaluating:
-                check_weights(run.model)
+                check_weights(run)
                 release_freed_memory()
             if evaluating:
                 row |= _evaluate(run, state, display)
@@ -200,7 +214,8 @@ def _loop(
             metrics.sync()
             save(run, state)
         if saving or evaluating:
-            reporter.refresh(measured=run.model if evaluating else None)
+            measured = run.model if evaluating and not run.is_sharded else None
+            reporter.refresh(measured=measured)
         if stopping:
             _publish_if_none(run, state)
             ending = UserError(
@@ -226,7 +241,8 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
     result, further = evaluate_held_out(run, max_tokens=config.eval_tokens)
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"validation loss {result.loss}")
-    names = names_again(run, run.model) if run.ranks.is_first else {}
+    model = whole_model(run)
+    names = {} if model is None else names_again(run, model)
     display.log_line(
         f"step {progress.step:>6,}  validation loss {result.loss:.4f}, "
         f"{result.bits_per_byte:.4f} bits per byte{further_text(run, further)}"
@@ -244,32 +260,34 @@ def _evaluate(run: Run, state: TrainState, display: Progress) -> dict[str, float
 
 def _publish(run: Run, state: TrainState, bits_per_byte: float | None) -> None:
     """Make these weights the run's model, which the first process does."""
-    if not run.ranks.is_first:
+    model = whole_model(run)
+    if model is None:
         return
     check_folder(run.folder, run.lock)
     facts = {
         "step": state.progress.step,
         "tokens": state.progress.tokens,
-        "parameters": parameter_count(run.model),
+        "parameters": parameter_count(model),
         "val_bits_per_byte": None if bits_per_byte is None else round(bits_per_byte, 4),
         "has_records": run.data.has_records,
         "sources": run.data.sources,
         **base_facts(run),
     }
-    model_files.save_model(run.folder, run.config, run.model, run.tokenizer, facts)
+    model_files.save_model(run.folder, run.config, model, run.tokenizer, facts)
     save_initial_state(run)
 
 
 def _publish_if_none(run: Run, state: TrainState) -> None:
     """A run stopped before its first evaluation gets a model to try, too."""
-    if not is_trained(run.folder):
+    if run.ranks.tell(not is_trained(run.folder)):
         _publish(run, state, None)
 
 
 def _sample(run: Run, state: TrainState, display: Progress) -> str:
-    if not run.ranks.is_first:
+    model = whole_model(run)
+    if model is None:
         return ""
-    text = sample_text(run, seed=state.progress.step)
+    text = sample_text(replace(run, model=model), seed=state.progress.step)
     display.log_line(f"sample       {run.data.sample_prompt.strip()[:200]!r} -> {text!r}")
     return text
 

@@ -116,7 +116,7 @@ def set_up(
     environment = environment_of(split, compute, processes=ranks.size) | base_environment(run)
     run, is_timed = replace(run, compute=compute, environment=environment), not is_measured
     is_timed &= config.train.minutes is not None
-    lead(run, split.record, is_timed=is_timed)
+    lead(run, split.record, is_timed=is_timed, is_new=saved is None)
     if is_timed:
         run = fit_to_minutes(run)
     log_line(plan_line(run))
@@ -147,11 +147,14 @@ def _write_what_is_fixed(run: Run, split: Split) -> None:
 
 def set_up_as_told(ranks: Ranks, runs_dir: Path) -> tuple[Run, TrainState]:
     """What `set_up` has prepared in the first process, in another one."""
-    run, is_timed = follow(ranks, runs_dir)
-    if is_timed:
+    run, told = follow(ranks, runs_dir)
+    if told["is_timed"]:
         run = fit_to_minutes(run)
     state = TrainState()
-    return begin_together(run, state), state
+    run = begin_together(run, state)
+    if told["is_new"]:
+        save(run, state)
+    return run, state
 
 
 def source_of(

@@ -15,6 +15,7 @@ from ys_llm.training.objectives import both_batches, distilled, pair_loss
 from ys_llm.training.optimizer import set_learning_rate
 from ys_llm.training.ranks.group import ALONE, Ranks
 from ys_llm.training.ranks.parallel import own_masks, summed_at
+from ys_llm.training.ranks.shard import whole
 from ys_llm.training.recovery.diagnosis import capture_inputs
 from ys_llm.training.recovery.non_finite import SPIKE_WINDOW, StepGradients, is_spike
 from ys_llm.training.schedule import learning_rate
@@ -151,6 +152,8 @@ def clip_gradients(run: Run) -> float:
     """Scale the gradients down to a norm of `grad_clip`; returns the norm before."""
     trained = [p for p in run.model.parameters() if p.grad is not None]
     norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+    if run.is_sharded:
+        norm = whole(norm)
     grad_norm, limit = norm.item(), run.config.train.grad_clip
     if limit and grad_norm > limit:
         clip_grads_with_norm_(trained, limit, norm)

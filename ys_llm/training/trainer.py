@@ -22,12 +22,20 @@ from ys_llm.inference.prefix_file import Fingerprint
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, tensors_of, to_device, unflatten
 from ys_llm.runs.adapters import Base
-from ys_llm.runs.checkpoint import Checkpoint, remove_superseded, restore, save_checkpoint
+from ys_llm.runs.checkpoint import (
+    Checkpoint,
+    path_of_step,
+    remove_superseded,
+    restore,
+    save_checkpoint,
+    write_checkpoint,
+)
 from ys_llm.runs.model_files import check_tokenizer
 from ys_llm.system.lock import HeldLock
 from ys_llm.training.compute import Compute
 from ys_llm.training.elastic.replicas import Replicas
 from ys_llm.training.ranks.group import ALONE, Ranks
+from ys_llm.training.ranks.shard import whole_files
 from ys_llm.training.resume import (
     ENVIRONMENT,
     PIECES,
@@ -96,6 +104,12 @@ class Run:
     ranks: Ranks = ALONE
     parallel: nn.Module | None = None  # the model as several processes train it
     replicas: Replicas | None = None  # of this training, that come and go
+    is_connected: bool = False  # to the other processes: weights are common from here on
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process has a part of the weights only."""
+        return self.config.train.shard and self.is_connected
 
     @property
     def trained(self) -> nn.Module:
@@ -302,8 +316,13 @@ def save(run: Run, state: TrainState) -> None:
     }
     if run.replicas is not None:
         progress[PIECES] = run.replicas.pieces
-    if run.ranks.is_first:
+    if run.is_sharded:
+        files = whole_files(run.model, run.optimizer, run.ranks) | {"tensors": tensors}
+        if run.ranks.is_first:
+            write_checkpoint(path_of_step(run.folder, state.progress.step), files, progress)
+    elif run.ranks.is_first:
         save_checkpoint(run.folder, run.model, run.optimizer, progress=progress, tensors=tensors)
+    if run.ranks.is_first:
         remove_old(run, state)
     state.progress.saving_seconds += time.perf_counter() - began
 
@@ -324,7 +343,8 @@ def restore_checkpoint(run: Run, state: TrainState, saved: Checkpoint) -> None:
     check_tokenizer(run.folder, run.tokenizer, fingerprint)
     state.progress = parse_progress(saved)
     state.pieces = saved.progress.get(PIECES)
-    restore(saved, run.model, run.optimizer)
+    if not run.is_sharded:  # else each process takes its part from the first one
+        restore(saved, run.model, run.optimizer)
     state.rollbacks = read_rollbacks(run.folder)
     try:
         _restore_tensors(run, state, saved)

@@ -4,6 +4,7 @@ A process that ends by an error of its own leaves a note in the store, so that t
 their connection to it, end without a word: one error, one message.
 """
 
+import gc
 import hashlib
 import time
 from collections.abc import Iterator
@@ -136,7 +137,12 @@ def _code_number() -> float:
 
 
 def _part() -> None:
-    """End the group; nothing is sent from here on."""
+    """End the group; nothing is sent from here on.
+
+    First goes what still refers to it: DDP's destructor would wait, holding Python's lock, for a
+    thread of gloo that needs this lock.
+    """
+    gc.collect()
     with suppress(RuntimeError):
         dist.destroy_process_group()
 

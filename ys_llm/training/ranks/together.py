@@ -3,11 +3,13 @@
 The first one reads the corpus and opens the checkpoint; the run's folder is its alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import from_mapping, to_mapping
@@ -16,7 +18,7 @@ from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import flatten, to_device, unflatten
-from ys_llm.runs.checkpoint import Checkpoint
+from ys_llm.runs.checkpoint import Checkpoint, optimizer_tensors
 from ys_llm.runs.model_files import weights
 from ys_llm.training.compute import Compute, compile_kernels, select_device
 from ys_llm.training.metrics import log_line
@@ -24,6 +26,7 @@ from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.ranks.group import Ranks
 from ys_llm.training.ranks.join import call_others
 from ys_llm.training.ranks.parallel import replicated
+from ys_llm.training.ranks.shard import assign, part_like, shard
 from ys_llm.training.ranks.text import described_text, opened_text
 from ys_llm.training.resume import Rollback, TrainProgress
 from ys_llm.training.trainer import (
@@ -35,8 +38,10 @@ from ys_llm.training.trainer import (
 )
 
 
-def lead(run: Run, record: SplitRecord, *, is_timed: bool) -> None:
-    """Tell the others what they need to build the same run; `is_timed`: a burst comes next.
+def lead(run: Run, record: SplitRecord, *, is_timed: bool, is_new: bool) -> None:
+    """Tell the others what they need to build the same run.
+
+    `is_timed`: a burst of steps comes next; `is_new`: a first checkpoint is saved before the loop.
 
     Raises UserError (2) for a run that so many processes cannot share.
     """
@@ -53,14 +58,15 @@ def lead(run: Run, record: SplitRecord, *, is_timed: bool) -> None:
             "dtype": run.compute.dtype,
             "backends": dict(run.compute.backends),
             "is_timed": is_timed,
+            "is_new": is_new,
         }
     )
     ranks.wait()  # until every machine has the text
     log_line(_ranks_line(run))
 
 
-def follow(ranks: Ranks, runs_dir: Path) -> tuple[Run, bool]:
-    """The run that the first process leads, with weights of no meaning yet; and `is_timed`."""
+def follow(ranks: Ranks, runs_dir: Path) -> tuple[Run, Mapping[str, Any]]:
+    """The run that the first process leads, with weights of no meaning yet; and what it tells."""
     told: dict[str, Any] = ranks.tell({})
     config, tokenizer = from_mapping(told["config"]), Tokenizer(told["tokenizer"])
     folder = runs_dir / config.run
@@ -80,15 +86,21 @@ def follow(ranks: Ranks, runs_dir: Path) -> tuple[Run, bool]:
         compute,
         ranks=ranks,
     )
-    return run, told["is_timed"]
+    return run, told
 
 
 def begin_together(run: Run, state: TrainState) -> Run:
     """The run with what makes its steps common: all have weights and progress of the first."""
     if run.ranks.is_alone:
         return run
-    run = replace(run, parallel=replicated(run.model, run.ranks))
-    _take(run, state)
+    given = weights(run.model), optimizer_tensors(run.model, run.optimizer)
+    if run.config.train.shard:
+        shard(run.model, run.ranks, run.device)
+        run = replace(run, optimizer=make_optimizer(run.model, run.config.train))
+    else:
+        run = replace(run, parallel=replicated(run.model, run.ranks))
+    run = replace(run, is_connected=True)
+    _take(run, state, *given)
     return run
 
 
@@ -97,7 +109,8 @@ def restore_together(run: Run, state: TrainState, saved: Checkpoint | None) -> N
     if saved is not None:
         restore_checkpoint(run, state, saved)
     if not run.ranks.is_alone:
-        _take(run, state)
+        given = ({}, {}) if saved is None else (saved.weights, saved.moments)
+        _take(run, state, *given)
 
 
 def check_shareable(config: Config, ranks: Ranks) -> None:
@@ -110,11 +123,28 @@ def check_shareable(config: Config, ranks: Ranks) -> None:
             "rows of all processes together.",
             exit_code=EXIT_USAGE,
         )
+    if config.train.shard:
+        _check_shardable(config)
     if config.train.reference_run:
         raise UserError(
             "train.reference_run selects tokens of a whole batch, and several processes share it",
             "Train in one process: "
             + command_line("train", run=config.run, set=["train.reference_run="]),
+            exit_code=EXIT_USAGE,
+        )
+
+
+def _check_shardable(config: Config) -> None:
+    """Raise UserError (2) for what FSDP2 is not used with."""
+    problems = {
+        "train.minutes, whose burst of steps needs a copy": config.train.minutes is not None,
+        "train.optimizer: muon, which needs whole matrices": config.train.optimizer == "muon",
+        "model.layer_order, which applies a block again": bool(config.model.layer_order),
+    }
+    if found := [what for what, is_set in problems.items() if is_set]:
+        raise UserError(
+            f"train.shard does not go with {', or '.join(found)}",
+            f"Without shares: {command_line('train', run=config.run, set=['train.shard=false'])}",
             exit_code=EXIT_USAGE,
         )
 
@@ -129,7 +159,8 @@ def _ranks_line(run: Run) -> str:
         if stage.batch_size % ranks.size == 0
         else (f"{rows} or {rows + 1} of {stage.batch_size} rows")
     )
-    return f"processes    {ranks.size} on {where}, each with {share}"
+    weights = ", and a share of the weights" if run.config.train.shard else ""
+    return f"processes    {ranks.size} on {where}, each with {share}{weights}"
 
 
 def _use_backends(model: Model, compute: Compute, ranks: Ranks) -> None:
@@ -152,13 +183,23 @@ def _use_backends(model: Model, compute: Compute, ranks: Ranks) -> None:
             )
 
 
-def _take(run: Run, state: TrainState) -> None:
-    """Give all processes what the first has: weights, moments, progress, its rows of the state."""
+def _take(
+    run: Run, state: TrainState, whole: Mapping[str, Tensor], moments: Mapping[str, Tensor]
+) -> None:
+    """Give all processes what the first has: weights, moments, progress, its rows of the state.
+
+    The first one has the `whole` weights and `moments`, by name; those of the others are ignored.
+    """
     ranks = run.ranks
     with torch.no_grad():
-        for tensor in weights(run.model).values():
-            ranks.share(tensor)
-    _take_moments(run)
+        for name, own in weights(run.model).items():
+            given = whole[name].detach() if ranks.is_first else torch.empty(own.shape)
+            ranks.share(given)
+            if run.is_sharded:
+                assign(own, given)
+            else:
+                own.copy_(given)
+    _take_moments(run, moments)
     told: dict[str, Any] = ranks.tell(
         {"progress": vars(state.progress), "rollbacks": [asdict(r) for r in state.rollbacks]}
     )
@@ -174,21 +215,16 @@ def _take(run: Run, state: TrainState) -> None:
         state.carried = None
 
 
-def _take_moments(run: Run) -> None:
+def _take_moments(run: Run, whole: Mapping[str, Tensor]) -> None:
     """The optimizer's moments; a parameter without a gradient so far has none."""
-    ranks, moments = run.ranks, run.optimizer.state
+    ranks = run.ranks
+    shapes = ranks.tell({name: list(moment.shape) for name, moment in whole.items()})
     parameters = dict(run.model.named_parameters())
-    kept = {
-        name: {key: list(moment.shape) for key, moment in moments[parameter].items()}
-        for name, parameter in parameters.items()
-        if parameter in moments
-    }
-    kept = ranks.tell(kept)
-    if not ranks.is_first:
-        moments.clear()
-    for name, shapes in kept.items():
-        for key, shape in shapes.items():
-            parameter = parameters[name]
-            if not ranks.is_first:
-                moments[parameter][key] = torch.zeros(shape, device=parameter.device)
-            ranks.share(moments[parameter][key])
+    run.optimizer.state.clear()
+    for full_name, shape in shapes.items():
+        key, _, name = full_name.partition(".")
+        given = whole[full_name] if ranks.is_first else torch.empty(shape)
+        ranks.share(given)
+        parameter = parameters[name]
+        own = part_like(parameter, given) if shape and run.is_sharded else given
+        run.optimizer.state[parameter][key] = own.to(parameter.device)

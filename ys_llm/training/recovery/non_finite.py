@@ -12,12 +12,13 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ys_llm.errors import EXIT_DIVERGED, UserError, command_line
 from ys_llm.runs.checkpoint import Checkpoint
 from ys_llm.runs.folder import POST_MORTEM, archive, checkpoints
 from ys_llm.training.metrics import log_line
+from ys_llm.training.ranks.shard import local
 from ys_llm.training.ranks.together import restore_together
 from ys_llm.training.recovery import post_mortem
 from ys_llm.training.recovery.diagnosis import StepInputs
@@ -81,11 +82,14 @@ def check_gradients(run: Run, state: TrainState, gradients: StepGradients) -> No
         raise NonFiniteError(f"loss spike of {loss:.3f}")
 
 
-def check_weights(model: nn.Module) -> None:
+def check_weights(run: Run) -> None:
     """Raise NonFiniteError for a model that must be neither saved nor published."""
-    for name, parameter in model.named_parameters():
-        if not _is_finite(parameter):
-            raise NonFiniteError(f"{name} is not finite")
+    own = local if run.is_sharded else Tensor.detach
+    bad = next((name for name, p in run.model.named_parameters() if not _is_finite(own(p))), "")
+    if run.is_sharded and run.ranks.total(bool(bad)):
+        raise NonFiniteError("the weights are not finite")
+    if bad:
+        raise NonFiniteError(f"{bad} is not finite")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -141,6 +145,9 @@ def _last_good(run: Run, state: TrainState, gradients: StepGradients) -> Checkpo
 
 def _write_post_mortem(run: Run, state: TrainState, gradients: StepGradients, reason: str) -> None:
     """Diagnose the step and save what it read; a full disk must not prevent the rollback."""
+    if run.is_sharded:
+        log_line("post-mortem  none: no process has all weights of a sharded model")
+        return
     index, diagnosis = _diagnose(run, gradients)
     progress = state.progress
     facts = {

@@ -88,7 +88,9 @@ def test_shared_weights_train_as_replicated_ones(runs: RankRuns) -> None:
     assert {name: t.shape for name, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
     stages = STAGES.replace("steps: 3}]", "steps: 1}]")
     runs.train("taken-up", 2, *SHARDED, f"train.stages={stages}")
-    assert_close(runs.train("taken-up", 1, *HARD, "model.n_layers=2"), replicated)
+    alone = runs.train("taken-up", 1, *HARD, "model.n_layers=2")
+    gaps = zip(column(alone, "loss"), column(replicated, "loss"), strict=True)
+    assert max(abs(a - b) for a, b in gaps) <= LOSS
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ def shard(model: Model, ranks: Ranks, device: torch.device) -> None:
     further = () if model.cross_decoder is None else model.cross_decoder.blocks
     for block in (*model.blocks, *further):
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # Else embedding and head stay gathered after an evaluation, and their moments are not saved.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def part_like(parameter: Tensor, whole: Tensor) -> "DTensor":

@@ -89,15 +89,21 @@ PATHS = (
 )
 
 
+@pytest.mark.parametrize("n_requests", [12, pytest.param(1_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("path", PATHS)
 def test_a_generated_request_is_answered_or_refused(
-    client: httpx.Client, description: Schema, path: str
+    client: httpx.Client, description: Schema, path: str, n_requests: int
 ) -> None:
     operation = description["paths"][path]["post"]
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
 
     @given(body=values(schema, description["components"]["schemas"]))
-    @settings(max_examples=12, suppress_health_check=list(HealthCheck), derandomize=True)
+    @settings(
+        max_examples=n_requests,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+    )
     def check(body: Any) -> None:
         data = json.dumps(bounded(body)).encode()
         answer = client.post(path, content=data, timeout=60)

@@ -17,6 +17,7 @@ from ys_llm.config.sizes import size_names
 from ys_llm.config.sources import load_config, to_yaml, with_size
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
+from ys_llm.system.machine import cpu_class
 from ys_llm.training import more_time
 from ys_llm.training.more_time import line_of, more_time_line, read_table
 
@@ -118,3 +119,11 @@ def test_the_page_shows_the_runs_of_the_table() -> None:
         bits = run["bits_per_byte"] + 1e-9  # a half is rounded up
         figures = rf"\| {bits:.3f} \(({each:.1f}|{each:.0f})\) \|"
         assert re.search(figures, row), (run, figures)
+
+
+def test_a_size_with_fewer_layers_than_the_configuration_names_is_not_advised() -> None:
+    shortest = measured_minutes(CLASSES[cpu_class()])[0]
+    config = load_config(ROOT / "configs/hybrid.yaml").config
+    config = replace(config, train=replace(config.train, minutes=shortest / 2))
+    line = more_time_line(config, Path("runs/hybrid"))
+    assert line.endswith(f": ys train --run hybrid --minutes {shortest:g}")

@@ -13,7 +13,7 @@ from typing import Any
 from ys_llm.config.schema import Config, ModelConfig
 from ys_llm.config.shipped import shipped_folder
 from ys_llm.config.sources import load_config, with_size
-from ys_llm.errors import command_line
+from ys_llm.errors import UserError, command_line
 from ys_llm.system.machine import cpu_class
 
 _BF16_CLASSES = ("AMX", "AVX512-BF16")  # these train in bf16, all others in fp32
@@ -79,12 +79,20 @@ def _result(found: Measured) -> str:
 
 def _command(config: Config, folder: Path, longer: Measured) -> str:
     minutes = f"{longer.minutes:g}"
-    sized = with_size(config, longer.size)
-    if config.train.init_from or _shape(sized.model) == _shape(config.model):
+    if config.train.init_from or not _is_other_shape(config, longer.size):
         return command_line("train", run=config.run, minutes=minutes)
     new = f"{config.run}-{longer.size}"
     saved = str(folder / "config.yaml")
     return command_line("train", config=saved, size=longer.size, minutes=minutes, run=new)
+
+
+def _is_other_shape(config: Config, size: str) -> bool:
+    """Whether the size is one that this configuration can take, and another than its own."""
+    try:
+        sized = with_size(config, size)
+    except UserError:  # it has fewer layers than the configuration names mixers
+        return False
+    return _shape(sized.model) != _shape(config.model)
 
 
 def _shape(model: ModelConfig) -> tuple[object, ...]:

@@ -226,9 +226,10 @@ def call_recurrence(d_state: int, d_summary: int, n_heads: int, *, factored: boo
             drive = torch.randn(length, batch, d_state, dtype=dtype, requires_grad=True)
             state = State(*(torch.randn(batch, d_state, dtype=dtype) for _ in range(3)), 5)
             starts = torch.rand(length, batch) < 0.2
-            gate = None if factored else torch.randn_like(drive, requires_grad=True)
-            inputs = {"gate_TBS": gate, "starts_TB": starts}
-            h, _ = cpp.cpp(drive, weights, state, **inputs, precision=precision)  # type: ignore[arg-type]
+            if not factored:
+                weights = weights._replace(gate_bias=torch.randn(d_state, dtype=dtype))
+                drive = torch.randn(length, batch, 2 * d_state, dtype=dtype, requires_grad=True)
+            h, _ = cpp.cpp(drive, weights, state, starts_TB=starts, precision=precision)  # type: ignore[arg-type]
             h.double().sum().backward()
 
 

@@ -209,19 +209,19 @@ struct ys_three_tier_pass {
   int64_t length, batch, d_state, n_heads, position;
   int64_t row_groups, column_groups;  // the grid of threads
   int64_t saves;                      // whether backward will follow: all steps are kept
-  const void* drive;                  // T x B x S
-  const void* gate;       // T x B x S: what the h before each step is multiplied by; or null
-  const uint8_t* starts;  // T x B: 1 at the first token of a document; or null
-  const void *controller, *shaper;  // packed, a matrix for each head; S x S or null
-  const void *gain, *bias, *summary_scale, *drive_bias;  // S; the last two may be null
+  const void* drive;                  // T x B x S; with a gate T x B x 2 S, then the gate's input
+  const uint8_t* starts;              // T x B: 1 at the first token of a document; or null
+  const void *controller, *shaper;    // packed, a matrix for each head; S x S or null
+  const void *gain, *bias;            // S
+  const void *summary_scale, *drive_bias, *gate_bias;  // S; each may be null: without a gate
   void* main;              // B x S: h before the first step, then after the last; or d_h
   void *h, *x_hat, *rstd;  // T x B x (S, S, heads); before the first h is that before step 0
   void *summary_sum, *y;   // windows x B x S; update steps x B x S with a shaper
   const void* d_h;         // T x B x S
-  void *d_pre, *d_y;       // T x B x S; as y
-  void* d_gate;            // T x B x S; null without a gate
-  void *d_gain, *d_bias, *d_summary_scale, *d_drive_bias;  // S
-  struct ys_three_tier_summary summaries[2];               // local, global
+  void *d_drive, *d_y;     // as drive; as y
+  void* kept;              // T x B x S: what each step multiplied; null without a gate
+  void *d_gain, *d_bias, *d_summary_scale, *d_drive_bias, *d_gate_bias;  // S
+  struct ys_three_tier_summary summaries[2];                             // local, global
 };
 
 void ys_three_tier_forward(int operands, const struct ys_three_tier_pass* pass);

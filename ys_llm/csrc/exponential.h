@@ -129,6 +129,11 @@ inline Vec<R> sigmoid(Vec<R> x) {
 }
 
 template <class R>
+inline Vec<R> hyperbolic_tangent(Vec<R> x) {
+  return R(2) * sigmoid<R>(R(2) * x) - R(1);
+}
+
+template <class R>
 inline R largest(Vec<R> v) {
   R most = v[0];
   for (int i = 1; i < Lanes<R>::n; i++) most = v[i] > most ? v[i] : most;

@@ -1,8 +1,9 @@
-// LayerNorm and RMSNorm of one row: their only implementation in C++.
+// LayerNorm and RMSNorm of one row: their only implementation in C++. With them what a step of the
+// three-tier recurrence does to the row in passing.
 
 #pragma once
 
-#include "common.h"
+#include "exponential.h"
 
 namespace ys {
 
@@ -70,12 +71,25 @@ Real row_sum(const Real* x, int64_t n) {
   return total;
 }
 
+// The gate of a row of the state, f = tanh(input + bias); without one, `bias` is null.
+template <class Real, class Op>
+struct StateGate {
+  const Op* input = nullptr;
+  const Real* bias = nullptr;
+
+  explicit operator bool() const { return bias; }
+  Vec<Real> load_at(int64_t i) const {
+    return hyperbolic_tangent<Real>(load<Real>(input + i) + load(bias + i));
+  }
+  Real one_at(int64_t i) const { return std::tanh(load_one(input + i) + bias[i]); }
+};
+
 // x_hat = (pre - mean) rstd and h = x_hat gain + bias. `x_hat`, `operand` (h, or h times `gate`)
-// and `state` (a copy of h in Real) may be null, and so may `gate`. With an operand, h and x_hat
-// are read by backward only, so they are stored past the caches.
+// and `state` (a copy of h in Real) may be null. With an operand, h and x_hat are read by backward
+// only, so they are stored past the caches.
 template <class Real, class Op, class Saved>
 void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Real* bias, int64_t n,
-               Saved* x_hat, Op* h, Op* operand, const Op* gate, Real* state) {
+               Saved* x_hat, Op* h, Op* operand, StateGate<Real, Op> gate, Real* state) {
   constexpr int w = Lanes<Real>::n;
   const bool streams = operand && is_aligned(h) && is_aligned(x_hat);
   int64_t i = 0;
@@ -88,14 +102,14 @@ void normalise(const Real* pre, Real mean, Real rstd, const Real* gain, const Re
       if (x_hat) store(x_hat + i, x);
       store(h + i, v);
     }
-    if (operand) store(operand + i, gate ? v * load<Real>(gate + i) : v);
+    if (operand) store(operand + i, gate ? v * gate.load_at(i) : v);
     if (state) store(state + i, v);
   }
   for (; i < n; i++) {
     Real x = (pre[i] - mean) * rstd, v = x * gain[i] + bias[i];
     if (x_hat) store_one(x_hat + i, x);
     store_one(h + i, v);
-    if (operand) store_one(operand + i, gate ? v * load_one(gate + i) : v);
+    if (operand) store_one(operand + i, gate ? v * gate.one_at(i) : v);
     if (state) state[i] = v;
   }
 }
@@ -107,7 +121,7 @@ Real layer_norm(const Real* x, Real mean, const Real* gain, const Real* bias, in
                 Real* x_hat, Op* y) {
   const Real rstd = 1 / std::sqrt(squared_distances(x, mean, n) / Real(n) + eps);
   normalise(x, mean, rstd, gain, bias, n, x_hat, y, static_cast<Op*>(nullptr),
-            static_cast<const Op*>(nullptr), static_cast<Real*>(nullptr));
+            StateGate<Real, Op>(), static_cast<Real*>(nullptr));
   return rstd;
 }
 
@@ -172,19 +186,27 @@ void gain_backward(Real* grad, const Op* d_h, const Real* extra, const Saved* x_
   *s2 += rest2;
 }
 
-// From d, the gradient of gate * h, that of the gate, and in its place that of h.
+// From d, the gradient of kept = f h, that of the gate's input, which is added to d_bias, too; and
+// in the place of d that of h.
 template <class Real, class Op>
-void state_gate_backward(Real* d, const Op* h, const Op* gate, int64_t n, Op* d_gate) {
+void state_gate_backward(Real* d, const Op* h, StateGate<Real, Op> gate, int64_t n, Op* kept,
+                         Op* d_input, Real* d_bias) {
   constexpr int w = Lanes<Real>::n;
   int64_t i = 0;
   for (; i + w <= n; i += w) {
-    const Vec<Real> v = load(d + i);
-    store(d_gate + i, Vec<Real>(v * load<Real>(h + i)));
-    store(d + i, Vec<Real>(v * load<Real>(gate + i)));
+    const Vec<Real> f = gate.load_at(i), v = load(d + i), k = f * load<Real>(h + i);
+    const Vec<Real> g = v * (load<Real>(h + i) - f * k);
+    store(kept + i, k);
+    store(d_input + i, g);
+    store(d_bias + i, load(d_bias + i) + g);
+    store(d + i, Vec<Real>(v * f));
   }
   for (; i < n; i++) {
-    store_one(d_gate + i, d[i] * load_one(h + i));
-    d[i] *= load_one(gate + i);
+    const Real f = gate.one_at(i), k = f * load_one(h + i), g = d[i] * (load_one(h + i) - f * k);
+    store_one(kept + i, k);
+    store_one(d_input + i, g);
+    d_bias[i] += g;
+    d[i] *= f;
   }
 }
 

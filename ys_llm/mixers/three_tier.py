@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.mixers.protocol import Chain, DecodeSpec, Matrix
-from ys_llm.ops.linear import linear, linear_without_bias
+from ys_llm.ops.linear import joined_without_bias, linear
 from ys_llm.ops.precision import Precision, compute_precision
 from ys_llm.ops.three_tier.reference import reference
 from ys_llm.ops.three_tier.select import (
@@ -199,10 +199,7 @@ class Mixer(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Any T >= 1; `starts_BT` marks first tokens of documents, before which all tiers are 0."""
         x_TBD = x_BTD.transpose(0, 1)
-        drive_TBS, drive_bias = self._drive(x_TBD)
-        gate_TBS = None
-        if self.options.state_gate:
-            gate_TBS = torch.tanh(linear(self.state_gate, x_TBD))
+        drive_TBS, biases = self._drive(x_TBD)
         clock = self._clock(position_B)
         if isinstance(clock, int):
             recurrence = self._recurrence(len(drive_TBS), x_BTD.device.type)
@@ -210,9 +207,8 @@ class Mixer(nn.Module):
             recurrence = reference
         h_TBS, after = recurrence(
             drive_TBS,
-            self.recurrence_weights()._replace(drive_bias=drive_bias),
+            self.recurrence_weights(*biases),
             State(state["main"], state["local_summary"], state["global_summary"], clock),
-            gate_TBS=gate_TBS,
             starts_TB=None if starts_BT is None else starts_BT.t(),
             precision=compute_precision(x_BTD),
         )
@@ -221,11 +217,26 @@ class Mixer(nn.Module):
         read_TBS = h_TBS @ self.output_shaper if self.options.factored else h_TBS
         return linear(self.out_proj, read_TBS).transpose(0, 1), new_state
 
-    def _drive(self, x_TBD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the input adds to each step, and a bias that the recurrence adds in passing."""
-        if self.options.factored:
-            return linear(self.in_proj, x_TBD) @ self.input_influencer, None
-        return linear_without_bias(self.in_proj, x_TBD)
+    def _drive(self, x_TBD: Tensor) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+        """What the input adds to each step, with the gate's input beside it.
+
+        And the biases of both, which the recurrence adds in passing; without a gate it has none.
+        """
+        options = self.options
+        layers = [self.in_proj, self.state_gate] if options.state_gate else [self.in_proj]
+        drive_TBI, biases = joined_without_bias(layers, x_TBD)
+        drive_bias, gate_bias = biases if options.state_gate else (*biases, None)
+        if options.factored:
+            drive_TBI, drive_bias = self._influenced(drive_TBI, drive_bias), None
+        if options.state_gate and gate_bias is None:  # a wrapped layer has added its own
+            gate_bias = torch.zeros_like(self.norm.bias)
+        return drive_TBI, (drive_bias, gate_bias)
+
+    def _influenced(self, drive_TBI: Tensor, bias: Tensor | None) -> Tensor:
+        """The drive times the input influencer; what stands beside it stays."""
+        drive_TBS, gate_TBS = drive_TBI.tensor_split([self.options.d_state], -1)
+        drive_TBS = drive_TBS if bias is None else drive_TBS + bias
+        return torch.cat([drive_TBS @ self.input_influencer, gate_TBS], -1)
 
     def _clock(self, position_B: Tensor) -> int | Tensor:
         """One clock if all rows update their summaries at the same steps, else one per row."""
@@ -291,7 +302,9 @@ class Mixer(nn.Module):
         width = options.d_summary or s
         return flops + sum(6 * s * width // e for e in every) + (fold // min(every) if every else 0)
 
-    def recurrence_weights(self) -> Weights:
+    def recurrence_weights(
+        self, drive_bias: Tensor | None = None, gate_bias: Tensor | None = None
+    ) -> Weights:
         """The op's argument: the parameters, read now, so that wrapped ones take effect."""
         options = self.options
         summaries = {
@@ -304,7 +317,8 @@ class Mixer(nn.Module):
             self.norm.bias,
             self.output_shaper if options.factored else None,
             getattr(self, "summary_scale", None),
-            None,
+            drive_bias,
+            gate_bias,
             **summaries,
         )
 

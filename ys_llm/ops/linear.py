@@ -7,7 +7,7 @@ adapter around it, a forward hook, a parametrisation, a quantised layer) is call
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,10 +58,22 @@ def side_by_side(modules: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """`linear` of each module; where all are plain, as one product, which reads x once."""
     if not all(map(is_plain, modules)):
         return [linear(module, x) for module in modules]
+    joined, biases = joined_without_bias(modules, x)
     weights: list[Any] = [module.weight for module in modules]
-    parts = fused_backward(x, torch.cat(weights)).split([len(weight) for weight in weights], -1)
-    biases: list[Any] = [module.bias for module in modules]
+    parts = joined.split([len(weight) for weight in weights], -1)
     return [y if bias is None else y + bias for y, bias in zip(parts, biases, strict=True)]
+
+
+def joined_without_bias(
+    modules: Sequence[nn.Module], x: Tensor
+) -> tuple[Tensor, list[Tensor | None]]:
+    """As `side_by_side`, in one tensor, with the biases that the caller has to add."""
+    if all(map(is_plain, modules)):
+        weights: list[Any] = [module.weight for module in modules]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        return fused_backward(x, weight), [cast(Any, module).bias for module in modules]
+    parts, biases = zip(*(linear_without_bias(module, x) for module in modules), strict=True)
+    return torch.cat(parts, -1), list(biases)
 
 
 def reference(x: Tensor, weight_MK: Tensor) -> Tensor:

@@ -38,6 +38,7 @@ RECURRENCES = {
         drive_bias=True, d_state=24, d_summary=12, n_heads=2, shaper=True, local_interval=5
     ),
     "gate": Setting(d_state=24, n_heads=3, summary_scale=True, gate=True, local_interval=5),
+    "gate-default": Setting(d_summary=8, summary_scale=True, drive_bias=True, gate=True),
     "one-tier": Setting(shaper=True, local_interval=0, global_interval=64),
     "no-summaries": Setting(local_interval=0, global_interval=0),
     # Wide enough for oneDNN in `windowed` (gemm.ONEDNN_SMALLEST).
@@ -74,6 +75,7 @@ def recurrence_weights(setting: Setting, dtype: torch.dtype) -> Weights:
         matrix(s, s) if setting.shaper else None,
         leaf(s, dtype=dtype, scale=0.3) if setting.summary_scale else None,
         leaf(s, dtype=dtype, scale=0.3) if setting.drive_bias else None,
+        leaf(s, dtype=dtype, scale=0.3) if setting.gate else None,
         *tiers,
     )
 
@@ -92,13 +94,11 @@ def recurrence_case(
     weights = recurrence_weights(setting, dtype)
     scale = 1.0 if with_state else 0.0
     state = [leaf(3, setting.d_state, dtype=dtype, scale=scale) for _ in range(3)]
-    drive_TBS = leaf(length, 3, setting.d_state, dtype=dtype)
-    gate_TBS = leaf(length, 3, setting.d_state, dtype=dtype) if setting.gate else None
+    drive_TBI = leaf(length, 3, setting.d_state * (1 + setting.gate), dtype=dtype)
     starts_TB = torch.rand(length, 3) < 0.1 if starts else None
-    leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBS, gate_TBS, weights, state])}
-    arguments = (drive_TBS, weights, State(*state, position))
-    options = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
-    return Case(arguments, options, list(leaves.values()))
+    leaves = {id(tensor): tensor for tensor in tensors_in([drive_TBI, weights, state])}
+    arguments = (drive_TBI, weights, State(*state, position))
+    return Case(arguments, {"starts_TB": starts_TB}, list(leaves.values()))
 
 
 def cases(length: int, dtype: torch.dtype) -> Iterator[tuple[str, Case]]:

@@ -39,7 +39,8 @@ void run_pass(Pass pass, bool is_backward) {
     }
   }
   if (!is_backward) return;
-  void* gains[GAINS] = {pass.d_gain, pass.d_bias, pass.d_summary_scale, pass.d_drive_bias};
+  void* gains[GAINS] = {pass.d_gain, pass.d_bias, pass.d_summary_scale, pass.d_drive_bias,
+                        pass.d_gate_bias};
   for (int64_t i = 0; i < GAINS; i++)
     sum_parts(run->gains, pass.d_state, i * pass.d_state, GAINS * pass.d_state, gains[i]);
   for (int i : {0, 1}) {

@@ -17,7 +17,8 @@ namespace ys::three_tier {
 using Pass = ys_three_tier_pass;
 using Summary = ys_three_tier_summary;
 
-constexpr int64_t GAINS = 4;  // gain, bias, summary_scale, drive_bias: their gradients are sums
+// Vectors of weights, whose gradients are sums.
+enum Gain : int64_t { GAIN, BIAS, SUMMARY_SCALE, DRIVE_BIAS, GATE_BIAS, GAINS };
 
 // The columns of one head, or some of them.
 struct Segment {
@@ -57,6 +58,12 @@ struct Run {
         reinterpret_cast<Op*>((reinterpret_cast<uintptr_t>(operand_memory.data()) + 63) / 64 * 64);
   }
 
+  // Numbers from a row of the drive, and of its gradient, to the next; a gate's input is between.
+  int64_t drive_stride() const { return p.gate_bias ? 2 * S : S; }
+  // The sum of one row group's gradients of a vector.
+  Real* gain_sums(int64_t row_group, Gain which) {
+    return gains.data() + (row_group * GAINS + which) * S;
+  }
   bool is_update(int i, int64_t t) const {
     const int64_t interval = p.summaries[i].interval;
     return interval && (p.position + t) % interval == interval - 1;
@@ -111,16 +118,24 @@ struct Worker {
     return base + row * S + columns.begin;
   }
   bool starts_at(int64_t t, int64_t row) const { return p.starts && p.starts[t * B + row]; }
+  // The first number of a row at step t, in the drive or in its gradient.
+  int64_t drive_at(int64_t t, int64_t row) const { return (t * B + row) * run.drive_stride(); }
+  // The gate of the state that step t reads, from column `begin` on.
+  StateGate<Real, Op> gate_at(int64_t t, int64_t row, int64_t begin) const {
+    if (!p.gate_bias) return {};
+    return {static_cast<const Op*>(p.drive) + drive_at(t, row) + S + begin,
+            static_cast<const Real*>(p.gate_bias) + begin};
+  }
   // The operand of the first step: h before it, or 0 where a document starts.
   void load_first_operand() {
-    for (int64_t row = rows.begin; row < rows.end; row++)
+    for (int64_t row = rows.begin; row < rows.end; row++) {
+      const StateGate<Real, Op> gate = gate_at(0, row, 0);
+      const Real* h = static_cast<const Real*>(p.main) + row * S;
       for (int64_t c = columns.begin; c < columns.end; c++)
-        store_one(run.operand + row * run.stride + c,
-                  starts_at(0, row) ? Real(0) : first_operand(row * S + c));
-  }
-  Real first_operand(int64_t at) const {
-    const Real h = static_cast<const Real*>(p.main)[at];
-    return p.gate ? h * load_one(static_cast<const Op*>(p.gate) + at) : h;
+        store_one(run.operand + row * run.stride + c, starts_at(0, row) ? Real(0)
+                                                      : gate            ? h[c] * gate.one_at(c)
+                                                                        : h[c]);
+    }
   }
 
   // pre = operand @ controller in this thread's columns, each head by itself.

@@ -15,7 +15,7 @@ void Worker<Op>::backward() {
     if (updated) update_backward(t);
     if (t + 1 < p.length) {
       multiply_state();
-      if (p.gate) gate_of_own_columns_backward(t + 1);
+      if (p.gate_bias) gate_of_own_columns_backward(t + 1);
     } else {
       for (int64_t row = rows.begin; row < rows.end; row++)
         std::copy_n(own_columns(static_cast<const Real*>(p.main), row), columns.size(),
@@ -28,7 +28,7 @@ void Worker<Op>::backward() {
     if (t == 0 || run.any_update(t - 1)) begin_window_backward(window--);
   }
   multiply_state();
-  if (p.gate) gate_of_own_columns_backward(0);
+  if (p.gate_bias) gate_of_own_columns_backward(0);
   for (int64_t row = rows.begin; row < rows.end; row++)
     std::copy_n(pre_row(row), columns.size(), own_columns(static_cast<Real*>(p.main), row));
 }
@@ -36,7 +36,7 @@ void Worker<Op>::backward() {
 // No gradient crosses the start of a document: neither the window's nor the summaries'.
 template <class Op>
 void Worker<Op>::reset_summaries_backward(int64_t row) {
-  Real* d_drive_bias = run.gains.data() + (row_group * GAINS + 3) * S;
+  Real* d_drive_bias = run.gain_sums(row_group, DRIVE_BIAS);
   for (int64_t c = columns.begin; c < columns.end; c++) {
     d_drive_bias[c] += run.d_sum[row * S + c];
     run.d_sum[row * S + c] = 0;
@@ -46,7 +46,7 @@ void Worker<Op>::reset_summaries_backward(int64_t row) {
 
 template <class Op>
 void Worker<Op>::norm_backward(int64_t t, bool updated) {
-  Real *d_gain = run.gains.data() + row_group * GAINS * S, *d_bias = d_gain + S;
+  Real *d_gain = run.gain_sums(row_group, GAIN), *d_bias = run.gain_sums(row_group, BIAS);
   const Real* gain = static_cast<const Real*>(p.gain);
   for (int64_t row = rows.begin; row < rows.end; row++)
     for (const Segment& s : segments) {
@@ -74,20 +74,26 @@ void Worker<Op>::finish_step_backward(int64_t t, int64_t row, const Segment& s, 
   const int64_t at = (t * B + row) * S + s.begin;
   const Real rstd = static_cast<const Real*>(p.rstd)[(t * B + row) * p.n_heads + s.head];
   norm_input_backward(pre_row(row) + s.begin - columns.begin, static_cast<const Op*>(p.x_hat) + at,
-                      rstd, s1 / Real(P), s2 / Real(P), s.size(), static_cast<Op*>(p.d_pre) + at,
+                      rstd, s1 / Real(P), s2 / Real(P), s.size(),
+                      static_cast<Op*>(p.d_drive) + drive_at(t, row) + s.begin,
                       run.operand + row * run.stride + s.begin,
                       run.d_sum.data() + row * S + s.begin);
   if (starts_at(t, row)) std::fill_n(run.operand + row * run.stride + s.begin, s.size(), Op(0));
 }
 
-// From the gradient of what step t multiplied, that of its gate and of h before it.
+// From the gradient of what step t multiplied, that of its gate's input and of h before it. What it
+// multiplied is written, too: 0 where a document starts.
 template <class Op>
 void Worker<Op>::gate_of_own_columns_backward(int64_t t) {
+  Real* d_gate_bias = run.gain_sums(row_group, GATE_BIAS) + columns.begin;
   for (int64_t row = rows.begin; row < rows.end; row++) {
     const int64_t at = (t * B + row) * S + columns.begin;
+    Op* kept = static_cast<Op*>(p.kept) + at;
     state_gate_backward(pre_row(row), static_cast<const Op*>(p.h) + at - B * S,
-                        static_cast<const Op*>(p.gate) + at, columns.size(),
-                        static_cast<Op*>(p.d_gate) + at);
+                        gate_at(t, row, columns.begin), columns.size(), kept,
+                        static_cast<Op*>(p.d_drive) + drive_at(t, row) + S + columns.begin,
+                        d_gate_bias);
+    if (starts_at(t, row)) std::fill_n(kept, columns.size(), Op(0));
   }
 }
 
@@ -96,8 +102,8 @@ template <class Op>
 void Worker<Op>::begin_window_backward(int64_t window) {
   const Real* summary_scale = static_cast<const Real*>(p.summary_scale);
   const Real* sums = static_cast<const Real*>(p.summary_sum) + window * B * S;
-  Real* d_summary_scale = run.gains.data() + (row_group * GAINS + 2) * S;
-  Real* d_drive_bias = d_summary_scale + S;
+  Real* d_summary_scale = run.gain_sums(row_group, SUMMARY_SCALE);
+  Real* d_drive_bias = run.gain_sums(row_group, DRIVE_BIAS);
   for (int64_t row = rows.begin; row < rows.end; row++)
     for (int64_t c = columns.begin; c < columns.end; c++) {
       const int64_t i = row * S + c;

@@ -58,8 +58,9 @@ void Worker<Op>::reset_summaries(int64_t t) {
 
 template <class Op>
 RealOf<Op> Worker<Op>::sum_pre(int64_t t, int64_t row, const Segment& s) {
-  const Op* drive = static_cast<const Op*>(p.drive) + (t * B + row) * S + s.begin;
-  const Op* next = t + 1 < p.length ? drive + B * S : drive;
+  const Op* drive = static_cast<const Op*>(p.drive) + drive_at(t, row) + s.begin;
+  const Op* next = t + 1 < p.length ? drive + B * run.drive_stride() : drive;
+  if (p.gate_bias) fetch(next + S, s.size());
   return add_drive(pre_row(row) + s.begin - columns.begin, drive, next,
                    run.addend.data() + row * S + s.begin, s.size());
 }
@@ -68,16 +69,14 @@ template <class Op>
 void Worker<Op>::finish_step(int64_t t, int64_t row, const Segment& s, Real mean, Real squares) {
   const Real rstd = 1 / std::sqrt(squares / Real(P) + EPS<Real>);
   const int64_t at = (t * B + row) * S + s.begin;
-  const bool is_gated = p.gate && t + 1 < p.length;
   if (p.saves && s.begin == s.head * P)
     static_cast<Real*>(p.rstd)[(t * B + row) * p.n_heads + s.head] = rstd;
-  normalise(
-      pre_row(row) + s.begin - columns.begin, mean, rstd,
-      static_cast<const Real*>(p.gain) + s.begin, static_cast<const Real*>(p.bias) + s.begin,
-      s.size(), p.saves ? static_cast<Op*>(p.x_hat) + at : static_cast<Op*>(nullptr),
-      static_cast<Op*>(p.h) + at, run.operand + row * run.stride + s.begin,
-      is_gated ? static_cast<const Op*>(p.gate) + at + B * S : static_cast<const Op*>(nullptr),
-      t + 1 == p.length ? static_cast<Real*>(p.main) + row * S + s.begin : nullptr);
+  normalise(pre_row(row) + s.begin - columns.begin, mean, rstd,
+            static_cast<const Real*>(p.gain) + s.begin, static_cast<const Real*>(p.bias) + s.begin,
+            s.size(), p.saves ? static_cast<Op*>(p.x_hat) + at : static_cast<Op*>(nullptr),
+            static_cast<Op*>(p.h) + at, run.operand + row * run.stride + s.begin,
+            t + 1 < p.length ? gate_at(t + 1, row, s.begin) : StateGate<Real, Op>(),
+            t + 1 == p.length ? static_cast<Real*>(p.main) + row * S + s.begin : nullptr);
   if (t + 1 < p.length && starts_at(t + 1, row))
     std::fill_n(run.operand + row * run.stride + s.begin, s.size(), Op(0));
 }

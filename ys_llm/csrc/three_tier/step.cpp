@@ -1,6 +1,7 @@
 // The decode step of the three-tier mixer; the equation is that of ops/three_tier/reference.py,
 // with the drive formed here. A state is h, L and G, one after the other.
 
+#include "../exponential.h"
 #include "../mixer_step.h"
 #include "../norm.h"
 
@@ -83,17 +84,20 @@ class Step {
     if (!w_.gate.weight) return states;
     apply(w_.gate, columns_, a_.x, states);
     for (int64_t b = 0; b < a_.n; b++)
-      for (int64_t i = columns_.begin; i < columns_.end; i++)
-        kept_[b][i] = std::tanh(kept_[b][i]) * tier(b, 0)[i];
+      for (int64_t i = columns_.begin; i < columns_.end; i += Lanes<Real>::n) {
+        const int64_t left = columns_.end - i;
+        const Vec<Real> f = hyperbolic_tangent<Real>(load_part<Real>(kept_[b] + i, left));
+        store_part<Real>(kept_[b] + i, f * load_part<Real>(tier(b, 0) + i, left), left);
+      }
     a_.team.barrier.wait();
     return states;
   }
 
   // pre = in_proj x + kept controller + summary_scale (L + G)
   void write_pre() {
-    const Vectors<Real> states = kept(), pre = pre_.all(a_.n);
+    const Vectors<Real> pre = pre_.all(a_.n);
     apply(w_.in_proj, columns_, a_.x, pre);
-    apply(w_.controller, columns_, states, pre, Put::ADD);
+    apply(w_.controller, columns_, kept(), pre, Put::ADD);
     const Real* summary_scale = static_cast<const Real*>(w_.summary_scale);
     for (int64_t b = 0; b < a_.n; b++) {
       const Real *local = tier(b, 1), *global = tier(b, 2);

@@ -17,6 +17,7 @@ from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.types import State, Summary, Weights, flat, one_clock, unflat
 
 _Tensors = dict[str, Tensor | None]
+_VECTORS = ("gain", "bias", "summary_scale", "drive_bias", "gate_bias")  # of `Weights`
 _CACHED_BYTES = 1 << 20  # of a state controller that stays in a core's cache during the loop
 
 
@@ -113,23 +114,21 @@ class _Pass:
         self.saved: _Tensors = {}
         self.saved_of_summaries: list[_Tensors] = [{}, {}]
 
-    def forward(
-        self, drive: Tensor, gate: Tensor | None, before: list[Tensor], *, save: bool
-    ) -> list[Tensor]:
+    def forward(self, drive: Tensor, before: list[Tensor], *, save: bool) -> list[Tensor]:
         """Every h, then h, L and G after the last step; `before` are those before the first."""
         _, dtype, sum_dtype = self.kernels.operands
-        self.sizes = length, batch, d_state = drive.shape
+        d_state, self.drive_shape = len(self.weights.gain), drive.shape
+        self.sizes = length, batch, _ = (*drive.shape[:2], d_state)
         self.h = torch.empty((length + 1, batch, d_state), dtype=dtype)  # h[0] is before step 0
         self.h[0] = before[0]
-        self.gate = None if gate is None else gate.to(dtype).contiguous()
         after = [value.to(sum_dtype) + 0 for value in before]
         self._allocate_saved(save=save)
-        main: _Tensors = {
-            "drive": drive.to(dtype).contiguous(),
-            "main": after[0],
-        }
+        drive = drive.to(dtype).contiguous()
+        main: _Tensors = {"drive": drive, "main": after[0]}
         values: list[_Tensors] = [{"value": value} for value in after[1:]]
         self._run(main, values, save=save, backward=False)
+        if self.weights.gate_bias is not None:  # backward reads the gate's input again
+            self.saved["drive"] = drive
         return [self.h[1:], *after]
 
     def _allocate_saved(self, *, save: bool) -> None:
@@ -142,13 +141,9 @@ class _Pass:
             return torch.empty((n if save else 1, *shape), dtype=dtype)
 
         updates = len(self._update_steps())
+        vectors = {name: getattr(weights, name) for name in _VECTORS}
         self.saved = {
-            "gain": weights.gain.to(sum_dtype),
-            "bias": weights.bias.to(sum_dtype),
-            "summary_scale": None
-            if weights.summary_scale is None
-            else weights.summary_scale.to(sum_dtype),
-            "drive_bias": None if weights.drive_bias is None else weights.drive_bias.to(sum_dtype),
+            **{name: None if v is None else v.to(sum_dtype) for name, v in vectors.items()},
             "x_hat": empty(length, batch, d_state),
             "rstd": empty(length, batch, weights.n_heads, dtype=sum_dtype),
             "summary_sum": empty(updates + 1, batch, d_state, dtype=sum_dtype),
@@ -167,18 +162,15 @@ class _Pass:
                 }
 
     def backward(self, grad_h: Tensor, grads_after: list[Tensor]) -> list[Any]:
-        """Gradients of drive, gate, h0, L0, G0 and every weight, in the order of `flat`."""
+        """Gradients of drive, h0, L0, G0 and every weight, in the order of `flat`."""
         _, dtype, sum_dtype = self.kernels.operands
         before = [grad.to(sum_dtype) + 0 for grad in grads_after]
         main: _Tensors = {
             "main": before[0],
             "d_h": grad_h.to(dtype).contiguous(),
-            "d_pre": torch.empty(self.sizes, dtype=dtype),
-            "d_gate": None if self.gate is None else torch.empty(self.sizes, dtype=dtype),
-            **_empty_like(
-                self.saved, d_gain="gain", d_bias="bias", d_summary_scale="summary_scale", d_y="y"
-            ),
-            **_empty_like(self.saved, d_drive_bias="drive_bias"),
+            "d_drive": torch.empty(self.drive_shape, dtype=dtype),
+            "kept": None if "drive" not in self.saved else torch.empty(self.sizes, dtype=dtype),
+            **_empty_like(self.saved, d_y="y", **{f"d_{name}": name for name in _VECTORS}),
         }
         names = {"d_value": "old_value", "d_pre": "normed", "d_gain": "gain", "d_bias": "bias"}
         summaries: list[_Tensors] = [
@@ -186,8 +178,7 @@ class _Pass:
             for value, saved in zip(before[1:], self.saved_of_summaries, strict=True)
         ]
         self._run(main, summaries, save=True, backward=True)
-        inputs = [main["d_pre"], main["d_gate"], *before]
-        return [*inputs, *self._main_grads(main), *self._summary_grads(summaries)]
+        return [main["d_drive"], *before, *self._main_grads(main), *self._summary_grads(summaries)]
 
     def _run(
         self, main: _Tensors, of_summaries: list[_Tensors], *, save: bool, backward: bool
@@ -207,8 +198,7 @@ class _Pass:
             "controller": pack(weights.state_controller),
             "shaper": pack(weights.output_shaper),
         }
-        streams: _Tensors = {"h": self.h[1:], "gate": self.gate}
-        self.kernels.fill(arguments, matrices | streams | self.saved | main)
+        self.kernels.fill(arguments, matrices | {"h": self.h[1:]} | self.saved | main)
         if self.starts is not None:
             arguments.starts = self.kernels.library.pointer(self.starts)
         packed = []  # kept alive until the pass is done
@@ -228,27 +218,22 @@ class _Pass:
         return [t for t in steps if any((self.position + t + 1) % n == 0 for n in intervals)]
 
     def _main_grads(self, grads: _Tensors) -> list[Tensor | None]:
-        """Of state controller, gain, bias, output shaper, summary_scale and the drive's bias."""
-        weights, d_pre = self.weights, cast(Tensor, grads["d_pre"])
-        if self.starts is not None:  # h before a document's start was not read
-            d_pre = d_pre.masked_fill(self.starts.bool().unsqueeze(2), 0)
+        """Of the main tensors of the weights, in the order of `flat`."""
+        weights, kept = self.weights, grads["kept"]
+        d_pre = cast(Tensor, grads["d_drive"])[..., : self.sizes[2]]
+        if kept is None:
+            kept = self.h[:-1]
+            if self.starts is not None:  # h before a document's start was not read
+                d_pre = d_pre.masked_fill(self.starts.bool().unsqueeze(2), 0)
         like = weights.state_controller
-        kept = self.h[:-1] if self.gate is None else self.h[:-1] * self.gate
         d_controller = weight_grad(kept.flatten(0, 1), d_pre.flatten(0, 1), like)
         d_shaper = None
         if weights.output_shaper is not None:
             h_TBS = self.h[1:][self._update_steps()].flatten(0, 1)
             d_y = cast(Tensor, grads["d_y"]).flatten(0, 1)
             d_shaper = weight_grad(h_TBS, d_y, weights.output_shaper)
-        d_gain, d_bias = grads["d_gain"], grads["d_bias"]
-        return [
-            d_controller,
-            d_gain,
-            d_bias,
-            d_shaper,
-            grads["d_summary_scale"],
-            grads["d_drive_bias"],
-        ]
+        d_gain, d_bias, *of_others = (grads[f"d_{name}"] for name in _VECTORS)
+        return [d_controller, d_gain, d_bias, d_shaper, *of_others]
 
     def _summary_grads(self, grads_of: list[_Tensors]) -> list[Tensor | None]:
         grads: list[Tensor | None] = []
@@ -317,16 +302,16 @@ class _Recurrence(torch.autograd.Function):
         *tensors: Any,
     ) -> tuple[Tensor, ...]:
         """Every h, then h, L and G after the last step."""
-        drive, gate, h0, local, glob, *weight_tensors = tensors
+        drive, h0, local, glob, *weight_tensors = tensors
         ctx.run = _Pass(unflat(weight_tensors, weights), kernels, position, starts_TB)
         save = any(ctx.needs_input_grad)
-        h_TBS, *after = ctx.run.forward(drive, gate, [h0, local, glob], save=save)
+        h_TBS, *after = ctx.run.forward(drive, [h0, local, glob], save=save)
         ctx.dtypes = [None if t is None else t.dtype for t in tensors]
         return h_TBS, *after
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of drive, gate, h0, L0, G0 and every weight."""
+        """Gradients of drive, h0, L0, G0 and every weight."""
         results = ctx.run.backward(grads[0], list(grads[1:]))
         return (None,) * 4 + tuple(
             grad if grad is None else grad.to(dtype)
@@ -339,7 +324,6 @@ def cpp(
     weights: Weights,
     state: State,
     *,
-    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
@@ -351,7 +335,7 @@ def cpp(
     kernels, clock = _Kernels(_operands(drive_TBS, precision)), one_clock(state)
     with torch.autocast("cpu", enabled=False):
         h_TBS, main, local, glob = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            kernels, weights, clock, starts_TB, drive_TBS, gate_TBS, *state[:3], *flat(weights)
+            kernels, weights, clock, starts_TB, drive_TBS, *state[:3], *flat(weights)
         )
     return h_TBS, State(main, local, glob, clock + len(drive_TBS))
 

@@ -1,16 +1,18 @@
 """The three-tier recurrence as its equation, step by step: what every backend is tested against.
 
+    f_t = tanh(gate_t + gate_bias), or 1 where there is no gate_bias
     h_t = LN((f_t * h_{t-1}) state_controller + drive_t + drive_bias + summary_scale * (L + G))
     y_t = h_t output_shaper                                  (y_t = h_t without an output shaper)
     if t mod E_G == E_G - 1:  G <- LN(G A_G + y_t B_G) C_G   A, B, C of the global summary
     if t mod E_L == E_L - 1:  L <- LN(L A_L + y_t B_L) C_L   A, B, C of the local summary
 
-Row vectors. f_t is the gate of the state, 1 without one. h, L and G start at 0. An update fires
-after output t and acts from t + 1 on. LN takes its statistics over each head. Where `starts_TB`
-marks the first token of a document, h, L and G are 0 before it; the clock t continues. LN makes the
-recurrence non-linear in h, so it is sequential in time.
+Row vectors. h, L and G start at 0. An update fires after output t and acts from t + 1 on. LN takes
+its statistics over each head. Where `starts_TB` marks the first token of a document, h, L and G are
+0 before it; the clock t continues. LN makes the recurrence non-linear in h, so it is sequential in
+time.
 
-Source: Hyrkas, "Why Snakes" v0.3 (2024). The mixer computes the drive, x_t in_proj.
+Source: Hyrkas, "Why Snakes" v0.3 (2024). The mixer computes the drive, x_t in_proj, and the gate,
+x_t state_gate: one matmul, side by side in `drive_TBS`, which is 2 S wide then.
 """
 
 from typing import cast
@@ -27,7 +29,6 @@ def reference(
     weights: Weights,
     state: State,
     *,
-    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
@@ -38,6 +39,7 @@ def reference(
     """
     h, local, glob, position = state
     n_heads, outputs = weights.n_heads, []
+    drive_TBS, gate_TBS = drive_and_gate(drive_TBS, weights)
     for step, drive_BS in enumerate(drive_TBS):
         t = position + step
         if starts_TB is not None:
@@ -57,6 +59,14 @@ def reference(
         local = _updated(local, y, weights.local_summary, t, n_heads, precision)
         outputs.append(h)
     return torch.stack(outputs), State(h, local, glob, position + len(outputs))
+
+
+def drive_and_gate(drive_TBS: Tensor, weights: Weights) -> tuple[Tensor, Tensor | None]:
+    """The drive, and f where the state is gated."""
+    if weights.gate_bias is None:
+        return drive_TBS, None
+    drive_TBS, gate_TBS = drive_TBS.chunk(2, -1)
+    return drive_TBS, torch.tanh(gate_TBS + weights.gate_bias)
 
 
 def _updated(

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 EPS = 1e-5  # of every LayerNorm: torch's default, and the source's
-_MAIN_TENSORS = 6  # tensors of `Weights` before its summaries
+_MAIN_TENSORS = 7  # tensors of `Weights` before its summaries
 _SUMMARY_TENSORS = 5
 
 
@@ -27,7 +27,8 @@ class Summary(NamedTuple):
 class Weights(NamedTuple):
     """Weights of the recurrence. state_controller is S x S, or H x P x P for H heads of width P.
 
-    gain, bias, summary_scale (of L + G) and drive_bias have one number per channel.
+    gain, bias, summary_scale (of L + G), drive_bias and gate_bias have one number per channel.
+    Where there is a gate_bias the state is gated, and the gate's input stands beside the drive.
     """
 
     state_controller: Tensor
@@ -36,6 +37,7 @@ class Weights(NamedTuple):
     output_shaper: Tensor | None = None
     summary_scale: Tensor | None = None
     drive_bias: Tensor | None = None
+    gate_bias: Tensor | None = None
     local_summary: Summary | None = None
     global_summary: Summary | None = None
 

@@ -95,15 +95,23 @@ class StepTrail(NamedTuple):
 
 
 class Steps(Protocol):
-    """The W steps of one window, forward and backward."""
+    """The W steps of one window, forward and backward.
+
+    `gate`, where the state is gated: W + 1 x B x S, f of each step and of the step after the last.
+    """
 
     def forward(
-        self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets
+        self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets, gate: Tensor | None
     ) -> tuple[Sequence[Tensor] | Tensor, StepTrail]:
         """Every h; `pre_WBS` is the addend on entry and the input of LN on return."""
 
     def backward(
-        self, d_h_WBS: Tensor, after_BS: Tensor, trail: StepTrail, resets: Resets
+        self,
+        d_h_WBS: Tensor,
+        after_BS: Tensor,
+        trail: StepTrail,
+        resets: Resets,
+        gate: Tensor | None,
     ) -> Tensor:
         """d_pre; `d_h_WBS` is the gradient from outside on entry and complete on return.
 
@@ -119,12 +127,13 @@ class TorchSteps:
         self.norm = Norm(weights.gain, weights.bias, weights.state_controller.shape[-1])
 
     def forward(
-        self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets
+        self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets, gate: Tensor | None
     ) -> tuple[Sequence[Tensor] | Tensor, StepTrail]:
         """See `Steps`."""
         states, means, rstds = [], [], []
         for t, pre in enumerate(pre_WBS):
             h_BS = resets.masked(t, h_BS)
+            h_BS = h_BS if gate is None else h_BS * gate[t]
             self.gemm.add_matmul(pre, h_BS, self.controller, out=pre)
             h_BS, mean, rstd = self.norm.forward(pre)
             states.append(h_BS)
@@ -133,13 +142,21 @@ class TorchSteps:
         return states, StepTrail(pre_WBS, torch.stack(means), torch.stack(rstds))
 
     def backward(
-        self, d_h_WBS: Tensor, after_BS: Tensor, trail: StepTrail, resets: Resets
+        self,
+        d_h_WBS: Tensor,
+        after_BS: Tensor,
+        trail: StepTrail,
+        resets: Resets,
+        gate: Tensor | None,
     ) -> Tensor:
         """See `Steps`."""
         back, d_pre_WBS = transposed(self.controller), torch.empty_like(d_h_WBS)
         for t in reversed(range(len(d_h_WBS))):
             d_h = d_h_WBS[t]
-            self.gemm.add_matmul(d_h, after_BS, back, out=d_h)
+            if gate is None:
+                self.gemm.add_matmul(d_h, after_BS, back, out=d_h)
+            else:
+                d_h.addcmul_(self.gemm.matmul(after_BS, back), gate[t + 1])
             d_pre = self.norm.backward(d_h, trail.pre_WBS[t], trail.mean[t], trail.rstd[t])
             d_pre_WBS[t] = d_pre
             after_BS = resets.masked(t, d_pre)

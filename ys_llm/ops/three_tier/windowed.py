@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ys_llm.ops.precision import Precision
 from ys_llm.ops.three_tier.gemm import Gemm, transposed
-from ys_llm.ops.three_tier.reference import reference
+from ys_llm.ops.three_tier.reference import drive_and_gate
 from ys_llm.ops.three_tier.types import (
     State,
     Summary,
@@ -43,20 +43,14 @@ def windowed(
     weights: Weights,
     state: State,
     *,
-    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
-    """As `reference`, which it calls where there is a gate.
+    """As `reference`.
 
     On a CPU matmuls inside the loop are float32 whatever the precision, because a bfloat16 matmul
     there rounds its sum as well; elsewhere their operands are bfloat16 if `precision` is "bf16".
     """
-
-    if gate_TBS is not None:
-        return reference(
-            drive_TBS, weights, state, gate_TBS=gate_TBS, starts_TB=starts_TB, precision=precision
-        )
 
     def begin(own: Weights, starts_TB: Tensor | None) -> "WindowedPass":
         """The pass over these weights."""
@@ -148,6 +142,7 @@ class _Saved:
 
     h0: Tensor
     pre: Tensor
+    gate: Tensor | None  # T + 1 x B x S
     windows: list[_Window]
 
 
@@ -180,14 +175,18 @@ class WindowedPass:
         self, drive: Tensor, h: Tensor, summaries: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """See `Pass`."""
-        self._saved = _Saved(h, torch.empty_like(drive, memory_format=torch.contiguous_format), [])
+        drive, gate = drive_and_gate(drive, self.weights)
+        gate = None if gate is None else torch.cat([gate, torch.ones_like(gate[:1])])
+        pre = torch.empty_like(drive, memory_format=torch.contiguous_format)
+        self._saved = _Saved(h, pre, gate, [])
         states = [h]
         for begin, end, due in self._windows(len(drive)):
             resets = self.resets.window(begin, end)
             mask, summary_sum = _reset_mask(resets), summaries[0] + summaries[1]
-            pre_WBS = self._saved.pre[begin:end]
+            pre_WBS = pre[begin:end]
             torch.add(drive[begin:end], self._addend(summary_sum, mask), out=pre_WBS)
-            window_states, trail = self.steps.forward(pre_WBS, states[-1], resets)
+            window_gate = None if gate is None else gate[begin : end + 1]
+            window_states, trail = self.steps.forward(pre_WBS, states[-1], resets, window_gate)
             states += window_states
             window = _Window(begin, end, mask, summary_sum, trail)
             summaries = self._updated(window, summaries, states[-1], due)
@@ -232,21 +231,24 @@ class WindowedPass:
             torch.empty_like(self._saved.pre),
             list(grad_summaries),
         )
-        summary_scale, drive_bias = self.weights.summary_scale, self.weights.drive_bias
+        summary_scale, gate = self.weights.summary_scale, self._saved.gate
         d_summary_scale = None if summary_scale is None else torch.zeros_like(summary_scale)
         after = torch.zeros_like(self._saved.h0)
         for window in reversed(self._saved.windows):
             begin, end = window.begin, window.end
             self._updates_backward(window, grads)
             resets = self.resets.window(begin, end)
-            d_pre = self.steps.backward(grads.h[begin:end], after, window.trail, resets)
+            window_gate = None if gate is None else gate[begin : end + 1]
+            d_h_WBS, trail = grads.h[begin:end], window.trail
+            d_pre = self.steps.backward(d_h_WBS, after, trail, resets, window_gate)
             grads.pre[begin:end] = d_pre
             after = resets.masked(0, d_pre[0])
             self._addend_backward(window, d_pre, grads, d_summary_scale)
         d_h0 = self.gemm.matmul(after, transposed(self.gemm.operand(self.weights.state_controller)))
-        d_drive_bias = None if drive_bias is None else grads.pre.sum((0, 1))
-        main = [*self._main_grads(h, grads), d_summary_scale, d_drive_bias]
-        return [grads.pre, d_h0, *grads.summaries, *main, *self._tier_grads(grads)]
+        d_h0 = d_h0 if gate is None else d_h0 * gate[0]
+        d_drive, *d_biases = self._drive_grads(h, grads)
+        main = [*self._main_grads(h, grads), d_summary_scale, *d_biases]
+        return [d_drive, d_h0, *grads.summaries, *main, *self._tier_grads(grads)]
 
     def _updates_backward(self, window: _Window, grads: "_Grads") -> None:
         """Through the updates at the end of a window."""
@@ -276,13 +278,31 @@ class WindowedPass:
             d_sum = d_sum * summary_scale
         grads.summaries = [grad + d_sum for grad in grads.summaries]
 
+    def _drive_grads(self, h: Tensor, grads: "_Grads") -> list[Tensor | None]:
+        """Gradients of the drive, with the gate's input beside it, and of both biases."""
+        d_pre, gate = grads.pre, self._saved.gate
+        d_bias = None if self.weights.drive_bias is None else d_pre.sum((0, 1))
+        if gate is None:
+            return [d_pre, d_bias, None]
+        back = transposed(self.gemm.operand(self.weights.state_controller))
+        d_kept = self.gemm.matmul(self._masked(d_pre).flatten(0, 1), back).view_as(h)
+        f_TBS, before = gate[:-1], torch.cat([self._saved.h0.unsqueeze(0), h[:-1]])
+        d_gate = d_kept * before * (1 - f_TBS.square())
+        return [torch.cat([d_pre, d_gate], -1), d_bias, d_gate.sum((0, 1))]
+
+    def _masked(self, d_pre: Tensor) -> Tensor:
+        """0 where a document starts, whose first step reads no state."""
+        keep_TB = self.resets.keep_TB
+        return d_pre if keep_TB is None else d_pre * keep_TB.unsqueeze(2)
+
     def _main_grads(self, h: Tensor, grads: "_Grads") -> list[Tensor | None]:
         """Gradients of the state controller, gain, bias and output shaper."""
-        keep_TB = self.resets.keep_TB
-        masked = grads.pre if keep_TB is None else grads.pre * keep_TB.unsqueeze(2)
+        masked, gate, read = self._masked(grads.pre), self._saved.gate, [self._saved.h0, h[:-1]]
+        if gate is not None:
+            read = [read[0] * gate[0], read[1] * gate[1:-1]]
         grad, controller = self.gemm.weight_grad, self.weights.state_controller
-        d_controller = grad(self._saved.h0, masked[0], controller)
-        d_controller += grad(h[:-1].flatten(0, 1), masked[1:].flatten(0, 1), controller)
+        d_controller = grad(read[0], masked[0], controller)
+        d_controller += grad(read[1].flatten(0, 1), masked[1:].flatten(0, 1), controller)
         trails = [window.trail for window in self._saved.windows]
         mean, rstd = (torch.cat([trail[i] for trail in trails]) for i in (1, 2))
         norm = Norm(self.weights.gain, self.weights.bias, controller.shape[-1])

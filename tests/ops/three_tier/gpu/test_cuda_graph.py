@@ -36,13 +36,9 @@ def backend(graphs: Graphs) -> Callable[..., Any]:
         weights: Weights,
         state: State,
         *,
-        gate_TBS: Tensor | None = None,
         starts_TB: Tensor | None = None,
         precision: Any = "fp32",
     ) -> tuple[Tensor, State]:
-        if gate_TBS is not None:  # `cuda_graph` takes the loop then, too
-            inputs = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
-            return windowed(drive_TBS, weights, state, **inputs, precision=precision)
         clock = phase(weights, one_clock(state))
         make = partial(make_pass, precision=precision, clock=clock, by_triton=False)
         begin = partial(GraphPass, graphs, (precision, clock), make)

@@ -80,8 +80,9 @@ class Capture:
         self.make, self.like = make, weights
         with torch.inference_mode(False), torch.no_grad():  # tensors that may be written anywhere
             self.tensors = [None if t is None else _like(t).copy_(t) for t in tensors]
-            _, drive, *states = self.tensors[:5]
-            self.grads = [torch.zeros_like(t) for t in (drive, *states[1:]) if t is not None]
+            drive, h, local, glob = (t for t in self.tensors[1:5] if t is not None)
+            d_h = h.new_zeros(len(drive), *h.shape)  # not as the drive: it may be twice as wide
+            self.grads = [d_h, torch.zeros_like(local), torch.zeros_like(glob)]
             self.replay_forward, self.replay_backward = record([self._forward, self._backward])
         self.holder: Lease | None = None
 

@@ -3,7 +3,8 @@
 A step is little work, and launching its kernels from Python takes longer than the work itself. A
 graph (`cuda_graph.py`) replays the launches of a whole pass: those of torch's operators
 (`window_steps.py`) or of Triton's kernels (`triton_steps.py`). The equation is that of
-`reference.py`. Tensors on other devices take `windowed`, and so does a gate.
+`reference.py`. Tensors on other devices take `windowed`. There are no kernels for a
+gated state, whose steps are torch's.
 
 Tested on a CPU only: the kernels by Triton's interpreter, graphs by rerunning what was recorded.
 """
@@ -27,14 +28,12 @@ def cuda_graph(
     weights: Weights,
     state: State,
     *,
-    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
     """Experimental. As `windowed`, as a CUDA graph from its second call on."""
-    if gate_TBS is not None or not drive_TBS.is_cuda:
-        inputs = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
-        return windowed(drive_TBS, weights, state, **inputs, precision=precision)
+    if not drive_TBS.is_cuda:
+        return windowed(drive_TBS, weights, state, starts_TB=starts_TB, precision=precision)
     return _graphed(drive_TBS, weights, state, starts_TB, precision, by_triton=False)
 
 
@@ -43,14 +42,12 @@ def triton(
     weights: Weights,
     state: State,
     *,
-    gate_TBS: Tensor | None = None,
     starts_TB: Tensor | None = None,
     precision: Precision = "fp32",
 ) -> tuple[Tensor, State]:
     """Experimental. As `cuda_graph`, with Triton kernels for the steps inside windows."""
-    if gate_TBS is not None or not drive_TBS.is_cuda:
-        inputs = {"gate_TBS": gate_TBS, "starts_TB": starts_TB}
-        return windowed(drive_TBS, weights, state, **inputs, precision=precision)
+    if not drive_TBS.is_cuda:
+        return windowed(drive_TBS, weights, state, starts_TB=starts_TB, precision=precision)
     return _graphed(drive_TBS, weights, state, starts_TB, precision, by_triton=True)
 
 
@@ -90,6 +87,7 @@ def make_pass(
     """A pass that a graph can record: it never waits for the device."""
     gemm, resets = Gemm(precision), resets_everywhere(starts_TB, weights.gain.dtype)
     device = weights.gain.device
+    by_triton = by_triton and weights.gate_bias is None
     steps = steps_for(weights, precision, device) if by_triton else TorchSteps(weights, gemm)
     return WindowedPass(weights, gemm, clock, resets, steps)
 

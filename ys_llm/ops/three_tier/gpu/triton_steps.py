@@ -17,6 +17,7 @@ from ys_llm.ops.three_tier.types import Weights
 from ys_llm.ops.three_tier.window_steps import Norm, Resets, Steps, StepTrail
 
 WIDEST_HEAD = {"bf16": 128, "fp32": 64}  # that one program holds; float32 spills registers at 128
+NO_GATE = "the steps of a gated state are torch's"
 _FEW_PROGRAMS = 132  # processors of an H100
 
 
@@ -55,8 +56,11 @@ class HeadSteps:
     def __init__(self, operands: Operands) -> None:
         self.operands = operands
 
-    def forward(self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets) -> tuple[Tensor, StepTrail]:
+    def forward(
+        self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets, gate: Tensor | None = None
+    ) -> tuple[Tensor, StepTrail]:
         """See `Steps`."""
+        assert gate is None, NO_GATE
         from ys_llm.ops.three_tier.gpu import triton_heads
 
         operands, keep_WB = self.operands, resets.keep_TB
@@ -74,9 +78,15 @@ class HeadSteps:
         return h_WBS, StepTrail(pre_WBS, mean, rstd)
 
     def backward(
-        self, d_h_WBS: Tensor, after_BS: Tensor, trail: StepTrail, resets: Resets
+        self,
+        d_h_WBS: Tensor,
+        after_BS: Tensor,
+        trail: StepTrail,
+        resets: Resets,
+        gate: Tensor | None = None,
     ) -> Tensor:
         """See `Steps`."""
+        assert gate is None, NO_GATE
         from ys_llm.ops.three_tier.gpu import triton_heads
 
         operands, keep_WB = self.operands, resets.keep_TB
@@ -111,8 +121,11 @@ class DenseSteps:
         self.norm = Norm(operands.gain_S, operands.bias_S, operands.width)
         self.n_processors, self.together = n_processors, together
 
-    def forward(self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets) -> tuple[Tensor, StepTrail]:
+    def forward(
+        self, pre_WBS: Tensor, h_BS: Tensor, resets: Resets, gate: Tensor | None = None
+    ) -> tuple[Tensor, StepTrail]:
         """See `Steps`."""
+        assert gate is None, NO_GATE
         from ys_llm.ops.three_tier.gpu import triton_dense
 
         exchange = self._exchange(pre_WBS, 1)
@@ -123,9 +136,15 @@ class DenseSteps:
         return h, StepTrail(pre_WBS, mean, rstd)
 
     def backward(
-        self, d_h_WBS: Tensor, after_BS: Tensor, trail: StepTrail, resets: Resets
+        self,
+        d_h_WBS: Tensor,
+        after_BS: Tensor,
+        trail: StepTrail,
+        resets: Resets,
+        gate: Tensor | None = None,
     ) -> Tensor:
         """See `Steps`."""
+        assert gate is None, NO_GATE
         from ys_llm.ops.three_tier.gpu import triton_dense
 
         exchange = self._exchange(d_h_WBS, 2)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -192,8 +193,8 @@ def test_a_free_mapping_is_set_name_by_name(tmp_path: Path) -> None:
     resolved = load_config(
         path, overrides=["model.options.mine.d_state=512", "model.options.mine.a.b=3e-3"]
     )
-    expected = {"mine": {"d_state": 512, "window": 8, "a": {"b": 0.003}}}
-    assert resolved.config.model.options == expected
+    expected = {"d_state": 512, "window": 8, "a": {"b": 0.003}}
+    assert resolved.config.model.options["mine"] == expected
     assert resolved.origins["model.options.mine.d_state"] == "--set"
     assert resolved.origins["model.options.mine.window"] == f"{path}:5"
     assert resolved.origins["model.options.mine.a.b"] == "--set"
@@ -545,3 +546,25 @@ def test_a_size_that_is_not_chosen_yet_is_said_to_be_so(tmp_path: Path) -> None:
     assert load_config(tmp_path / "x.yaml").config == asked.config
     with pytest.raises(UserError, match=r"model\.d_model is 9, and model\.size is auto"):
         load_config(tmp_path / "x.yaml", overrides=["model.d_model=9"])
+
+
+def test_an_option_that_is_on_by_default_stays_on_where_another_is_set(tmp_path: Path) -> None:
+    by_default = {"three_tier": {"state_gate": True}}
+    path = write(tmp_path, "model:\n  options:\n")
+    assert load_config(path).config.model.options == by_default == Config().model.options
+    resolved = load_config(path, overrides=["model.options.three_tier.d_state=8"])
+    assert resolved.config.model.options == {"three_tier": {"d_state": 8, "state_gate": True}}
+    assert resolved.origins["model.options.three_tier.state_gate"] == "default"
+    off = load_config(None, overrides=["model.options.three_tier.state_gate=false"])
+    assert off.config.model.options == {"three_tier": {"state_gate": False}}
+    assert load_config(None, overrides=["model.layers=[min_gru]"]).config.model.options == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"three_tier": {"d_state": 8}}])
+def test_a_saved_run_has_no_option_that_came_after_it(
+    options: dict[str, dict[str, int]], tmp_path: Path
+) -> None:
+    saved = replace(Config(), model=replace(Config().model, options=options))
+    path = write(tmp_path, to_yaml(saved))
+    assert load_config(path).config == saved
+    assert load_config(path, overrides=["train.seed=7"]).config.model.options == options

@@ -58,6 +58,9 @@ class ByHand:
             own += ".mixer"
         drive = self.tensors[f"{own}.in_proj.weight"] @ x + self.tensors[f"{own}.in_proj.bias"]
         held = self.tensors[f"{own}.summary_scale"] * (state[1] + state[2])
+        if self.options["state_gate"]:
+            gate = self.tensors[f"{own}.state_gate.weight"] @ x
+            state[0] = np.tanh(gate + self.tensors[f"{own}.state_gate.bias"]) * state[0]
         pre = state[0] @ self.tensors[f"{own}.state_controller"] + drive + held
         state[0] = y = self.layer_norm(pre, f"{own}.norm")
         for number, tier in ((1, "local"), (2, "global")):

@@ -122,7 +122,7 @@ def test_the_largest_size_that_reads_enough_is_taken_and_the_header_says_why(
     minutes = minutes_for("small", 1.01 * ENOUGH_TOKENS)
     model = saved_config(train_size("model.size=auto", f"train.minutes={minutes}")).model
     assert (model.size, model.d_model, model.d_mlp) == ("small", 16, 32)
-    assert model.options == {"three_tier": {"d_state": 16}}
+    assert model.options == {"three_tier": {"d_state": 16, "state_gate": True}}
     wide = 60 * minutes * SPEEDS["wide"] / count("wide")
     assert (
         f"size         auto: small, d_model 16, 1 layer, {count('small') / 1e6:.1f} M parameters: "

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, Literal
@@ -23,6 +23,8 @@ _MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
 _MAX_MINUTES = 366 * 24 * 60
+# What mixers have that are used without these options; a run that was saved has all of its options.
+DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = {"three_tier": {"state_gate": True}}
 _INTERVALS = ("warmup_steps", "eval_interval", "checkpoint_interval", "sample_interval")
 
 
@@ -98,6 +100,11 @@ class TokenizerConfig:
     )
 
 
+def default_options(layers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The options that these mixers have where a configuration does not set them."""
+    return {name: dict(values) for name, values in DEFAULT_OPTIONS.items() if name in layers}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The trunk of the model and the sequence mixers of its layers."""
@@ -110,7 +117,7 @@ class ModelConfig:
     )
     d_model: int = setting(256, "width of the residual stream", minimum=1, maximum=_MAX_WIDTH)
     n_layers: int = setting(4, "number of blocks", minimum=1, maximum=1000)
-    d_mlp: int = setting(688, "hidden width of the MLP; 0 = no MLP", minimum=0, maximum=_MAX_WIDTH)
+    d_mlp: int = setting(608, "hidden width of the MLP; 0 = no MLP", minimum=0, maximum=_MAX_WIDTH)
     mlp: Literal["swiglu", "channel_mix"] = setting(
         "swiglu", "channel_mix: that of RWKV-6, which also sees the token before"
     )
@@ -137,12 +144,14 @@ class ModelConfig:
         metadata={"help": "further layers that attend to one global cache"},
     )
     options: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict,
+        default_factory=lambda: DEFAULT_OPTIONS,
         metadata={"help": "options of each mixer under its name, as its file lists them"},
     )
 
     def __post_init__(self) -> None:
         """Raise ValueError unless every entry of `layers` can be a file's name and is used."""
+        if self.options is DEFAULT_OPTIONS:  # nothing was given
+            object.__setattr__(self, "options", default_options(self.layers))
         for name in self.layers:
             if not re.fullmatch(_MIXER_NAME, name):
                 raise ValueError(

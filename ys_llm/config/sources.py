@@ -13,7 +13,7 @@ from ys_llm import __version__
 from ys_llm.config.conflicts import conflicts, is_from_file, later_of_budgets, rank
 from ys_llm.config.environment import read_environment
 from ys_llm.config.renamed import fill_in, is_earlier, take_renamed
-from ys_llm.config.schema import Config
+from ys_llm.config.schema import Config, ModelConfig, default_options
 from ys_llm.config.sizes import AUTO, origin_of_values, size_values, unknown_size
 from ys_llm.config.strict_reader import (
     StrictReader,
@@ -252,6 +252,7 @@ class _Sources:
             self.problems.append(f"{self._origin(path)}: {message}")
         self._choose_budget()
         self._apply_size()
+        self._add_default_options()
         config = self.parse(Config)
         given, values = flatten(self._values), flatten(to_mapping(config))
         origins = {path: self._origin(path) if path in given else "default" for path in values}
@@ -302,6 +303,23 @@ class _Sources:
         for path, value in size_values(name).items():
             if path not in beside:
                 self._set(path, value, origin=origin_of_values(name))
+
+    def _add_default_options(self) -> None:
+        """An option that is on by default stays on where another of its mixer is set.
+
+        A file that ys wrote has all of its options: a run from before there was one is without it.
+        """
+        model = self._values.get("model")
+        if self._generated or not isinstance(model, dict) or "options" not in model:
+            return
+        options = {} if model["options"] is None else model["options"]
+        layers = model.get("layers", ModelConfig().layers)
+        if not isinstance(options, dict) or not isinstance(layers, list | tuple):
+            return  # which the reader reports
+        for mixer, values in default_options(layers).items():
+            given = options.get(mixer) or {}
+            for name in values.keys() - given if isinstance(given, dict) else ():
+                self._set(f"model.options.{mixer}.{name}", values[name], origin="default")
 
     def _origin(self, path: str) -> str:
         while path and path not in self._origins:

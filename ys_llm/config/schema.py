@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Any, Literal
 
 from ys_llm.config.copying import CopyConfig as CopyConfig
 from ys_llm.config.cross import CrossConfig
+from ys_llm.config.default_options import DEFAULT_OPTIONS, default_options
 from ys_llm.config.sft import SftConfig
 from ys_llm.config.strict_reader import setting
 
@@ -23,8 +24,6 @@ _MIXER_NAME = r"[a-z][a-z0-9_]*"
 _MAX_BATCH = 1 << 20
 _MAX_WIDTH = 1 << 20  # wider than any machine trains; sizes stay far below 64 bits
 _MAX_MINUTES = 366 * 24 * 60
-# What mixers have that are used without these options; a run that was saved has all of its options.
-DEFAULT_OPTIONS: Mapping[str, Mapping[str, Any]] = {"three_tier": {"state_gate": True}}
 _INTERVALS = ("warmup_steps", "eval_interval", "checkpoint_interval", "sample_interval")
 
 
@@ -98,11 +97,6 @@ class TokenizerConfig:
         minimum=2,
         maximum=64,
     )
-
-
-def default_options(layers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The options that these mixers have where a configuration does not set them."""
-    return {name: dict(values) for name, values in DEFAULT_OPTIONS.items() if name in layers}
 
 
 @dataclass(frozen=True)

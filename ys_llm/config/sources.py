@@ -11,9 +11,10 @@ from typing import Any
 
 from ys_llm import __version__
 from ys_llm.config.conflicts import conflicts, is_from_file, later_of_budgets, rank
+from ys_llm.config.default_options import default_options
 from ys_llm.config.environment import read_environment
 from ys_llm.config.renamed import fill_in, is_earlier, take_renamed
-from ys_llm.config.schema import Config, ModelConfig, default_options
+from ys_llm.config.schema import Config, ModelConfig
 from ys_llm.config.sizes import AUTO, origin_of_values, size_values, unknown_size
 from ys_llm.config.strict_reader import (
     StrictReader,

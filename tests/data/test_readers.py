@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ys_llm.config.schema import DataConfig, DataFormat
-from ys_llm.data import readers, shards, text_files
+from ys_llm.data import containers, readers, shards
 from ys_llm.data.readers import Item, read_corpus, read_documents, read_items
 from ys_llm.data.records import Record, Texts
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import split_documents
 from ys_llm.data.split_cache import load_split
-from ys_llm.data.text_files import CorpusFiles, passed_over_line
+from ys_llm.data.text_files import CorpusFiles, passed_over_line, read_blocks
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.errors import UserError
 
@@ -196,10 +196,10 @@ def test_a_hole_of_gigabytes_is_refused_in_little_memory(folder: Path) -> None:
 def test_a_file_that_grows_while_it_is_read_is_refused_and_not_read_for_ever(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(containers, "_BLOCK_BYTES", 100)
     path = write(folder / "a.txt", "one line\n" * 100)
     with path.open("a") as log, pytest.raises(UserError, match="changed while it was read"):
-        for _, _ in zip(text_files.read_blocks(path), range(1000), strict=False):
+        for _, _ in zip(read_blocks(path), range(1000), strict=False):
             log.write("one more line, longer than what is read at a time\n" * 3)
             log.flush()
 
@@ -278,14 +278,14 @@ def test_jsonl_is_read_as_jsonl_under_every_format(folder: Path) -> None:
 
 
 def test_files_of_other_kinds_are_counted_by_their_endings(folder: Path) -> None:
-    for name in ("a.txt", "b.pdf", "c.json", "d.csv", "e.jsonl.gz", "f.PDF", "Makefile"):
+    for name in ("a.txt", "b.pdf", "c.json", "d.csv", "e.jsonl.xz", "f.PDF", "Makefile"):
         write(folder / name, "some text")
     for name in (".hidden.pdf", "README.md", "MANIFEST.jsonl", ".git/x.bin"):
         write(folder / name, "not counted")
     corpus = read_corpus(folder)
     assert [document.text for document in corpus.documents] == ["some text"]
     assert passed_over_line(corpus.passed_over) == (
-        "6 files: 2 .pdf, 1 .csv, 1 .json, 1 .jsonl.gz, 1 without an ending"
+        "6 files: 2 .pdf, 1 .csv, 1 .json, 1 .jsonl.xz, 1 without an ending"
     )
 
 
@@ -359,7 +359,7 @@ def test_a_large_corpus_reads_the_same_from_its_temporary_file(
 def test_the_texts_of_a_large_corpus_do_not_lie_in_memory(
     n_files: int, spooled: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_files, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(containers, "_BLOCK_BYTES", 100_000)
     monkeypatch.setattr(shards, "_PART_CHARS", 100_000)
     for number in range(10, 10 + n_files):  # some of them long enough to be cut
         words = 3_000_000 // n_files

@@ -1,22 +1,25 @@
-"""Documents read from `.txt`, `.md` and `.jsonl`: strictly for training, leniently for curation.
+"""Documents read from text files and tables: strictly for training, leniently for curation.
 
 A record file holds `PROMPT<start>RESPONSE<end>`, many times. Under `data.format: auto` a `.txt` or
 `.md` is one where its first `<start>` comes before its first `<end>`; any other is one plain
-document. A line of `.jsonl` holds `{"text": ...}` or `{"prompt": ..., "response": ...}`.
+document. A line of `.jsonl` holds `{"text": ...}` or `{"prompt": ..., "response": ...}`, and a
+`.parquet` table has these columns.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ys_llm.config.schema import DataFormat
+from ys_llm.data.containers import TABLE, column_names, read_rows, shown, text_suffix
 from ys_llm.data.records import END, START, Document, Record
 from ys_llm.data.spool import Spool
-from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks, shown
+from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks
 from ys_llm.errors import UserError, command_line
 
 ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
@@ -26,6 +29,8 @@ LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; m
 _TAG = re.compile(f"{START}|{END}")
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\r?\n)+")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_FIELDS = {"text", "prompt", "response"}
+_SHAPES = (["text"], ["prompt", "response"])
 _SHOWN_FIELDS = 5  # of an object with unknown ones, inside a message
 
 
@@ -96,6 +101,8 @@ def read_items(path: Path) -> Iterator[Item]:
     Reads in bounded memory: of a piece longer than LONGEST_PIECE only the first part is given.
     Bytes that are not UTF-8 become U+FFFD.
     """
+    if _is_table(path):
+        return (_row_item(*numbered) for numbered in _table_rows(path))
     blocks = read_blocks(path, errors="replace")
     if _is_jsonl(path):
         return (_json_item(*numbered) for numbered in _json_lines(blocks, longest=LONGEST_PIECE))
@@ -104,7 +111,9 @@ def read_items(path: Path) -> Iterator[Item]:
 
 def is_record_file(path: Path) -> bool:
     """Return whether a file holds records; if not, it is one plain text."""
-    return _is_jsonl(path) or _begins_with_record(read_blocks(path, errors="replace"))
+    if _is_jsonl(path) or _is_table(path):
+        return True
+    return _begins_with_record(read_blocks(path, errors="replace"))
 
 
 def _size(paths: Iterable[Path]) -> int:
@@ -125,12 +134,18 @@ def _no_text(path: Path, passed_over: Counter[str], command: str) -> UserError:
 
 
 def _is_jsonl(path: Path) -> bool:
-    return path.suffix.lower() == ".jsonl"
+    return text_suffix(path) == ".jsonl"
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() == TABLE
 
 
 def _read_file(path: Path, data_format: DataFormat, spool: Spool | None) -> Iterator[Document]:
     name = shown(path)
-    if _is_jsonl(path):
+    if _is_table(path):
+        documents = _documents_of_fields(_table_rows(path), name)
+    elif _is_jsonl(path):
         documents = _documents_of_jsonl(read_blocks(path), name)
     elif data_format == "records" or (
         data_format == "auto" and _begins_with_record(read_blocks(path))
@@ -194,9 +209,42 @@ def _documents_of_jsonl(blocks: Iterable[str], name: str) -> Iterator[Document]:
                 'Each line is {"text": "..."} or {"prompt": "...", "response": "..."}. For '
                 f"conversations, type: {command_line('sft', 'BASE', name)}",
             ) from error
-        text = fields["text"] if "text" in fields else fields["response"]
-        if not _is_blank(text):
-            yield Document(text, fields.get("prompt"), f"{name}:{number}")
+        yield from _document_of_fields(fields, f"{name}:{number}")
+
+
+def _documents_of_fields(
+    rows: Iterable[tuple[int, Mapping[str, Any]]], name: str
+) -> Iterator[Document]:
+    """Yield the documents of a table; rows that lack a value, and empty texts, are left out."""
+    for number, row in rows:
+        if None in row.values():
+            continue
+        try:
+            fields = _text_fields(row)
+        except ValueError as error:
+            raise UserError(
+                f"{name}:{number}: {error}",
+                "A table has the column text, or the columns prompt and response.",
+            ) from error
+        yield from _document_of_fields(fields, f"{name}:{number}")
+
+
+def _document_of_fields(fields: Mapping[str, str], source: str) -> Iterator[Document]:
+    text = fields["text"] if "text" in fields else fields["response"]
+    if not _is_blank(text):
+        yield Document(text, fields.get("prompt"), source)
+
+
+def _table_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the numbered rows of a table with the columns of a document; UserError without any."""
+    names = column_names(path)
+    known = [name for name in names if name in _FIELDS]
+    if sorted(known) not in _SHAPES:
+        raise UserError(
+            f"{shown(path)} has the columns {_names(names)}",
+            "A table has the column text, or the columns prompt and response.",
+        )
+    return read_rows(path, known)
 
 
 def _record_items(blocks: Iterable[str], *, longest: int | None = None) -> Iterator[Item]:
@@ -245,6 +293,16 @@ def _json_item(number: int, line: str) -> Item:
     return Item(number, Record(fields["prompt"], fields["response"]), line=number)
 
 
+def _row_item(number: int, row: Mapping[str, Any]) -> Item:
+    try:
+        fields = _text_fields(row)
+    except ValueError as error:
+        return Item(number, None, str(error), repr(dict(row)), number)
+    if "text" in fields:
+        return Item(number, None, "", fields["text"], number)
+    return Item(number, Record(fields["prompt"], fields["response"]), line=number)
+
+
 def _json_fields(line: str) -> dict[str, str]:
     """Return `text`, or `prompt` and `response`; raise ValueError with the problem otherwise."""
     try:
@@ -256,8 +314,13 @@ def _json_fields(line: str) -> dict[str, str]:
         raise ValueError(f"not JSON ({problem})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"found {type(fields).__name__}, not an object")
-    known = sorted(fields.keys() & {"text", "prompt", "response"})
-    if known not in (["text"], ["prompt", "response"]):
+    return _text_fields(fields)
+
+
+def _text_fields(fields: Mapping[str, Any]) -> dict[str, str]:
+    """Return `text`, or `prompt` and `response`; raise ValueError with the problem otherwise."""
+    known = sorted(fields.keys() & _FIELDS)
+    if known not in _SHAPES:
         raise ValueError(f"found the fields {_names(list(fields))}")
     for name in known:
         if not isinstance(fields[name], str):

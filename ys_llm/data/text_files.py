@@ -1,31 +1,36 @@
 """The files of a corpus: which ones are read, and their text, a megabyte at a time.
 
-Only `.txt`, `.md` and `.jsonl` are read. In folders, `README.md`, `manifest*`, names that begin
-with a dot and the folders of runs are skipped; all other files are counted by their ending, so that
-a header can list what was skipped.
+Only `.txt`, `.md` and `.jsonl` are read, compressed or not, and `.parquet`. In folders,
+`README.md`, `manifest*`, names that begin with a dot and the folders of runs are skipped; all other
+files are counted by their ending, so that a header can list what was skipped.
 """
 
 import codecs
 import os
 import shlex
-import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ys_llm.data.containers import (
+    COMPRESSIONS,
+    TABLE,
+    read_bytes,
+    shown,
+    stored_bytes,
+    text_suffix,
+)
 from ys_llm.data.encodings import SIGNATURE_BYTES, encoding_advice, file_format
 from ys_llm.errors import UserError
 from ys_llm.system.lock import is_run
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 
-_BLOCK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 16  # from the first bad byte on, to tell the encoding by
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_COMPRESSED = (*COMPRESSIONS, ".bz2", ".xz")
 _SHOWN_ENDINGS = 6
 _MAKE_READABLE = "Make it readable, or move it out of the folder."
-_SPECIAL = ((stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"), (stat.S_ISDIR, "folder"))
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,14 @@ def find_files(root: Path, *, command: str) -> CorpusFiles:
         raise UserError(f"{name} {found}; expected a file or folder of text", f"Type: {command}")
     if root.is_dir():
         return _walk(root)
-    if root.suffix.lower() not in SUFFIXES:
+    if not is_text(root):
         raise _wrong_suffix(root, command)
     return CorpusFiles([root])
+
+
+def is_text(path: Path) -> bool:
+    """Return whether a file of this name is read."""
+    return text_suffix(path) in SUFFIXES or path.suffix.lower() == TABLE
 
 
 def passed_over_line(passed_over: Mapping[str, int]) -> str:
@@ -66,10 +76,12 @@ def passed_over_line(passed_over: Mapping[str, int]) -> str:
 def read_blocks(path: Path, *, errors: str = "strict") -> Iterator[str]:
     """Yield the text of a UTF-8 file in order, without its byte-order mark; line ends stay.
 
+    A compressed file is read as what it holds.
+
     With `errors="replace"` bad bytes become U+FFFD. Otherwise raises UserError at the first byte
-    that is not text, before the rest is read. A pipe or device is refused, not opened.
+    that is not text, before the rest is read; see `read_bytes` for other errors.
     """
-    blocks = _read_bytes(path)
+    blocks = read_bytes(path)
     if errors == "replace":
         yield from codecs.iterdecode(blocks, "utf-8-sig", errors)
         return
@@ -124,15 +136,9 @@ class _StrictDecoder:
         )
 
 
-def shown(path: Path | str) -> str:
-    """Return a path as one printable line, even where it is not UTF-8 or holds line breaks."""
-    text = str(path).encode("utf-8", "backslashreplace").decode()
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
 def _wrong_suffix(path: Path, command: str) -> UserError:
     expected = ", ".join(SUFFIXES)
-    head = next(_read_bytes(path), b"")[:SIGNATURE_BYTES]
+    head = next(stored_bytes(path), b"")[:SIGNATURE_BYTES]
     if known := file_format(head):
         what, advice = known
         return UserError(f"{shown(path)} is {what}; expected one of {expected}", advice)
@@ -154,7 +160,7 @@ def _walk(root: Path) -> CorpusFiles:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not _is_about_the_corpus(name)):
             path = Path(folder, name)
-            if not name.lower().endswith(SUFFIXES):
+            if not is_text(path):
                 files.passed_over[_ending(path)] += 1
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)
@@ -178,48 +184,3 @@ def _unreadable(error: OSError) -> None:
     raise UserError(
         f"{shown(error.filename)} cannot be read: {error.strerror}", _MAKE_READABLE
     ) from error
-
-
-def _read_bytes(path: Path) -> Iterator[bytes]:
-    """Yield a regular file in blocks; a pipe would never end, so anything else is refused."""
-    name = shown(path)
-    try:
-        _refuse_special(name, path.stat().st_mode)
-        with path.open("rb") as file:
-            before, n_bytes = os.fstat(file.fileno()), 0
-            while block := file.read(_BLOCK_BYTES):
-                yield block
-                n_bytes += len(block)
-                # A program may write faster than this reads. Some virtual files have no size.
-                if n_bytes > before.st_size > 0:
-                    break
-            after = os.fstat(file.fileno())
-    except OSError as error:
-        raise _cannot_read(path, error) from error
-    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-        raise UserError(
-            f"{name} changed while it was read",
-            "Wait until the program that writes it is done, then type the command again.",
-        )
-
-
-def _refuse_special(name: str, mode: int) -> None:
-    if stat.S_ISREG(mode):
-        return
-    kind = next((kind for is_kind, kind in _SPECIAL if is_kind(mode)), "device")
-    raise UserError(
-        f"{name} is a {kind}; expected a file of text",
-        "Copy its content into a file, or move it out of the folder.",
-    )
-
-
-def _cannot_read(path: Path, error: OSError) -> UserError:
-    name = shown(path)
-    if path.is_symlink() and not os.path.exists(path):
-        return UserError(f"{name} is a link to nothing", "Correct or remove the link.")
-    if isinstance(error, FileNotFoundError):
-        return UserError(
-            f"{name} was removed after the folder was listed",
-            "Wait until the program that moves it is done, then type the command again.",
-        )
-    return UserError(f"{name} cannot be read: {error.strerror}", _MAKE_READABLE)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ys_llm.data.text_files import SUFFIXES, find_files, shown
+from ys_llm.data.containers import shown
+from ys_llm.data.text_files import SUFFIXES, find_files
 from ys_llm.errors import UserError, command_line
 
 

@@ -1,0 +1,127 @@
+"""Compressed files and tables are read as the text they hold; a damaged one is named, not cut."""
+
+import gzip
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ys_llm.data.containers import DamagedFileError
+from ys_llm.data.readers import read_documents, read_items
+from ys_llm.errors import UserError
+
+pa = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
+zstandard = pytest.importorskip("zstandard")
+
+ROWS: list[dict[str, Any]] = [{"text": f"größer {n}\n日本語 {'x' * n}"} for n in range(300)]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(zstandard.ZstdCompressor().compress(data))
+
+
+def table(path: Path, rows: list[dict[str, Any]], **options: Any) -> Path:
+    parquet.write_table(pa.Table.from_pylist(rows), path, **options)
+    return path
+
+
+def documents(path: Path) -> list[tuple[str | None, str]]:
+    return [(document.prompt, document.text) for document in read_documents(path)]
+
+
+def written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def test_the_same_text_in_any_container_gives_the_same_documents(tmp_path: Path) -> None:
+    half = len(LINES) // 2
+    paths = [
+        written(tmp_path / "b.jsonl.gz", gzip.compress(LINES[:half]) + gzip.compress(LINES[half:])),
+        written(tmp_path / "c.JSONL.zst", zstd(LINES[:half]) + zstd(LINES[half:])),
+        table(tmp_path / "d.parquet", [{**row, "n": 1} for row in ROWS]),
+    ]
+    expected = documents(written(tmp_path / "a.jsonl", LINES))
+    for path in paths:
+        assert documents(path) == expected
+        assert len(list(read_items(path))) == len(ROWS), "curation reads them too"
+    assert documents(written(tmp_path / "e.txt.zst", zstd(b"one"))) == [(None, "one")]
+    assert documents(written(tmp_path / "f.md.gz", gzip.compress(b"p<start>r<end>"))) == [
+        ("p", "r")
+    ]
+
+
+def test_zeros_at_the_end_of_a_compressed_file_are_not_text(tmp_path: Path) -> None:
+    assert documents(written(tmp_path / "a.txt.gz", gzip.compress(b"one") + bytes(20_000))) == [
+        (None, "one")
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_that_is_cut_off_or_corrupt_is_named(suffix: str, tmp_path: Path) -> None:
+    noise = bytes(range(7, 256)) * 400
+    whole = (gzip.compress if suffix == ".gz" else zstd)(LINES + noise.hex().encode())
+    path = tmp_path / f"a.jsonl{suffix}"
+    for cut in (3, len(whole) // 2, len(whole) - 1):
+        with pytest.raises(DamagedFileError, match=rf"a\.jsonl{suffix} is cut off: .* after [\d,]"):
+            read_documents(written(path, whole[:cut]))
+    with pytest.raises(DamagedFileError, match=rf"a\.jsonl{suffix} is corrupt after [\d,]+ bytes"):
+        read_documents(written(path, whole + b"no frame"))
+
+
+def test_rows_of_a_table_without_a_text_are_left_out(tmp_path: Path) -> None:
+    rows = [{"text": None}, {"text": ""}, {"text": "one"}]
+    assert documents(table(tmp_path / "a.parquet", rows)) == [(None, "one")]
+    pairs = [{"prompt": "p", "response": "r", "score": 1}, {"prompt": None, "response": "x"}]
+    assert documents(table(tmp_path / "b.parquet", pairs)) == [("p", "r")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([{"body": "one", "n": 1}], r"a\.parquet has the columns 'body', 'n'"),
+        ([{"text": 1}], r"a\.parquet:1: 'text' is int, not a string"),
+        ([{"text": ["one"]}], r"a\.parquet:1: 'text' is list, not a string"),
+    ],
+)
+def test_a_table_of_another_shape_is_refused(
+    rows: list[dict[str, Any]], problem: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=problem):
+        read_documents(table(tmp_path / "a.parquet", rows))
+
+
+def test_a_table_without_rows_holds_no_text(tmp_path: Path) -> None:
+    empty = table(tmp_path / "a.parquet", [{"text": "one"}][:1])
+    parquet.write_table(parquet.read_table(empty).slice(0, 0), empty)
+    with pytest.raises(UserError, match="holds no text"):
+        read_documents(empty)
+
+
+def test_a_table_that_is_cut_off_or_corrupt_is_named(tmp_path: Path) -> None:
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    path = table(tmp_path / "a.parquet", ROWS, **options)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:-4]):
+        with pytest.raises(DamagedFileError, match=r"a\.parquet is no whole Parquet table"):
+            read_documents(written(path, damaged))
+    middle = whole.index("größer 150".encode())
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    with pytest.raises(DamagedFileError, match=r"a\.parquet is corrupt after \d+ rows"):
+        read_documents(written(path, flipped))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("a.txt.zst", "zstandard"), ("a.parquet", "pyarrow")]
+)
+def test_a_missing_package_is_named_with_what_to_type(
+    name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"{package}, which is not installed") as caught:
+        read_documents(written(tmp_path / name, b"any"))
+    assert caught.value.fix == 'Type: pip install "ys_llm[data]"'

@@ -18,6 +18,7 @@ REQUIRED = {
     "eval": ["a_run", "a_text"],
     "compare": ["one", "two"],
     "convert": ["a_run"],
+    "sft": ["a_run", "a_folder"],
     "config": ["show"],
     "export": ["a_run", "a_folder", "--to", "hf"],
 }

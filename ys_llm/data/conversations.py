@@ -14,11 +14,12 @@ from typing import Literal
 
 from ys_llm.config.schema import DataFormat
 from ys_llm.data.chat import Conversation, PreferencePair, Turn
+from ys_llm.data.containers import shown
 from ys_llm.data.formats import FORMS, Parsed, RecordForm, parse_record
 from ys_llm.data.readers import ADVICE, read_documents
 from ys_llm.data.records import Document
 from ys_llm.data.tables import TABLE_SUFFIXES, Row, load_json, rows_of
-from ys_llm.data.text_files import find_files, read_blocks, shown
+from ys_llm.data.text_files import find_files, read_blocks
 from ys_llm.errors import UserError
 from ys_llm.system.lock import is_run
 

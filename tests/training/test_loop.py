@@ -55,7 +55,8 @@ def test_a_run_learns_and_leaves_the_documented_folder(
     assert summary.val_bits_per_byte is not None
     assert summary.val_bits_per_byte < 0.5 * summary.baselines["unigram"]
     assert {path.name for path in summary.run.iterdir()} == RUN_FOLDER
-    assert [path.name for path in checkpoints(summary.run)] == ["step-00000100", "step-00000150"]
+    latest = ["step-00000100", "step-00000150"]  # before them, if it is another, the best
+    assert [path.name for path in checkpoints(summary.run)][-2:] == latest
     rows = rows_of(summary.run)
     assert [row["step"] for row in rows] == list(range(1, 151))
     for row in rows:

@@ -92,7 +92,11 @@ def _decompressed(path: Path, new_frame: Callable[[], _Frame]) -> Iterator[bytes
     n_bytes = 0
     for block in stored_bytes(path, _COMPRESSED_BYTES):
         while block:
-            frame = frame or new_frame()
+            if frame is None:
+                block = block.lstrip(b"\0")  # zeros may fill up the last block of a tape
+                if not block:
+                    break
+                frame = new_frame()
             try:
                 held = frame.decompress(block)
             except Exception as error:  # each library has a class of its own
@@ -100,9 +104,7 @@ def _decompressed(path: Path, new_frame: Callable[[], _Frame]) -> Iterator[bytes
             n_bytes += len(held)
             if held:
                 yield held
-            # Zeros may fill up the end of a file: the last block of a tape.
-            block = frame.unused_data.lstrip(b"\0") if frame.eof else b""
-            frame = None if frame.eof else frame
+            block, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame is not None:
         raise _damaged(path, f"is cut off: it ends after {n_bytes:,} bytes, inside a frame")
 

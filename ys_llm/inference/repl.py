@@ -83,7 +83,8 @@ def run_interactive(
 def _begin(conversation: Conversation, beginning: Beginning) -> None:
     """Open the log, and go to where the conversation begins."""
     conversation.system = beginning.system
-    conversation.carries = conversation.carries or beginning.chats
+    if beginning.chats:
+        conversation.carries = True
     if beginning.kept_in is not None:
         try:
             conversation.log = SessionLog(beginning.kept_in)

@@ -36,6 +36,7 @@ def figures_of(folder: Path, *words: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_the_bench_measures_in_a_tiny_time_and_its_file_is_read_back(tmp_path: Path) -> None:
     report = figures_of(tmp_path, "model", "--quick", "--minutes", "0.01")
     names = [group["name"] for group in report["groups"]]

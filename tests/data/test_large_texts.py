@@ -66,7 +66,7 @@ def peak(tmp_path: Path, n_bytes: int, n_files: int, kind: str) -> int:
     ("n_files", "kind", "megabytes"),
     [
         (1, "bytes", (24, 72)),
-        (20, "bytes", (24, 72)),
+        pytest.param(20, "bytes", (24, 72), marks=pytest.mark.slow),
         # What compressing and learning words need grows until about 72 MB, then no more.
         pytest.param(1, "words", (72, 144), marks=pytest.mark.slow),
     ],

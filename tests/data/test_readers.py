@@ -355,7 +355,7 @@ def test_a_large_corpus_reads_the_same_from_its_temporary_file(
     assert list(scratch.iterdir()) == [], "the file has no name"
 
 
-@pytest.mark.parametrize("n_files", [1, 20])
+@pytest.mark.parametrize("n_files", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_the_texts_of_a_large_corpus_do_not_lie_in_memory(
     n_files: int, spooled: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

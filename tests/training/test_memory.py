@@ -110,13 +110,8 @@ def held_out_tokens(config: Config) -> int:
     return sum(document.n_bytes + 1 for document in load_split(config.data).validation)
 
 
-@pytest.mark.parametrize(
-    "training",
-    [
-        pytest.param(name, marks=[] if name == "three tiers" else pytest.mark.slow)
-        for name in TRAININGS
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("training", TRAININGS)
 def test_the_forecast_is_within_its_stated_error(
     training: str, words: Path, tmp_path: Path, threads_as_they_were: None
 ) -> None:

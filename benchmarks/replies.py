@@ -3,21 +3,24 @@
     python benchmarks/replies.py conversations full lora state ...
 
 prints a table for each run (of `ys sft` on that folder): greedy replies to the conversations that
-it has held out, exact matches by the kinds that files are named after, and how many ended and spoke
-for nobody else.
+it has held out, exact matches by the kinds that files are named after, how many ended and spoke
+for nobody else, and how many obey the style and the name that a system text sets.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 from ys_llm.data.chat import Conversation
 from ys_llm.data.conversations import read_examples
 from ys_llm.data.split import SplitRecord
-from ys_llm.evaluation.replies import replies_by_kind, shares
+from ys_llm.evaluation.replies import replies_by_kind, replies_to, shares
+from ys_llm.gendata.judges.conversations import obeys
 from ys_llm.runs.folder import SPLIT, find_run
 from ys_llm.runs.history import read_metrics
 from ys_llm.runs.model_files import LoadedRun, load_run
@@ -33,6 +36,22 @@ def held_out(loaded: LoadedRun, path: Path, most: int) -> Iterator[tuple[str, Co
         if isinstance(found, Conversation):
             file = Path(found.source.rpartition(":")[0])
             yield file.stem.rpartition("-")[0] or file.stem, found
+
+
+def obedience(
+    loaded: LoadedRun, conversations: Iterable[tuple[str, Conversation]]
+) -> dict[str, list[bool]]:
+    """Whether the replies under a system text have its style and its name."""
+    found: dict[str, list[bool]] = defaultdict(list)
+    for _, conversation in conversations:
+        first, *_ = turns = conversation.turns
+        if first.role != "system":
+            continue
+        asked = [before.text for before, turn in pairwise(turns) if turn.role == "assistant"]
+        for question, reply in zip(asked, replies_to(loaded, conversation), strict=True):
+            for what, holds in obeys(first.text, question, reply.text).items():
+                found[what].append(holds)
+    return dict(found)
 
 
 def main() -> None:
@@ -53,6 +72,9 @@ def main() -> None:
         for kind, share in found.items():
             row = f"{share.exact:7.1%} {share.ended:7.1%} {share.alone:7.1%}"
             print(f"{kind or '-':24} {share.replies:8,} {row}")
+        obeyed = obedience(loaded, held_out(loaded, arguments.data, arguments.most))
+        for what, holds in obeyed.items():
+            print(f"obeys the {what:14} {len(holds):8,} {sum(holds) / len(holds):7.1%}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ _FURTHER_PARTS = (
 
 
 @pytest.mark.parametrize("mixer", [*mixer_names(), ", ".join(mixer_names())])
-@pytest.mark.parametrize("batching", ["shuffled", "contiguous", "documents"])
+@pytest.mark.parametrize(
+    "batching",
+    ["contiguous", *(pytest.param(b, marks=pytest.mark.slow) for b in ("shuffled", "documents"))],
+)
 def test_more_steps_continue_as_if_requested_at_once(
     train_run: TrainRun, batching: str, mixer: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +132,7 @@ def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: in
     [
         ("shuffled", signal.SIGINT, EXIT_INTERRUPTED),
         ("contiguous", signal.SIGTERM, EXIT_TERMINATED),
-        ("shuffled", signal.SIGHUP, 128 + signal.SIGHUP),
+        pytest.param("shuffled", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
 def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(

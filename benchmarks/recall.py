@@ -4,9 +4,10 @@ python -m benchmarks.recall --steps 150 [--seeds 3]     trains, and writes bench
 python -m benchmarks.recall --minutes 2 [--seeds 3]     the same: benchmarks/recall_minutes.json
 python -m benchmarks.recall --table                     prints both as one table
 
-Equal steps are equal tokens: every step reads as many. Equal minutes are minutes of training on an
-idle machine, evaluations included: where other processes are busy before a run, it is refused.
-Every model is a run of its own in runs/, so that the same command goes on where it was stopped.
+Equal steps are equal tokens: every step reads as many. Equal minutes are planned as `ys compare`
+plans seconds: the steps of each model are timed by turns before any is trained, which is refused
+where other processes are busy, and each gets the steps that fit. Every model is a run of its own in
+runs/, so that the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -25,12 +26,16 @@ import psutil
 import torch
 
 from benchmarks.machine import ROOT
+from ys_llm.config.sources import Resolved, load_config
 from ys_llm.evaluation.compare import code_version, hardware
 from ys_llm.system.files import write_atomically
+from ys_llm.training.step_times import FILE, time_steps
+from ys_llm.training.trial_budget import Budget, with_budget
 
 FIRST_SEED = 1337
 STEPS_FILE, MINUTES_FILE = ROOT / "benchmarks/recall.json", ROOT / "benchmarks/recall_minutes.json"
-MOST_BUSY = 15  # percent of all cores, by other processes, in the seconds before a run
+RUNS_DIR = Path("runs")
+MOST_BUSY = 15  # percent of all cores, by other processes, in the seconds before steps are timed
 _LOOK_SECONDS = 5
 NO_TIER = "model.copy.window=0"
 # The window is that of configs/llama.yaml: a carried document would grow without one.
@@ -79,7 +84,8 @@ print(json.dumps({
 class Row:
     """One contender; the lists have a figure for each seed.
 
-    `busy` is the percentage of all cores that other processes used before each run.
+    `busy` is the percentage of all cores that other processes used before each run, `step_seconds`
+    what a step was timed to take where minutes are the budget.
     """
 
     name: str
@@ -90,6 +96,7 @@ class Row:
     bits_per_byte: list[float] = field(default_factory=list)
     names_again: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
+    step_seconds: float | None = None
 
 
 def main(words: Sequence[str]) -> None:
@@ -124,10 +131,14 @@ def _read(path: Path) -> Mapping[str, Any] | None:
 def measure(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """All contenders with one seed before any with the next, so that what there is can be read."""
     rows: dict[str, Row] = {}
+    seconds = timed_steps() if arguments.minutes else {}
     for seed in range(FIRST_SEED, FIRST_SEED + arguments.seeds):
         for name, changes in CONTENDERS.items():
-            summary = _trained(name, changes, seed, arguments)
-            _add(rows.setdefault(name, Row(name, changes, summary["parameters"])), summary)
+            of_step = seconds.get(name)
+            steps = _steps_within(arguments.minutes, name, of_step) if of_step else arguments.steps
+            summary = _trained(name, seed, steps)
+            row = Row(name, changes, summary["parameters"], step_seconds=of_step)
+            _add(rows.setdefault(name, row), summary)
             described = {
                 "command": " ".join(["python -m benchmarks.recall", *words]),
                 "commit": code_version(),
@@ -141,18 +152,36 @@ def measure(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             write_atomically(arguments.out, json.dumps(described, indent=1) + "\n")
 
 
-def _trained(
-    name: str, changes: Sequence[str], seed: int, arguments: argparse.Namespace
-) -> Mapping[str, Any]:
+def timed_steps() -> dict[str, float]:
+    """Seconds of a step of each contender, by turns, now or before; SystemExit if busy now."""
+    if not (RUNS_DIR / FILE).exists():
+        busy_percent(refuse=True)
+    found = time_steps([_resolved(name) for name in CONTENDERS], RUNS_DIR)
+    return {name: sum(found[_run_of(name)].seconds) for name in CONTENDERS}
+
+
+def _resolved(name: str) -> Resolved:
+    changes = [*CONTENDERS[name], f"run={_run_of(name)}"]
+    return load_config(ROOT / "configs/quickstart.yaml", overrides=changes)
+
+
+def _run_of(name: str) -> str:
+    return f"recall-{name.replace(',', '').replace(' ', '-')}"
+
+
+def _steps_within(minutes: float, name: str, of_step: float) -> int:
+    """The steps of a contender that fit in the minutes."""
+    budget = Budget("seconds", 60 * minutes, (of_step,))
+    return with_budget(_resolved(name).config, budget).train.total_steps
+
+
+def _trained(name: str, seed: int, steps: int) -> Mapping[str, Any]:
     """The summary of a run, trained now or before."""
-    plan, budget = ["train.minutes=null", f"train.max_steps={arguments.steps}"], arguments.steps
-    if arguments.minutes:
-        plan, budget = [f"train.minutes={arguments.minutes}"], f"{arguments.minutes:g}m"
-    short = name.replace(",", "").replace(" ", "-")
-    run = f"recall-{budget}-{short}-{seed}"
-    settings = [*changes, *plan, f"train.seed={seed}", "train.sample_interval=0"]
+    run = f"{_run_of(name)}-{steps}-{seed}"
+    plan = ["train.minutes=null", f"train.max_steps={steps}", f"train.seed={seed}"]
+    settings = [*CONTENDERS[name], *plan, "train.sample_interval=0"]
     command = [sys.executable, "-c", TRAIN, str(ROOT / "configs/quickstart.yaml"), f"run={run}"]
-    busy = busy_percent(refuse=bool(arguments.minutes))
+    busy = busy_percent(refuse=False)
     done = subprocess.run([*command, *settings], stdout=subprocess.PIPE, text=True, check=True)
     summary: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return summary | {"busy": busy}
@@ -163,8 +192,8 @@ def busy_percent(*, refuse: bool) -> float:
     busy = psutil.cpu_percent(interval=_LOOK_SECONDS)
     if refuse and busy > MOST_BUSY:
         raise SystemExit(
-            f"other processes keep {busy:.0f} % of the cores busy, and equal minutes would not be "
-            f"equal. End them, and give the same command again: it goes on where it was stopped."
+            f"other processes keep {busy:.0f} % of the cores busy, and steps timed now would not "
+            f"be those of a quiet machine. End them, and give the same command again."
         )
     return busy
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 
 from benchmarks import recall
 from benchmarks.recall import CONTENDERS, MINUTES_FILE, busy_percent, main, markdown
-from ys_llm.config.sources import load_config
+from ys_llm.config.sources import Resolved, load_config
 from ys_llm.evaluation.compare import PARAMETER_TOLERANCE
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
@@ -75,10 +77,35 @@ def test_both_budgets_are_shown_side_by_side() -> None:
     assert markdown(None, minutes)[0] == markdown(steps, None)[0]
 
 
-def test_minutes_are_not_measured_beside_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_are_not_timed_beside_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall.psutil, "cpu_percent", lambda interval: 40.0)
     assert busy_percent(refuse=False) == 40
     with pytest.raises(SystemExit, match="other processes keep 40 % of the cores busy"):
         busy_percent(refuse=True)
     monkeypatch.setattr(recall.psutil, "cpu_percent", lambda interval: 1.0)
     assert busy_percent(refuse=True) == 1
+
+
+def test_minutes_are_as_many_steps_as_were_timed_to_fit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def time_steps(contenders: Sequence[Resolved], runs_dir: Path) -> dict[str, SimpleNamespace]:
+        names = [one.config.run for one in contenders]
+        return {name: SimpleNamespace(seconds=(n / 8,)) for n, name in enumerate(names, 1)}
+
+    trained: list[tuple[str, int, int]] = []
+
+    def train(name: str, seed: int, steps: int) -> dict[str, Any]:
+        trained.append((name, seed, steps))
+        summary = {"parameters": 5, "tokens": steps, "tokens_per_second": 1.0, "busy": 0.0}
+        return summary | {"bits_per_byte": 1.0, "names_again": 1.0}
+
+    monkeypatch.setattr(recall, "time_steps", time_steps)
+    monkeypatch.setattr(recall, "_trained", train)
+    monkeypatch.setattr(recall, "busy_percent", lambda refuse: 0.0)
+    out = tmp_path / "minutes.json"
+    main(["--minutes", "0.25", "--seeds", "2", "--out", str(out)])
+    assert [steps for _, _, steps in trained] == [120, 60, 40, 30, 24, 20] * 2
+    rows = json.loads(out.read_text("utf-8"))["rows"]
+    assert [row["step_seconds"] for row in rows][:2] == [0.125, 0.25]
+    assert [row["tokens"] for row in rows][:2] == [[120, 120], [60, 60]]

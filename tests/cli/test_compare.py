@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ys_llm.cli.main import main
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved, to_yaml
 from ys_llm.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, UserError
 from ys_llm.evaluation import ledger
-from ys_llm.training import trials
+from ys_llm.training import step_times, trials
+from ys_llm.training.trainer import Run
 
 SMALL = replace(
     Config(),
@@ -272,3 +274,62 @@ def test_a_task_compares_models_without_any_text(compare: Compare) -> None:
     assert all(row["trained"] for row in rows)
     # The same configuration twice is the same training.
     assert [row["accuracy"] for row in rows[:5]] == [row["accuracy"] for row in rows[5:]]
+
+
+@pytest.fixture
+def turns(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str | None]]:
+    """Batch size, threads and dtype of every turn that is timed; a step takes 10 ms a row."""
+    found: list[tuple[int, int, str | None]] = []
+
+    def step_seconds(run: Run, stage: int, burst_seconds: float) -> float:
+        size = run.config.train.plan[stage].batch_size
+        found.append((size, torch.get_num_threads(), run.compute.dtype))
+        return 0.01 * size * (1 + 0.05 * (len(found) // 4))  # rounds become slower
+
+    monkeypatch.setattr(step_times, "step_seconds", step_seconds)
+    return found
+
+
+def test_seconds_are_the_steps_that_were_timed_to_fit_into_them(
+    compare: Compare,
+    short: Config,
+    trained: list[str],
+    turns: list[tuple[int, int, str | None]],
+) -> None:
+    fast = replace(short, run="fast", train=replace(short.train, batch_size=1))
+    words = ("--allow-different", "train.batch_size", "--budget", "seconds=0.06")
+    code, err = compare([short, fast], *words)
+    assert code == 0, err
+    # By turns, as each one trains; the fastest round counts.
+    assert turns == [(2, 1, "fp32"), (1, 1, "fp32")] * step_times.ROUNDS
+    found = figures()
+    assert [row["steps"] for row in found["runs"]] == [3, 6]
+    assert "the steps that fit in 0.06 s of training" in "\n".join(found["conclusion"])
+    (note,) = (line for line in found["conclusion"] if "A step takes" in line)
+    assert "0.02 s in one, 0.01 s in fast" in note and "within 5%" in note
+    kept = json.loads(Path("runs/step_times.json").read_text(encoding="utf-8"))
+    assert {one["run"]: one["seconds"] for one in kept.values()} == {"one": [0.02], "fast": [0.01]}
+    assert all(one["hardware"] and one["threads"] == 1 for one in kept.values())
+    # Again, with another seed: nothing is timed or trained twice.
+    assert compare([short, fast], *words, "--seeds", "2")[0] == 0
+    assert len(turns) == 2 * step_times.ROUNDS
+    assert len(trained) == len(set(trained)) == 4
+    # One more is timed beside those of before, which then take longer: its steps are as many.
+    turns += turns
+    third = replace(fast, run="third", train=replace(fast.train, eval_tokens=1000))
+    assert compare([short, fast, third], *words, "--allow-different", "train.eval_tokens")[0] == 0
+    assert [row["steps"] for row in figures()["runs"]] == [3, 6, 6]
+    assert not list(Path("runs").glob(".timing-*"))
+
+
+def test_a_damaged_file_of_step_times_is_written_anew(
+    compare: Compare, short: Config, turns: list[tuple[int, int, str | None]]
+) -> None:
+    Path("runs").mkdir()
+    Path("runs/step_times.json").write_text("{", encoding="utf-8")
+    configs = [short, replace(short, run="other", model=replace(short.model, d_mlp=17))]
+    assert compare(configs, "--budget", "seconds=0.05")[0] == 0
+    assert len(json.loads(Path("runs/step_times.json").read_text(encoding="utf-8"))) == 2
+    code, err = compare(configs, "--budget", "seconds=0.001")
+    assert code == 2
+    assert "before one has done 1 step of 0.02 seconds" in err

@@ -142,7 +142,7 @@ def test_unequal_times_are_said_where_seconds_are_the_budget(seconds: float, war
     other = Contender("b", "", 1, (ContenderRun("b", 0, "", slow),))
     for budget in ("seconds=3", "tokens=5000", None):
         found = compare([contender("a", [10.0]), other], budget=budget, more_seeds="")
-        said = "b trained for 3.0 s, a-s0 for 2.5 s" in "\n".join(found.conclusion)
+        said = "took 3.0 s in b and 2.5 s in a-s0" in "\n".join(found.conclusion)
         assert said == (warns and budget == "seconds=3")
 
 

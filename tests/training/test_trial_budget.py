@@ -70,9 +70,14 @@ def test_flops_are_three_times_those_of_the_forward_pass() -> None:
     assert with_budget(wider, budget).train.total_steps < 30
 
 
-def test_seconds_are_left_to_a_measurement() -> None:
-    train = with_budget(SMALL, Budget("seconds", 90)).train
-    assert (train.minutes, train.max_steps) == (1.5, SMALL.train.max_steps)
+def test_seconds_become_as_many_steps_as_fit_into_them() -> None:
+    minutes = replace(SMALL, train=replace(SMALL.train, minutes=7.0))
+    train = with_budget(minutes, Budget("seconds", 90, (0.25,))).train
+    assert (train.max_steps, train.minutes) == (360, None)
+    stages = (Stage(32, 8, 30), Stage(64, 8, 10))
+    staged = replace(SMALL, train=replace(SMALL.train, stages=stages))
+    fitted = with_budget(staged, Budget("seconds", 25, (1.0, 2.0))).train
+    assert [stage.steps for stage in fitted.stages] == [15, 5]
 
 
 def test_a_budget_of_less_than_a_step_is_refused() -> None:

@@ -76,7 +76,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--set", metavar="A.B=VALUE", action="append", default=[], help="one setting, for all runs")
     seeds = "train each configuration with N seeds, from its own on (default: 1)"
     add("--seeds", metavar="N", type=int, default=1, help=seeds)
-    budget = "tokens=N, seconds=N or flops=N of training for each run, instead of their own steps"
+    budget = (
+        "tokens=N, flops=N, or the steps that fit in seconds=N of training on this machine, timed "
+        "before, instead of their own steps"
+    )
     add("--budget", metavar="UNIT=N", help=budget)
     tune = "first find each configuration's learning rate: half of it, twice, and on from there"
     add("--tune", action="store_true", help=tune)
@@ -160,7 +163,7 @@ def _write(value: Any, arguments: Arguments) -> str:
 
 def _compare(entrants: Sequence[Entrant], budget: Budget | None, arguments: Arguments) -> None:
     """Train, write the figures and the page after each seed, and print what was shown."""
-    from ys_llm.training.comparison import Plan, clean, run_comparison
+    from ys_llm.training.comparison import Plan, clean, run_comparison, timed
 
     plan = Plan(
         tuple(entrants),
@@ -172,6 +175,7 @@ def _compare(entrants: Sequence[Entrant], budget: Budget | None, arguments: Argu
         again=arguments.command(),
         more_seeds=arguments.command(seeds=max(3, 2 * arguments.seeds), keep=None),
     )
+    plan = timed(plan, RUNS_DIR, anew=arguments.clean)
     if arguments.clean:
         clean(plan, RUNS_DIR)
     for progress in run_comparison(plan, RUNS_DIR):

@@ -16,7 +16,7 @@ import numpy as np
 from ys_llm.evaluation.significance import Float64Array, pooled_deviation, pooled_t_p, sign_flip_p
 
 SIGNIFICANT = 0.05
-_EQUAL_TIMES = 0.1  # by which the seconds of two runs may differ where seconds are the budget
+_EQUAL_TIMES = 0.1  # by which the seconds of two runs differ on a quiet machine at most
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,13 @@ def compare(
 
 
 def _unequal_times(rows: Sequence[RunRow]) -> Iterator[str]:
-    """A warning where the steps that were measured for the seconds have taken others."""
+    """A note where the steps that were planned for the seconds have taken others."""
     shortest, longest = (choose(rows, key=lambda row: row.seconds) for choose in (min, max))
     if longest.seconds > shortest.seconds * (1 + _EQUAL_TIMES):
         yield (
-            f"Their times were not equal: {longest.run} trained for {longest.seconds:,.1f} s, "
-            f"{shortest.run} for {shortest.seconds:,.1f} s. Other work on the machine does that."
+            f"The steps that were planned took {longest.seconds:,.1f} s in {longest.run} and "
+            f"{shortest.seconds:,.1f} s in {shortest.run}. Other work on the machine does that; it "
+            f"changes the tokens/s above, and no loss."
         )
 
 

@@ -10,6 +10,7 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,9 +61,8 @@ class Costs:
         evaluations = -(-total // evaluate)
         saves = 1 + evaluations + total // save - total // math.lcm(evaluate, save)
         samples = (total - 1) // sample if sample else 0
-        stages = zip(config.plan, self.step, strict=True)
         return {
-            "steps": sum(stage.steps * seconds for stage, seconds in stages),
+            "steps": seconds_of(config, self.step),
             "evaluations": evaluations * self.evaluation + self.final_evaluation,
             "checkpoints": (saves + evaluations / 3) * self.checkpoint,
             "samples": samples * self.sample,
@@ -150,6 +150,12 @@ def tokens_of(config: TrainConfig) -> int:
     """Tokens that the plan reads."""
     batches = sum(stage.steps * stage.seq_len * stage.batch_size for stage in config.plan)
     return batches * config.grad_accum_steps
+
+
+def seconds_of(config: TrainConfig, of_step: Sequence[float]) -> float:
+    """Seconds of all steps of the plan, given those of a step of each stage."""
+    stages = zip(config.plan, of_step, strict=True)
+    return sum(stage.steps * seconds for stage, seconds in stages)
 
 
 def measure(run: Run, scratch: Path) -> Costs:

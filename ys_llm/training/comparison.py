@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from ys_llm.config.schema import Config
+from ys_llm.config.sources import load_config
 from ys_llm.errors import (
     EXIT_DIVERGED,
     EXIT_INTERRUPTED,
@@ -18,6 +19,7 @@ from ys_llm.evaluation.verdicts import Comparison, Contender, ContenderRun, RunR
 from ys_llm.runs.folder import list_removals, remove
 from ys_llm.training.metrics import log_line
 from ys_llm.training.rate_search import RateSearch, search_rate
+from ys_llm.training.step_times import StepTime, time_steps, timing_note
 from ys_llm.training.trial_budget import Budget
 from ys_llm.training.trials import Trial, check_same_settings, plan_trial, run_trial
 
@@ -38,7 +40,7 @@ class Plan:
     """What is trained: every entrant with every seed, after a search of its rate where `tune`.
 
     `settings` are for all of them, `allowed` what may differ. `again` is the command that goes on
-    after a stop, `more_seeds` one that trains more.
+    after a stop, `more_seeds` one that trains more. A budget of seconds needs `timed`.
     """
 
     entrants: tuple[Entrant, ...]
@@ -49,11 +51,16 @@ class Plan:
     allowed: tuple[str, ...]
     again: str
     more_seeds: str
+    step_times: Mapping[str, StepTime] = field(default_factory=dict)  # by run, where seconds count
 
     def trial(self, entrant: Entrant, seed: int, rate: float) -> Trial:
         """One run of it."""
+        budget = self.budget
+        if budget and budget.unit == "seconds":
+            seconds = self.step_times[entrant.config.run].seconds
+            budget = replace(budget, step_seconds=seconds)
         return plan_trial(
-            entrant.name, entrant.path, self.settings, seed=seed, budget=self.budget, rate=rate
+            entrant.name, entrant.path, self.settings, seed=seed, budget=budget, rate=rate
         )
 
     def trials(self) -> list[list[Trial]]:
@@ -74,6 +81,14 @@ class Progress:
     results: Mapping[str, RunResult]
 
 
+def timed(plan: Plan, runs_dir: Path, *, anew: bool) -> Plan:
+    """The plan with the time of each one's step, where its budget counts seconds."""
+    if plan.budget is None or plan.budget.unit != "seconds":
+        return plan
+    resolved = [load_config(one.path, overrides=plan.settings) for one in plan.entrants]
+    return replace(plan, step_times=time_steps(resolved, runs_dir, anew=anew))
+
+
 def clean(plan: Plan, runs_dir: Path) -> None:
     """Remove the models of all its runs."""
     for trial in (trial for of_seed in plan.trials() for trial in of_seed):
@@ -92,7 +107,9 @@ def run_comparison(plan: Plan, runs_dir: Path) -> Iterator[Progress]:
     trials = plan.trials()
     for trial in (trial for of_seed in trials for trial in of_seed):
         check_same_settings(runs_dir / trial.run, trial)
-    rates = [f"{run}: {one.text}." for run, one in searches.items()]
+    notes = [f"{run}: {one.text}." for run, one in searches.items()]
+    if plan.step_times and plan.budget:
+        notes.append(timing_note(plan.step_times, plan.budget.amount))
     results: dict[str, RunResult] = {}
     diverged: dict[str, str] = {}
     for number, of_seed in enumerate(trials, 1):
@@ -110,7 +127,7 @@ def run_comparison(plan: Plan, runs_dir: Path) -> Iterator[Progress]:
             contenders,
             budget=plan.budget.text if plan.budget else None,
             more_seeds=plan.more_seeds,
-            notes=[*diverged.values(), *rates],
+            notes=[*diverged.values(), *notes],
         )
         yield Progress(found, plan.entrants, results)
 

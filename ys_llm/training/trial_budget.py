@@ -1,6 +1,7 @@
 """One budget for every run of a comparison: tokens, seconds or FLOPs of training.
 
-The steps are derived from it, and the learning rate's schedule and warm-up from the steps.
+The steps are derived from it before training, and the learning rate's schedule and warm-up from the
+steps: nothing that happens meanwhile changes them. What a step takes is timed by `step_times.py`.
 """
 
 import math
@@ -13,7 +14,7 @@ from ys_llm.config.schema import Config
 from ys_llm.errors import EXIT_USAGE, UsageError, UserError
 from ys_llm.model.costs import flops_per_token
 from ys_llm.model.language_model import Model
-from ys_llm.training.budget import tokens_of, with_steps
+from ys_llm.training.budget import seconds_of, tokens_of, with_steps
 
 UNITS = ("tokens", "seconds", "flops")
 REPLACED = ("train.max_steps", "train.minutes")  # settings that a budget takes the place of
@@ -22,10 +23,11 @@ TRAINING_FLOPS = 3  # times the FLOPs of a forward pass: backward costs two
 
 @dataclass(frozen=True)
 class Budget:
-    """What each run may use."""
+    """What each run may use; seconds are counted by those of a step, one number for each stage."""
 
     unit: Literal["tokens", "seconds", "flops"]
     amount: float
+    step_seconds: tuple[float, ...] = ()
 
     @property
     def text(self) -> str:
@@ -54,13 +56,10 @@ def parse_budget(text: str) -> Budget:
 def with_budget(config: Config, budget: Budget) -> Config:
     """The configuration with as many steps as the budget has room for.
 
-    Seconds become `train.minutes`, which a measurement turns into steps when the run begins. Stages
-    keep their proportions. Raises UserError where the budget ends before the first step.
+    Stages keep their proportions. Raises UserError where the budget ends before the first step.
     """
-    if budget.unit == "seconds":
-        return replace(config, train=replace(config.train, minutes=budget.amount / 60))
     total = config.train.total_steps
-    whole = tokens_of(config.train) if budget.unit == "tokens" else flops_of(config)
+    whole = _cost(config, budget)
     steps = int(total * budget.amount / whole)
     least = len(config.train.plan)
     if steps < least:
@@ -72,6 +71,15 @@ def with_budget(config: Config, budget: Budget) -> Config:
         )
     fitted = with_steps(config, steps)
     return replace(fitted, train=replace(fitted.train, minutes=None))
+
+
+def _cost(config: Config, budget: Budget) -> float:
+    """The whole training, in the budget's unit."""
+    if budget.unit == "tokens":
+        return tokens_of(config.train)
+    if budget.unit == "flops":
+        return flops_of(config)
+    return seconds_of(config.train, budget.step_seconds)
 
 
 def flops_of(config: Config) -> float:

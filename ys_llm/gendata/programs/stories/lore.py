@@ -1,16 +1,19 @@
-"""What all stories share, as files that a writer edits: traits, places, weather, phrases.
+"""What all stories share, as files that a writer edits: traits, places, phrases, details.
 
 Their texts are templates in the language of `programs/grammar.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from ys_llm.config.shipped import shipped_folder
 from ys_llm.config.sources import load_dataclass
 from ys_llm.config.strict_reader import setting
+from ys_llm.gendata.programs.stories.variations import varied
+
+Row = Mapping[str, str]
 
 
 def stories_folder() -> Path:
@@ -59,6 +62,21 @@ class Scenery:
 
 
 @dataclass(frozen=True)
+class Detail:
+    """Something that has nothing to do with the plot, told early and picked up near the end."""
+
+    opening: str = setting("", "sentences near the beginning, each with its full stop")
+    again: str = setting("", "a sentence near the end")
+    rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Details:
+    details: Mapping[str, Detail] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Traits:
     traits: Mapping[str, Trait] = field(default_factory=dict)
 
@@ -72,14 +90,30 @@ class _Phrases:
 def traits() -> Mapping[str, Trait]:
     """The traits by name. Raises UserError with all problems of their file."""
     found: _Traits = load_dataclass(_Traits, stories_folder() / "traits.yaml")
-    return found.traits
+    return {name: _varied_trait(trait) for name, trait in found.traits.items()}
+
+
+def _varied_trait(trait: Trait) -> Trait:
+    """A trait whose sentences say the same in other words, too."""
+    texts = {
+        name: tuple(map(varied, getattr(trait, name)))
+        for name in ("habits", "stuck", "dares", "glad", "ends")
+    }
+    return replace(trait, **texts)
 
 
 @cache
 def phrases() -> Mapping[str, str]:
     """The phrases that every plot may use. Raises UserError with all problems of their file."""
     found: _Phrases = load_dataclass(_Phrases, stories_folder() / "phrases.yaml")
-    return found.phrases
+    return {name: varied(text) for name, text in found.phrases.items()}
+
+
+@cache
+def details() -> Mapping[str, Detail]:
+    """The details by name. Raises UserError with all problems of their file."""
+    found: _Details = load_dataclass(_Details, stories_folder() / "details.yaml")
+    return found.details
 
 
 @cache

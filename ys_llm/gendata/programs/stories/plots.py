@@ -6,6 +6,7 @@
     script: |                           # the story, in the language of `programs/grammar.py`
       {opening} ...
     avoid: [kind]                       # traits of {a} that do not suit the plot
+    at_home: true                       # it ends where {a} lives: nobody goes home
     family: animals                     # or children; both where it is left out
     friend: any adult                   # who {b} is: one of FRIENDS in `stage.py`
     thing: flies                        # {thing} and {noun}: any, or one of this nature
@@ -26,15 +27,14 @@ speaks of the kind of animal that {a} is, and {b} is of a kind that none of them
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
 
 from ys_llm.config.sources import load_dataclass
 from ys_llm.config.strict_reader import setting
-from ys_llm.gendata.programs.stories.lore import stories_folder
-
-Row = Mapping[str, str]
+from ys_llm.gendata.programs.stories.lore import Row, stories_folder
+from ys_llm.gendata.programs.stories.variations import varied
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Plot:
     avoid: tuple[str, ...] = setting((), "traits of {a} that do not suit the plot")
     family: Literal["", "animals", "children"] = setting("", "both where it is empty")
     friend: str = setting("any", "who {b} is")
+    at_home: bool = setting(False, "whether it ends where {a} lives")
     thing: str = setting("", "the nature of {thing}, or any")
     rows: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
     pairs: Mapping[str, tuple[Row, ...]] = field(default_factory=dict)
@@ -76,4 +77,4 @@ def load_plot(name: str) -> Plot:
     """The plot of this name. Raises UserError with all problems of its file."""
     path = stories_folder() / "plots" / f"{name.replace(' ', '_')}.yaml"
     plot: Plot = load_dataclass(Plot, path)
-    return plot
+    return replace(plot, script=varied(plot.script))

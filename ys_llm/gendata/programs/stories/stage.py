@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeVar
 
-from ys_llm.gendata.programs.stories.lore import Place, phrases, scenery, traits
+from ys_llm.gendata.programs.stories.lore import Detail, Place, details, phrases, scenery, traits
 from ys_llm.gendata.programs.words import (
     ADULTS,
     ANIMAL_NAMES,
@@ -36,9 +36,13 @@ ANIMAL_INTRODUCTION = "[{b} the {b.kind}|{b.plain}|{a.his} friend {b} the {b.kin
 SINGULAR_THEY_SHARE = 0.03  # so that a model learns it; rare, as in such books
 
 # What is said: plainly, in the other order, or in the way of a trait.
-SAYS = "[said {a}|said {a}|said {a}|{a} said|said {a} {manner}|said {a} {manner}]"
-ASKS = "[asked {a}|asked {a}|asked {a}|{a} asked|asked {a} {manner}]"
+SAYS = (
+    "[said {a}|said {a}|said {a}|{a} said|said {a} {manner}|said {a} {manner}"
+    "|said {a} {beat}|said {a} {beat}|said {a} {beat}]"
+)
+ASKS = "[asked {a}|asked {a}|asked {a}|{a} asked|asked {a} {manner}|asked {a} {beat}]"
 CRIES = "[cried {a}|cried {a}|called {a}|shouted {a}|{a} cried|{a} called]"
+MOST_DETAILS = 2  # in a story
 CALM_TRAITS = ("shy", "quiet", "gentle", "old")
 
 
@@ -83,6 +87,7 @@ class StoryStage:
     place: Place
     slots: dict[str, str] = field(default_factory=lambda: dict(phrases()))
     cast: dict[str, Character] = field(default_factory=dict)
+    details: Sequence[Detail] = ()
 
     def pick(self, options: Sequence[T]) -> T:
         """One of the options."""
@@ -178,7 +183,7 @@ def _introduction(role: str, character: Character) -> str:
 @cache
 def _ways(trait: str) -> Mapping[str, str]:
     """Templates of how a character with this trait speaks and acts, as those of {a}."""
-    ways = {"says": SAYS, "asks": ASKS, "cries": CRIES}
+    ways = {"says": SAYS, "asks": ASKS, "cries": CRIES, "beat": phrases()["beat"]}
     if trait in CALM_TRAITS:
         ways["cries"] = ways["cries"].replace("shouted", "called")
     if trait == "old":
@@ -192,7 +197,7 @@ def _ways(trait: str) -> Mapping[str, str]:
 def _of(role: str, template: str) -> str:
     """A template about {a}, as one about this role."""
     own = template.replace("{a", "{" + role)
-    for name in ("says", "asks", "cries", "manner"):
+    for name in ("says", "asks", "cries", "manner", "beat"):
         own = own.replace(f"{{{name}}}", f"{{{role}.{name}}}")
     return own
 
@@ -223,12 +228,40 @@ def set_stage(
         stage.child("a", avoid)
     opening = rng.choice(("tale", "tale", "day", "day", "plain"))
     stage.slots |= {
-        "habit": "{a.habit}",
+        "habit": "{a.habit} {details}{frame}",
         "opening": "{" + opening + "}",
         "one day": "{same day}" if opening == "day" else "{some day}",
         "lives": "{animal lives}" if drawn == "animals" else "{child lives}",
     }
+    _add_details(stage)
     return stage
+
+
+def stay_at_home(stage: StoryStage) -> None:
+    """Let the story end where {a} lives: no sentence of its end goes home."""
+    ends = traits()[stage.cast["a"].trait].ends
+    stage.slots["a.end"] = f"[{'|'.join(end for end in ends if 'home' not in end)}]"
+    stage.slots |= {"homeward": "{night}", "went home": "{good night}"}
+
+
+def _add_details(stage: StoryStage) -> None:
+    """{details} near the beginning; {recall} near the end speaks of one of them again."""
+    number = stage.rng.randint(1, MOST_DETAILS)
+    chosen = stage.rng.sample(list(details().values()), number)
+    for detail in chosen:
+        for rows in detail.rows.values():
+            for name, text in stage.pick(rows).items():
+                stage.fill(name, text)
+        for name, texts in detail.lists.items():
+            stage.fill(name, stage.pick(texts))
+    tell_details(stage, chosen)
+
+
+def tell_details(stage: StoryStage, told: Sequence[Detail]) -> None:
+    """Fill {details} with the openings of these details, {recall} with what says one again."""
+    stage.details = told
+    stage.slots["details"] = "".join(detail.opening for detail in told)
+    stage.slots["recall"] = stage.pick(told).again if told else ""
 
 
 def _fill_numbered(stage: StoryStage, name: str, options: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from functools import cache
 from ys_llm.data.records import Record
 from ys_llm.gendata.programs.grammar import (
     Alternatives,
+    Sequence,
     expand,
     expand_parsed,
     parse,
@@ -18,9 +19,16 @@ from ys_llm.gendata.programs.grammar import (
 from ys_llm.gendata.programs.stories.plots import load_plot, plot_names
 from ys_llm.gendata.programs.stories.prepare import prepare
 from ys_llm.gendata.programs.stories.pronouns import pronominalise
-from ys_llm.gendata.programs.stories.stage import Character, StoryStage, set_stage
+from ys_llm.gendata.programs.stories.stage import (
+    Character,
+    StoryStage,
+    set_stage,
+    stay_at_home,
+    tell_details,
+)
 
-SHORTEST_WORDS, LONGEST_WORDS = 110, 270
+SHORTEST_WORDS, LONGEST_WORDS = 110, 300
+TELLINGS_BEFORE_FEWER = 2  # then the story has one detail less
 MAX_TELLINGS = 100  # of the same prepared plot; most are good enough at the first
 
 PROMPTS = (
@@ -60,10 +68,12 @@ def make_story(rng: random.Random) -> Story:
     name = rng.choice(plot_names())
     plot = load_plot(name)
     stage = set_stage(rng, plot.family, plot.avoid)
+    if plot.at_home:
+        stay_at_home(stage)
     prepare(stage, plot)
-    text = _tell_well(name, plot.script, stage)
     gist, theme, outcome = (_phrase(stage, one) for one in (plot.gist, plot.theme, plot.outcome))
     stage.slots |= {"gist": gist, "theme": theme}
+    text = _tell_well(name, plot.script, stage)
     prompt, rest = _prompt(stage, text)
     asks = [(_sentence(stage, one.question), _sentence(stage, one.answer)) for one in plot.asks]
     return Story(
@@ -99,6 +109,8 @@ def _phrase(stage: StoryStage, template: str) -> str:
 def _tell_well(name: str, script: str, stage: StoryStage) -> str:
     text = ""
     for number in range(MAX_TELLINGS):
+        if number and number % TELLINGS_BEFORE_FEWER == 0:
+            tell_details(stage, stage.details[1:])
         text = _tell(script, stage, left_out=number // 2)
         if _reads_well(text, stage.cast["a"]):
             return text
@@ -125,8 +137,15 @@ def _colours(script: str) -> tuple[int, ...]:
         if isinstance(part, Alternatives)
         and 0 < place < len(parts) - 1
         and all(parts[near] == " " for near in (place - 1, place + 1))
+        and all(map(_is_whole, part.alternatives))
         and all(_is_common(name) for name in slots_in(part))
     )
+
+
+def _is_whole(sentence: Sequence) -> bool:
+    """Whether this is one sentence or more; a choice of words inside a sentence is not."""
+    last = sentence[-1] if sentence else "."
+    return not isinstance(last, str) or last.rstrip().endswith((".", "!", "?", '"'))
 
 
 def _is_common(name: str) -> bool:

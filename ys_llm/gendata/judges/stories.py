@@ -23,6 +23,7 @@ _NAMES = frozenset(
 )
 # Words, without the two verbs that are written like names where they begin a question.
 _WORD = re.compile(r"(?<![^\W\d_])(?!(?:May|Will) (?:I|you|he|she|they|we|it)\b)[^\W\d_]+")
+_BEING = re.compile(r"\bbeing \w+")  # `a story about being brave` asks for no brave hero
 MOST_NEW_NAMES = 1  # after the hero's: one friend
 
 
@@ -48,7 +49,7 @@ def stories(prompt: str, answer: str) -> dict[str, bool]:
     last_third = told[2 * len(told) // 3 :]
     new = set(names_told) - set(names_asked or names[:1])
     found["keeps_its_hero"] = bool(names) and names[0] in last_third and len(new) <= MOST_NEW_NAMES
-    if traits := [word for word in asked if word in TRAITS]:
+    if traits := [word for word in _WORD.findall(_BEING.sub("", prompt)) if word in TRAITS]:
         found["names_the_trait"] = traits[0] in told
     if plot := plot_asked(prompt):
         found["tells_the_plot"] = plot_told(answer) == plot

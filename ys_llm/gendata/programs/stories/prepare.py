@@ -6,7 +6,8 @@ The order of the random choices decides the bytes of the corpus.
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ys_llm.gendata.programs.stories.plots import Plot, Row
+from ys_llm.gendata.programs.stories.lore import Row
+from ys_llm.gendata.programs.stories.plots import Plot
 from ys_llm.gendata.programs.stories.stage import ONE_TO_THREE, StoryStage
 from ys_llm.gendata.programs.words import ANIMALS, Animal
 

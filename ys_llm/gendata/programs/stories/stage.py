@@ -1,6 +1,7 @@
 """The stage of one story: its characters, their ways, and the slots of its text."""
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,6 +44,7 @@ SAYS = (
 ASKS = "[asked {a}|asked {a}|asked {a}|{a} asked|asked {a} {manner}|asked {a} {beat}]"
 CRIES = "[cried {a}|cried {a}|called {a}|shouted {a}|{a} cried|{a} called]"
 MOST_DETAILS = 2  # in a story
+TOLD, RECALL = "\x01", "\x02"  # around what is dropped where the details were not told
 CALM_TRAITS = ("shy", "quiet", "gentle", "old")
 
 
@@ -237,6 +239,13 @@ def set_stage(
     return stage
 
 
+def drop_marks(text: str) -> str:
+    """The text without its marks, and without recalling what it has not told."""
+    if TOLD not in text:
+        text = re.sub(f"{RECALL}[^{RECALL}]*{RECALL}", "", text)
+    return text.translate({ord(TOLD): None, ord(RECALL): None})
+
+
 def stay_at_home(stage: StoryStage) -> None:
     """Let the story end where {a} lives: no sentence of its end goes home."""
     ends = traits()[stage.cast["a"].trait].ends
@@ -260,8 +269,9 @@ def _add_details(stage: StoryStage) -> None:
 def tell_details(stage: StoryStage, told: Sequence[Detail]) -> None:
     """Fill {details} with the openings of these details, {recall} with what says one again."""
     stage.details = told
-    stage.slots["details"] = "".join(detail.opening for detail in told)
-    stage.slots["recall"] = stage.pick(told).again if told else ""
+    again = stage.pick(told).again if told else ""
+    stage.slots["details"] = TOLD + "".join(detail.opening for detail in told)
+    stage.slots["recall"] = RECALL + again + RECALL
 
 
 def _fill_numbered(stage: StoryStage, name: str, options: Sequence[str]) -> None:

@@ -22,6 +22,7 @@ from ys_llm.gendata.programs.stories.pronouns import pronominalise
 from ys_llm.gendata.programs.stories.stage import (
     Character,
     StoryStage,
+    drop_marks,
     set_stage,
     stay_at_home,
     tell_details,
@@ -123,7 +124,7 @@ def _tell(script: str, stage: StoryStage, *, left_out: int = 0) -> str:
     colours = _colours(script)
     for place in stage.rng.sample(colours, min(left_out, len(colours))):
         parts[place] = ""
-    text = tidy(expand_parsed(tuple(parts), stage.slots, stage.rng))
+    text = tidy(drop_marks(expand_parsed(tuple(parts), stage.slots, stage.rng)))
     return pronominalise(text, stage.cast.values(), stage.rng)
 
 

@@ -34,7 +34,7 @@ from ys_llm.training.tuning import Source
 
 FILE = "step_times.json"
 ROUNDS = 3
-TURN_SECONDS = 2.0  # of steps, for each stage of each contender
+TURN_SECONDS = 1.0  # of steps, for each stage of each contender
 UNSTEADY = 0.1  # a spread from which on the machine was not quiet
 # A step takes as long with any seed, rate and number of steps.
 _NOT_TIMED = (

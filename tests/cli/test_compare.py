@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ import torch
 from ys_llm.cli.main import main
 from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved, to_yaml
-from ys_llm.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, UserError
+from ys_llm.errors import EXIT_DIVERGED, EXIT_INTERRUPTED, EXIT_TERMINATED, UserError
 from ys_llm.evaluation import ledger
-from ys_llm.training import step_times, trials
+from ys_llm.training import loop, step_times, trials
 from ys_llm.training.trainer import Run
 
 SMALL = replace(
@@ -229,6 +230,25 @@ def test_a_comparison_that_is_stopped_says_how_to_go_on(
     assert code == EXIT_INTERRUPTED
     assert "one stopped by SIGINT at step 3" in err
     assert "type: ys compare 0.yaml 1.yaml --seeds 2" in err
+
+
+def test_a_stop_in_the_last_step_of_a_run_stops_the_comparison(
+    compare: Compare, short: Config, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop._evaluate
+
+    def stopped(*arguments: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*arguments)
+
+    configs = [short, replace(short, run="other")]
+    monkeypatch.setattr(loop, "_evaluate", stopped)
+    code, err = compare(configs, "--set", "train.eval_interval=2")
+    assert code == EXIT_TERMINATED and trained == ["one"]
+    assert "one was stopped when it was trained" in err and "type: ys compare 0.yaml" in err
+    monkeypatch.setattr(loop, "_evaluate", real)
+    assert compare(configs, "--set", "train.eval_interval=2")[0] == 0
+    assert [row["steps"] for row in figures()["runs"]] == [2, 2]
 
 
 def test_a_configuration_that_diverges_is_left_out(

@@ -62,7 +62,10 @@ from ys_llm.training.tuned_run import (
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """The result of training; bits per byte and loss are those of the best weights."""
+    """The result of training; bits per byte and loss are those of the best weights.
+
+    `signal` is one that came when the last step had begun, and that therefore stopped nothing.
+    """
 
     run: Path
     parameters: int
@@ -73,6 +76,7 @@ class TrainSummary:
     val_bits_per_byte: float | None
     baselines: dict[str, float]
     val_names_again_loss: float | None = None
+    signal: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -131,7 +135,7 @@ def _train(
             _stop_requested(ranks) as stop,
         ):
             _loop(run, state, metrics, display, reporter, stop)
-        return _finish(run, state, reporter)
+        return replace(_finish(run, state, reporter), signal=stop.signal)
 
 
 def _stop_requested(ranks: Ranks) -> AbstractContextManager[StopRequest]:

@@ -109,7 +109,8 @@ def _overrides(config: Config, wanted: Config) -> list[str]:
 def run_trial(trial: Trial, runs_dir: Path) -> RunResult:
     """The result of a trial: what its run's folder has already, or trained and measured now.
 
-    Raises UserError where the folder has a run of other settings, and where nothing is held out.
+    Raises UserError where the folder has a run of other settings, where nothing is held out, and
+    where a signal came that training no longer needed.
     """
     config, folder = trial.resolved.config, runs_dir / trial.run
     check_same_settings(folder, trial)
@@ -117,6 +118,8 @@ def run_trial(trial: Trial, runs_dir: Path) -> RunResult:
     if done is not None:
         return done
     summary = train(trial.resolved, runs_dir=runs_dir)
+    if summary.signal:
+        raise UserError("was stopped when it was trained", exit_code=128 + summary.signal)
     if summary.val_loss is None:
         raise UserError(
             f"{config.run} has no validation text, so there is nothing to compare",

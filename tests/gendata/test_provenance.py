@@ -93,6 +93,7 @@ def test_the_manifest_says_where_a_record_came_from(made: Path) -> None:
         entry = by_key[line["key"]]
         assert (line["kind"], line["index"]) == (entry["kind"], entry["index"])
         assert line["model"] == "tiny" and len(line["model_digest"]) == 64
+        assert line["server"].startswith("ollama ")
         assert [set(asked) for asked in line["requests"]] == [
             {"prompt", "system", "options"}
         ] * len(line["requests"])

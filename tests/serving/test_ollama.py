@@ -78,7 +78,8 @@ def test_options_are_those_of_the_run_until_they_are_given(
     own = replace(engine.loaded.config.generate, max_tokens=24)
     named = {"top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.1}
     expected = engine.answer(PROMPT, replace(own, seed=3, **named))
-    found = asking.generate("small", PROMPT, options={**options, "num_ctx": 64})
+    neutral = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repeat_last_n": 64}
+    found = asking.generate("small", PROMPT, options={**options, **neutral, "num_ctx": 64})
     assert found.response == expected.text
     stopped = asking.generate("small", PROMPT, options={**GREEDY, "stop": [" "]})
     assert stopped.response == engine.answer(PROMPT, CONFIG).text.partition(" ")[0]

@@ -34,7 +34,8 @@ class TracedRecord:
         yield f"  kind      {line['kind']}, digest {line['digest']}"
         yield f"  item      {line['index']} of seed {line.get('seed', '?')}, key {line['key']}"
         if line.get("model"):
-            yield f"  model     {line['model']}, digest {line.get('model_digest') or 'unknown'}"
+            by = f", by {line['server']}" if line.get("server") else ""
+            yield f"  model     {line['model']}, digest {line.get('model_digest') or 'unknown'}{by}"
             yield f"  made      {line.get('time', '?')}, in {line.get('seconds', '?')} s"
         else:
             yield "  model     none: a program wrote it"

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from ys_llm.gendata.recipes.load import (
     origin,
     program_recipes,
 )
-from ys_llm.gendata.recipes.recipe import Recipe
+from ys_llm.gendata.recipes.recipe import Deadlines, Recipe
 from ys_llm.system.signals import stop_requested
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def sample(
     from ys_llm.gendata.generation.sample import sample as records
 
     recipes = _recipes(names, model, folders)
-    back_end = _connect(host) if any(recipe.uses_model for recipe in recipes) else None
+    back_end = _connect(host, recipes) if any(recipe.uses_model for recipe in recipes) else None
     yield "\n".join(map(fingerprint_line, recipes))
     with stop_requested("closing the request; press again to stop at once") as stop:
 
@@ -200,12 +201,32 @@ def models_of(names: Sequence[str], folders: Sequence[Path] | None = None) -> li
     return list(dict.fromkeys(models))
 
 
-def _connect(host: str) -> "Ollama | OpenAI":
+def _connect(host: str, recipes: Sequence[Recipe] = ()) -> "Ollama | OpenAI":
     """The back end: ollama's protocol, or OpenAI's where the host begins with `openai:`."""
     from ys_llm.gendata.backends.ollama import Ollama
     from ys_llm.gendata.backends.openai import PREFIX, OpenAI
 
-    return OpenAI(host) if host.startswith(PREFIX) else Ollama(host)
+    limits = _deadlines(recipes)
+    if host.startswith(PREFIX):  # it does not tell the first token from a later one
+        return OpenAI(
+            host,
+            connect_seconds=limits.connect,
+            stall_seconds=max(limits.first, limits.stall),
+            total_seconds=limits.total,
+        )
+    return Ollama(
+        host,
+        connect_seconds=limits.connect,
+        first_seconds=limits.first,
+        stall_seconds=limits.stall,
+        total_seconds=limits.total,
+    )
+
+
+def _deadlines(recipes: Sequence[Recipe]) -> Deadlines:
+    """The longest deadlines of the kinds that ask a model, which share a server."""
+    every = [recipe.spec.deadlines for recipe in recipes if recipe.uses_model]
+    return reduce(Deadlines.longest, every[1:], every[0]) if every else Deadlines()
 
 
 def make(request: GenerateRequest) -> int:
@@ -221,6 +242,8 @@ def make(request: GenerateRequest) -> int:
     for recipe in recipes:
         if recipe.uses_model:
             print(fingerprint_line(recipe), file=sys.stderr, flush=True)
+    if any(recipe.uses_model for recipe in recipes):
+        print(f"deadlines: {_deadlines(recipes)}", file=sys.stderr, flush=True)
     with stop_requested("closing requests and writing files; press again to stop at once") as stop:
         plan = Plan(
             tuple(recipes),
@@ -232,7 +255,7 @@ def make(request: GenerateRequest) -> int:
         result = generate(
             plan,
             request.out,
-            connect=lambda: _connect(request.host),
+            connect=lambda: _connect(request.host, recipes),
             workers=request.workers,
             should_stop=lambda: bool(stop),
             force=request.force,

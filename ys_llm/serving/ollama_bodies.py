@@ -43,6 +43,8 @@ class Options(Body):
     min_p: MinP | None = None
     repeat_penalty: Penalty | None = None
     repeat_last_n: Literal[64] | None = None
+    presence_penalty: Literal[0] | None = None  # clients that send every option send these
+    frequency_penalty: Literal[0] | None = None
     seed: Annotated[int, Field(ge=-1, lt=SEEDS)] | None = None
     num_predict: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = None
     num_ctx: Annotated[int, Field(ge=1)] | None = None

@@ -46,6 +46,7 @@ class ChatAnswer:
     seconds: float  # of the successful try
     tries: int = 1
     prompt_eval_count: int = 0  # tokens of the prompt; 0 where the server does not report it
+    server: str = ""  # its name and version; "" where it does not tell
 
 
 class BackEnd(Protocol):

@@ -112,6 +112,7 @@ class Ollama:
         self._stall_seconds, self._total_seconds = stall_seconds, total_seconds
         self._pauses = tuple(pauses)
         self._listed: dict[str, ollama.ListResponse.Model] = {}
+        self._server = ""  # name and version, once asked for
         read_seconds = max(first_seconds, stall_seconds)  # for any bytes; parts have their own
         self._timeout = httpx.Timeout(
             connect=connect_seconds, read=read_seconds, write=stall_seconds, pool=connect_seconds
@@ -202,6 +203,7 @@ class Ollama:
             eval_count=last.eval_count or 0,
             seconds=time.monotonic() - began,
             prompt_eval_count=last.prompt_eval_count or 0,
+            server=self._server,
         )
 
     async def _parts(
@@ -231,6 +233,17 @@ class Ollama:
             async with asyncio.timeout(wait_seconds):
                 listed = await client.list()
         self._listed = {full_name(entry.model or ""): entry for entry in listed.models}
+        if not self._server:
+            self._server = await self._named_version()
+
+    async def _named_version(self) -> str:
+        """`ollama 0.12.3`; "" where the server does not tell: records do without."""
+        try:
+            async with httpx.AsyncClient(**self._settings()) as plain:
+                answer = await plain.get(f"{self.address}/api/version")
+                return f"ollama {answer.json()['version']}" if answer.is_success else ""
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return ""
 
     async def _version(self) -> str:
         """The server's version, for which the client has no call. Lists the models as well."""

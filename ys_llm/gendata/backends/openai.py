@@ -92,6 +92,7 @@ class OpenAI:
         if should_stop():
             raise StoppedError("stopped by the caller")
         began, texts, reason, usage = time.monotonic(), list[str](), "", dict[str, Any]()
+        server = ""
         body = _body(request)
         with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
             self._check(response, request.model)
@@ -101,6 +102,7 @@ class OpenAI:
                 if time.monotonic() > ends:
                     raise self._transient("deadline", f"no answer in {self._total_seconds:g} s")
                 usage = part.get("usage") or usage
+                server = str(part.get("system_fingerprint") or server)
                 for choice in part.get("choices", ()):
                     texts.append((choice.get("delta") or {}).get("content") or "")
                     reason = choice.get("finish_reason") or reason
@@ -119,6 +121,7 @@ class OpenAI:
             eval_count=int(usage.get("completion_tokens") or len(texts)),
             seconds=time.monotonic() - began,
             prompt_eval_count=int(usage.get("prompt_tokens") or 0),
+            server=server,
         )
 
     def _check(self, response: httpx.Response, model: str) -> None:

@@ -41,6 +41,7 @@ def manifest_line(entry: JournalEntry) -> dict[str, Any]:
     line |= {name: names for name, names in verdicts.items() if names}
     if origin.model:
         line |= {"model": origin.model, "model_digest": origin.model_digest}
+        line |= {"server": origin.server} if origin.server else {}
         line |= {"requests": to_plain(origin.requests)}
         line |= {"time": origin.time, "seconds": origin.seconds}
     return line

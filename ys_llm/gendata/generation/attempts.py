@@ -39,6 +39,7 @@ class Attempt:
     answers: dict[str, str] = field(default_factory=dict)  # by step
     requests: list[SentRequest] = field(default_factory=list)
     model_digest: str = ""
+    server: str = ""
     fixed: tuple[str, ...] = ()
     seconds: float = 0.0
 
@@ -89,8 +90,10 @@ def _answer(
     if reason := too_long(prompt, system, options):
         raise _RejectedError("prompt_too_long", reason)
     state.requests.append(SentRequest(prompt, system, options))
-    answer = _ask(ask, item, ChatRequest(recipe.spec.model, prompt, system, options))
-    state.model_digest = answer.model_digest
+    answer = _ask(
+        ask, item, ChatRequest(recipe.spec.model, prompt, system, options, recipe.format_of(step))
+    )
+    state.model_digest, state.server = answer.model_digest, answer.server
     if reason := did_not_fit(prompt, system, answer):
         raise _RejectedError("did_not_fit", reason)
     if context_is_full(answer, options):

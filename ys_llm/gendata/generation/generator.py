@@ -228,6 +228,7 @@ class Generator:
             round(sum(one.seconds for one in tries), 3),
             model=recipe.spec.model if recipe.uses_model else "",
             model_digest=last.model_digest,
+            server=last.server,
             requests=tuple(last.requests),
             fixed=last.fixed,
             verified=tuple(recipe.spec.verifiers) if accepted else (),

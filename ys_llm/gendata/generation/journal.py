@@ -55,6 +55,7 @@ class Origin:
     seconds: float
     model: str = ""
     model_digest: str = ""
+    server: str = ""  # name and version
     requests: tuple[SentRequest, ...] = ()
     fixed: tuple[str, ...] = ()  # by these curation rules
     verified: tuple[str, ...] = ()  # by these verifiers
@@ -204,6 +205,7 @@ _ANSWER: _Types = {
     "eval_count": int,
     "prompt_eval_count": int,
     "seconds": (int, float),
+    "server": str,
 }
 _ENTRY: _Types = {
     "key": str,
@@ -223,10 +225,12 @@ _PROVENANCE: _Types = {
     "seconds": (int, float),
     "model": str,
     "model_digest": str,
+    "server": str,
     "requests": list,
     "fixed": list,
     "verified": list,
 }
+_SINCE: Mapping[str, str] = {"server": ""}  # fields that journals of earlier versions lack
 _OLD_NAMES = {"asked": "requests", "mended": "fixed"}  # journals of earlier versions
 _REQUEST: _Types = {"prompt": str, "system": str, "options": dict}
 _PAIRS: Mapping[type, _Types] = {
@@ -262,6 +266,8 @@ def _pair(cls: type, found: Any, name: str) -> Any:
 
 
 def _checked(found: Any, types: _Types, name: str) -> dict[str, Any]:
+    if isinstance(found, dict):
+        found = {key: value for key, value in _SINCE.items() if key in types} | found
     if not isinstance(found, dict) or found.keys() != types.keys():
         raise ValueError(f"{name} is not an object with {', '.join(types)}")
     for field_name, kinds in types.items():

@@ -8,7 +8,7 @@ program verifies the result).
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from math import perm
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 COLUMN = " | "  # separates the columns of a topic file
 MAX_RANGE = 100_000  # numbers
 MAX_RECORDS = 1_000_000  # of a kind: 1 GB of stories; an upper bound against typos
-NOT_IN_DIGEST = ("description", "count", "max_tries")  # they do not change what a record says
+NOT_IN_DIGEST = (  # they do not change what a record says
+    "description",
+    "count",
+    "max_tries",
+    "deadlines",
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,29 @@ class SamplingOptions:
                 f"num_predict {self.num_predict} leaves no space for a prompt in num_ctx "
                 f"{self.num_ctx}"
             )
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """How long a server may take, in seconds."""
+
+    connect: float = setting(5.0, "to connect", above=0)
+    first: float = setting(300.0, "for the first token, with loading the model", above=0)
+    stall: float = setting(60.0, "between two tokens", above=0)
+    total: float = setting(900.0, "for an answer with all its tries", above=0)
+
+    def longest(self, other: "Deadlines") -> "Deadlines":
+        """The longer of each pair of deadlines."""
+        pairs = {
+            one.name: (getattr(self, one.name), getattr(other, one.name)) for one in fields(self)
+        }
+        return Deadlines(**{name: max(pair) for name, pair in pairs.items()})
+
+    def __str__(self) -> str:
+        return (
+            f"{self.connect:g} s to connect, {self.first:g} s for the first token, "
+            f"{self.stall:g} s between two, {self.total:g} s for an answer"
+        )
 
 
 @dataclass(frozen=True)
@@ -75,6 +103,9 @@ class AskStep:
     system: str = setting("", "system prompt, a template")
     take: Literal["all", "line"] = setting("all", "`line`: the first line, without decoration")
     sampling: Mapping[str, int | float] = field(default_factory=dict)
+    format: str | Mapping[str, Any] = setting(
+        "", "`json`, or a JSON schema that the answer must meet; sent with the request"
+    )
 
 
 @dataclass(frozen=True)
@@ -100,6 +131,7 @@ class RecipeSpec:
     ask: tuple[AskStep, ...] = setting((), "prompts to the model, in this order")
     output: RecordTemplates = field(default_factory=RecordTemplates)
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    deadlines: Deadlines = field(default_factory=Deadlines)
     rules: tuple[str, ...] = setting(("standard",), "curation rules, or sets of them")
     verifiers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     count: int = setting(100, "number of items to make", minimum=1, maximum=MAX_RECORDS)
@@ -149,6 +181,9 @@ class Recipe:
             name: value for name, value in to_plain(self.spec).items() if name not in NOT_IN_DIGEST
         }
         content["slots"] = [to_plain(slot) for slot in self.slots]
+        for step in content["ask"]:
+            if not step["format"]:  # so that recipes without one keep their digests
+                del step["format"]
         text = json.dumps([self.name, content], sort_keys=True, ensure_ascii=False)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -172,6 +207,17 @@ class Recipe:
     def sampling(self, step: AskStep) -> SamplingOptions:
         """Sampling options of one step: those of the kind, overridden by the step's own."""
         return replace(self.spec.sampling, **step.sampling)  # type: ignore[arg-type]
+
+    def format_of(self, step: AskStep) -> str | Mapping[str, Any]:
+        """The form that a request asks for: the step's own; the last is JSON where it is verified.
+
+        An object with the keys that the verifier `json` wants, as a JSON schema.
+        """
+        wanted = self.spec.verifiers.get("json")
+        if step.format or wanted is None or step is not self.spec.ask[-1]:
+            return step.format
+        keys = list(wanted.get("keys", ()))
+        return {"type": "object", "properties": {k: {} for k in keys}, "required": keys}
 
     @cached_property
     def rules(self) -> tuple["Rule", ...]:

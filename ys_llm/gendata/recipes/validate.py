@@ -88,6 +88,8 @@ def _setting_problems(recipe: Recipe) -> Iterator[str]:
     for i, step in enumerate(recipe.spec.ask):
         merged = to_plain(recipe.spec.sampling) | to_plain(step.sampling)
         yield from _refused(parse_dataclass, SamplingOptions, merged, where=f"ask.{i}.sampling")
+        if isinstance(step.format, str) and step.format not in ("", "json"):
+            yield f"ask.{i}.format must be json or a JSON schema, found {step.format!r}"
     for name, settings in recipe.spec.verifiers.items():
         yield from _refused(verifier, name, settings)
 

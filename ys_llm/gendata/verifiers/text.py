@@ -1,5 +1,6 @@
 """Verifiers of prose: length, speakers, required and forbidden words."""
 
+import json
 import re
 from collections.abc import Mapping
 
@@ -9,6 +10,18 @@ _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _OPTION = re.compile(r"^\s*([A-D])[).:]\s*(\S.*?)\s*$", re.MULTILINE)
 _GAP = re.compile(r"_{3,}")
 _ANSWER = re.compile(r"\banswer is:?\s*\**\(?([A-D])\b(?:[).:]?\s*([^\n*]+?))?\W*$", re.IGNORECASE)
+
+
+def json_object(record: Record, slots: Mapping[str, str], *, keys: tuple[str, ...] = ()) -> str:
+    """The response is one JSON object, with these keys at least."""
+    try:
+        found = json.loads(record.response)
+    except ValueError as error:
+        return f"not JSON: {error}"
+    if not isinstance(found, dict):
+        return "not an object of JSON"
+    missing = [key for key in keys if key not in found]
+    return f"the keys {', '.join(missing)} are missing" if missing else ""
 
 
 def words(record: Record, slots: Mapping[str, str], least: int = 1, most: int = 0) -> str:

@@ -123,6 +123,7 @@ def test_a_good_answer_is_whole() -> None:
         len(answer.text.split()),
         answer.seconds,
         prompt_eval_count=len(QUESTION.prompt.split()),
+        server=f"ollama {VERSION}",
     )
     assert 0 < answer.seconds < 5
 

@@ -19,6 +19,7 @@ from ys_llm.gendata.curation.preambles import COPY, ECHO, PREAMBLE, REFUSAL
 from ys_llm.gendata.curation.repetition import REPETITION
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
 from ys_llm.gendata.curation.truncation import TRUNCATED
+from ys_llm.gendata.curation.word_salad import WORD_SALAD
 
 
 def _empty(record: Record) -> RuleResult:
@@ -54,6 +55,7 @@ STANDARD: tuple[Rule, ...] = (
     SELF_REFERENCE,
     LANGUAGE,
     REPETITION,
+    WORD_SALAD,
     TRUNCATED,
 )
 RULE_SETS: dict[str, tuple[Rule, ...]] = {"standard": STANDARD, "legacy": LEGACY_PHRASES}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import pairwise
 
 from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers
@@ -81,7 +82,24 @@ def _cut(response: str) -> str:
         return "" if _GREETING.match(text) else f"ends with {text[-1]!r}"
     if not text[-1].isalnum():
         return ""
+    if _breaks_off_a_repeat(response):
+        return "a repeated line breaks off"
     return _cut_sentence(response, text)
+
+
+def _breaks_off_a_repeat(response: str) -> bool:
+    """Whether the last line is an earlier one, cut inside a word or before its last mark.
+
+    The line before both is the same.
+    """
+    lines = [line.strip() for line in response.splitlines() if line.strip()]
+    before, last = lines[-2:] if len(lines) > 3 else ("", "")
+    rests = (
+        other.removeprefix(last)
+        for one, other in pairwise(lines)
+        if one == before and other != last and other.startswith(last)
+    )
+    return any(rest[0].isalnum() or not any(map(str.isalnum, rest)) for rest in rests)
 
 
 def _cut_item(response: str, last: str, text: str) -> str:
@@ -178,12 +196,14 @@ TRUNCATED = Rule(
         '{"name": "Anna", "hobbies": ["reading"]',
         'This is a person:\n\n{"name": "Anna", "age": 3',
         "Rivers run down from the hills. They carry water to the fields. Some of them end",
+        "The river sings,\nit sings of home,\nThe river sings,\nit sings of ho",
     ),
     negatives=answers(
         "A river runs\nbeneath the suns\nand when it ends it knows it of",
         "Rivers:\n\n* Rhine\n* Danube, the second longest river of the whole of the continent",
         '{"river": "Rhine"}',
         "joy",
+        "The river sings\nof home and hills\n\nand while it runs\n\nThe river sings\nof home",
         "Dear Anna,\n\nthe river is high.\n\nYours, Tom",
         "Dear Anna,\n\nthe river is high, and I think of you.\n\nBest,",
         "int main(void) {\n    return 0;\n}\nint x = 1;",

@@ -29,7 +29,8 @@ _OFFER = re.compile(
       found)\ ?(?:ed\b|this\b|that\b|it\b|the\b|these\b|learning\b|reading\b|my\b)
     | (?:i\ )?hope\ (?:this|that|it)\ (?:helps|helped)\b
     | how(?:['’]s|\ is|\ was|\ does)\ (?:that|this|it)\b[^.!?,]{0,40}\?
-    | (?:does|did|was)\ (?:that|this|it)\ (?:all\ )?(?:make\ sense|help|answer|easy|clear|useful)
+    | (?:does|did|was)\ (?:that|this|it)\ (?:all\ |explanation\ |answer\ |example\ )?
+      (?:make\ sense|help|answer|easy|clear|useful)
     | did\ i\ (?:help|explain)\b
     | what\ are\ your\ thoughts\b
     | (?:which|what)\b[^.!?]{0,80}\b(?:resonates?\ with\ you|would\ you\ like\ me)\b

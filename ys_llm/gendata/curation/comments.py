@@ -10,7 +10,7 @@ from ys_llm.gendata.curation.text import is_quoted
 _MOST = 0.45  # of a response; what is longer is the answer itself
 _WORK = (
     r"(?:article|scene|script|story|tale|guide|poem|dialogue|conversation|debate|episode|essay|"
-    r"overview|summary|list|post|explanation|piece|outline|example|podcast|monologue)"
+    r"overview|summary|introduction|list|post|explanation|piece|outline|example|podcast|monologue)"
 )
 _COMMENT = re.compile(
     rf"""[\s*_(]*(?:
@@ -55,7 +55,9 @@ _FEEDBACK = re.compile(
     rf"""[\s*_#-]*(?:
       your\ (?:{PRAISED}|advice|points?|text|essay|perspective|insights?|tips|suggestions|story|
       description|article|conclusion)s?\b[^.\n]{{0,80}}\b(?:is|are|provides?|offers?|covers?|does)\b
-    | you(?:['’]ve|\ have)\ (?:already\ |perfectly\ |clearly\ |really\ |beautifully\ )*(?:provided|
+    | (?:[^.!?\n:"]{{1,80}}[.!]\s+)?i\ (?:\w+ly\ )?agree\ with\ your\b
+    | (?:[^.!?\n:"]{{1,80}}[.!]\s+)?you(?:['’]ve|\ have)\ 
+      (?:already\ |perfectly\ |clearly\ |really\ |beautifully\ )*(?:provided|
       described|outlined|highlighted|covered|captured|summari[sz]ed|made|written|done)\b
     | (?:this|that)(?:['’]s|\ is)\ an?\ (?:very\ |truly\ )?{FINE}[^.!?\n]{{0,60}}
       \b(?:{PRAISED}|perspective|argument)\b
@@ -160,6 +162,8 @@ FEEDBACK = Rule(
         Record(_TEXT, "Your guide is well structured, and I especially like the boats."),
         Record(_TEXT, "This is a comprehensive and clear guide. Your points are right."),
         Record(_TEXT, "You've provided a fine list of what rivers do. Which one is next?"),
+        Record(_TEXT, "Not at all! You've already provided a thorough list. Your points are right."),
+        Record(_TEXT, "What a topic! I completely agree with your list. Your points are right."),
     ),
     negatives=(
         Record(f"Review this text. {_TEXT}", "Your guide is well structured."),

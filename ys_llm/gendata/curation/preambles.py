@@ -27,6 +27,7 @@ _RIDDLE = r"(?:riddle|joke|limerick|pun|doozy|brain[- ]?(?:twister|teaser)|puzzl
 FINE = (
     r"(?:very\ |truly\ |really\ )?(?:great|good|excellent|fantastic|wonderful|thought-?ful|nuanced|"
     r"interesting|thorough|comprehensive|detailed|insightful|helpful|practical|informative|"
+    r"difficult|important|complex|tough|fascinating|timely|profound|"
     r"well-(?:written|structured|rounded|thought-out|organized))"
 )
 PRAISED = (

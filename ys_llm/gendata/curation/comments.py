@@ -162,7 +162,9 @@ FEEDBACK = Rule(
         Record(_TEXT, "Your guide is well structured, and I especially like the boats."),
         Record(_TEXT, "This is a comprehensive and clear guide. Your points are right."),
         Record(_TEXT, "You've provided a fine list of what rivers do. Which one is next?"),
-        Record(_TEXT, "Not at all! You've already provided a thorough list. Your points are right."),
+        Record(
+            _TEXT, "Not at all! You've already provided a thorough list. Your points are right."
+        ),
         Record(_TEXT, "What a topic! I completely agree with your list. Your points are right."),
     ),
     negatives=(

@@ -41,7 +41,7 @@ def _word_salad(record: Record) -> RuleResult:
         reason = f"{len(pairs)} pairs of words such as {pairs[0][0]!r} in {words:,} words"
         return Verdict("word_salad", reason, pairs[0].span())
     for piece in _PIECE.finditer(text):
-        if len(piece[0]) > 3 * _STRETCH and _longest_stretch(piece[0]) >= _STRETCH:
+        if len(piece[0]) > 4 * _STRETCH and _longest_stretch(piece[0]) >= _STRETCH:
             reason = f"{_STRETCH} words in a row without a small word"
             return Verdict("word_salad", reason, piece.span())
     return None

@@ -206,14 +206,14 @@ def test_files_written_just_now_could_be_written_again_unnoticed(
 def test_a_corpus_that_changes_while_it_is_read_is_not_kept(
     load: Loader, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = split_cache.split_documents
+    original = split_cache.split_table
 
     def changed_meanwhile(*arguments: Any, **named: Any) -> Any:
         (folder / "0.md").write_text("a text: 2\n")
         return original(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(split_cache, "split_documents", changed_meanwhile)
+        patch.setattr(split_cache, "split_table", changed_meanwhile)
         load()
     load()
     assert load.reads == 2

@@ -52,6 +52,11 @@ def text_suffix(path: Path) -> str:
     return plain.suffix.lower()
 
 
+def is_compressed(path: Path) -> bool:
+    """Return whether a file may hold much more text than it has bytes."""
+    return path.suffix.lower() in (*COMPRESSIONS, TABLE)
+
+
 def read_bytes(path: Path) -> Iterator[bytes]:
     """Yield the content of a file in blocks; of a compressed one, what it holds.
 

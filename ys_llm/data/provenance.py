@@ -1,7 +1,7 @@
 """What manifests say about documents: the record that contains a text, the sources of a set."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,7 +83,7 @@ class Provenance:
     unknown: int
 
 
-def provenance_of(path: Path, documents: Iterable[Document]) -> Provenance:
+def provenance_of(path: Path, documents: Sequence[Document]) -> Provenance:
     """Look up what made these documents, which were read from `path`.
 
     For a file, the manifest of its folder is read; for a folder, those of all folders below it.
@@ -93,6 +93,8 @@ def provenance_of(path: Path, documents: Iterable[Document]) -> Provenance:
     for folder in _folders_with_manifest(path):
         for file in manifest.read_manifest(folder).values():
             sources.update((line["document"], _source(line)) for line in file.records)
+    if not sources:
+        return Provenance({}, len(documents))
     counts: Counter[Source] = Counter()
     unknown = 0
     for document in documents:

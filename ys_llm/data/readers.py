@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.config.schema import DataFormat
-from ys_llm.data.containers import TABLE, column_names, read_rows, shown, text_suffix
+from ys_llm.data.containers import (
+    TABLE,
+    column_names,
+    is_compressed,
+    read_rows,
+    shown,
+    text_suffix,
+)
 from ys_llm.data.records import END, START, Document, Record
 from ys_llm.data.spool import Spool
 from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks
@@ -24,6 +31,7 @@ from ys_llm.errors import UserError, command_line
 
 ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
 SPOOL_BYTES = 4_000_000  # a corpus from this size on is not kept in memory
+_COMPRESSED_GROWTH = 8  # how much longer the text of a compressed file may be than the file
 LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; more is no record
 
 _TAG = re.compile(f"{START}|{END}")
@@ -36,10 +44,14 @@ _SHOWN_FIELDS = 5  # of an object with unknown ones, inside a message
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of a path, and how many files of other kinds are among them."""
+    """The documents of a path, and how many files of other kinds are among them.
 
-    documents: list[Document]
+    Those of a large corpus are a table of `spool`.
+    """
+
+    documents: Sequence[Document]
     passed_over: Counter[str]
+    spool: Spool | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,7 @@ def read_documents(
     data_format: DataFormat = "auto",
     command: str = ADVICE,
     scratch: Path | None = None,
-) -> list[Document]:
+) -> Sequence[Document]:
     """Return the documents of `read_corpus`."""
     return read_corpus(path, data_format=data_format, command=command, scratch=scratch).documents
 
@@ -83,16 +95,37 @@ def read_corpus(
     cannot be read in full; `command` is what it advises to type where the path itself is wrong.
 
     Texts of SPOOL_BYTES or more go to a temporary file in the folder `scratch`, if one is given:
-    memory then holds no more than a few times the longest record, and a line for each document.
+    memory then holds no more than a few times the longest record, whatever the number of documents.
     """
     files = find_files(path, command=command)
-    is_large = scratch is not None and _size(files.paths) >= SPOOL_BYTES
-    spool = Spool(scratch) if scratch and is_large else None
-    documents = [d for file in files.paths for d in _read_file(file, data_format, spool)]
+    size = _size(files.paths)
+    sink = Spool(scratch, size) if scratch and size >= SPOOL_BYTES else _InMemory()
+    for file in files.paths:
+        _read_file(file, data_format, sink)
+    documents = sink.documents()
     if not documents:
         raise _no_text(path, files.passed_over, command)
-    documents.sort(key=lambda document: (document.content_hash, document.source))
-    return Corpus(documents, files.passed_over)
+    return Corpus(documents, files.passed_over, sink if isinstance(sink, Spool) else None)
+
+
+class _InMemory:
+    """Takes up documents as a `Spool` does."""
+
+    def __init__(self) -> None:
+        self._documents: list[Document] = []
+
+    def add(self, document: Document) -> None:
+        self._documents.append(document)
+
+    def add_text(self, blocks: Iterable[str], source: str) -> None:
+        text = "".join(blocks)
+        if not _is_blank(text):
+            self.add(Document(text, source=source))
+
+    def documents(self) -> list[Document]:
+        return sorted(
+            self._documents, key=lambda document: (document.content_hash, document.source)
+        )
 
 
 def read_items(path: Path) -> Iterator[Item]:
@@ -121,7 +154,8 @@ def _size(paths: Iterable[Path]) -> int:
     total = 0
     for path in paths:
         with suppress(OSError):
-            total += path.stat().st_size
+            growth = _COMPRESSED_GROWTH if is_compressed(path) else 1
+            total += growth * path.stat().st_size
     return total
 
 
@@ -141,7 +175,7 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() == TABLE
 
 
-def _read_file(path: Path, data_format: DataFormat, spool: Spool | None) -> Iterator[Document]:
+def _read_file(path: Path, data_format: DataFormat, sink: Spool | _InMemory) -> None:
     name = shown(path)
     if _is_table(path):
         documents = _documents_of_fields(_table_rows(path), name)
@@ -152,17 +186,10 @@ def _read_file(path: Path, data_format: DataFormat, spool: Spool | None) -> Iter
     ):
         documents = _documents_of_records(_record_items(read_blocks(path)), name, data_format)
     else:
-        return _plain_document(read_blocks(path), name, spool)
-    return map(spool.add, documents) if spool else documents
-
-
-def _plain_document(blocks: Iterable[str], name: str, spool: Spool | None) -> Iterator[Document]:
-    if spool:
-        document = spool.add_text(blocks, source=name)
-    else:
-        text = "".join(blocks)
-        document = None if _is_blank(text) else Document(text, source=name)
-    return iter([document] if document else [])
+        sink.add_text(read_blocks(path), name)
+        return
+    for document in documents:
+        sink.add(document)
 
 
 def _is_blank(text: str) -> bool:

@@ -5,6 +5,7 @@ tokens are named after the two marks; inside a text they are characters like any
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,12 +85,22 @@ class Document:
 class Texts:
     """The prompts and texts of documents, read again in each iteration.
 
-    Long ones come in chunks that have the same pieces.
+    Long ones come in chunks that have the same pieces. Of more text than `most_chars`, if it is
+    given, about as much of the first documents.
     """
 
     documents: Sequence[Document]
+    most_chars: int | None = None
 
     def __iter__(self) -> Iterator[str]:
+        left = math.inf if self.most_chars is None else self.most_chars
+        for text in self._all():
+            yield text
+            left -= len(text)
+            if left <= 0:
+                return
+
+    def _all(self) -> Iterator[str]:
         for document in self.documents:
             if document.prompt:
                 yield document.prompt

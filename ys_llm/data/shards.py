@@ -7,7 +7,6 @@ document, and the `<end>` after it, is predicted exactly once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -22,12 +21,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from ys_llm.data.document_table import content_digest, in_hash_order, sizes_of, total_bytes
 from ys_llm.data.pieces import chunks_of, split_chunks
 from ys_llm.data.records import END, START, Document, utf8_length
 from ys_llm.data.tokenizer import Tokenizer, id_format
@@ -40,6 +40,9 @@ _PART_CHARS = 2_000_000  # of text encoded at a time: 0.1 s of work for one proc
 # A process encodes 20 MB/s and takes 0.4 s to start: below this size, one is as fast as several.
 _PARALLEL_BYTES = 16_000_000
 _MAX_PROCESSES = 16  # 0.15 GB each; more would wait for the one that writes
+
+_BLOCK_BYTES = 1 << 20
+_pack_offset = struct.Struct("<q").pack
 
 NOT_COUNTED = -100  # in place of a target: the default `ignore_index` of torch
 Int64Array = npt.NDArray[np.int64]
@@ -118,8 +121,8 @@ def load_or_tokenize(
             f"The {label} split holds no documents",
             "Add text files, or change data.validation_fraction.",
         )
-    ordered = sorted(documents, key=lambda document: document.content_hash)
-    folder = cache_dir / _cache_key([document.content_hash for document in ordered], tokenizer)
+    ordered = in_hash_order(documents)
+    folder = cache_dir / _cache_key(ordered, tokenizer)
     cached = _read_shard(folder)
     if cached is None:
         _write_shard(folder, ordered, tokenizer, label=label)
@@ -131,11 +134,9 @@ def load_or_tokenize(
     return cached
 
 
-def _cache_key(sorted_keys: Sequence[str], tokenizer: Tokenizer) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in (f"format {_FORMAT_VERSION}", tokenizer.fingerprint, *sorted_keys):
-        digest.update(part.encode() + b"\n")
-    return digest.hexdigest()
+def _cache_key(documents: Sequence[Document], tokenizer: Tokenizer) -> str:
+    head = (f"format {_FORMAT_VERSION}".encode(), tokenizer.fingerprint.encode())
+    return content_digest(documents, head).hexdigest()
 
 
 def _write_shard(
@@ -148,29 +149,46 @@ def _write_shard(
         make_subfolder(folder)
         try:
             with temporary.open("wb") as file:
-                sizes, checksum = _write_tokens(
+                offsets, checksum = _write_tokens(
                     file, documents, tokenizer, dtype=dtype, label=label
                 )
+                n_tokens = file.tell() // dtype.itemsize
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, folder / "tokens.bin")
+            with offsets:
+                write_atomically(
+                    folder / "index.bin", _index(offsets, documents), create_folder=False
+                )
         finally:
             temporary.unlink(missing_ok=True)
-    offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    index = np.stack([offsets, [document.n_bytes for document in documents]]).astype("<i8")
-    write_atomically(folder / "index.bin", index.tobytes(), create_folder=False)
+    for block in _file_blocks(folder / "index.bin"):
+        checksum = zlib.crc32(block, checksum)
     meta = {
         "kind": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype.str,
-        "n_tokens": sum(sizes) + 1,
+        "n_tokens": n_tokens,
         "n_documents": len(documents),
-        "n_bytes": int(index[1].sum()),
+        "n_bytes": total_bytes(documents),
         "key": folder.name,
-        "checksum": zlib.crc32(index.tobytes(), checksum),
+        "checksum": checksum,
         "checked": _stamps(folder),
     }
     _write_meta(folder, meta)
+
+
+def _index(offsets: IO[bytes], documents: Sequence[Document]) -> Iterator[bytes]:
+    """Yield the index in blocks: where each document begins, then its bytes."""
+    offsets.seek(0)
+    yield from iter(lambda: offsets.read(_BLOCK_BYTES), b"")
+    for sizes in sizes_of(documents):
+        yield sizes.astype("<i8").tobytes()
+
+
+def _file_blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from iter(lambda: file.read(_BLOCK_BYTES), b"")
 
 
 def _write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
@@ -194,11 +212,11 @@ def _write_tokens(
     *,
     dtype: np.dtype[Any],
     label: str,
-) -> tuple[list[int], int]:
-    """Return the token count of each document with its leading `<end>`, and the checksum."""
-    sizes: list[int] = []
-    checksum = 0
-    total = sum(document.n_bytes for document in documents)
+) -> tuple[IO[bytes], int]:
+    """Return a temporary file with the position of each document's `<end>`, and the checksum."""
+    offsets = tempfile.TemporaryFile(dir=Path(file.name).parent)  # noqa: SIM115 (the caller's)
+    checksum = position = 0
+    total = total_bytes(documents)
     encoded = _encode_all(documents, tokenizer, parallel=total >= _PARALLEL_BYTES)
     with tqdm(
         total=total, desc=f"encoding {label}", unit="B", unit_scale=True, disable=None
@@ -207,12 +225,12 @@ def _write_tokens(
             file.write(ids)
             checksum = zlib.crc32(ids, checksum)
             if part.control == END:
-                sizes.append(0)
-            sizes[-1] += len(ids) // dtype.itemsize
+                offsets.write(_pack_offset(position))
+            position += len(ids) // dtype.itemsize
             bar.update(part.n_bytes)
     closing = np.array([tokenizer.end_id], dtype=dtype).tobytes()
     file.write(closing)
-    return sizes, zlib.crc32(closing, checksum)
+    return offsets, zlib.crc32(closing, checksum)
 
 
 class _Part(NamedTuple):

@@ -10,11 +10,12 @@ import json
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ys_llm.data.document_table import total_bytes
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError
 from ys_llm.system.files import write_atomically
@@ -24,6 +25,8 @@ SINGLE_DOCUMENT_BYTES = 20_000  # the only document is cut from this size on
 SINGLE_DOCUMENT_FRACTION = 0.05
 
 BY_CONTENT_HASH, BY_DOCUMENT_ID = 1, 2  # versions of how a document gets its side
+
+Sides = tuple[list[Document], list[Document]]  # training, held out
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class Split:
     `is_repeatable`: the same documents, split under `record`, are certain to give the same again.
     """
 
-    training: list[Document]
-    validation: list[Document]
+    training: Sequence[Document]
+    validation: Sequence[Document]
     leak_check: str
     notes: dict[str, str] = field(default_factory=dict)
     record: SplitRecord = field(default_factory=SplitRecord)
@@ -117,39 +120,66 @@ def split_documents(
     on.
     """
     every = list(documents)
-    split = Split([], [], "")
+    sides: Sides = ([], [])
     cuts: list[Cut] = []
     largest_uncut = 0  # bytes: a later session may find the cut of another text in it
     record = record or SplitRecord()
     # A run of a version without records has trained on all of its only document.
     single = len(every) == 1 and record.version == BY_DOCUMENT_ID
     for document in every:
-        fraction = _cut_fraction(document, validation_fraction, single=single)
-        stored = _possible_cuts(document, record.cuts) if validation_fraction else []
-        outline = _Outline(document) if fraction or stored else None
-        cut = outline and outline.cut(stored, fraction)
-        if outline and cut:
+        cut = cut_document(document, sides, record.cuts, validation_fraction, single=single)
+        if cut:
             cuts.append(cut)
-            _apply(cut, outline, split)
             continue
         largest_uncut = max(largest_uncut, document.n_bytes)
         if len(every) == 1 or _place(document, record.version) >= validation_fraction:
-            split.training.append(document)
+            sides[0].append(document)
         else:
-            split.validation.append(document)
+            sides[1].append(document)
+    leaks = leak_line(*_count_copies(*sides), *map(len, sides))
+    split = Split(*sides, leaks, record=SplitRecord(record.version, tuple(dict.fromkeys(cuts))))
+    return checked(split, every, validation_fraction, before=record, largest_uncut=largest_uncut)
+
+
+def checked(
+    split: Split,
+    documents: Sequence[Document],
+    validation_fraction: float,
+    *,
+    before: SplitRecord,
+    largest_uncut: int,
+) -> Split:
+    """Return a split with its notes; UserError where nothing is left to train on."""
     if split.validation and not split.training:
         raise UserError(
-            f"all {len(every):,} documents are held out, none is left for training",
+            f"all {len(documents):,} documents are held out, none is left for training",
             "Add text, or add to the command: --set data.validation_fraction=0",
         )
-    return Split(
-        split.training,
-        split.validation,
-        _leak_check(split.training, split.validation),
-        _notes(split, every, validation_fraction, lost=len(set(record.cuts) - set(cuts))),
-        SplitRecord(record.version, tuple(dict.fromkeys(cuts))),
-        is_repeatable=not record.cuts and all(cut.begin > largest_uncut for cut in cuts),
+    cuts = split.record.cuts
+    lost = len(set(before.cuts) - set(cuts))
+    return replace(
+        split,
+        notes=_notes(split, documents, validation_fraction, lost=lost),
+        is_repeatable=not before.cuts and all(cut.begin > largest_uncut for cut in cuts),
     )
+
+
+def cut_document(
+    document: Document,
+    sides: Sides,
+    stored: Sequence[Cut],
+    validation_fraction: float,
+    *,
+    single: bool,
+) -> Cut | None:
+    """Append the parts of a document that is cut to the sides; None for one that stays whole."""
+    fraction = _cut_fraction(document, validation_fraction, single=single)
+    possible = _possible_cuts(document, stored) if validation_fraction else []
+    outline = _Outline(document) if fraction or possible else None
+    cut = outline and outline.cut(possible, fraction)
+    if outline and cut:
+        _apply(cut, outline, sides)
+    return cut or None
 
 
 def _cut_fraction(document: Document, validation_fraction: float, *, single: bool) -> float:
@@ -253,7 +283,7 @@ def _solid(text: str) -> str:
     return "".join(text.split())
 
 
-def _apply(cut: Cut, outline: _Outline, split: Split) -> None:
+def _apply(cut: Cut, outline: _Outline, sides: Sides) -> None:
     """Divide a document; if the held-out part itself has changed, all after `begin` is held out."""
     document = outline.document
     begin, end = cut.position, document.n_chars
@@ -262,9 +292,9 @@ def _apply(cut: Cut, outline: _Outline, split: Split) -> None:
     if outline.hash_before(cut.end) == cut.hash_before_end and cut.end < outline.count:
         end = outline.position_after(cut.end + 1) - 1  # white space belongs to what is before it
     for side, first, last in (
-        (split.training, 0, begin),
-        (split.validation, begin, end),
-        (split.training, end, document.n_chars),
+        (sides[0], 0, begin),
+        (sides[1], begin, end),
+        (sides[0], end, document.n_chars),
     ):
         if outline.count_before(first) < outline.count_before(last):
             side.append(document.part(first, last))
@@ -276,14 +306,19 @@ def _place(document: Document, version: int) -> float:
     return int(digest[:13], 16) / 16**13  # 52 bits: exact in a float
 
 
-def _leak_check(training: Sequence[Document], validation: Sequence[Document]) -> str:
+def _count_copies(training: Sequence[Document], validation: Sequence[Document]) -> tuple[int, int]:
+    """Return (copies, leaked) as `document_table.count_copies` does."""
     counts = Counter(document.id for document in (*training, *validation))
     shared = {document.id for document in training} & {document.id for document in validation}
     copies = sum(counts.values()) - len(counts)
-    leaked = sum(document.id in shared for document in validation)
+    return copies, sum(document.id in shared for document in validation)
+
+
+def leak_line(copies: int, leaked: int, n_training: int, n_validation: int) -> str:
+    """Say how many documents are copies, and how many of them are on both sides."""
     return (
-        f"{leaked:,} of {len(validation):,} validation documents are also among the "
-        f"{len(training):,} for training; {copies:,} exact duplicates"
+        f"{leaked:,} of {n_validation:,} validation documents are also among the "
+        f"{n_training:,} for training; {copies:,} exact duplicates"
         + ("" if leaked else ", each on the side of its original" if copies else "")
     )
 
@@ -299,7 +334,7 @@ def _notes(
             "out there may now be trained on"
         )
     if validation_fraction and not split.validation and documents:
-        size = sum(document.n_bytes for document in documents) / 1000
+        size = total_bytes(documents) / 1000
         if len(documents) == 1:
             reason = (
                 f"the text is one document of {size:.1f} kB, and "

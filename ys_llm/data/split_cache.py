@@ -9,12 +9,13 @@ but one prompt of each side: where a text is asked for, the corpus is read.
 import hashlib
 import json
 import os
-import re
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +24,32 @@ import numpy as np
 import ys_llm
 from ys_llm.config.schema import DataConfig
 from ys_llm.data import readers
+from ys_llm.data.document_table import (
+    ROW,
+    DocumentTable,
+    Row,
+    RowFile,
+    Rows,
+    first_prompt,
+    rows_of,
+)
 from ys_llm.data.readers import ADVICE, read_corpus
 from ys_llm.data.records import Document
 from ys_llm.data.split import Split, SplitRecord, split_documents
+from ys_llm.data.split_table import split_table
 from ys_llm.data.text_files import find_files, passed_over_line
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_subfolder, write_atomically
 
 NAME = "split.bin"
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _DIGEST_BYTES = 16
-_NUMBERED = re.compile(r"(.+):([1-9][0-9]*)", re.ASCII | re.DOTALL)  # a record: its file and line
+_READ_BYTES = 1 << 20
+_ROWS_AT_ONCE = 1 << 16
 # A file that was written less than this before it was read could be written again within the same
 # tick of the file system's clock: 2 s on FAT, a second on network drives.
 _SETTLED_NANOSECONDS = 3_000_000_000
-_ROW = np.dtype(
-    [
-        ("id", "S32"),
-        ("content_hash", "S32"),
-        ("n_bytes", "<i8"),
-        ("n_chars", "<i8"),
-        ("source", "<i8"),
-        ("line", "<i8"),
-        ("has_prompt", "?"),
-        ("held_out", "?"),
-    ]
-)
 
 
 def load_split(
@@ -79,10 +79,17 @@ def load_split(
         return kept
     split = read()
     if snapshot.is_worth_keeping and _Snapshot.take(config, command).key == snapshot.key:
-        with suppress(UserError):  # a folder that cannot be written: the text is read every time
-            make_subfolder(cache_dir)
-            write_atomically(cache_dir / NAME, _pack(snapshot, record, split), create_folder=False)
+        _keep(cache_dir, snapshot, record, split)
     return split
+
+
+def _keep(folder: Path, snapshot: "_Snapshot", record: SplitRecord, split: Split) -> None:
+    sides = [side for side in (split.training, split.validation) if isinstance(side, DocumentTable)]
+    if len(sides) == 2:  # of a corpus that is not in memory
+        with suppress(UserError):  # a folder that cannot be written: the text is read every time
+            make_subfolder(folder)
+            blocks = _blocks(snapshot, record, split, sides)
+            write_atomically(folder / NAME, blocks, create_folder=False)
 
 
 def _read_split(
@@ -91,9 +98,13 @@ def _read_split(
     corpus = read_corpus(
         Path(config.path), data_format=config.format, command=command, scratch=scratch
     )
-    split = split_documents(
-        corpus.documents, validation_fraction=config.validation_fraction, record=record
-    )
+    fraction = config.validation_fraction
+    if isinstance(corpus.documents, DocumentTable) and corpus.spool:
+        split = split_table(
+            corpus.documents, corpus.spool, validation_fraction=fraction, record=record
+        )
+    else:
+        split = split_documents(corpus.documents, validation_fraction=fraction, record=record)
     if corpus.passed_over:
         split.notes["passed over"] = passed_over_line(corpus.passed_over)
     return split
@@ -138,12 +149,13 @@ class _Corpus:
     def document(self, held_out: bool, index: int, content_hash: str) -> Document:
         """Return a document by its place; UserError if the corpus has changed meanwhile."""
         side = self._split.validation if held_out else self._split.training
-        if index >= len(side) or side[index].content_hash != content_hash:
+        found = side[index] if index < len(side) else None
+        if found is None or found.content_hash != content_hash:
             raise UserError(
                 "the text changed after it was looked at",
                 "Wait until the program that writes it is done, then type the command again.",
             )
-        return side[index]
+        return found
 
     @cached_property
     def _split(self) -> Split:
@@ -206,94 +218,117 @@ class KeptDocument(Document):
         return self._corpus.document(*self._place, self.content_hash)
 
 
-def _pack(snapshot: _Snapshot, record: SplitRecord, split: Split) -> bytes:
-    """Return a hash, the length of the header, the header as JSON, and a row for each document."""
+@dataclass(frozen=True)
+class _KeptTexts:
+    """The documents of one side; `first_prompt` is the prompt of the first that has one."""
+
+    corpus: _Corpus
+    held_out: bool
+    sources: Sequence[str]
+    first_prompt: tuple[int, str] | None
+
+    def document(self, place: int, chunk: int, row: Row) -> Document:
+        """Return the document of a row, whose text is read where it is asked for."""
+        known = self.first_prompt
+        return KeptDocument(
+            self.corpus,
+            (self.held_out, place),
+            has_prompt=row.prompt_bytes >= 0,
+            known_prompt=known[1] if known and known[0] == place else None,
+            known={**row.facts(), "source": row.where(self.sources)},
+        )
+
+    def documents(self, first: int, chunk: int, rows: Rows) -> Iterator[Document]:
+        """Return the documents of a chunk."""
+        for place, row in enumerate(rows_of(rows), start=first):
+            yield self.document(place, chunk, row)
+
+
+def _blocks(
+    snapshot: _Snapshot, record: SplitRecord, split: Split, sides: Sequence[DocumentTable]
+) -> Iterator[bytes]:
+    """Yield the length of the header, the header as JSON, a row for each document, and a hash."""
     records = [record, split.record] if split.is_repeatable else [record]
-    sides = ((False, split.training), (True, split.validation))
-    sources: dict[str, int] = {}
-    rows = [_row(document, held_out, sources) for held_out, side in sides for document in side]
     header = {
         "key": snapshot.key,
         "records": [each.to_json() for each in records],
         "record": split.record.to_json(),
         "leak check": split.leak_check,
         "notes": split.notes,
-        "prompts": [_first_prompt(side) for _, side in sides],
-        "sources": list(sources),
+        "prompts": [first_prompt(side) for side in sides],
+        "rows": [len(side) for side in sides],
+        "sources": list(sides[0].sources),
     }
     head = json.dumps(header).encode()
-    payload = len(head).to_bytes(8, "little") + head + np.array(rows, _ROW).tobytes()
-    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest() + payload
-
-
-def _row(document: Document, held_out: bool, sources: dict[str, int]) -> tuple[Any, ...]:
-    found = _NUMBERED.fullmatch(document.source)
-    name, line = found.groups() if found else (document.source, "0")
-    return (
-        document.id,
-        document.content_hash,
-        document.n_bytes,
-        document.n_chars,
-        sources.setdefault(name, len(sources)),
-        int(line),
-        document.has_prompt,
-        held_out,
-    )
-
-
-def _first_prompt(side: Sequence[Document]) -> str | None:
-    return next((document.prompt for document in side if document.has_prompt), None)
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    rows = (block.tobytes() for side in sides for block in side.chunks())
+    for block in chain((len(head).to_bytes(8, "little"), head), rows):
+        digest.update(block)
+        yield block
+    yield digest.digest()
 
 
 def _load(
     path: Path, snapshot: _Snapshot, record: SplitRecord, read: Callable[[], Split]
 ) -> Split | None:
-    """Return what `_pack` wrote; None where it is missing, damaged, or of another corpus."""
+    """Return what `_blocks` describes; None where it is missing, damaged, or of another corpus."""
     try:
-        data = path.read_bytes()
-        digest, payload = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-        if hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest() != digest:
+        with path.open("rb") as file:
+            head = file.read(int.from_bytes(file.read(8), "little"))
+            header = json.loads(head)
+            if header["key"] != snapshot.key or record.to_json() not in header["records"]:
+                return None
+        if not _is_whole(path):
             return None
-        end = 8 + int.from_bytes(payload[:8], "little")
-        header = json.loads(payload[8:end])
-        if header["key"] != snapshot.key or record.to_json() not in header["records"]:
-            return None
-        return _unpack(header, np.frombuffer(payload[end:], _ROW), _Corpus(read))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return _unpack(header, path, 8 + len(head), _Corpus(read))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError):
         return None
 
 
-def _unpack(header: Mapping[str, Any], rows: np.ndarray[Any, Any], corpus: _Corpus) -> Split:
-    sides: tuple[list[Document], list[Document]] = ([], [])
-    prompts, sources = list(header["prompts"]), header["sources"]
-    for (
-        identity,
-        content_hash,
-        n_bytes,
-        n_chars,
-        source,
-        line,
-        has_prompt,
-        held_out,
-    ) in rows.tolist():
-        side, known = sides[held_out], None
-        if has_prompt:
-            known, prompts[held_out] = prompts[held_out], None
-        side.append(
-            KeptDocument(
-                corpus,
-                (held_out, len(side)),
-                has_prompt=has_prompt,
-                known_prompt=known,
-                known={
-                    "id": identity.decode(),
-                    "content_hash": content_hash.decode(),
-                    "n_bytes": n_bytes,
-                    "n_chars": n_chars,
-                    "source": sources[source] + (f":{line}" if line else ""),
-                },
-            )
-        )
+def _is_whole(path: Path) -> bool:
+    """Return whether the hash at the end of a file is that of all before it."""
+    digest, left = hashlib.blake2b(digest_size=_DIGEST_BYTES), path.stat().st_size - _DIGEST_BYTES
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, _READ_BYTES))):
+            digest.update(block)
+            left -= len(block)
+        return left == 0 and file.read() == digest.digest()
+
+
+def _unpack(header: Mapping[str, Any], path: Path, begin: int, corpus: _Corpus) -> Split:
+    sides = []
+    for held_out, count, prompt in zip(
+        (False, True), header["rows"], header["prompts"], strict=True
+    ):
+        chunks = [
+            (begin + first * ROW.itemsize, min(_ROWS_AT_ONCE, count - first))
+            for first in range(0, count, _ROWS_AT_ONCE)
+        ]
+        begin += count * ROW.itemsize
+        # Kept open: the rows are there also after the file is replaced.
+        file = path.open("rb", buffering=0)
+        rows = RowFile(file, chunks)
+        weakref.finalize(rows, file.close)
+        texts = _KeptTexts(corpus, held_out, header["sources"], _place_of(prompt, rows))
+        sides.append(DocumentTable(rows, texts))
+    training, validation = sides
     return Split(
-        *sides, header["leak check"], header["notes"], SplitRecord.from_json(header["record"])
+        training,
+        validation,
+        header["leak check"],
+        header["notes"],
+        SplitRecord.from_json(header["record"]),
     )
+
+
+def _place_of(prompt: str | None, rows: RowFile) -> tuple[int, str] | None:
+    """Return the place of the first document with a prompt, which is this one."""
+    if prompt is None:
+        return None
+    before = 0
+    for chunk in range(rows.n_chunks):
+        found = np.flatnonzero(rows.read(chunk)["prompt_bytes"] >= 0)
+        if len(found):
+            return before + int(found[0]), prompt
+        before = rows.ends[chunk]
+    raise ValueError("no document has a prompt")

@@ -62,6 +62,7 @@ _MARKINGS: dict[TokenizerKind, Marking] = {"bpe_joiner": JOINERS, "words": CASE}
 _WORD_PART_SHARE = 0.75
 
 _CACHED_PIECES = 1 << 18
+LEARNED_CHARS = 256_000_000  # of text: a vocabulary learned from more is hardly another
 _CACHED_PIECE_CHARS = 32  # longer ones rarely occur again
 _ID_OF_BYTE = "".join(chr(byte + len(CONTROLS)) for byte in range(256))
 

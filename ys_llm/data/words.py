@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ys_llm.data.case_markers import MARKERS
+from ys_llm.data.document_table import in_hash_order
 from ys_llm.data.joiners import JOINER
 from ys_llm.data.letters import LETTERS
 from ys_llm.data.pieces import chunks_of
@@ -98,8 +99,7 @@ class CommonWords:
 def common_words(documents: Sequence[Document]) -> CommonWords:
     """Count the words of about the first COUNTED_CHARS characters, in the order of hashes."""
     counts: Counter[str] = Counter()
-    ordered = sorted(documents, key=lambda document: document.content_hash)
-    for text in _first_chars(chunks_of(Texts(ordered)), COUNTED_CHARS):
+    for text in _first_chars(chunks_of(Texts(in_hash_order(documents))), COUNTED_CHARS):
         counts.update(word.name for word in words_of(text))
     least = COMMON_SHARE * counts.total()
     return CommonWords(frozenset(word for word, count in counts.items() if count >= least))

@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ys_llm.data.document_table import in_hash_order, sorted_hashes
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_subfolder, readable_os_errors, write_atomically
 
 _NAMES = ["unigram", "gzip", "xz"]
+UNIGRAM_BYTES = 256_000_000
+COMPRESSED_BYTES = 64_000_000  # half a minute of xz
 _GZIP_FORMAT = 31  # of zlib: the largest window, with the header of gzip
 
 
@@ -26,13 +29,14 @@ def baselines(training: Sequence[Document], validation: Sequence[Document]) -> d
 
     unigram: each byte by its frequency in the training text, (count + 1) / (total + 256);
     gzip (level 9) and xz (preset 6): the size of the validation text, compressed on its own.
+    Of a larger text the first UNIGRAM_BYTES and COMPRESSED_BYTES, in the order of the hashes.
     """
     counts = np.ones(256)
-    for block in _blocks(training):
+    for block in _first(_blocks(in_hash_order(training)), UNIGRAM_BYTES):
         counts += _bincount(block)
     seen, gzipped, xzipped = np.zeros(256), 0, 0
     gzip, xz = zlib.compressobj(9, wbits=_GZIP_FORMAT), lzma.LZMACompressor(preset=6)
-    for block in _blocks(validation):
+    for block in _first(_blocks(in_hash_order(validation)), COMPRESSED_BYTES):
         seen += _bincount(block)
         gzipped += len(gzip.compress(block))
         xzipped += len(xz.compress(block))
@@ -56,9 +60,9 @@ def cached_baselines(
     """
     digest = hashlib.blake2b(b"baselines 1", digest_size=16)
     for side in (training, validation):
-        digest.update(
-            "\n".join(["", "", *sorted(document.content_hash for document in side)]).encode()
-        )
+        digest.update(b"\n")
+        for hashes in sorted_hashes(side, before=b"\n"):
+            digest.update(hashes)
     path = cache_dir / digest.hexdigest() / "baselines.json"
     cached = _read_cache(path)
     if cached is None:
@@ -86,6 +90,16 @@ def _blocks(documents: Sequence[Document]) -> Iterator[bytes]:
         yield (document.prompt or "").encode()
         for block in document.blocks():
             yield block.encode()
+
+
+def _first(blocks: Iterator[bytes], limit: int) -> Iterator[bytes]:
+    """Yield blocks until they have `limit` bytes."""
+    size = 0
+    for block in blocks:
+        yield block
+        size += len(block)
+        if size >= limit:
+            return
 
 
 def _bincount(block: bytes) -> npt.NDArray[np.int64]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ys_llm.data.document_table import in_hash_order
 from ys_llm.data.records import Document
 from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.run_text import documents_of_path
@@ -74,7 +75,7 @@ def _chosen(
     documents: Sequence[Document], judges: Mapping[str, Judge], n_prompts: int
 ) -> list[_Asked]:
     chosen: dict[str, list[_Asked]] = {kind: [] for kind in judges}
-    for document in sorted(documents, key=lambda document: document.content_hash):
+    for document in in_hash_order(documents):
         for kind, judge in judges.items():
             if document.prompt and judge(document.prompt, ""):
                 if len(chosen[kind]) < n_prompts:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ys_llm.data.document_table import in_hash_order
 from ys_llm.data.records import Document
 from ys_llm.data.shards import Int64Array
 from ys_llm.data.tokenizer import Tokenizer
@@ -52,7 +53,7 @@ def measure_contrast(
     The other prompts are the next ones that begin with the same _SAME_WORDS words and differ.
     Raises UserError where no prompt has as many.
     """
-    ordered = sorted(documents, key=lambda document: document.content_hash)
+    ordered = in_hash_order(documents)
     pairs = [(document.prompt, document.text) for document in ordered if document.prompt]
     chosen = list(islice(_with_others(pairs), n_answers))
     if not chosen:

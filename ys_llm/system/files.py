@@ -8,7 +8,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,8 +17,11 @@ from ys_llm.errors import UserError
 _HASH_CHUNK_BYTES = 1 << 20
 
 
-def write_atomically(path: Path, data: bytes | str, *, create_folder: bool = True) -> None:
-    """Replace the content of `path` by `data` (text as UTF-8) in one step.
+Content = bytes | str | Iterable[bytes]  # as text, UTF-8; or in blocks
+
+
+def write_atomically(path: Path, data: Content, *, create_folder: bool = True) -> None:
+    """Replace the content of `path` by `data` in one step.
 
     `create_folder` False refuses where its folder does not exist, as that of a run that was moved.
     Raises UserError where the file cannot be written; the old content is then still there.
@@ -37,13 +40,13 @@ def write_atomically(path: Path, data: bytes | str, *, create_folder: bool = Tru
         sync_folder(path.parent)
 
 
-def write_synced(path: Path, data: bytes | str) -> None:
+def write_synced(path: Path, data: Content) -> None:
     """Write a new file into a folder under a temporary name; see `replace_folder`."""
     with readable_os_errors(path):
         _write_synced(path, data)
 
 
-def _write_synced(path: Path, data: bytes | str) -> None:
+def _write_synced(path: Path, data: Content) -> None:
     # 0o666 under the umask: files made by `tempfile` are readable by their owner only.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -53,10 +56,12 @@ def _write_synced(path: Path, data: bytes | str) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes | str) -> None:
-    rest = memoryview(data.encode("utf-8") if isinstance(data, str) else data)
-    while rest:  # one call writes 2 GiB at most, and less when it is interrupted
-        rest = rest[os.write(descriptor, rest) :]
+def _write_all(descriptor: int, data: Content) -> None:
+    blocks = [data.encode("utf-8")] if isinstance(data, str) else data
+    for block in [blocks] if isinstance(blocks, bytes) else blocks:
+        rest = memoryview(block)
+        while rest:  # one call writes 2 GiB at most, and less when it is interrupted
+            rest = rest[os.write(descriptor, rest) :]
 
 
 def replace_folder(temporary: Path, final: Path) -> None:

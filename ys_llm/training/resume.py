@@ -18,6 +18,7 @@ import torch
 
 from ys_llm.config.sources import Resolved, load_config, to_mapping
 from ys_llm.config.strict_reader import flatten
+from ys_llm.data.document_table import sorted_hashes, total_bytes
 from ys_llm.data.records import Document
 from ys_llm.data.split import Split
 from ys_llm.errors import EXIT_USAGE, UserError, command_line
@@ -297,9 +298,10 @@ def environment_of(split: Split, compute: Compute, *, processes: int = 1) -> dic
 
 def _fingerprint(documents: Sequence[Document]) -> str:
     """Number, size and a hash of the documents, in any order."""
-    hashes = "".join(sorted(document.content_hash for document in documents))
-    digest = hashlib.blake2b(hashes.encode(), digest_size=8)
-    size = sum(document.n_bytes for document in documents)
+    digest = hashlib.blake2b(digest_size=8)
+    for hashes in sorted_hashes(documents):
+        digest.update(hashes)
+    size = total_bytes(documents)
     return f"{len(documents):,} documents, {size:,} bytes, {digest.hexdigest()}"
 
 

@@ -9,11 +9,12 @@ from ys_llm.config.schema import Config, DataConfig, TrainConfig
 from ys_llm.config.sizes import AUTO
 from ys_llm.config.sources import Resolved, load_config, to_yaml, with_size_of
 from ys_llm.data.batches import batches_per_epoch
+from ys_llm.data.document_table import first_prompt, has_prompts, in_hash_order, total_bytes
 from ys_llm.data.records import Texts
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord
 from ys_llm.data.split_cache import load_split
-from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
+from ys_llm.data.tokenizer import LEARNED_CHARS, Tokenizer, train_tokenizer
 from ys_llm.data.words import common_words
 from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.baselines import cached_baselines
@@ -296,7 +297,7 @@ def _tokenizer(config: Config, folder: Path, split: Split) -> Tokenizer:
         return Tokenizer.load(reference / "tokenizer.json")
     log_line(f"tokenizer    training {config.tokenizer.kind} on the training documents")
     return train_tokenizer(
-        Texts(split.training),
+        Texts(in_hash_order(split.training), LEARNED_CHARS),
         kind=config.tokenizer.kind,
         vocab_size=config.tokenizer.vocab_size,
         control_tokens=config.tokenizer.control_tokens,
@@ -321,7 +322,7 @@ def _with_batch_size(
     model = Model(config.model, vocab_size=tokenizer.vocab_size, backends=config.train.backend)
     compute = select_backends(usual, model.to(device), Compute(device))
     compute = replace(compute, origin="chosen above, before the batch size")
-    held_out = sum(document.n_bytes + 1 for document in split.validation)  # tokens at most
+    held_out = total_bytes(split.validation) + len(split.validation)  # tokens at most
     size = largest_batch_size(
         config,
         compute,
@@ -343,12 +344,11 @@ def _encode(config: Config, split: Split, tokenizer: Tokenizer, *, cache: Path) 
             split.validation, tokenizer, cache_dir=cache, label="validation"
         )
         baselines = cached_baselines(split.training, split.validation, cache_dir=cache)
-    shown = split.validation or split.training
-    prompt = next((d.prompt or "" for d in shown if d.has_prompt), "")
+    prompt = first_prompt(split.validation or split.training) or ""
     return TrainingData(
         training,
         validation,
-        has_records=any(d.has_prompt for d in split.training),
+        has_records=has_prompts(split.training),
         sample_prompt=config.train.sample_prompt or prompt,
         baselines=baselines,
     )

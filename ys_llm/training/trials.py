@@ -17,6 +17,7 @@ from ys_llm.config.schema import Config
 from ys_llm.config.sources import Resolved, load_config, to_mapping
 from ys_llm.config.strict_reader import flatten, parse_dataclass
 from ys_llm.config.yaml_io import dump_inline
+from ys_llm.data.document_table import sorted_hashes
 from ys_llm.data.records import Document
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.data.split_cache import load_split
@@ -205,8 +206,10 @@ def _step_memory(folder: Path, config: Config, loaded: LoadedRun) -> int | None:
 
 
 def _digest(documents: Sequence[Document]) -> str:
-    hashes = sorted(document.content_hash for document in documents)
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for hashes in sorted_hashes(documents):
+        digest.update(hashes)
+    return digest.hexdigest()
 
 
 def _losses(loaded: LoadedRun, data: TokenShard) -> tuple[tuple[int, ...], tuple[float, ...]]:

@@ -3,13 +3,17 @@
 import gzip
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ys_llm.config.schema import DataConfig
+from ys_llm.data import readers
 from ys_llm.data.containers import DamagedFileError
 from ys_llm.data.readers import read_documents, read_items
+from ys_llm.data.split_cache import load_split
 from ys_llm.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -125,3 +129,36 @@ def test_a_missing_package_is_named_with_what_to_type(
     with pytest.raises(UserError, match=f"{package}, which is not installed") as caught:
         read_documents(written(tmp_path / name, b"any"))
     assert caught.value.fix == 'Type: pip install "ys_llm[data]"'
+
+
+DAMAGED: dict[str, bytes] = {
+    "cut.jsonl.gz": gzip.compress(LINES)[:-20],
+    "utf16.txt": "größer".encode("utf-16"),
+    "no-table.parquet": b"PAR1 and nothing else",
+}
+
+
+@pytest.mark.parametrize("spool_bytes", [0, 10**9])
+def test_a_damaged_file_is_named_and_the_others_are_read_where_that_is_chosen(
+    spool_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "SPOOL_BYTES", spool_bytes)
+    folder, stories = tmp_path / "texts", "".join(f"{n}<start>a.<end>" for n in range(20))
+    folder.mkdir()
+    (folder / "whole.md").write_text(stories)
+    (folder / "cut.jsonl").write_text('{"text": "a text"}\n')
+    for name, data in DAMAGED.items():
+        (folder / name).write_bytes(data)
+        config = DataConfig(path=str(folder))
+        with pytest.raises(UserError, match=name):
+            load_split(config, scratch=tmp_path)
+        skip = replace(config, on_bad_shard="skip")
+        split = load_split(skip, scratch=tmp_path, cache_dir=tmp_path / "cache")
+        assert name in split.notes["skipped"]
+        assert len(split.training) + len(split.validation) == 21
+        assert not list(tmp_path.glob("cache/*")), "it may be whole the next time"
+        (folder / name).unlink()
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"gone\.txt is a link to nothing"):
+        load_split(config, scratch=tmp_path)
+    assert "gone.txt" in load_split(skip, scratch=tmp_path).notes["skipped"]

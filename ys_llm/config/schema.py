@@ -48,6 +48,13 @@ class DataConfig:
         default="stop",
         metadata={"help": "a conversation that fits no form: an error, or left out and listed"},
     )
+    on_bad_shard: Literal["stop", "skip"] = field(
+        default="stop",
+        metadata={
+            "help": "a file of text that is missing, cut off or corrupt: an error, or left out and "
+            "listed"
+        },
+    )
     validation_fraction: float = setting(
         0.05, "fraction of documents held out, chosen by content hash", minimum=0.0, below=1.0
     )

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ys_llm.config.schema import DataFormat
 from ys_llm.data.containers import (
     TABLE,
+    DamagedFileError,
     column_names,
     is_compressed,
     read_rows,
@@ -25,7 +26,7 @@ from ys_llm.data.containers import (
     text_suffix,
 )
 from ys_llm.data.records import END, START, Document, Record
-from ys_llm.data.spool import Spool
+from ys_llm.data.spool import InMemory, Spool
 from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks
 from ys_llm.errors import UserError, command_line
 
@@ -33,6 +34,8 @@ ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
 SPOOL_BYTES = 4_000_000  # a corpus from this size on is not kept in memory
 _COMPRESSED_GROWTH = 8  # how much longer the text of a compressed file may be than the file
 LONGEST_PIECE = 16_000_000  # characters between two ends of a file to curate; more is no record
+
+OnBadShard = Literal["stop", "skip"]
 
 _TAG = re.compile(f"{START}|{END}")
 _BLANK_LINES = re.compile(r"\A(?:[ \t]*\r?\n)+")
@@ -46,12 +49,14 @@ _SHOWN_FIELDS = 5  # of an object with unknown ones, inside a message
 class Corpus:
     """The documents of a path, and how many files of other kinds are among them.
 
-    Those of a large corpus are a table of `spool`.
+    Those of a large corpus are a table of `spool`. `skipped` says of each damaged file that was
+    left out what is wrong with it.
     """
 
     documents: Sequence[Document]
     passed_over: Counter[str]
     spool: Spool | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,46 +91,36 @@ def read_corpus(
     data_format: DataFormat = "auto",
     command: str = ADVICE,
     scratch: Path | None = None,
+    on_bad_shard: OnBadShard = "stop",
 ) -> Corpus:
     """Read a file, or a folder and all folders below it.
 
     The documents are sorted by content, so that names of files do not matter; empty texts are left
     out. Under the format `text` every `.txt` and `.md` is one plain document, tags and all; under
     `records` each must hold records. Raises UserError, with file and line, for anything that
-    cannot be read in full; `command` is what it advises to type where the path itself is wrong.
+    cannot be read in full, or leaves out a damaged file where that is chosen; `command` is what it
+    advises to type where the path itself is wrong.
 
     Texts of SPOOL_BYTES or more go to a temporary file in the folder `scratch`, if one is given:
     memory then holds no more than a few times the longest record, whatever the number of documents.
     """
     files = find_files(path, command=command)
     size = _size(files.paths)
-    sink = Spool(scratch, size) if scratch and size >= SPOOL_BYTES else _InMemory()
+    sink = Spool(scratch, size) if scratch and size >= SPOOL_BYTES else InMemory()
+    skipped = []
     for file in files.paths:
-        _read_file(file, data_format, sink)
+        try:
+            _read_file(file, data_format, sink)
+        except DamagedFileError as error:
+            if on_bad_shard == "stop":
+                raise
+            sink.drop(shown(file))
+            skipped.append(error.problem)
     documents = sink.documents()
     if not documents:
         raise _no_text(path, files.passed_over, command)
-    return Corpus(documents, files.passed_over, sink if isinstance(sink, Spool) else None)
-
-
-class _InMemory:
-    """Takes up documents as a `Spool` does."""
-
-    def __init__(self) -> None:
-        self._documents: list[Document] = []
-
-    def add(self, document: Document) -> None:
-        self._documents.append(document)
-
-    def add_text(self, blocks: Iterable[str], source: str) -> None:
-        text = "".join(blocks)
-        if not _is_blank(text):
-            self.add(Document(text, source=source))
-
-    def documents(self) -> list[Document]:
-        return sorted(
-            self._documents, key=lambda document: (document.content_hash, document.source)
-        )
+    spool = sink if isinstance(sink, Spool) else None
+    return Corpus(documents, files.passed_over, spool, tuple(skipped))
 
 
 def read_items(path: Path) -> Iterator[Item]:
@@ -175,7 +170,7 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() == TABLE
 
 
-def _read_file(path: Path, data_format: DataFormat, sink: Spool | _InMemory) -> None:
+def _read_file(path: Path, data_format: DataFormat, sink: Spool | InMemory) -> None:
     name = shown(path)
     if _is_table(path):
         documents = _documents_of_fields(_table_rows(path), name)

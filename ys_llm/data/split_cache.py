@@ -46,6 +46,7 @@ NAME = "split.bin"
 _FORMAT_VERSION = 2
 _DIGEST_BYTES = 16
 _READ_BYTES = 1 << 20
+_SHOWN_SKIPPED = 20
 _ROWS_AT_ONCE = 1 << 16
 # A file that was written less than this before it was read could be written again within the same
 # tick of the file system's clock: 2 s on FAT, a second on network drives.
@@ -78,7 +79,9 @@ def load_split(
     if kept is not None:
         return kept
     split = read()
-    if snapshot.is_worth_keeping and _Snapshot.take(config, command).key == snapshot.key:
+    # A file that was skipped may be back the next time, and look the same.
+    is_worth_keeping = snapshot.is_worth_keeping and "skipped" not in split.notes
+    if is_worth_keeping and _Snapshot.take(config, command).key == snapshot.key:
         _keep(cache_dir, snapshot, record, split)
     return split
 
@@ -96,7 +99,11 @@ def _read_split(
     config: DataConfig, record: SplitRecord | None, command: str, scratch: Path | None
 ) -> Split:
     corpus = read_corpus(
-        Path(config.path), data_format=config.format, command=command, scratch=scratch
+        Path(config.path),
+        data_format=config.format,
+        command=command,
+        scratch=scratch,
+        on_bad_shard=config.on_bad_shard,
     )
     fraction = config.validation_fraction
     if isinstance(corpus.documents, DocumentTable) and corpus.spool:
@@ -105,6 +112,10 @@ def _read_split(
         )
     else:
         split = split_documents(corpus.documents, validation_fraction=fraction, record=record)
+    if corpus.skipped:
+        more = len(corpus.skipped) - _SHOWN_SKIPPED
+        listed = "; ".join(corpus.skipped[:_SHOWN_SKIPPED])
+        split.notes["skipped"] = listed + (f"; and {more:,} more files" if more > 0 else "")
     if corpus.passed_over:
         split.notes["passed over"] = passed_over_line(corpus.passed_over)
     return split

@@ -257,6 +257,33 @@ class _SpooledTexts:
             yield document
 
 
+class InMemory:
+    """Takes up the documents of a small corpus as a `Spool` does, and keeps them in a list."""
+
+    def __init__(self) -> None:
+        self._documents: list[Document] = []
+
+    def add(self, document: Document) -> None:
+        """Take up a document."""
+        self._documents.append(document)
+
+    def add_text(self, blocks: Iterable[str], source: str) -> None:
+        """Take up a plain document that comes in blocks, unless it is all white space."""
+        text = "".join(blocks)
+        if text and not text.isspace():
+            self.add(Document(text, source=source))
+
+    def drop(self, source: str) -> None:
+        """Leave out what came from a file."""
+        self._documents = [d for d in self._documents if _parted(d.source)[0] != source]
+
+    def documents(self) -> list[Document]:
+        """Return all documents, sorted by content and then by source."""
+        return sorted(
+            self._documents, key=lambda document: (document.content_hash, document.source)
+        )
+
+
 class SpooledDocument(Document):
     """A document whose prompt and text are in a file; hash and length are kept in memory."""
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from ys_llm.data.containers import (
     COMPRESSIONS,
     TABLE,
+    DamagedFileError,
     read_bytes,
     shown,
     stored_bytes,
@@ -122,7 +123,7 @@ class _StrictDecoder:
         name = shown(self._path)
         if known := file_format(self._head):
             what, advice = known
-            return UserError(f"{name} is {what}; expected text in UTF-8", advice)
+            return DamagedFileError(f"{name} is {what}; expected text in UTF-8", advice)
         line = self._n_lines + data.count(b"\n", 0, start) + 1
         offset = self._n_bytes - pending + start
         line_start = data.rfind(b"\n", 0, start) + 1
@@ -131,7 +132,7 @@ class _StrictDecoder:
             data[line_start : start + _SAMPLE_BYTES],
             name=shlex.quote(name),
         )
-        return UserError(
+        return DamagedFileError(
             f"{name}:{line}: byte 0x{data[start]:02x} at offset {offset} {problem}", advice
         )
 

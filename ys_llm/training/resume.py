@@ -49,6 +49,7 @@ ORDER = (
     "data.path",
     "data.format",
     "data.on_bad_record",
+    "data.on_bad_shard",
     "data.batching",
     "data.long_documents",
     "train.seed",

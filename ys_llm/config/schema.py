@@ -33,7 +33,7 @@ class DataConfig:
 
     path: str = setting(
         "training_data",
-        "file or folder of .txt, .md and .jsonl, read recursively",
+        "file or folder of .txt, .md and .jsonl, read recursively; or its address (s3://...)",
         pattern=r"[^\0]+",
         pattern_help="the path of a file or folder",
     )

@@ -26,6 +26,7 @@ from ys_llm.data.containers import (
     text_suffix,
 )
 from ys_llm.data.records import END, START, Document, Record
+from ys_llm.data.remote import RemoteFile, name_of, opened, remove_copies
 from ys_llm.data.spool import InMemory, Spool
 from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks
 from ys_llm.errors import UserError, command_line
@@ -86,14 +87,14 @@ def read_documents(
 
 
 def read_corpus(
-    path: Path,
+    path: Path | str,
     *,
     data_format: DataFormat = "auto",
     command: str = ADVICE,
     scratch: Path | None = None,
     on_bad_shard: OnBadShard = "stop",
 ) -> Corpus:
-    """Read a file, or a folder and all folders below it.
+    """Read a file, or a folder and all folders below it; a path may be an address (`remote.py`).
 
     The documents are sorted by content, so that names of files do not matter; empty texts are left
     out. Under the format `text` every `.txt` and `.md` is one plain document, tags and all; under
@@ -105,16 +106,20 @@ def read_corpus(
     memory then holds no more than a few times the longest record, whatever the number of documents.
     """
     files = find_files(path, command=command)
-    size = _size(files.paths)
+    size = _size(files.every)
     sink = Spool(scratch, size) if scratch and size >= SPOOL_BYTES else InMemory()
     skipped = []
-    for file in files.paths:
+    if scratch and files.remote:
+        remove_copies(scratch)
+    for file in files.every:
+        name = name_of(file)
         try:
-            _read_file(file, data_format, sink)
+            with opened(file, scratch) as local:
+                _read_file(local, name, data_format, sink)
         except DamagedFileError as error:
             if on_bad_shard == "stop":
                 raise
-            sink.drop(shown(file))
+            sink.drop(name)
             skipped.append(error.problem)
     documents = sink.documents()
     if not documents:
@@ -144,17 +149,17 @@ def is_record_file(path: Path) -> bool:
     return _begins_with_record(read_blocks(path, errors="replace"))
 
 
-def _size(paths: Iterable[Path]) -> int:
+def _size(files: Iterable[Path | RemoteFile]) -> int:
     """Add up the sizes of files; a problem with one is reported when it is read."""
     total = 0
-    for path in paths:
+    for file in files:
+        growth = _COMPRESSED_GROWTH if is_compressed(Path(name_of(file))) else 1
         with suppress(OSError):
-            growth = _COMPRESSED_GROWTH if is_compressed(path) else 1
-            total += growth * path.stat().st_size
+            total += growth * (file.stat().st_size if isinstance(file, Path) else file.size or 0)
     return total
 
 
-def _no_text(path: Path, passed_over: Counter[str], command: str) -> UserError:
+def _no_text(path: Path | str, passed_over: Counter[str], command: str) -> UserError:
     found = f"; it holds {passed_over_line(passed_over)}" if passed_over else ""
     return UserError(
         f"{shown(path)} holds no text: no {', '.join(SUFFIXES)} file that is not empty{found}",
@@ -170,8 +175,7 @@ def _is_table(path: Path) -> bool:
     return path.suffix.lower() == TABLE
 
 
-def _read_file(path: Path, data_format: DataFormat, sink: Spool | InMemory) -> None:
-    name = shown(path)
+def _read_file(path: Path, name: str, data_format: DataFormat, sink: Spool | InMemory) -> None:
     if _is_table(path):
         documents = _documents_of_fields(_table_rows(path), name)
     elif _is_jsonl(path):

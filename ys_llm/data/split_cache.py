@@ -35,6 +35,7 @@ from ys_llm.data.document_table import (
 )
 from ys_llm.data.readers import ADVICE, read_corpus
 from ys_llm.data.records import Document
+from ys_llm.data.remote import is_remote
 from ys_llm.data.split import Split, SplitRecord, split_documents
 from ys_llm.data.split_table import split_table
 from ys_llm.data.text_files import find_files, passed_over_line
@@ -99,7 +100,7 @@ def _read_split(
     config: DataConfig, record: SplitRecord | None, command: str, scratch: Path | None
 ) -> Split:
     corpus = read_corpus(
-        Path(config.path),
+        _root(config),
         data_format=config.format,
         command=command,
         scratch=scratch,
@@ -131,7 +132,7 @@ class _Snapshot:
     @classmethod
     def take(cls, config: DataConfig, command: str) -> "_Snapshot":
         """List the files and look at each, without opening it. Raises UserError as reading does."""
-        now, files = time.time_ns(), find_files(Path(config.path), command=command)
+        now, files = time.time_ns(), find_files(_root(config), command=command)
         key: dict[str, Any] = {
             "version": [_FORMAT_VERSION, ys_llm.__version__],
             "data": asdict(config),
@@ -146,9 +147,16 @@ class _Snapshot:
             [str(path), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev]
             for path, s in found
         ]
-        latest = max((max(s.st_mtime_ns, s.st_ctime_ns) for _, s in found), default=now)
-        is_large = sum(s.st_size for _, s in found) >= readers.SPOOL_BYTES
-        return cls(json.loads(json.dumps(key)), is_large and latest + _SETTLED_NANOSECONDS < now)
+        key["remote"] = [[file.url, file.size, file.version] for file in files.remote]
+        is_known = all(file.version is not None for file in files.remote)
+        latest = max((max(s.st_mtime_ns, s.st_ctime_ns) for _, s in found), default=0)
+        size = sum(s.st_size for _, s in found) + sum(file.size or 0 for file in files.remote)
+        is_settled = size >= readers.SPOOL_BYTES and latest + _SETTLED_NANOSECONDS < now
+        return cls(json.loads(json.dumps(key)), is_settled and is_known)
+
+
+def _root(config: DataConfig) -> Path | str:
+    return config.path if is_remote(config.path) else Path(config.path)
 
 
 class _Corpus:

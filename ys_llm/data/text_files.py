@@ -11,7 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ys_llm.data.containers import (
     COMPRESSIONS,
@@ -23,6 +23,7 @@ from ys_llm.data.containers import (
     text_suffix,
 )
 from ys_llm.data.encodings import SIGNATURE_BYTES, encoding_advice, file_format
+from ys_llm.data.remote import RemoteFile, is_remote, list_files
 from ys_llm.errors import UserError
 from ys_llm.system.lock import is_run
 
@@ -40,15 +41,23 @@ class CorpusFiles:
 
     paths: list[Path] = field(default_factory=list)
     passed_over: Counter[str] = field(default_factory=Counter)
+    remote: list[RemoteFile] = field(default_factory=list)
+
+    @property
+    def every(self) -> list[Path | RemoteFile]:
+        """Return the files on this disk and on other machines."""
+        return [*self.paths, *self.remote]
 
 
-def find_files(root: Path, *, command: str) -> CorpusFiles:
+def find_files(root: Path | str, *, command: str) -> CorpusFiles:
     """List the text files of a folder and all folders below it; a file is a list of itself.
 
     Links are followed, and each file is listed once. Raises UserError where `root` does not exist
     or is a file of another kind; `command` is what it then advises to type.
     """
-    name = shown(root)
+    if is_remote(root):
+        return _find_remote(str(root), command)
+    root, name = Path(root), shown(root)
     if not os.path.exists(root):
         found = "is a link to nothing" if root.is_symlink() else "does not exist"
         raise UserError(f"{name} {found}; expected a file or folder of text", f"Type: {command}")
@@ -57,6 +66,19 @@ def find_files(root: Path, *, command: str) -> CorpusFiles:
     if not is_text(root):
         raise _wrong_suffix(root, command)
     return CorpusFiles([root])
+
+
+def _find_remote(url: str, command: str) -> CorpusFiles:
+    files, root = CorpusFiles(), PurePosixPath(url)
+    for file in list_files(url, command=command):
+        below, name = PurePosixPath(file.url).parts[len(root.parts) :], Path(file.url).name
+        if any(part.startswith(".") for part in below) or (below and _is_about_the_corpus(name)):
+            continue
+        if is_text(Path(name)):
+            files.remote.append(file)
+        else:
+            files.passed_over[_ending(Path(name))] += 1
+    return files
 
 
 def is_text(path: Path) -> bool:

@@ -20,8 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ys_llm.config.schema import DataConfig
 from ys_llm.data import readers
@@ -36,20 +39,24 @@ from ys_llm.system.machine import inspect_machine
 
 _FILE_BYTES = 250_000_000
 _NEEDED = 2.6  # times the text: the text, its copy in the order of the hashes, its tokens
-_WORDS = 50_000
+_WORDS = 50_000  # which are one text's only ones: a language has more, and new ones all the time
 
 
 def documents(n_bytes: int, seed: int) -> Iterator[str]:
     """Texts of 0.2 to 8 kB, of words whose frequencies fall as those of a language do."""
-    choose = random.Random(seed)
-    letters = "etaoinshrdlu"
-    words = ["".join(choose.choices(letters, k=choose.randint(1, 9))) for _ in range(_WORDS)]
-    weights = [1 / (rank + 2) for rank in range(_WORDS)]
+    words, choose = _words(), np.random.default_rng(seed)
+    shares = np.cumsum(1 / np.arange(2, _WORDS + 2))
     while n_bytes > 0:
-        drawn = choose.choices(words, weights, k=choose.randint(40, 1600))
-        text = " ".join(drawn).capitalize() + ".\n"
+        drawn = np.searchsorted(shares, shares[-1] * choose.random(choose.integers(40, 1600)))
+        text = " ".join(map(words.__getitem__, drawn.tolist())).capitalize() + ".\n"
         n_bytes -= len(text)
         yield text
+
+
+@cache
+def _words() -> list[str]:
+    choose = random.Random(0)
+    return ["".join(choose.choices("etaoinshrdlu", k=1 + n % 9)) for n in range(_WORDS)]
 
 
 def write_text(folder: Path, n_bytes: int) -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ys_llm.data.records import Document, Record, content_hash, document_id
+from ys_llm.data.records import Document, Record, Texts, content_hash, document_id
 
 LINES = st.text(alphabet="ab \t\n\ré", max_size=40)
 
@@ -63,3 +63,10 @@ def test_the_hash_of_a_known_text_never_changes() -> None:
 
 def test_a_record_is_written_with_its_tags() -> None:
     assert Record("2 + 2 =", "4").text() == "2 + 2 =<start>4<end>\n\n"
+
+
+def test_texts_end_after_the_characters_that_are_wanted() -> None:
+    documents = [Document("one. "), Document("three", "two"), Document("four")]
+    assert list(Texts(documents)) == ["one. ", "two", "three", "four"]
+    assert list(Texts(documents, 6)) == ["one. ", "two"]
+    assert list(Texts(documents, 10**9)) == list(Texts(documents))

@@ -28,10 +28,20 @@ def test_gzip_and_xz_are_the_sizes_of_the_compressed_validation_text() -> None:
         Document(text="the cat sat on the mat " * 50),
         Document(text="é" * 20, prompt="x"),
     ]
-    text = ("the cat sat on the mat " * 50 + "x" + "é" * 20).encode()
+    ordered = sorted(validation, key=lambda document: document.content_hash)
+    text = "".join((document.prompt or "") + document.text for document in ordered).encode()
     found = baselines([Document(text="abc")], validation)
+    assert baselines([Document(text="abc")], validation[::-1]) == found
     assert found["gzip"] == 8 * len(gzip.compress(text, 9)) / len(text)
     assert found["xz"] == 8 * len(lzma.compress(text)) / len(text)
+
+
+def test_of_a_larger_text_its_first_part_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    validation = [Document(text=f"{n}" * 40) for n in range(9)]
+    first = min(validation, key=lambda document: document.content_hash)
+    expected = baselines([Document(text="abc")], [first])
+    monkeypatch.setattr(baselines_module, "COMPRESSED_BYTES", 1)
+    assert baselines([Document(text="abc")], validation) == expected
 
 
 def test_an_empty_validation_split_is_the_users_error() -> None:

@@ -84,7 +84,7 @@ def read_examples(
             documents = read_documents(
                 file, data_format=text_format, command=command, scratch=scratch
             )
-            examples.found += documents
+            examples.found += documents[:]  # one by one, they have no text in memory
             kinds = ("prompt" if one.has_prompt else "text" for one in documents)
             examples.forms.update(kinds)
     if not examples.found:

@@ -126,7 +126,11 @@ class RowFile:
 
 
 class DocumentTable(Sequence[Document]):
-    """A sequence of documents that are made when they are asked for."""
+    """A sequence of documents that are made when they are asked for.
+
+    Going through all of them reads their texts in long pieces, and each document has its text; one
+    that is asked for by its place, or in a slice, reads it from the file.
+    """
 
     def __init__(self, rows: RowFile, texts: TableTexts) -> None:
         self._rows = rows

@@ -28,8 +28,8 @@ def baselines(training: Sequence[Document], validation: Sequence[Document]) -> d
     """Bits per byte of the validation text.
 
     unigram: each byte by its frequency in the training text, (count + 1) / (total + 256);
-    gzip (level 9) and xz (preset 6): the size of the validation text, compressed on its own.
-    Of a larger text the first UNIGRAM_BYTES and COMPRESSED_BYTES, in the order of the hashes.
+    gzip (level 9) and xz (preset 6): the size of the validation text, compressed on its own in the
+    order of the hashes. Of a larger text only the first UNIGRAM_BYTES and COMPRESSED_BYTES count.
     """
     counts = np.ones(256)
     for block in _first(_blocks(in_hash_order(training)), UNIGRAM_BYTES):

@@ -69,7 +69,7 @@ def bits_by_kind(
 def by_kind(documents: Sequence[Document]) -> Mapping[str, list[Document]]:
     """The documents of each kind."""
     kinds: dict[str, list[Document]] = {}
-    for document in documents:
+    for document in documents[:]:  # one by one, those of a large text have none of it in memory
         kinds.setdefault(kind_of(document), []).append(document)
     return kinds
 

@@ -55,6 +55,7 @@ def test_every_result_file_is_shown() -> None:
         "results.json",
         "recall.json",
         "diloco.json",
+        "mixers.json",
     }
     assert named == {f"{result.name}.json" for result in RESULTS}
     assert RESULTS

@@ -56,7 +56,8 @@ def list_files(url: str, *, command: str) -> list[RemoteFile]:
         system, path = url_to_fs(url)
     except ImportError as error:
         raise UserError(
-            f"{shown(url)}: {error}", 'Install that package; for fsspec: pip install "ys_llm[data]"'
+            f"{shown(url)} needs a package that is not installed: {error}",
+            "Install it with pip, then type the command again.",
         ) from error
     except ValueError as error:
         raise UserError(f"{shown(url)}: {error}", f"Type: {command}") from error

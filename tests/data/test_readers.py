@@ -189,7 +189,7 @@ def test_a_hole_of_gigabytes_is_refused_in_little_memory(folder: Path) -> None:
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True, check=True
     )
     error, kilobytes = done.stdout.split()
-    assert error == "UserError"
+    assert error == "DamagedFileError"
     assert int(kilobytes) < 150_000
 
 

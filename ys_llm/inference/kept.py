@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.inference.generate import as_prompt, encode_pieces
-from ys_llm.model.state import State, tensors_of
+from ys_llm.model.state import State, memory_bytes, tensors_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Kept:
     def n_bytes(self) -> int:
         """Bytes of memory."""
         logits = [] if self.logits_V is None else [self.logits_V]
-        return sum(tensor.nbytes for tensor in [*tensors_of(self.state), *logits])
+        return memory_bytes([*tensors_of(self.state), *logits])
 
 
 def ids_after(

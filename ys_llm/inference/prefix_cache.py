@@ -29,12 +29,11 @@ from itertools import islice
 
 from torch import Tensor
 
-from ys_llm.model.state import State, tensors_of
+from ys_llm.model.state import State, memory_bytes, tensors_of
 
 MEGABYTE = 1_000_000
 PIECE_SIZES = (256, 64)  # tokens that are read in one call
 ROOT = b""  # the key of no ids
-_TENSOR_OVERHEAD = 512  # bytes of a small tensor besides its numbers
 _LARGE_SHARE = 16  # what takes more than 1/16 of the memory is saved at sparse positions only
 
 
@@ -91,7 +90,7 @@ class SavedPrefix:
     def n_bytes(self) -> int:
         """Bytes of memory."""
         tensors = [*tensors_of(self.state), *([] if self.logits_V is None else [self.logits_V])]
-        return sum(tensor.nbytes + _TENSOR_OVERHEAD for tensor in tensors)
+        return memory_bytes(tensors)
 
 
 class PrefixCache:

@@ -8,7 +8,7 @@ dicts, lists, tuples and NamedTuples; its leaves are tensors whose first dimensi
 leaf that grows with time has time as its second dimension, the latest last.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 State = dict[str, Any]
 Path = tuple[str, ...]
+
+_TENSOR_OVERHEAD = 768  # bytes of a tensor besides its numbers; about 700 with torch 2.13
 
 
 def initial_positions(batch_size: int) -> Tensor:
@@ -31,6 +33,11 @@ def map_state(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def tensors_of(tree: Any) -> list[Tensor]:
     """Every tensor of a tree, in a fixed order."""
     return [tensor for _, tensor in _leaves(tree, ())]
+
+
+def memory_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of memory that kept tensors take: their numbers, and each as an object."""
+    return sum(tensor.nbytes + _TENSOR_OVERHEAD for tensor in tensors)
 
 
 def detach(state: Any) -> Any:

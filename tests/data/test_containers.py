@@ -2,18 +2,25 @@
 
 import gzip
 import json
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ys_llm.config.schema import DataConfig
 from ys_llm.data import readers
 from ys_llm.data.containers import DamagedFileError
+from ys_llm.data.conversations import read_examples
 from ys_llm.data.readers import read_documents, read_items
 from ys_llm.data.split_cache import load_split
+from ys_llm.data.tables import rows_of
 from ys_llm.errors import UserError
 
 pa = pytest.importorskip("pyarrow")
@@ -57,6 +64,90 @@ def test_the_same_text_in_any_container_gives_the_same_documents(tmp_path: Path)
     assert documents(written(tmp_path / "f.md.gz", gzip.compress(b"p<start>r<end>"))) == [
         ("p", "r")
     ]
+
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho 🙂"}]}
+SHAREGPT = {"conversations": [{"from": "human", "value": "a\n"}, {"from": "gpt", "value": "b"}]}
+PAIR = {"prompt": "Who?", "chosen": "A cat.", "rejected": "No."}
+CHATS = "".join(json.dumps(record) + "\n" for record in (CHAT, SHAREGPT, PAIR)).encode()
+
+
+def test_conversations_in_any_container_are_the_same(tmp_path: Path) -> None:
+    def found(path: Path) -> list[tuple[Any, ...]]:
+        examples = read_examples(path)
+        assert examples.forms == {"messages": 1, "conversations": 1, "preferences": 1}
+        return [replace(one, source="") for one in examples.found]
+
+    expected = found(written(tmp_path / "a.jsonl", CHATS))
+    assert found(written(tmp_path / "a.jsonl.gz", gzip.compress(CHATS))) == expected
+    assert found(written(tmp_path / "A.JSONL.ZST", zstd(CHATS[:50]) + zstd(CHATS[50:]))) == expected
+    assert found(written(tmp_path / "a.json", CHATS)) == expected, "lines of JSON by another name"
+    array = f"[{','.join(CHATS.decode().splitlines())}]".encode()
+    assert found(written(tmp_path / "a.json.gz", gzip.compress(array))) == expected
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    written(folder / "a.csv.gz", gzip.compress(b"instruction,output\nSay,Ho\n"))
+    # Each row has the columns of one form, and null in the others.
+    null = dict.fromkeys(("messages", "conversations", "system"))
+    table(folder / "b.parquet", [{**null, **CHAT}, {**null, **SHAREGPT}, null])
+    (folder / "sub").mkdir()
+    written(folder / "sub" / "c.tsv.zst", zstd(b"prompt\tresponse\np\tr\n"))
+    examples = read_examples(folder)
+    assert examples.forms == {
+        "alpaca": 1,
+        "prompt": 1,
+        "messages": 1,
+        "conversations": 1,
+        "empty": 1,
+    }
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.zst", "a.csv.gz", "a.parquet"])
+def test_conversations_in_a_file_that_is_cut_off_are_no_shorter_text(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if name == "a.parquet":
+        whole = table(path, [CHAT] * 9).read_bytes()
+    else:
+        data = b"prompt,response\n" + b"p,r\n" * 99 if ".csv" in name else CHATS
+        whole = (zstd if name.endswith("zst") else gzip.compress)(data)
+    written(path, whole[:-9])
+    with pytest.raises(DamagedFileError, match=re.escape(name)):
+        read_examples(path, on_bad_record="skip")
+
+
+JSON = ['{"text": "é\\n"}', "12", "[]", "[1, {}]", '"a"', "\n", ",", "]", " ", "{", "[", "nul"]
+CELLS = ["text", ",", "\n", "\r", "\r\n", '"', "a", "\u2028"]
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.sampled_from(JSON), max_size=12).map("".join),
+    st.lists(st.sampled_from(CELLS), max_size=20).map("".join),
+)
+def test_records_do_not_depend_on_where_blocks_end(json_text: str, csv_text: str) -> None:
+    for text, suffix in ((f"[{json_text}", ".json"), (json_text, ".json"), (csv_text, ".csv")):
+        whole = list(rows_of([text], suffix))
+        assert list(rows_of(list(text), suffix)) == whole
+        assert list(rows_of([text[:5], "", text[5:]], suffix)) == whole
+
+
+def test_a_long_array_is_read_a_record_at_a_time() -> None:
+    block = '{"text": "' + "x" * 1000 + '"},\n'
+    taken = 0
+
+    def blocks() -> Iterator[str]:
+        nonlocal taken
+        for taken in range(1, 1000):
+            yield block if taken > 1 else "[" + block
+
+    rows = rows_of(blocks(), ".json")
+    assert [next(rows).line for _ in range(5)] == [1, 2, 3, 4, 5]
+    assert taken < 12
+    broken = rows_of(chain(['[{"text": 1},\n{"text" 2},\n'], blocks()), ".json")
+    assert [row.line for row in broken] == [1, 2]
+    assert taken < 12, "what is broken is not read to the end in search of its end"
 
 
 def test_zeros_at_the_end_of_a_compressed_file_are_not_text(tmp_path: Path) -> None:

@@ -172,8 +172,10 @@ def test_a_bad_record_is_named_with_its_line_or_skipped_and_listed(tmp_path: Pat
     [
         ("a.jsonl", '{"text": "a"}\n{"text"', r":2: not JSON"),
         ("a.json", '[{"text": "a"},\n\n{"question": 1}]', r":3: found the fields"),
-        ("a.json", '{"text": "a"}', r":1: .*expected an array"),
-        ("a.json", '[{"text": "a"}\n{"text": "b"}]', r":1: .*expected , or \]"),
+        ("a.json", '[{"text": "a"}\n{"text": "b"}]', r":2: .*expected , or \]"),
+        ("a.json", '[{"text": "a"}]\n]', r":2: .*Expecting value"),
+        ("a.json", '[{"text": "a"},\n{"text": "b\n', r":2: .*Invalid control character"),
+        ("a.json", '[{"text": "a"},\n' + "[" * 200_000, r":2: .*nested too deep"),
         ("a.json", '[{"text": "a", "text": "b"}]', "the field 'text' is given twice"),
         ("a.csv", 'text\n"two\nlines"\na,b\n', r":4: 2 cells below 1 columns"),
         ("a.csv", "text,text\n1,2\n", "the column 'text' is there twice"),

@@ -1,30 +1,29 @@
 """Conversations and preference pairs, read from files of the forms in which people keep them.
 
-`.jsonl`, `.json`, `.csv` and `.tsv` hold records of one of the forms of `formats.py`, each file any
-of them; `.txt` and `.md` are read as `readers.py` reads them. A folder may mix all. A record that
-fits no form is refused with its line, or skipped, counted and listed.
+`.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` hold records of one of the forms of `formats.py`,
+each file any of them; `.txt` and `.md` are read as `readers.py` reads them. All but `.parquet` may
+be compressed. A folder may mix all. A record that fits no form is refused with its line, or
+skipped, counted and listed.
 """
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from ys_llm.config.schema import DataFormat
 from ys_llm.data.chat import Conversation, PreferencePair, Turn
-from ys_llm.data.containers import shown
+from ys_llm.data.containers import shown, text_suffix
 from ys_llm.data.formats import FORMS, Parsed, RecordForm, parse_record
 from ys_llm.data.readers import ADVICE, read_documents
 from ys_llm.data.records import Document
-from ys_llm.data.tables import TABLE_SUFFIXES, Row, load_json, rows_of
+from ys_llm.data.tables import RECORD_SUFFIXES, holds_records, record_rows
 from ys_llm.data.text_files import find_files, read_blocks
 from ys_llm.errors import UserError
 from ys_llm.system.lock import is_run
 
 OnBadRecord = Literal["stop", "skip"]
-CHAT_SUFFIXES = (".jsonl", *TABLE_SUFFIXES)
 _SHOWN_BAD = 5
 _EXPECTED = (
     'Expected {"messages": [{"role": "user", "content": "..."}, ...]}, or another form that '
@@ -73,12 +72,9 @@ def read_examples(
     form = next((form for form in FORMS if form == data_format), None)
     text_format: DataFormat = "auto" if form else data_format
     examples = Examples()
-    if path.is_file() and path.suffix.lower() in CHAT_SUFFIXES:
-        files = [path]
-    else:
-        files = _files(path, command)
+    files = [path] if path.is_file() and holds_records(path) else _files(path, command)
     for file in files:
-        if file.suffix.lower() in CHAT_SUFFIXES:
+        if holds_records(file):
             _read_records(file, form, on_bad_record, examples)
         elif not _is_blank(file):
             documents = read_documents(
@@ -104,13 +100,13 @@ def _files(path: Path, command: str) -> list[Path]:
             folders.clear()
             continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        tables = (Path(folder, name) for name in sorted(names) if _is_table(name.lower()))
-        files.extend(tables)
+        files.extend(Path(folder, name) for name in sorted(names) if _is_table(Path(name)))
     return files
 
 
-def _is_table(name: str) -> bool:
-    return name.endswith(TABLE_SUFFIXES) and not name.startswith((".", "manifest"))
+def _is_table(path: Path) -> bool:
+    is_about_the_corpus = path.name.lower().startswith((".", "manifest"))
+    return text_suffix(path) in RECORD_SUFFIXES[1:] and not is_about_the_corpus
 
 
 def _is_blank(path: Path) -> bool:
@@ -120,8 +116,11 @@ def _is_blank(path: Path) -> bool:
 def _read_records(
     path: Path, form: RecordForm | None, on_bad_record: OnBadRecord, examples: Examples
 ) -> None:
-    for row in _rows(path):
-        source = f"{shown(path)}:{row.line}"
+    for row in record_rows(path):
+        source = f"{shown(path)}:{row.line}" if row.line else shown(path)
+        if row.is_empty:
+            examples.forms["empty"] += 1
+            continue
         try:
             if row.problem:
                 raise ValueError(row.problem)
@@ -133,20 +132,6 @@ def _read_records(
             continue
         examples.forms[found] += 1
         examples.found.append(_located(parsed, found, source))
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    text = "".join(read_blocks(path))
-    if path.suffix.lower() != ".jsonl":
-        yield from rows_of(text, path.suffix.lower())
-        return
-    # Not splitlines: JSON strings may hold U+2028 and other line ends of Unicode as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield Row(number, load_json(line))
-            except ValueError as error:
-                yield Row(number, None, str(error))
 
 
 def _located(parsed: Parsed, form: RecordForm, source: str) -> Example:

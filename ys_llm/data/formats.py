@@ -12,7 +12,8 @@ but for preferences, which hold before all. What does not fit is a ValueError th
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, get_args
 
 from ys_llm.data.chat import ROLES, Conversation, PreferencePair, Role, Turn
@@ -32,6 +33,8 @@ _NEEDED: Mapping[RecordForm, tuple[tuple[str, ...], ...]] = {
     "prompt": (("prompt", "completion"), ("prompt", "response")),
     "text": (("text",),),
 }
+_ALSO_READ = ("system", "input")
+FIELDS = frozenset(_ALSO_READ).union(*chain.from_iterable(_NEEDED.values()))
 # As ShareGPT, OpenAI and others name who speaks.
 _ROLES: Mapping[str, Role] = {
     **{role: role for role in ROLES},
@@ -46,7 +49,7 @@ _ROLES: Mapping[str, Role] = {
 }
 
 
-def form_of(fields: Mapping[str, Any]) -> RecordForm | None:
+def form_of(fields: Container[str]) -> RecordForm | None:
     """Return the form that a record has the fields of; None for a record of none."""
     for form in FORMS:
         if any(all(name in fields for name in names) for names in _NEEDED[form]):

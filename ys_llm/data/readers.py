@@ -28,7 +28,13 @@ from ys_llm.data.containers import (
 from ys_llm.data.records import END, START, Document, Record
 from ys_llm.data.remote import RemoteFile, name_of, opened, remove_copies
 from ys_llm.data.spool import InMemory, Spool
-from ys_llm.data.text_files import SUFFIXES, find_files, passed_over_line, read_blocks
+from ys_llm.data.text_files import (
+    SUFFIXES,
+    find_files,
+    passed_over_line,
+    read_blocks,
+    split_at,
+)
 from ys_llm.errors import UserError, command_line
 
 ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
@@ -275,7 +281,7 @@ def _table_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _record_items(blocks: Iterable[str], *, longest: int | None = None) -> Iterator[Item]:
     line = 1
-    for number, (piece, ended) in enumerate(_split(blocks, END, longest), start=1):
+    for number, (piece, ended) in enumerate(split_at(END, blocks, longest), start=1):
         if ended or piece.strip():
             yield _record_item(number, piece, ended, line)
         line += piece.count("\n")
@@ -304,7 +310,7 @@ def _record_item(number: int, piece: str, ended: bool, line: int) -> Item:
 
 def _json_lines(blocks: Iterable[str], *, longest: int | None = None) -> Iterator[tuple[int, str]]:
     # Not splitlines: JSON strings may hold U+2028 and other line ends of Unicode as they are.
-    for number, (line, _) in enumerate(_split(blocks, "\n", longest), start=1):
+    for number, (line, _) in enumerate(split_at("\n", blocks, longest), start=1):
         if line.strip():
             yield number, line
 
@@ -370,28 +376,3 @@ def _names(fields: Sequence[str]) -> str:
     listed = ", ".join(repr(name[:40]) for name in fields[:_SHOWN_FIELDS])
     more = len(fields) - _SHOWN_FIELDS
     return (listed or "none") + (f" and {more:,} more" if more > 0 else "")
-
-
-def _split(
-    blocks: Iterable[str], separator: str, longest: int | None = None
-) -> Iterator[tuple[str, bool]]:
-    """Yield the text between separators, and whether a separator ended it.
-
-    Of a piece longer than `longest` a first part is yielded, as one that was not ended.
-    """
-    parts: list[str] = []  # of the piece that has not ended yet
-    carry, size, cut = "", 0, False
-    for block in blocks:
-        *ended, rest = (carry + block).split(separator)
-        for piece in ended:
-            yield "".join(parts if cut else (*parts, piece)), not cut
-            parts, size, cut = [], 0, False
-        border = max(0, len(rest) - len(separator) + 1)  # a separator may span two blocks
-        size += border
-        if longest is None or size <= longest:
-            parts.append(rest[:border])
-        else:
-            cut = True
-        carry = rest[border:]
-    if parts or carry:
-        yield "".join((*parts, carry)), False

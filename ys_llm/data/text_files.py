@@ -9,7 +9,7 @@ import codecs
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -112,6 +112,31 @@ def read_blocks(path: Path, *, errors: str = "strict") -> Iterator[str]:
     for block in blocks:
         yield decoder.decode(block)
     yield decoder.decode(b"", final=True)
+
+
+def split_at(
+    separator: str, blocks: Iterable[str], longest: int | None = None
+) -> Iterator[tuple[str, bool]]:
+    """Yield the text between separators, and whether a separator ended it.
+
+    Of a piece longer than `longest` a first part is yielded, as one that was not ended.
+    """
+    parts: list[str] = []  # of the piece that has not ended yet
+    carry, size, cut = "", 0, False
+    for block in blocks:
+        *ended, rest = (carry + block).split(separator)
+        for piece in ended:
+            yield "".join(parts if cut else (*parts, piece)), not cut
+            parts, size, cut = [], 0, False
+        border = max(0, len(rest) - len(separator) + 1)  # a separator may span two blocks
+        size += border
+        if longest is None or size <= longest:
+            parts.append(rest[:border])
+        else:
+            cut = True
+        carry = rest[border:]
+    if parts or carry:
+        yield "".join((*parts, carry)), False
 
 
 class _StrictDecoder:

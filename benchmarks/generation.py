@@ -25,7 +25,7 @@ TEN_MILLION = ModelConfig(
 _SMALL = ModelConfig(d_model=32, n_layers=2, d_mlp=64, options={"three_tier": {"d_state": 32}})
 FLOPS_PER_TOKEN = 20e6  # of reading with this model, about
 TEXTS = 64
-_NEVER = -1  # an id that no model chooses: every answer has its full length
+_NEVER = ()  # nothing ends an answer: each has its full length
 
 
 def measure(effort: Effort, limits: Group) -> list[Group]:
@@ -94,7 +94,7 @@ def continuation(model: Model, prefilled: Prefilled, n_tokens: int) -> Callable[
     sampling, decoder = GenerateConfig(max_tokens=n_tokens, seed=1), decoder_of(model)
 
     def run() -> None:
-        tokens = generate(model, prefilled, sampling=sampling, end_id=_NEVER, decoder=decoder)
+        tokens = generate(model, prefilled, sampling=sampling, end_ids=_NEVER, decoder=decoder)
         made = sum(1 for _ in tokens)
         assert made == n_tokens, made
 
@@ -112,7 +112,7 @@ def continuations(
             model,
             [prefilled] * n_texts,
             sampling=sampling,
-            end_id=_NEVER,
+            end_ids=_NEVER,
             max_batch=n_texts,
             decoder=decoder,
         )

@@ -188,7 +188,7 @@ def test_generate_on_cuda_writes_what_it_writes_on_the_cpu() -> None:
     model = Model(ModelConfig(d_model=32, n_layers=2, d_mlp=64), vocab_size=50).double().eval()
     sampling = GenerateConfig(max_tokens=70, temperature=0.0)
     written = [
-        [step.id for step in generate(at, prefill(at, range(9)), sampling=sampling, end_id=49)]
+        [step.id for step in generate(at, prefill(at, range(9)), sampling=sampling, end_ids=[49])]
         for at in (model, copy.deepcopy(model).cuda())
     ]
     assert written[0] == written[1]

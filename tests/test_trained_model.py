@@ -50,7 +50,7 @@ def test_ten_thousand_decode_steps_give_what_one_forward_pass_gives(
     prompt = [loaded.tokenizer.end_id, *loaded.tokenizer.encode("A fox"), loaded.tokenizer.start_id]
     sampling = GenerateConfig(max_tokens=10_000, seed=1)
     read = prefill(loaded.model, prompt)
-    tokens = list(generate(loaded.model, read, sampling=sampling, end_id=-1, decoder=decoder))
+    tokens = list(generate(loaded.model, read, sampling=sampling, end_ids=(), decoder=decoder))
     ids = torch.tensor([prompt + [token.id for token in tokens]])
     with torch.inference_mode():
         logits_BTV, _ = loaded.model(ids[:, :-1])

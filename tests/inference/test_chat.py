@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 from support.prefixes import loaded_run
+from support.scheduled import scheduled
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.config.sft import SftConfig
@@ -15,6 +17,7 @@ from ys_llm.inference import repl
 from ys_llm.inference.conversation import Conversation
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import prefill, prompt_ids
+from ys_llm.inference.generation import GenerationRequest
 from ys_llm.inference.kept import Kept, ids_after
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import tensors_of
@@ -87,6 +90,43 @@ def test_every_way_to_ask_reads_what_training_reads(run: LoadedRun) -> None:
     assert list(prompt_ids(tokenizer, ["c"], raw=False, chats=True)) == asked
     kept = Kept(run.model.init_state(1), (7,), ())
     assert list(ids_after(kept, tokenizer, ["c"], raw=False, chats=True)) == [7, *asked]
+
+
+def interrupting(run: LoadedRun, prompt: str) -> tuple[LoadedRun, list[int]]:
+    """The run with a model that begins to speak as the user, and its answer up to there.
+
+    Two rows of its head are swapped: the third token that it writes becomes `<user>`.
+    """
+    answer = Engine(run).answer(prompt, replace(SAMPLING, temperature=0.0)).ids
+    written, user = answer[2], run.tokenizer.controls["<user>"]
+    assert written not in answer[:2]
+    model = copy.deepcopy(run.model)
+    with torch.no_grad():
+        head = model.output.weight
+        head[[written, user]] = head[[user, written]]
+    return replace(run, model=model), [*answer[:2], user]
+
+
+def test_an_answer_ends_where_the_model_begins_to_speak_for_somebody_else(
+    run: LoadedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    greedy = replace(SAMPLING, temperature=0.0)
+    other, expected = interrupting(run, "Hi")
+    answer = Engine(other).answer("Hi", greedy)
+    assert (list(answer.ids), answer.finish_reason) == (expected, "stop")
+    conversation = Conversation(Engine(other), greedy)
+    conversation.say("Hi")
+    end, user = run.tokenizer.end_id, run.tokenizer.controls["<user>"]
+    assert list(conversation.session.at.tail)[-2:] == expected[:2]
+    conversation.say("So?")
+    assert list(conversation.session.at.tail).count(user) == 2
+    with scheduled(other) as (scheduler, collected):
+        ids = list(chat_ids(other, [ChatMessage("user", "Hi")]))
+        generation = scheduler.submit(GenerationRequest(ids, greedy, keep="last"))
+        finished = collected.finished(generation)
+        assert collected.ids(generation) == expected
+    assert finished.reason == "stop" and finished.kept is not None
+    assert finished.kept.pending == (end,)
 
 
 def test_lines_are_turns_of_one_conversation(

@@ -226,7 +226,7 @@ def test_a_nan_weight_is_seen_in_the_logits() -> None:
     decoder = decoder_for(model)
     assert decoder.step([decoder.sequence(read.state)], [5]).isnan().all()
     with pytest.raises(UserError, match="NaN or infinite"):
-        list(generate(model, read, sampling=SAMPLED, end_id=-1, decoder=decoder_for(model)))
+        list(generate(model, read, sampling=SAMPLED, end_ids=(), decoder=decoder_for(model)))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_each_of_many_sequences_gets_the_bits_it_gets_alone(
 def test_each_of_many_continuations_is_the_one_alone(shape: str, max_batch: int) -> None:
     model = model_of(shape, torch.float32)
     read = [prefill(model, ids_of(1 + 5 * b)) for b in range(8)]
-    options: dict[str, Any] = {"sampling": SAMPLED, "end_id": 4, "decoder": decoder_for(model)}
+    options: dict[str, Any] = {"sampling": SAMPLED, "end_ids": [4], "decoder": decoder_for(model)}
     alone = [list(generate(model, one, **options)) for one in read]
     assert len({len(steps) for steps in alone}) > 1, "all end at the same length: nothing is shown"
     many = generate_batch(model, iter(read), max_batch=max_batch, **options)
@@ -302,7 +302,7 @@ def test_prompts_join_as_rows_become_free(max_tokens: int) -> None:
             yield prefill(model, [b])
 
     sampling, ahead = replace(SAMPLED, max_tokens=max_tokens), []
-    options: dict[str, Any] = {"sampling": sampling, "end_id": -1, "decoder": decoder_for(model)}
+    options: dict[str, Any] = {"sampling": sampling, "end_ids": (), "decoder": decoder_for(model)}
     for number, steps in generate_batch(model, prompts(), max_batch=3, **options):
         assert len(steps) == max_tokens
         ahead.append((number, taken))
@@ -320,7 +320,7 @@ def test_torch_and_the_decoder_generate_the_same_text(shape: str, temperature: f
     read = prefill(model, ids_of(30))
 
     def made(decoder: Decoder | None) -> tuple[list[ScoredToken], dict[int, list[ScoredToken]]]:
-        options: dict[str, Any] = {"sampling": sampling, "end_id": -1, "decoder": decoder}
+        options: dict[str, Any] = {"sampling": sampling, "end_ids": (), "decoder": decoder}
         alone = list(generate(model, read, n_candidates=2, **options))
         return alone, dict(generate_batch(model, [read, read], **options))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from typing import get_args
 
@@ -56,9 +56,9 @@ def full_logits(model: Model, ids: list[int]) -> Tensor:
 
 
 def tokens_of(
-    model: Model, ids: list[int], sampling: GenerateConfig, *, end_id: int = 0
+    model: Model, ids: list[int], sampling: GenerateConfig, *, end_ids: Collection[int] = (0,)
 ) -> list[ScoredToken]:
-    return list(generate(model, prefill(model, ids), sampling=sampling, end_id=end_id))
+    return list(generate(model, prefill(model, ids), sampling=sampling, end_ids=end_ids))
 
 
 # Prompts
@@ -166,7 +166,7 @@ def test_no_ids_at_all_is_an_error(model: Model) -> None:
 
 def test_greedy_text_is_the_argmax_of_the_full_forward_pass(model: Model) -> None:
     ids = [0, 20, 30, 40]
-    tokens = tokens_of(model, ids, GREEDY, end_id=-1)
+    tokens = tokens_of(model, ids, GREEDY, end_ids=())
     logits = full_logits(model, ids + [token.id for token in tokens])[3:-1]
     assert [token.id for token in tokens] == logits.argmax(-1).tolist()
     expected = torch.log_softmax(logits, -1).max(-1).values
@@ -180,7 +180,7 @@ def test_sampled_text_is_what_the_full_forward_pass_would_draw(model: Model) -> 
         temperature=0.9, top_k=50, top_p=0.9, repetition_penalty=1.3, max_tokens=80, seed=11
     )
     ids, generator = [0, 20, 30, 40], torch.Generator().manual_seed(11)
-    tokens = tokens_of(model, ids, sampling, end_id=-1)
+    tokens = tokens_of(model, ids, sampling, end_ids=())
     for token in tokens:
         probabilities = distribution(full_logits(model, ids)[-1], sampling, ids[-PENALTY_WINDOW:])
         uniform = float(torch.rand((), dtype=torch.float64, generator=generator))
@@ -204,11 +204,11 @@ def test_the_same_seed_gives_the_same_text_and_another_gives_another(
 
 
 def test_generation_stops_at_end_or_at_max_tokens(model: Model) -> None:
-    free = [token.id for token in tokens_of(model, [0, 20], GREEDY, end_id=-1)]
+    free = [token.id for token in tokens_of(model, [0, 20], GREEDY, end_ids=())]
     assert len(free) == 40
     chosen_end = free[10]
     first_use = free.index(chosen_end)
-    stopped = [token.id for token in tokens_of(model, [0, 20], GREEDY, end_id=chosen_end)]
+    stopped = [token.id for token in tokens_of(model, [0, 20], GREEDY, end_ids=[chosen_end])]
     assert stopped == free[: first_use + 1]
     assert tokens_of(model, [0, 20], GenerateConfig(max_tokens=0)) == []
 
@@ -218,7 +218,7 @@ def test_a_token_costs_one_step_of_the_model_whatever_came_before(model: Model) 
     prefilled = prefill(model, [0] + [20] * 500)
     hook = model.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
     try:
-        list(islice(generate(model, prefilled, sampling=OPEN, end_id=-1), 30))
+        list(islice(generate(model, prefilled, sampling=OPEN, end_ids=()), 30))
     finally:
         hook.remove()
     assert widths == [1] * 29  # the first token needs no step, and the last is never read

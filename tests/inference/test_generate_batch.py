@@ -53,14 +53,14 @@ def batch_ids(
         model,
         (prefill(model, ids) for ids in prompts),
         sampling=sampling,
-        end_id=END,
+        end_ids=[END],
         max_batch=max_batch,
     )
     return {number: [token.id for token in tokens] for number, tokens in answers}
 
 
 def single_ids(model: Model, prompt: list[int], sampling: GenerateConfig) -> list[int]:
-    tokens = generate(model, prefill(model, prompt), sampling=sampling, end_id=END)
+    tokens = generate(model, prefill(model, prompt), sampling=sampling, end_ids=[END])
     return [token.id for token in tokens]
 
 
@@ -111,7 +111,7 @@ def test_prompts_are_read_as_rows_become_free(max_tokens: int) -> None:
             yield prefill(model, ids)
 
     sampling, n_answers = replace(SAMPLED, max_tokens=max_tokens), 0
-    for _, tokens in generate_batch(model, read(), sampling=sampling, end_id=-1, max_batch=4):
+    for _, tokens in generate_batch(model, read(), sampling=sampling, end_ids=(), max_batch=4):
         n_answers += 1
         assert len(tokens) == max_tokens
         assert n_read <= n_answers - 1 + 4
@@ -131,8 +131,8 @@ def test_a_state_that_joins_a_batch_stays_as_it_was() -> None:
     model = model_of(("softmax_attention",))
     first, second = (prefill(model, ids) for ids in prompts_of([5, 9]))
     before = single_ids(model, prompts_of([5, 9])[0], SAMPLED)
-    list(generate_batch(model, [first, second], sampling=SAMPLED, end_id=END))
-    again = generate(model, first, sampling=SAMPLED, end_id=END)
+    list(generate_batch(model, [first, second], sampling=SAMPLED, end_ids=[END]))
+    again = generate(model, first, sampling=SAMPLED, end_ids=[END])
     assert [token.id for token in again] == before
 
 
@@ -154,7 +154,7 @@ def test_a_batch_may_hold_more_rows_than_one_call_of_the_compiled_decoder() -> N
     sampling = replace(SAMPLED, max_tokens=6)
     read = [prefill(model, ids) for ids in prompts]
     answers = generate_batch(
-        model, read, sampling=sampling, end_id=END, max_batch=70, decoder=decoder_of(model)
+        model, read, sampling=sampling, end_ids=[END], max_batch=70, decoder=decoder_of(model)
     )
     found = {number: [token.id for token in tokens] for number, tokens in answers}
     assert found == {i: single_ids(model, prompt, sampling) for i, prompt in enumerate(prompts)}

@@ -24,7 +24,7 @@ END = 0
 def draw_token(
     logits: Tensor, sampling: GenerateConfig, recent: list[int], end_id: int = END
 ) -> int:
-    return Sampler(sampling, end_id=end_id, recent=recent).sample(logits).id
+    return Sampler(sampling, end_ids=[end_id], recent=recent).sample(logits).id
 
 
 # The distribution, against a literal implementation of its description
@@ -218,7 +218,7 @@ def test_rows_are_drawn_as_each_alone(penalty: float) -> None:
     logits_NV = torch.randn(12, 4000, generator=torch.Generator().manual_seed(5))
 
     def samplers() -> list[Sampler]:
-        return [Sampler(sampling, end_id=END, recent=range(5 * row)) for row in range(12)]
+        return [Sampler(sampling, end_ids=[END], recent=range(5 * row)) for row in range(12)]
 
     together, alone = samplers(), samplers()
     for _ in range(9):
@@ -245,7 +245,7 @@ def test_draws_follow_the_distribution() -> None:
     logits = torch.tensor([0.3, 2.0, 1.1, -1.0, 1.9, 0.0])
     sampling = GenerateConfig(temperature=1.5, top_k=4, top_p=1.0, max_tokens=0, seed=8)
     expected = distribution(logits, sampling)
-    sampler = Sampler(sampling, end_id=END)
+    sampler = Sampler(sampling, end_ids=[END])
     n = 2_000
     counts = torch.zeros_like(expected)
     for _ in range(n):
@@ -270,19 +270,19 @@ def test_the_penalty_forgets_what_is_far_back() -> None:
 
 def test_the_penalty_applies_to_what_was_just_drawn() -> None:
     heavy = GenerateConfig(temperature=0.0, repetition_penalty=1e9, max_tokens=3)
-    sampler, logits = Sampler(heavy, end_id=END), torch.tensor([-1.0, 3.0, 2.0, 1.0])
+    sampler, logits = Sampler(heavy, end_ids=[END]), torch.tensor([-1.0, 3.0, 2.0, 1.0])
     assert [sampler.sample(logits).id for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_sampler_is_finished_by_the_end_token_or_the_limit() -> None:
     ends, goes_on = torch.tensor([9.0, 0.0]), torch.tensor([0.0, 9.0])
     greedy = GenerateConfig(temperature=0.0, max_tokens=2)
-    assert Sampler(GenerateConfig(max_tokens=0), end_id=END).finished
-    sampler = Sampler(greedy, end_id=END)
+    assert Sampler(GenerateConfig(max_tokens=0), end_ids=[END]).finished
+    sampler = Sampler(greedy, end_ids=[END])
     assert not sampler.finished
     sampler.sample(ends)
     assert sampler.finished
-    sampler = Sampler(greedy, end_id=END)
+    sampler = Sampler(greedy, end_ids=[END])
     sampler.sample(goes_on)
     assert not sampler.finished
     sampler.sample(goes_on)
@@ -292,7 +292,7 @@ def test_a_sampler_is_finished_by_the_end_token_or_the_limit() -> None:
 @given(seed=st.integers(0, 1 << 31), logits=st.lists(st.floats(-30, 30), min_size=2, max_size=20))
 def test_the_same_seed_draws_the_same_tokens(seed: int, logits: list[float]) -> None:
     sampling = GenerateConfig(temperature=1.0, top_p=1.0, max_tokens=8, seed=seed)
-    first, second = Sampler(sampling, end_id=-1), Sampler(sampling, end_id=-1)
+    first, second = Sampler(sampling, end_ids=()), Sampler(sampling, end_ids=())
     torch.manual_seed(seed + 1)  # the global generator plays no part
     for _ in range(8):
         assert first.sample(torch.tensor(logits)) == second.sample(torch.tensor(logits))

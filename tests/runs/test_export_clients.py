@@ -52,7 +52,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 def answers(run: LoadedRun, prompt: str) -> list[int]:
     """What ys itself generates, without the end of the text."""
     prefilled = prefill(run.model, [0, *run.tokenizer.encode(prompt)])
-    tokens = generate(run.model, prefilled, sampling=run.config.generate, end_id=0)
+    tokens = generate(run.model, prefilled, sampling=run.config.generate, end_ids=[0])
     return [token.id for token in tokens if token.id]
 
 

@@ -83,7 +83,7 @@ def _reply(loaded: LoadedRun, before: Sequence[Turn], expected: str) -> Reply:
         model,
         prefill(model, ids),
         sampling=sampling,
-        end_id=tokenizer.end_id,
+        end_ids=[tokenizer.end_id],
         decoder=decoder_of(model),
     )
     written = [token.id for token in tokens]

@@ -56,7 +56,7 @@ class AnswerRows:
             generation,
             Sampler(
                 request.sampling,
-                end_id=tokenizer.end_id,
+                end_ids=self._loaded.end_ids,
                 recent=read.recent,
                 n_candidates=request.n_candidates,
             ),
@@ -77,7 +77,7 @@ class AnswerRows:
             self._decode_rows.add([read.state])
             self._rows.append(row)
         else:
-            self._finish(row, Kept(read.state, (token.id,), recent))
+            self._finish(row, Kept(read.state, (self._pending(row),), recent))
 
     def step(self) -> None:
         """Read the last token of every row and draw the next one."""
@@ -129,7 +129,7 @@ class AnswerRows:
     ) -> None:
         """Note a token that was drawn."""
         row.last_id, row.n_tokens = token.id, row.n_tokens + 1
-        is_end = token.id == self._loaded.tokenizer.end_id
+        is_end = token.id in self._loaded.end_ids
         text = "" if is_end else row.text.push(token.id)
         if is_end or row.text.stopped:
             row.reason = "stop"
@@ -162,7 +162,12 @@ class AnswerRows:
         if row.generation.request.keep == "none":
             return None
         recent = tuple(row.sampler.recent)
-        return Kept(self._decode_rows.row_state(i), (row.last_id,), recent[:-1])
+        return Kept(self._decode_rows.row_state(i), (self._pending(row),), recent[:-1])
+
+    def _pending(self, row: _Row) -> int:
+        """The last token of an answer; `<end>` where the model began to speak for somebody else."""
+        end_id = self._loaded.tokenizer.end_id
+        return end_id if row.last_id in self._loaded.end_ids else row.last_id
 
 
 def _alike(rows: Sequence[_Row]) -> Iterable[list[int]]:

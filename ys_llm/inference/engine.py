@@ -162,7 +162,7 @@ class Engine:
             self.loaded.model,
             prefilled,
             sampling=sampling,
-            end_id=self.loaded.tokenizer.end_id,
+            end_ids=self.loaded.end_ids,
             decoder=self.decoder,
         )
 
@@ -189,7 +189,7 @@ class Engine:
                 model,
                 prefilled,
                 sampling=sampling,
-                end_id=tokenizer.end_id,
+                end_ids=self.loaded.end_ids,
                 n_candidates=n_candidates,
                 decoder=self.decoder,
             )
@@ -244,7 +244,7 @@ class Engine:
             self.loaded.model,
             read_all(),
             sampling=sampling,
-            end_id=self.loaded.tokenizer.end_id,
+            end_ids=self.loaded.end_ids,
             max_batch=max_batch,
             decoder=self.decoder,
         ):
@@ -269,7 +269,7 @@ class Engine:
             prompt=reading.prompt,
             text=tokenizer.decode(ids),
             ids=ids,
-            finish_reason="stop" if ids and ids[-1] == tokenizer.end_id else "length",
+            finish_reason="stop" if ids and ids[-1] in self.loaded.end_ids else "length",
             prompt_tokens=reading.prompt_tokens,
             answer_tokens=len(ids),
             prompt_seconds=reading.seconds,

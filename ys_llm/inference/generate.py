@@ -7,7 +7,7 @@ does the time per token.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 
@@ -299,17 +299,17 @@ def generate(
     prefilled: Prefilled,
     *,
     sampling: GenerateConfig,
-    end_id: int,
+    end_ids: Collection[int],
     n_candidates: int = 0,
     decoder: Decoder | None = None,
 ) -> Iterator[ScoredToken]:
-    """The continuation, token by token: at most `sampling.max_tokens`, or up to `<end>`.
+    """The continuation, token by token: at most `sampling.max_tokens`, or up to one of `end_ids`.
 
-    `<end>` itself is the last token where the model chose it. The same seed gives the same ids;
+    That is itself the last token where the model chose it. The same seed gives the same ids;
     temperature 0 is greedy. `decoder` is the model's compiled decoder (`decoder_of`); without one,
     torch computes the decode steps.
     """
-    sampler = Sampler(sampling, end_id=end_id, recent=prefilled.recent, n_candidates=n_candidates)
+    sampler = Sampler(sampling, end_ids=end_ids, recent=prefilled.recent, n_candidates=n_candidates)
     rows, logits_V = decode_rows(model, decoder), prefilled.logits_V
     rows.add([prefilled.state])
     while not sampler.finished:
@@ -324,7 +324,7 @@ def generate_batch(
     prefilled: Iterable[Prefilled],
     *,
     sampling: GenerateConfig,
-    end_id: int,
+    end_ids: Collection[int],
     max_batch: int = 16,
     decoder: Decoder | None = None,
 ) -> Iterator[tuple[int, list[ScoredToken]]]:
@@ -344,7 +344,7 @@ def generate_batch(
         joining = list(islice(waiting, max_batch - len(active)))
         rows.add([one.state for _, one in joining])
         for number, one in joining:
-            sampler = Sampler(sampling, end_id=end_id, recent=one.recent)
+            sampler = Sampler(sampling, end_ids=end_ids, recent=one.recent)
             tokens = [] if sampler.finished else [sampler.sample(one.logits_V)]
             active.append(ActiveSequence(number, sampler, tokens))
         if not active:
@@ -374,6 +374,6 @@ def complete(
     pieces = [prompt] if isinstance(prompt, str) else prompt
     prefilled = prefill(model, prompt_ids(tokenizer, pieces, raw=raw, chats=chats))
     decoder = StreamDecoder(tokenizer)
-    for token in generate(model, prefilled, sampling=sampling, end_id=tokenizer.end_id):
+    for token in generate(model, prefilled, sampling=sampling, end_ids=[tokenizer.end_id]):
         yield decoder.push(token.id)
     yield decoder.flush()

@@ -58,7 +58,7 @@ class Drawn:
 class Finished:
     """The answer is complete; `text` is what was held back of it.
 
-    `reason` is "stop" after `<end>` or a stop string, "length" at the limit of tokens.
+    `reason` is "stop" after an end token or a stop string, "length" at the limit of tokens.
     """
 
     text: str

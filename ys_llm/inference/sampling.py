@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,7 +56,7 @@ class ScoredToken:
 
 
 class Sampler:
-    """Draws the tokens of one answer, until `<end>` or `sampling.max_tokens`.
+    """Draws the tokens of one answer, until one of `end_ids` or `sampling.max_tokens`.
 
     `recent` are the ids before the answer, for the repetition penalty. The same seed draws the
     same tokens from the same logits; without one, the generator is seeded by the system.
@@ -66,7 +66,7 @@ class Sampler:
         self,
         sampling: GenerateConfig,
         *,
-        end_id: int,
+        end_ids: Collection[int],
         recent: Iterable[int] = (),
         n_candidates: int = 0,
     ) -> None:
@@ -77,9 +77,9 @@ class Sampler:
         else:
             generator.manual_seed(sampling.seed)
         self.uniforms = uniform_numbers(generator)
-        self._end_id = end_id
+        self._end_ids = frozenset(end_ids)
         # Every prompt begins with <end>: penalising it would keep every answer from ending.
-        self.recent = deque((id for id in recent if id != end_id), maxlen=PENALTY_WINDOW)
+        self.recent = deque((id for id in recent if id not in self._end_ids), PENALTY_WINDOW)
         self._n_sampled = 0
         self.finished = sampling.max_tokens == 0
 
@@ -91,7 +91,7 @@ class Sampler:
         """Note the token that was drawn."""
         self._n_sampled += 1
         self.recent.append(id)
-        self.finished = id == self._end_id or self._n_sampled == self.sampling.max_tokens
+        self.finished = id in self._end_ids or self._n_sampled == self.sampling.max_tokens
 
 
 def sample_rows(samplers: Sequence[Sampler], logits_NV: Tensor) -> list[ScoredToken]:

@@ -59,7 +59,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote last, and what it wrote it from; `ids` end with `<end>` if it ended."""
+    """What the model wrote last, and what it wrote it from; `ids` may end with an end token."""
 
     written_from: Prefilled
     ids: tuple[int, ...]
@@ -242,14 +242,14 @@ class Session:
     def generate(self, sampling: GenerateConfig, *, n_candidates: int = 0) -> Iterator[ScoredToken]:
         """The continuation, token by token, as `generate.generate` draws it.
 
-        The session then stands after its last token, or before `<end>` where the model chose that.
+        The session then stands after its last token, or before the end token that the model chose.
         Close the iterator to stop earlier: what it has yielded counts as written.
         """
         begun = self.at
         if begun.now is None:
             raise ValueError("nothing was read yet")
-        end_id, recent = self.engine.loaded.tokenizer.end_id, begun.now.recent
-        sampler = Sampler(sampling, end_id=end_id, recent=recent, n_candidates=n_candidates)
+        end_ids, recent = self.engine.loaded.end_ids, begun.now.recent
+        sampler = Sampler(sampling, end_ids=end_ids, recent=recent, n_candidates=n_candidates)
         rows, logits_V, ids = self._rows(begun.now), begun.now.logits_V, list[int]()
         is_whole = False
         try:
@@ -257,7 +257,7 @@ class Session:
                 token = sampler.sample(logits_V)
                 ids.append(token.id)
                 yield token
-                if token.id != end_id:
+                if token.id not in end_ids:
                     logits_V = rows.step([token.id])[0]
             is_whole = True
         finally:
@@ -355,8 +355,8 @@ class Session:
         return replace(begun, now=now, tail=tail, last_piece=piece, answer=answer, log_id=None)
 
     def _read_ids(self, ids: Sequence[int]) -> Sequence[int]:
-        """What of an answer the model has read: all but its `<end>`."""
-        return ids[:-1] if ids and ids[-1] == self.engine.loaded.tokenizer.end_id else ids
+        """What of an answer the model has read: all but the token that ended it."""
+        return ids[:-1] if ids and ids[-1] in self.engine.loaded.end_ids else ids
 
 
 def _after(start: Prefilled, rows: DecodeRows, logits_V: Tensor, ids: Sequence[int]) -> Prefilled:

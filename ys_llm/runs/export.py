@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ys_llm.config.schema import GenerateConfig
 from ys_llm.data import case_markers, marking
 from ys_llm.data.chat import chat_template
 from ys_llm.data.controls import CONTROLS
@@ -183,7 +182,7 @@ def _files(run: LoadedRun, form: Format, net: network.Network) -> dict[str, str 
         **files,
         **_code(),
         "tokenizer_config.json": json_text(_tokenizer_config(run)),
-        "generation_config.json": json_text(_generation(run.config.generate)),
+        "generation_config.json": json_text(_generation(run)),
         "model.safetensors": tensor_bytes(
             {f"network.{name}": tensor for name, tensor in net.named_parameters()}
         ),
@@ -234,10 +233,12 @@ def _tokenizer_config(run: LoadedRun) -> dict[str, Any]:
     return {**config, "chat_template": chat_template() if run.chats else _CHAT}
 
 
-def _generation(config: GenerateConfig) -> dict[str, Any]:
+def _generation(run: LoadedRun) -> dict[str, Any]:
     """generation_config.json: the settings of `generate` by their names there."""
-    ids = {**_control_ids(), "max_new_tokens": config.max_tokens}
-    ids["repetition_penalty"] = config.repetition_penalty  # type: ignore[assignment]
+    config, ids = run.config.generate, dict[str, Any](_control_ids())
+    if run.chats:
+        ids["eos_token_id"] = sorted(run.end_ids)
+    ids |= {"max_new_tokens": config.max_tokens, "repetition_penalty": config.repetition_penalty}
     if config.temperature == 0:
         return {**ids, "do_sample": False}
     drawn = {name: getattr(config, name) for name in ("temperature", "top_k", "top_p", "min_p")}

@@ -6,6 +6,7 @@ Nothing here is unpickled: tensors are safetensors, the rest is JSON and YAML.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ys_llm import __version__
 from ys_llm.config.schema import Config, ModelConfig
 from ys_llm.config.sources import load_config, to_mapping, to_yaml
 from ys_llm.config.strict_reader import parse_dataclass, to_plain
-from ys_llm.data.chat import rows_to_begin_as
+from ys_llm.data.chat import TOKEN_OF_ROLE, rows_to_begin_as
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError, command_line
 from ys_llm.mixers.protocol import mixer_module
@@ -48,6 +49,14 @@ class LoadedRun:
         """Whether its prompts are turns of a conversation, written with the tokens of roles."""
         tuned = self.config.sft.method != "none"
         return tuned and self.has_records and self.tokenizer.has_roles
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer: `<end>` and, where the model chats, those of the roles."""
+        roles = TOKEN_OF_ROLE.values() if self.chats else ()
+        return frozenset(
+            [self.tokenizer.end_id, *(self.tokenizer.controls[role] for role in roles)]
+        )
 
 
 def load_run(path: Path, *, device: torch.device | str = "cpu") -> LoadedRun:

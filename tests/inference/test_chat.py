@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sqlite3
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import prefill, prompt_ids
 from ys_llm.inference.generation import GenerationRequest
 from ys_llm.inference.kept import Kept, ids_after
+from ys_llm.inference.session_log import NewTurn, SessionLog
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import tensors_of
 from ys_llm.runs.model_files import LoadedRun
@@ -137,6 +141,31 @@ def test_lines_are_turns_of_one_conversation(
     told = capsys.readouterr()
     assert told.err.count("answer") == 2
     assert "carry" in told.out
+
+
+def test_the_log_keeps_the_system_text_so_that_a_conversation_can_be_gone_on_with(
+    run: LoadedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = repl.Beginning(system="Be kind.", chats=True, kept_in=tmp_path)
+    repl.run_turns(run, ["Hi", "Again"], SAMPLING, beginning=begun)
+    turns = SessionLog(tmp_path).text_of(2)
+    assert [turn.system for turn in turns] == ["Be kind.", ""]
+    again = Conversation(Engine(run), SAMPLING)
+    again.replay(turns)  # refuses to go on where the text is not as long as it was
+    assert "Be kind." in run.tokenizer.decode(again.session.at.tail)
+
+
+def test_a_log_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path)
+    session = log.new_session(run="x", path="x", tokenizer="x")
+    facts: dict[str, Any] = {"parent": None, "kind": "prompt", "answer": "", "ids": (), "muted": ()}
+    log.add(session, NewTurn(typed="one", n_tokens=1, sampling={}, **facts))
+    log.close()
+    with sqlite3.connect(tmp_path / "sessions.sqlite") as connection:
+        connection.execute("alter table turns drop column system")
+    log = SessionLog(tmp_path)
+    log.add(session, NewTurn(typed="two", n_tokens=1, sampling={}, system="S", **facts))
+    assert [(turn.typed, turn.system) for turn in log.latest(9)] == [("two", "S"), ("one", "")]
 
 
 def test_a_model_of_prompts_reads_the_system_text_before_the_first(

@@ -91,4 +91,6 @@ def _show(turn: LoggedTurn) -> None:
     settings = " ".join(f"{name}={value}" for name, value in turn.sampling.items())
     print(f"turn {turn.id} of {printable(turn.run)}, {turn.at} UTC: {turn.kind}")
     print(printable(settings))
+    if turn.system:
+        print(f"system text: {printable(turn.system)}")
     print(f"\n> {printable(turn.typed)}\n{printable(turn.answer)}")

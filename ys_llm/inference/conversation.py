@@ -71,10 +71,10 @@ class Conversation:
     def say(self, text: str) -> None:
         """Read what was typed, and answer it or go on with it."""
         kind, anew = "text" if self.is_text else "prompt", not self.carries
-        with self._turn(Typed(kind, text), anew=anew):
+        system = "" if self.session.at.n_tokens and not anew else self.system
+        with self._turn(Typed(kind, text), anew=anew, system=system):
             began = time.perf_counter()
             whole = self.joined(text) if self.is_text and not anew else text
-            system = "" if self.session.at.n_tokens and not anew else self.system
             read = self._read(whole, anew=anew, system=system)
             self._write(reading_speed(read, time.perf_counter() - began))
 
@@ -178,8 +178,7 @@ class Conversation:
             with Path(turn.typed).open(encoding="utf-8", newline="") as file:
                 session.read(pieces_of(file), anew=anew)
         elif turn.kind == "prompt":
-            system = self.system if anew else ""
-            self._read(turn.typed, anew=anew, system=system)
+            self._read(turn.typed, anew=anew, system=turn.system)
         elif turn.typed:
             session.read([turn.typed if anew else self.joined(turn.typed)], anew=anew)
 
@@ -188,7 +187,8 @@ class Conversation:
         before = self.session.at
         self.session.undo_tokens(n_tokens)
         if self.log is not None and before.log_id is not None and before.typed is not None:
-            self._note(before.typed, self.log.turn(before.log_id).parent)
+            last = self.log.turn(before.log_id)
+            self._note(before.typed, last.parent, last.system)
 
     def mute(self, names: list[str], *, is_muted: bool) -> None:
         """Mute memories, or hear them again."""
@@ -203,7 +203,7 @@ class Conversation:
         return text if is_apart else f" {text}"
 
     @contextmanager
-    def _turn(self, typed: Typed, *, anew: bool = False) -> Iterator[None]:
+    def _turn(self, typed: Typed, *, anew: bool = False, system: str = "") -> Iterator[None]:
         session, before = self.session, self.session.at
         parent = None if anew else before.log_id
         with session.step():
@@ -212,9 +212,9 @@ class Conversation:
             finally:
                 if session.at is not before:
                     session.at = replace(session.at, typed=typed)
-                    self._note(typed, parent)
+                    self._note(typed, parent, system)
 
-    def _note(self, typed: Typed, parent: int | None) -> None:
+    def _note(self, typed: Typed, parent: int | None, system: str) -> None:
         """Log what was done; a log that cannot be written is not tried again."""
         if self.log is None:
             return
@@ -234,6 +234,7 @@ class Conversation:
                 n_tokens=at.n_tokens,
                 muted=sorted(self.session.muted),
                 sampling=asdict(replace(self.sampling, seed=self.last_seed)),
+                system=system,
             )
             number = self.log.add(self._log_session, turn)
             self.session.at = replace(at, log_id=number)

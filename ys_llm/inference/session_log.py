@@ -31,20 +31,25 @@ create table if not exists turns (
     id integer primary key, session integer not null references sessions,
     parent integer references turns, at text not null, kind text not null, typed text not null,
     answer text not null, ids text not null, n_tokens integer not null, muted text not null,
-    sampling text not null
+    sampling text not null, system text not null default ''
 );
 """
+# A log of an earlier version has no such column; where it is there, this is an error.
+_FURTHER = "alter table turns add column system text not null default ''"
 _SEARCHED = "create virtual table if not exists words using fts5(typed, answer)"
 _COLUMNS = (
     "turns.id, run, path, tokenizer, at, kind, typed, answer, ids, n_tokens, muted, sampling,"
-    " parent"
+    " parent, system"
 )
 _FROM = "from turns join sessions on sessions.id = turns.session"
 
 
 @dataclass(frozen=True)
 class LoggedTurn:
-    """One turn; `ids` are the tokens that were written, `n_tokens` those of the whole text."""
+    """One turn; `ids` are the tokens that were written, `n_tokens` those of the whole text.
+
+    `system` is the system text that was read before it, of a turn that began a conversation.
+    """
 
     id: int
     run: str
@@ -59,6 +64,7 @@ class LoggedTurn:
     muted: tuple[str, ...]
     sampling: dict[str, Any]
     parent: int | None
+    system: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,7 @@ class NewTurn:
     n_tokens: int
     muted: Sequence[str]
     sampling: dict[str, Any]
+    system: str = ""
 
 
 class SessionLog:
@@ -86,6 +93,8 @@ class SessionLog:
             os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
             self._connection = sqlite3.connect(self.path, timeout=_BUSY_SECONDS)
             self._connection.executescript(_TABLES)
+        with suppress(sqlite3.OperationalError), self._connection:
+            self._connection.execute(_FURTHER)
         self.has_index = False
         with suppress(sqlite3.OperationalError), self._connection:  # SQLite without FTS5
             self._connection.execute(_SEARCHED)
@@ -105,11 +114,11 @@ class SessionLog:
         """Log a turn; its number."""
         encoded = (json.dumps(list(turn.ids)), turn.n_tokens, json.dumps(list(turn.muted)))
         values = (session, turn.parent, _now(), turn.kind, turn.typed, turn.answer, *encoded)
-        columns = "session, parent, at, kind, typed, answer, ids, n_tokens, muted, sampling"
+        columns = "session, parent, at, kind, typed, answer, ids, n_tokens, muted, sampling, system"
         marks = ", ".join("?" * len(columns.split(",")))
         number = self._insert(
             f"insert into turns ({columns}) values ({marks})",
-            (*values, json.dumps(turn.sampling)),
+            (*values, json.dumps(turn.sampling), turn.system),
         )
         if self.has_index:
             columns = "insert into words (rowid, typed, answer) values (?, ?, ?)"
@@ -161,7 +170,7 @@ def _turn(row: Sequence[Any]) -> LoggedTurn:
     ids, muted, sampling = (json.loads(row[column]) for column in (8, 10, 11))
     if not isinstance(sampling, dict) or not all(type(id) is int for id in ids):
         raise ValueError(f"turn {row[0]} is not what was written")
-    decoded = tuple(ids), row[9], tuple(map(str, muted)), sampling, row[12]
+    decoded = tuple(ids), row[9], tuple(map(str, muted)), sampling, row[12], str(row[13])
     return LoggedTurn(*[*row[:8], *decoded])
 
 

@@ -64,6 +64,18 @@ def test_a_run_that_exists_keeps_its_own_settings(base: Path) -> None:
     assert resolved("--run", "again") == begun
 
 
+def test_one_process_fine_tunes(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["sft", "base", "chats.jsonl", "--processes", "2"])
+    assert exit.value.code == EXIT_USAGE
+    assert (
+        "error: fine-tuning runs in one process; leave out --processes" in capsys.readouterr().err
+    )
+    assert main(["train", "--run", "base", "--processes", "2"]) == EXIT_USAGE
+    told = capsys.readouterr().err
+    assert "base is fine-tuned, which 2 processes cannot share. Type: ys sft older" in told
+
+
 def test_a_base_is_needed_and_one_length(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", "nobody", "chats.jsonl"]) == EXIT_NO_MODEL
     assert "there is no trained model 'nobody'" in capsys.readouterr().err

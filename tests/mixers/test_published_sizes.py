@@ -28,3 +28,11 @@ def test_it_has_as_many_parameters_as_its_source(name: str) -> None:
     with torch.device("meta"):
         model = Model(config.model, vocab_size=config.tokenizer.vocab_size)
     assert parameter_count(model) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", ["lillm_39m", "lillm_300m"])
+def test_a_preset_of_fine_tuning_starts_from_its_preset_of_pretraining(name: str) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml").config
+    tuned = load_config(CONFIGS / f"{name}_sft.yaml").config
+    assert (tuned.model, tuned.tokenizer) == (config.model, config.tokenizer)
+    assert (tuned.train.init_from, tuned.train.seq_len) == (config.run, config.train.seq_len)

@@ -24,7 +24,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of the programs about themselves
 ]
 REFUSED = ("yoco",)  # no export has a global cache
-SAME = ("lillm_300m", "shakespeare_3min", "bytes")  # as small as here, these are like others
+SAME = (
+    "lillm_300m",
+    "lillm_300m_sft",
+    "shakespeare_3min",
+    "bytes",
+)  # as small as here, these are like others
 NAMES = sorted({path.stem for path in shipped_folder().glob("*.yaml")} - {*SAME, *REFUSED})
 PROMPTS = ("Once upon a time", "A fox?", "“Hello,” said the city")
 N_NEW = 12

@@ -77,6 +77,7 @@ class Arguments:
     run: str | None
     set: list[str]
     dry_run: bool
+    processes: int | None = None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -95,12 +96,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     set_help = "one setting, its value written as YAML; may be repeated"
     add("--set", metavar="A.B=VALUE", action="append", default=[], help=set_help)
     add("--dry-run", action="store_true", help="show sizes, memory and time; change nothing")
+    add("--processes", type=int, help=argparse.SUPPRESS)  # of `ys train`: refused here
 
 
 def run(arguments: Arguments) -> int:
     """Fine-tune, resume, or forecast; the exit code."""
     if arguments.epochs is not None and arguments.minutes is not None:
         raise UsageError("--epochs and --minutes are two lengths; leave out one")
+    if arguments.processes not in (None, 1):
+        raise UsageError("fine-tuning runs in one process; leave out --processes")
     resolved = resolve(arguments)
     from ys_llm.training.memory import keep_freed_memory
 

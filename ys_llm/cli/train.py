@@ -26,6 +26,7 @@ from ys_llm.errors import EXIT_FAILED, EXIT_USAGE, UsageError, UserError, comman
 from ys_llm.system.place import Place, place_of_process
 
 if TYPE_CHECKING:
+    from ys_llm.config.schema import Config
     from ys_llm.config.sources import Override, Resolved
     from ys_llm.runs.folder import CleanScope, Removal
     from ys_llm.training.elastic.join import Elastic
@@ -124,7 +125,7 @@ def run(arguments: Arguments) -> int:
     if arguments.dry_run:
         return 0 if scope else _forecast(resolved)
     if place is None and arguments.processes is not None:
-        return _launch(arguments)
+        return _launch(arguments, resolved.config)
     if resolved.config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     return _train(resolved, arguments, place)
@@ -160,13 +161,15 @@ def _elastic(arguments: Arguments) -> Elastic | None:
     return Elastic(host, int(port or DEFAULT_PORT), arguments.replicas)
 
 
-def _launch(arguments: Arguments) -> int:
+def _launch(arguments: Arguments, config: Config) -> int:
     """Start --processes on this machine, and wait for them."""
     from ys_llm.cli.processes import launch
+    from ys_llm.training.tuned_run import check_alone
 
+    assert arguments.processes is not None, "one process needs no launcher"
+    check_alone(config, arguments.processes)
     flags = {**arguments.flags(), "init_from": arguments.init_from}
     words = shlex.split(command_line("train", **flags, resume_step=arguments.resume_step))[1:]
-    assert arguments.processes is not None, "one process needs no launcher"
     return launch(words, processes=arguments.processes, max_restarts=arguments.max_restarts)
 
 

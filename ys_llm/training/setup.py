@@ -238,7 +238,7 @@ def build(
     for label, note in split.notes.items():
         log_line(f"{label:<12} {note}")
     if config.sft.method != "none":
-        check_alone(config, ranks)
+        check_alone(config, ranks.size)
         return build_tuned(config, folder, source, cache=cache)
     device = select_device(config.train)
     tokenizer = _tokenizer(config, folder, split)

@@ -35,7 +35,6 @@ from ys_llm.training.metrics import log_line
 from ys_llm.training.objectives import both_batches, pair_loss, reference_of
 from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.ranks.evaluate import evaluate_together
-from ys_llm.training.ranks.group import Ranks
 from ys_llm.training.trainer import Run, TrainingData, TrainState, Tuning, batches_of_epoch
 from ys_llm.training.tuning import (
     Source,
@@ -165,11 +164,11 @@ def base_environment(run: Run) -> dict[str, str]:
     return {_BASE: f"{run.tuning.base.run}, SHA-256 {run.tuning.base.sha256}"}
 
 
-def check_alone(config: Config, ranks: Ranks) -> None:
-    """UserError for several processes: they cannot share what is fine-tuned."""
-    if not ranks.is_alone:
+def check_alone(config: Config, n_processes: int) -> None:
+    """UserError where several processes would share what is fine-tuned."""
+    if config.sft.method != "none" and n_processes > 1:
         raise UserError(
-            f"{config.run} is fine-tuned, and {ranks.size} processes would share it",
+            f"{config.run} is fine-tuned, which {n_processes} processes cannot share",
             f"Type: {command_line('sft', config.train.init_from, config.data.path)}",
             exit_code=EXIT_USAGE,
         )

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterable
 
+from ys_llm.gendata.judges.characters import names_apart, pronouns_kept
 from ys_llm.gendata.judges.plots import plot_asked, plot_told
 from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, ANIMALS, CHILDREN, TRAITS
 
-_ASKS = re.compile(r"(?:Write|Tell)\b.*\bstory\b|What happens to |Continue the story: ")
+_CONTINUES = "Continue the story: "
+_ASKS = re.compile(rf"(?:Write|Tell)\b.*\bstory\b|What happens to |{_CONTINUES}")
 # What names a kind: the word itself, and for a child a name of such children.
 _NAMED_BY: dict[str, frozenset[str]] = {
     **{animal.kind: frozenset({animal.kind}) for animal in ANIMALS},
@@ -35,6 +37,8 @@ def stories(prompt: str, answer: str) -> dict[str, bool]:
     Absent where the prompt speaks of neither.
     `keeps_its_hero`: the first name of prompt and answer is in the last third of the answer's
     words, and at most MOST_NEW_NAMES other names come in the answer.
+    `keeps_names_apart`: no name is given to two characters.
+    `keeps_pronouns`: no name is "he" here and "she" there.
     `names_the_trait`: `shy`, where the prompt asks for a shy fox.
     `tells_the_plot`: the plot that the prompt names is the one that the answer is most like.
     """
@@ -49,6 +53,10 @@ def stories(prompt: str, answer: str) -> dict[str, bool]:
     last_third = told[2 * len(told) // 3 :]
     new = set(names_told) - set(names_asked or names[:1])
     found["keeps_its_hero"] = bool(names) and names[0] in last_third and len(new) <= MOST_NEW_NAMES
+    story = prompt.removeprefix(_CONTINUES) + " " + answer if _CONTINUES in prompt else answer
+    hero = next(iter(_names(_WORD.findall(story))), "")
+    found["keeps_names_apart"] = names_apart(story, hero=hero)
+    found["keeps_pronouns"] = pronouns_kept(story)
     if traits := [word for word in _WORD.findall(_BEING.sub("", prompt)) if word in TRAITS]:
         found["names_the_trait"] = traits[0] in told
     if plot := plot_asked(prompt):

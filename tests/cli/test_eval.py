@@ -32,6 +32,8 @@ def test_recall_and_obedience_are_printed(
         ("stories", "all"): 1,
         ("stories", "names_the_asked"): 1,
         ("stories", "keeps_its_hero"): 1,
+        ("stories", "keeps_names_apart"): 1,
+        ("stories", "keeps_pronouns"): 1,
         ("stories", "names_the_trait"): 1,
         ("spelling", "spell"): 1,
     }

@@ -40,9 +40,44 @@ def test_an_answer_is_judged(prompt: str, answer: str, expected: tuple[bool, boo
 
 def test_a_prompt_without_a_subject_asks_for_a_hero_alone() -> None:
     assert judge("Tell me a story about friendship.", "Mabel ran. Mabel slept.") == {
-        "keeps_its_hero": True
+        "keeps_its_hero": True,
+        "keeps_names_apart": True,
+        "keeps_pronouns": True,
     }
     assert judge("What is 2 + 2?", "4") == {}
+
+
+YUKI = "Yuki was a shy girl. "
+
+
+@pytest.mark.parametrize(
+    ("answer", "apart", "kept"),
+    [
+        (YUKI + "Her friend Tom came. Yuki and Tom ran.", True, True),
+        (YUKI + "Yuki was out with a gentle girl named Yuki.", False, True),
+        (YUKI + "His friend Yuki came.", False, True),
+        (YUKI + "Tom came. Then Yuki from next door came.", False, True),
+        ("Once there was a goat called Bertie. So came Bertie the otter.", False, True),
+        ("Bertie, a shy goat, ran. Bertie the goat slept. A shy goat named Bertie!", True, True),
+        (YUKI + '"We will," said Yuki to Yuki.', False, True),
+        (YUKI + '"It was a crow," said Yuki and tilted his head.', True, True),
+        ('A girl named Yuki came. "Oh," said Yuki and tilted his head.', True, False),
+        ("Yuki ran home. She slept. Yuki took his hand.", True, True),
+        ("Yuki ran home. She slept.\n\nYuki was glad. He slept.", True, False),
+        ("Yuki saw Tom. He was glad. Yuki ran. She was glad.", True, True),
+        ("A shy girl ran. Her friend came.", True, True),
+        ("Yuki lifted her chin. Tom had the table beside Yuki and shook his head.", True, True),
+    ],
+)
+def test_names_are_kept_apart_and_keep_their_pronouns(answer: str, apart: bool, kept: bool) -> None:
+    found = judge("Tell me a story about friendship.", answer)
+    assert (found["keeps_names_apart"], found["keeps_pronouns"]) == (apart, kept)
+
+
+def test_a_story_that_is_continued_is_judged_with_its_opening() -> None:
+    prompt = f"Continue the story: {YUKI.strip()}"
+    assert not judge(prompt, "Her friend Yuki came.")["keeps_names_apart"]
+    assert judge(prompt, "Her friend Tom came.")["keeps_names_apart"]
 
 
 def test_trait_and_plot_are_what_the_prompt_says() -> None:
@@ -56,6 +91,8 @@ def test_trait_and_plot_are_what_the_prompt_says() -> None:
     assert judge(prompt, f"{storm} It was shy.") | {"keeps_its_hero": True} == {
         "names_the_asked": "fox" in storm,
         "keeps_its_hero": True,
+        "keeps_names_apart": True,
+        "keeps_pronouns": True,
         "names_the_trait": True,
         "tells_the_plot": True,
     }
@@ -71,6 +108,7 @@ def test_stories_of_the_program_mostly_pass() -> None:
     asked = [one["names_the_asked"] for one in found if "names_the_asked" in one]
     assert sum(asked) >= 0.95 * len(asked)
     assert sum(one["keeps_its_hero"] for one in found) >= 0.95 * len(found)
+    assert all(one["keeps_names_apart"] and one["keeps_pronouns"] for one in found)
     named = [one["tells_the_plot"] for one in found if "tells_the_plot" in one]
     assert len(named) > 100 and sum(named) >= 0.98 * len(named)
 

@@ -55,7 +55,7 @@ def names_apart(text: str, *, hero: str) -> bool:
             return False
         if trait and traits.setdefault(name, trait) != trait:
             return False
-    friends = {name for found in _AS_FRIEND.findall(text) for name in found}
+    friends = {name for found in _AS_FRIEND.findall(text) for name in found if name}
     return hero not in friends and not _WITH_ITSELF.search(text)
 
 

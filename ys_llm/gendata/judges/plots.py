@@ -25,10 +25,10 @@ def plot_asked(prompt: str) -> str:
 
 
 def plot_told(story: str) -> str:
-    """The plot that a story is most like, "" if it is like none."""
+    """The plot that a story is most like, "" if it is like none; of equals the first."""
     own = _plots_of_trigrams()
     words = _WORD.findall(story.lower())
-    trigrams = set(zip(words, words[1:], words[2:], strict=False))
+    trigrams = dict.fromkeys(zip(words, words[1:], words[2:], strict=False))
     found = Counter(own[trigram] for trigram in trigrams if trigram in own)
     return found.most_common(1)[0][0] if found else ""
 

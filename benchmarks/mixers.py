@@ -48,6 +48,8 @@ CONTENDERS = {
 VARIANTS = {
     "three-tier, four heads": "benchmarks/fair/heads.yaml",
     "three-tier, no gate": "benchmarks/fair/no_gate.yaml",
+    "three-tier, no local summary": "benchmarks/fair/no_local.yaml",
+    "three-tier, no global summary": "benchmarks/fair/no_global.yaml",
 }
 EVERY = CONTENDERS | VARIANTS
 # One thread, so that two can be compared beside each other; little is held out and evaluated, for

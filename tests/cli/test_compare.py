@@ -215,6 +215,11 @@ def test_tuning_finds_a_rate_for_each_and_its_run_is_the_first_seed(
     assert len(trained) == len(set(trained))
     for row, said in zip(figures()["configurations"], figures()["conclusion"][-2:], strict=True):
         assert said.startswith(f"{row['run']}: learning rate {row['learning_rate']:g}, the best of")
+        tried = [one for one in figures()["rates"] if one["run"] == row["run"]]
+        assert len(tried) >= 3
+        (chosen,) = (one for one in tried if one["chosen"])
+        assert chosen["learning_rate"] == row["learning_rate"]
+        assert chosen["bits_per_byte"] == min(one["bits_per_byte"] for one in tried)
     tuned = [row["run"] for row in figures()["runs"]]
     assert set(tuned) <= set(trained)
 

@@ -16,6 +16,7 @@ from ys_llm.evaluation.verdicts import (
     Contender,
     ContenderRun,
     RunResult,
+    TriedRate,
     compare,
 )
 from ys_llm.system.charts import short
@@ -132,7 +133,8 @@ def test_the_conclusion_says_where_nothing_is_better(
     found = compared(*(contender(run, values) for run, values in levels.items()))
     assert found.conclusion[0].startswith(said)
     if len(levels["a"]) == 1:
-        assert "one seed cannot tell whether another would turn it" in found.conclusion[1]
+        assert found.conclusion[1].startswith("Costs may decide: of a, b, a trains fastest")
+        assert "one seed cannot tell whether another would turn it" in found.conclusion[2]
         assert found.conclusion[-1].endswith(": ys compare a b --seeds 6")
 
 
@@ -188,6 +190,19 @@ def test_the_page_is_whole_and_loads_nothing() -> None:
     assert "200k" in reader.text
     for shown in ("tokens/s generated", "400 ± 0", "3.0 MB", "FLOPs a token", "2,000"):
         assert shown in reader.text
+
+
+def test_the_page_and_the_figures_have_every_rate_that_was_tried() -> None:
+    rates = [TriedRate("a", 0.001, None, chosen=False), TriedRate("a", 0.0005, 2.5, chosen=True)]
+    runs = [contender("a", [10.0]), contender("b", [9.0])]
+    found = compare(runs, budget=None, more_seeds="", rates=rates)
+    assert found.rates == tuple(rates)
+    reader = Balanced()
+    reader.feed(page(found, [], measure="Loss"))
+    assert "Learning rates that were tried" in reader.text
+    for shown in ("0.0005", "2.5000", "yes", "0.001", "-", "no"):
+        assert shown in reader.text
+    assert "that were tried" not in page(compared(*runs), [], measure="Loss")
 
 
 def test_curves_of_a_single_point_or_none_are_drawn_too() -> None:

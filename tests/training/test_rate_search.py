@@ -27,6 +27,6 @@ def test_it_tries_halves_and_doubles_until_the_best_lies_inside(
 
 
 def test_a_rate_that_diverges_is_not_the_best() -> None:
-    search = search_rate(lambda rate: math.inf if rate > 0.5 else 1.0, 1.0)
+    search = search_rate(lambda rate: math.inf if rate > 0.5 else 1 - rate, 1.0)
     assert search.rate == 0.5
-    assert search.text == "learning rate 0.5, the best of 0.25: 1.0000, 0.5: 1.0000, 1: inf, 2: inf"
+    assert search.text == "learning rate 0.5, the best of 4 from 0.25 to 2"

@@ -237,6 +237,7 @@ def _tables(comparison: Comparison) -> str:
             comparison.configurations, leaving_out=["learning_rate"] if len(rates) == 1 else []
         ),
         markdown(comparison.verdicts),
+        *([markdown(comparison.rates)] if comparison.rates else []),
         "\n".join(comparison.conclusion),
     ]
     return "\n\n".join(tables)

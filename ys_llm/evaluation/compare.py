@@ -282,6 +282,8 @@ _FORMATS: Mapping[str, Callable[[Any], str]] = {
     "p_over_seeds": _p_value,
     "seed_deviation": "{:.4f}".format,
     "trained": ("no", "yes").__getitem__,
+    "chosen": ("no", "yes").__getitem__,
+    "learning_rate": "{:g}".format,
     "accuracy": "{:.3f}".format,
     "standard_error": "{:.3f}".format,
     "chance": "{:.3f}".format,

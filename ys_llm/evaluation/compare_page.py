@@ -51,7 +51,13 @@ _RUNS = {
     "hardware": "hardware",
     "command": "command",
 }
-_WORDS = {"against", "layers", "verdict", "commit", "hardware", "command"}
+_RATES = {
+    "run": "configuration",
+    "learning_rate": "learning rate",
+    "bits_per_byte": "bits per byte, first seed",
+    "chosen": "chosen",
+}
+_WORDS = {"chosen", "against", "layers", "verdict", "commit", "hardware", "command"}
 _MEANS = "Means over seeds, ± standard deviation"
 _STYLE = """
 .answer { background: var(--panel); border-left: 4px solid var(--c0); padding: .75rem 1.25rem; }
@@ -80,6 +86,11 @@ def page(comparison: Comparison, curves: Sequence[Curve], *, measure: str) -> st
             f'<h2>{escape(measure)}</h2>\n<div class="charts">',
             *_charts(curves, names),
             "</div>",
+            *(
+                [_table(comparison.rates, _RATES, names, heading="Learning rates that were tried")]
+                if comparison.rates
+                else []
+            ),
             _table(comparison.runs, _RUNS, [], heading="The runs, and how to repeat each"),
         ],
         style=_STYLE,

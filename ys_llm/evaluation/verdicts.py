@@ -151,6 +151,16 @@ class RunRow:
 
 
 @dataclass(frozen=True)
+class TriedRate:
+    """A learning rate that `--tune` tried with the first seed; None bits where it diverged."""
+
+    run: str
+    learning_rate: float
+    bits_per_byte: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """All that a comparison has found; `conclusion` says it in sentences."""
 
@@ -160,6 +170,7 @@ class Comparison:
     verdicts: tuple[Verdict, ...]
     conclusion: tuple[str, ...]
     runs: tuple[RunRow, ...]
+    rates: tuple[TriedRate, ...] = ()
 
 
 def compare(
@@ -168,10 +179,12 @@ def compare(
     budget: str | None,
     more_seeds: str,
     notes: Sequence[str] = (),
+    rates: Sequence[TriedRate] = (),
 ) -> Comparison:
     """All that the runs have shown; `more_seeds` is the command that trains more of them.
 
-    `notes` are further sentences: which configuration could not be trained, which rate was found.
+    `notes` are further sentences: which configuration could not be trained, which rate was found;
+    `rates` are all that were tried.
     """
     standings, found = [_standing(one) for one in contenders], verdicts(contenders)
     rows = [_run_row(contender, one) for contender in contenders for one in contender.runs]
@@ -185,6 +198,7 @@ def compare(
         tuple(found),
         tuple(said),
         tuple(rows),
+        tuple(rates),
     )
 
 
@@ -317,6 +331,7 @@ def conclusion(
         yield f"Use {first.run}: every other configuration was shown to be worse."
     else:
         yield f"Nothing was shown to be better than {first.run}."
+        yield _cheapest([first, *(rows[one.run] for one in others if one.verdict == "not shown")])
     for one in found[len(others) :]:
         if one.verdict == "better":
             evidence = _evidence(one, rows[one.against])
@@ -330,6 +345,17 @@ def conclusion(
             yield f"{one.run} was shown to be neither better nor worse: {_doubt(one)}."
     if any(one.verdict == "not shown" for one in found):
         yield f"More seeds tell more, and what is trained is kept: {more_seeds}"
+
+
+def _cheapest(equal: Sequence[Standing]) -> str:
+    """What may decide between those that nothing was shown to tell apart."""
+    trains = max(equal, key=lambda row: row.tokens_per_second.mean)
+    writes = max(equal, key=lambda row: row.generated_per_second.mean)
+    least = min(equal, key=lambda row: row.state_bytes)
+    return (
+        f"Costs may decide: of {', '.join(row.run for row in equal)}, {trains.run} trains fastest, "
+        f"{writes.run} generates fastest, and {least.run} has the smallest state."
+    )
 
 
 def _evidence(one: Verdict, first: Standing) -> str:

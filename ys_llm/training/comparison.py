@@ -15,7 +15,14 @@ from ys_llm.errors import (
     UserError,
 )
 from ys_llm.evaluation.compare import check_results, describe_layers
-from ys_llm.evaluation.verdicts import Comparison, Contender, ContenderRun, RunResult, compare
+from ys_llm.evaluation.verdicts import (
+    Comparison,
+    Contender,
+    ContenderRun,
+    RunResult,
+    TriedRate,
+    compare,
+)
 from ys_llm.runs.folder import list_removals, remove
 from ys_llm.training.metrics import log_line
 from ys_llm.training.rate_search import RateSearch, search_rate
@@ -128,6 +135,7 @@ def run_comparison(plan: Plan, runs_dir: Path) -> Iterator[Progress]:
             budget=plan.budget.text if plan.budget else None,
             more_seeds=plan.more_seeds,
             notes=[*diverged.values(), *notes],
+            rates=[rate for run, one in searches.items() for rate in _tried(run, one)],
         )
         yield Progress(found, plan.entrants, results)
 
@@ -147,10 +155,18 @@ def _search_rates(plan: Plan, runs_dir: Path) -> dict[str, RateSearch]:
                 raise
             return math.inf
 
-    return {
-        one.config.run: search_rate(partial(score, one), one.config.train.learning_rate)
-        for one in plan.entrants
-    }
+    found: dict[str, RateSearch] = {}
+    for one in plan.entrants:
+        search = search_rate(partial(score, one), one.config.train.learning_rate)
+        log_line(f"compare      {one.config.run}: {search.text}")
+        found[one.config.run] = search
+    return found
+
+
+def _tried(run: str, search: RateSearch) -> Iterator[TriedRate]:
+    for rate, score in sorted(search.tried.items()):
+        bits = score if math.isfinite(score) else None
+        yield TriedRate(run, rate, bits, rate == search.rate)
 
 
 def _with_rate(entrant: Entrant, searches: Mapping[str, RateSearch]) -> Entrant:

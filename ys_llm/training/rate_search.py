@@ -15,11 +15,13 @@ class RateSearch:
 
     @property
     def text(self) -> str:
-        """What was tried, in order."""
-        scores = ", ".join(f"{rate:g}: {score:.4f}" for rate, score in sorted(self.tried.items()))
-        inside = min(self.tried) < self.rate < max(self.tried)
-        end = "" if inside else ", and at the end of what was tried"
-        return f"learning rate {self.rate:g}, the best of {scores}{end}"
+        """What was found, and whether a better rate may lie beyond what was tried."""
+        least, most = min(self.tried), max(self.tried)
+        end = "" if least < self.rate < most else ", and at the end of what was tried"
+        return (
+            f"learning rate {self.rate:g}, the best of {len(self.tried)} from {least:g} to "
+            f"{most:g}{end}"
+        )
 
 
 def search_rate(score: Callable[[float], float], rate: float) -> RateSearch:

@@ -46,6 +46,7 @@ from ys_llm.training.trial_budget import TRAINING_FLOPS, Budget, with_budget
 from ys_llm.training.trial_costs import generation_speed, step_memory
 
 _FEWEST_EVALUATIONS = 3  # that make a curve
+_HELD_OUT_BITS = "val_bits_per_byte"  # in the rows of metrics.jsonl with an evaluation
 _BINS = 60  # of a curve of the training loss
 _DIGITS = 4  # after the point of a part's nats: a part has hundreds
 
@@ -231,10 +232,11 @@ def learning_curves(
     That is the held-out text where each run was evaluated a few times, and else the training loss.
     """
     rows = [read_metrics(runs_dir / run / METRICS) for _, run, _ in runs]
-    evaluated = [[row for row in one if "val_bits_per_byte" in row] for one in rows]
+    evaluated = [[row for row in one if _HELD_OUT_BITS in row] for one in rows]
     is_held_out = min(len(one) for one in evaluated) >= _FEWEST_EVALUATIONS
+    column = _HELD_OUT_BITS if is_held_out else "loss"
     curves = [
-        _curve(configuration, points, result)
+        _curve(configuration, points, result, column)
         for (configuration, _, result), points in zip(
             runs, evaluated if is_held_out else map(_binned, rows), strict=True
         )
@@ -253,12 +255,14 @@ def _binned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _curve(configuration: str, rows: Sequence[dict[str, Any]], result: RunResult) -> Curve:
+def _curve(
+    configuration: str, rows: Sequence[dict[str, Any]], result: RunResult, measure: str
+) -> Curve:
     tokens = tuple(float(row["tokens"]) for row in rows)
     return Curve(
         configuration,
         tokens,
         tuple(float(row["seconds"]) for row in rows),
         tuple(TRAINING_FLOPS * result.flops_per_token * number for number in tokens),
-        tuple(float(row.get("val_bits_per_byte", row["loss"])) for row in rows),
+        tuple(float(row[measure]) for row in rows),
     )

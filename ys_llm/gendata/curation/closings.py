@@ -25,8 +25,8 @@ _OFFER = re.compile(
     | (?:don['’]t|do\ not)\ hesitate\ to\ (?:ask|reach|contact|let)\b
     | i\ hope\ (?:this|these|that|it|the)\b[^.!?]{0,80}\b(?:help|clarif|answer|meet|giv|captur|
       clear|explain|provid|use|assist|ma[dk]e|suit|work|require|demonstrat|convey)
-    | i\ hope\ (?:that\ )?you(?:['’]ve|\ have|['’]ll|\ will)?\ (?:enjoy|like|liked|love|loved|find|
-      found)\ ?(?:ed\b|this\b|that\b|it\b|the\b|these\b|learning\b|reading\b|my\b)
+    | (?:i\ )?hope\ (?:that\ )?you(?:['’]ve|\ have|['’]ll|\ will)?\ (?:enjoy|like|liked|love|loved|
+      find|found)\ ?(?:ed\b|this\b|that\b|it\b|the\b|these\b|learning\b|reading\b|my\b)
     | (?:i\ )?hope\ (?:this|that|it)\ (?:helps|helped)\b
     | how(?:['’]s|\ is|\ was|\ does)\ (?:that|this|it)\b[^.!?,]{0,40}\?
     | (?:does|did|was)\ (?:that|this|it)\ (?:all\ |explanation\ |answer\ |example\ )?
@@ -73,6 +73,8 @@ def _last_offer(response: str, end: int) -> int:
     is_speech = '"' in sentence or "“" in sentence or _SPEAKER.match(line)
     if is_speech or FENCE in line or not _OFFER.match(sentence):
         return end
+    if start and _OFFER.match(line):  # what stands between two offers speaks of the answer too
+        return begin
     return begin + start
 
 
@@ -107,6 +109,8 @@ OFFER = Rule(
         "Rivers run to the sea.\n\nLet me know if you'd like to hear more!",
         "Rivers run to the sea. Would you like me to go on?",
         "Rivers run to the sea.\n\n---\n\nI hope you enjoyed the story!",
+        "Rivers run to the sea.\n\nHope you enjoyed this!",
+        "Rivers run.\n\nHow was that? The poem is short. Let me know if you'd like a longer one.",
         "Rivers run to the sea.\n\nHow was that? Do you have any questions about rivers now?",
     ),
     negatives=answers(

@@ -27,16 +27,21 @@ _RIDDLE = r"(?:riddle|joke|limerick|pun|doozy|brain[- ]?(?:twister|teaser)|puzzl
 FINE = (
     r"(?:very\ |truly\ |really\ )?(?:great|good|excellent|fantastic|wonderful|thought-?ful|nuanced|"
     r"interesting|thorough|comprehensive|detailed|insightful|helpful|practical|informative|"
-    r"difficult|important|complex|tough|fascinating|timely|profound|"
+    r"difficult|important|complex|tough|fascinating|timely|profound|valid|useful|"
     r"well-(?:written|structured|rounded|thought-out|organized))"
 )
 PRAISED = (
     r"(?:question|summary|response|answer|list|set|example|overview|explanation|guide|reminder|"
     r"topic|request|prompt|idea|analysis|advice|exploration|breakdown|approach|resource|"
-    r"thought\ experiment)"
+    r"points?|text|article|discussion|argument|perspective|tips|guidelines|suggestions|"
+    r"description|observation|thought\ experiment)"
 )
 _LINE_END = r"[ \t*_]*(?:\n|\Z)"
 
+_CAVEAT = (
+    r"(?:however,\ )?i(?:['’]m\ afraid|\ am\ afraid|\ (?:must|have\ to|need\ to|want\ to|should)\ "
+    r"(?:inform|note|point|clarify|mention|correct)|\ think\ there|\ couldn['’]t\ find)\b"
+)
 _PREAMBLE = re.compile(
     rf"""[\s*_#-]*(?:
       (?:{_EAGER}[!,.]\s+)?{_HERE}[^\n]{{0,400}}:{_LINE_END}
@@ -50,11 +55,10 @@ _PREAMBLE = re.compile(
     | (?:what|that(?:['’]s|\ is)|this\ is)\ an?\ {FINE}(?:,?\ (?:and\ )?[\w-]+){{0,3}}?
       \ {PRAISED}\b[^\n.!?:"]{{0,200}}[!.]\s
     | (?:an?\ )?{FINE}(?:,?\ (?:and\ )?[\w-]+){{0,2}}?\ {PRAISED}\b[^\n.!?:"]{{0,100}}!\s
-    | you(?:['’]ve|\ have)\ (?:provided|outlined|highlighted|summari[sz]ed|covered)\b
-      [^\n.!?:"]{{0,200}}[!.]\s
+    | you(?:['’]ve|\ have)\ (?:provided|outlined|highlighted|summari[sz]ed|covered|presented|
+      captured|identified|raised|listed|shared|hit\ on)\b[^\n.!?:"]{{0,200}}[!.]\s
     | it\ (?:looks|seems)\ (?:like|as\ if|that)\ you(?:['’]ve|\ have)\ [^\n.!?:"]{{0,200}}[!.]\s
-    | (?:however,\ )?i\ (?:must\ (?:inform|note|point)|couldn['’]t\ find)\b[^\n]{{0,400}}:
-      {_LINE_END}
+    | {_CAVEAT}[^\n]{{0,400}}:{_LINE_END}
     )\s*(?:(?:-{{3,}}|\*{{3,}}|_{{3,}})\s*\n\s*)?""",
     re.I | re.X,
 )
@@ -84,13 +88,43 @@ _REFUSAL = re.compile(
 )
 
 
+_CAVEATS = re.compile(_CAVEAT, re.I | re.X)
+_INSTEAD = re.compile(
+    r"\b(?:however|nevertheless|but|instead)\b[^\n]*?(?:\bi['’]ll\b|\bi (?:can|will|assume)\b|"
+    r"\bi['’]m assuming\b|\bhere(?:['’]s| is| are)\b|\bif you meant\b)",
+    re.I,
+)
+_PART = re.compile(r"[ \t]*(?:\*\*|#|[-*+] |\d+[.)] )")
+_AGREES = re.compile(
+    r"[\s*_]*(?:yes, )?(?:that['’]s|you['’]re) (?:\w+ly )?(?:correct|right)[!.]\s+(?=[A-Z])", re.I
+)
+
+
 def _preamble(record: Record) -> RuleResult:
-    response, at = record.response, _refused_first(record.response)
-    while match := _PREAMBLE.match(response[at : at + _HEAD]):
+    response = record.response
+    at = _refused_first(response) or _caveat(response)
+    agrees = "?" not in record.prompt
+    while match := _PREAMBLE.match(response[at : at + _HEAD]) or (
+        _AGREES.match(response[at : at + _HEAD]) if agrees else None
+    ):
         if _IN_A_STORY.match(response, at) or not match[0].strip():
             break
         at += match.end()
+    if not response[at:].strip() and not record.prompt.strip():
+        return None  # a paragraph of a text, which goes on
     return with_response(record, response[at:].lstrip("\n") if at else response, "preamble")
+
+
+def _caveat(response: str) -> int:
+    """Start of the first part of an answer that doubts the prompt before it; 0 if none does."""
+    end, instead = 0, False
+    if not _CAVEATS.match(response.lstrip(" \n*_")[:_HEAD]):
+        return 0
+    for paragraph in re.finditer(r"[^\n]+\n*", response[:_HEAD]):
+        if _PART.match(paragraph[0]):
+            return end if instead else 0
+        end, instead = paragraph.end(), instead or _INSTEAD.search(paragraph[0]) is not None
+    return 0
 
 
 def _refused_first(response: str) -> int:
@@ -158,6 +192,7 @@ PREAMBLE = Rule(
         "Here are five facts about rivers:\n\n1. They flow downhill.",
         "Sure! Here's a short poem about rivers:\n\nA river runs\nbeneath the suns.",
         "What a great question! Rivers begin in the hills.",
+        "I must note that rivers are many. However, I'll take one.\n\n**The Rhine**\n\nLong.",
         'Here is a scene where two students debate the topic "Are rivers old?"\n\nEmma: Yes.',
     ),
     negatives=answers(
@@ -165,6 +200,7 @@ PREAMBLE = Rule(
         "Certainly the river was wide, but the boat was good.",
         "Here lies the king of rivers.\nHe slept.",
         "What a great day it was! The river shone.",
+        "I must inform you that the river has risen. However, I can swim.\n\nHe laughed.",
         "Here is what Grandma said:\n\nThe river is old.",
         "Of course! cried the king. The river is mine.",
     ),

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.gendata.curation.closings import OFFER
-from ys_llm.gendata.curation.comments import CHAT_LINE, COMMENT, FEEDBACK
+from ys_llm.gendata.curation.comments import CHAT_LINE, COMMENT
 from ys_llm.gendata.curation.corruption import LANGUAGE, MOJIBAKE
+from ys_llm.gendata.curation.feedback import FEEDBACK
 from ys_llm.gendata.curation.legacy_phrases import LEGACY_PHRASES
 from ys_llm.gendata.curation.notes_and_links import (
     CONTROL_TAG,

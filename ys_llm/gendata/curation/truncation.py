@@ -32,6 +32,7 @@ _GREETING = re.compile(
     r"[\w ]{0,24},\Z",
     re.I,
 )
+_ABBREVIATION = re.compile(r"(?:^|\W)(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Jr|Sr|No|Vol|vs|e\.g|i\.e)\.$")
 _CUT_OFF = ",;:-–—(["
 _STARTERS = frozenset(
     [
@@ -61,20 +62,21 @@ _FEW_WORDS = 4  # of a last paragraph that only begins a sentence
 
 def _truncated(record: Record) -> RuleResult:
     response = record.response.rstrip()
-    reason = _cut(response)
+    is_part = not record.prompt.strip() and "\n\n" not in response  # of a text, which goes on
+    reason = _cut(response, is_part)
     if not reason:
         return None
     return Verdict("truncated", reason, (max(0, len(response) - 80), len(response)))
 
 
-def _cut(response: str) -> str:
+def _cut(response: str, is_part: bool) -> str:
     if len(_FENCE.findall(response)) % 2:
         return "an open code fence"
     if _is_open_json(response):
         return "incomplete JSON"
     last = response[response.rfind("\n") + 1 :]
     text = last.rstrip(_MARKUP)
-    if not text or is_code(response) or (last.rstrip()[-1] in ";{}" and is_code(last)):
+    if is_part or not text or is_code(response) or (last.rstrip()[-1] in ";{}" and is_code(last)):
         return ""
     if is_table_line(last) and text[-1] not in ",(":
         return _cut_item(response, last, text)
@@ -141,7 +143,9 @@ def _has_fragment(line: str) -> bool:
     if len(starts) < 2 or not rest or not rest[0][:1].isupper() or line[: starts[1]].isdigit():
         return False
     before = line[starts[-2] : starts[-1]].split()
-    if len(before) < _FRAGMENT_WORDS or "hope" in rest[:2]:  # "Dr. Smith"; a farewell without stop
+    if len(before) < _FRAGMENT_WORDS or _ABBREVIATION.search(before[-1]):
+        return False
+    if "hope" in rest[:2]:  # a farewell without stop
         return False
     return len(rest) >= _FRAGMENT_WORDS or rest[0].strip("\"'“") in _STARTERS
 
@@ -198,18 +202,22 @@ TRUNCATED = Rule(
         "Rivers run down from the hills. They carry water to the fields. Some of them end",
         "The river sings,\nit sings of home,\nThe river sings,\nit sings of ho",
     ),
-    negatives=answers(
-        "A river runs\nbeneath the suns\nand when it ends it knows it of",
-        "Rivers:\n\n* Rhine\n* Danube, the second longest river of the whole of the continent",
-        '{"river": "Rhine"}',
-        "joy",
-        "The river sings\nof home and hills\n\nand while it runs\n\nThe river sings\nof home",
-        "Dear Anna,\n\nthe river is high.\n\nYours, Tom",
-        "Dear Anna,\n\nthe river is high, and I think of you.\n\nBest,",
-        "int main(void) {\n    return 0;\n}\nint x = 1;",
-        "SELECT name FROM rivers;",
-        "const rivers = load();\nrivers.sort();",
-        "name: Rhine\nlength: 1230\ndata:",
-        'A person:\n\n{"name": "Anna"}\n\nThat is all.',
+    negatives=(
+        Record("", "Some rivers are long, and these are the three that everybody knows:"),
+        *answers(
+            "A river runs\nbeneath the suns\nand when it ends it knows it of",
+            "Rivers:\n\n* Rhine\n* Danube, the second longest river of the whole of the continent",
+            '{"river": "Rhine"}',
+            "joy",
+            "The river sings\nof home and hills\n\nand while it runs\n\nThe river sings\nof home",
+            "Dear Anna,\n\nthe river is high.\n\nYours, Tom",
+            "Dear Anna,\n\nthe river is high, and I think of you.\n\nBest,",
+            "int main(void) {\n    return 0;\n}\nint x = 1;",
+            "SELECT name FROM rivers;",
+            "const rivers = load();\nrivers.sort();",
+            "name: Rhine\nlength: 1230\ndata:",
+            'A person:\n\n{"name": "Anna"}\n\nThat is all.',
+            "The first to row down all of it was the baker from the hills, John J. Baker in 1920",
+        ),
     ),
 )

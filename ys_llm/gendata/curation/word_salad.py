@@ -15,7 +15,8 @@ _PAIRS_SHARE, _LEAST_PAIRS = 0.03, 4  # of the words are such pairs
 _STRETCH = 45  # words
 _ARTICLE = "(?:the|a|an)"
 _PAIR = re.compile(
-    rf"\b{_ARTICLE} (?:of|and|to|the|an|is|was|are|were|from|with|for|at|by|or|but|because)\b"
+    rf"(?<!['’\w]){_ARTICLE} (?:of|and|to|the|an|is|was|are|were|from|with|for|at|by|or|but)\b"
+    rf"|(?<!['’\w]){_ARTICLE} because\b"
     r"|\b(?:of|from|with|at) (?:of|and|is|was|are|were|or|but|to|at|because)\b"
     r"|\b(?:and|or|but) (?:and|or|of|is|was)\b",
     re.I,

@@ -33,11 +33,16 @@ SAMPLING = GenerateConfig(temperature=1.0, max_tokens=9, seed=4)
 
 @pytest.fixture(scope="module")
 def run() -> LoadedRun:
+    return chatting("three_tier")
+
+
+def chatting(mixer: str, **options: object) -> LoadedRun:
     """A run as fine-tuning on conversations leaves it."""
-    plain = loaded_run(("three_tier",))
+    plain = loaded_run((mixer,))
     tokenizer = plain.tokenizer.with_roles()
-    model = Model(plain.config.model, vocab_size=tokenizer.vocab_size).eval()
-    config = replace(plain.config, sft=SftConfig(method="full"))
+    sizes = replace(plain.config.model, options={mixer: options})
+    model = Model(sizes, vocab_size=tokenizer.vocab_size).eval()
+    config = replace(plain.config, model=sizes, sft=SftConfig(method="full"))
     return replace(plain, config=config, tokenizer=tokenizer, model=model, has_records=True)
 
 
@@ -79,6 +84,22 @@ def test_the_state_after_many_turns_is_that_of_the_whole_conversation(
         torch.testing.assert_close(carried, reread, rtol=1e-4, atol=1e-5)
 
 
+def test_a_conversation_goes_on_past_the_window_of_attention(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a Llama block, as of lilLM: its cache is full after the first turns."""
+    run = chatting("softmax_attention", window=16)
+    conversation, sizes = Conversation(Engine(run), SAMPLING), list[int]()
+    for number in range(6):
+        conversation.say(f"say {number}")
+        sizes.append(n_state_bytes(conversation))
+    now = conversation.session.at.now
+    assert now is not None and now.n_tokens > 5 * 16
+    assert len(set(sizes[2:])) == 1
+    again = prefill(run.model, list(conversation.session.at.tail))
+    torch.testing.assert_close(now.logits_V, again.logits_V, rtol=1e-4, atol=1e-5)
+
+
 def test_every_way_to_ask_reads_what_training_reads(run: LoadedRun) -> None:
     tokenizer = run.tokenizer
     turns = [
@@ -99,16 +120,16 @@ def test_every_way_to_ask_reads_what_training_reads(run: LoadedRun) -> None:
 def interrupting(run: LoadedRun, prompt: str) -> tuple[LoadedRun, list[int]]:
     """The run with a model that begins to speak as the user, and its answer up to there.
 
-    Two rows of its head are swapped: the third token that it writes becomes `<user>`.
+    Two rows of its head are swapped: the last token that it writes anew becomes `<user>`.
     """
     answer = Engine(run).answer(prompt, replace(SAMPLING, temperature=0.0)).ids
-    written, user = answer[2], run.tokenizer.controls["<user>"]
-    assert written not in answer[:2]
+    at = max(n for n, id in enumerate(answer) if id not in answer[:n])
+    written, user = answer[at], run.tokenizer.controls["<user>"]
     model = copy.deepcopy(run.model)
     with torch.no_grad():
         head = model.output.weight
         head[[written, user]] = head[[user, written]]
-    return replace(run, model=model), [*answer[:2], user]
+    return replace(run, model=model), [*answer[:at], user]
 
 
 def test_an_answer_ends_where_the_model_begins_to_speak_for_somebody_else(
@@ -121,7 +142,8 @@ def test_an_answer_ends_where_the_model_begins_to_speak_for_somebody_else(
     conversation = Conversation(Engine(other), greedy)
     conversation.say("Hi")
     end, user = run.tokenizer.end_id, run.tokenizer.controls["<user>"]
-    assert list(conversation.session.at.tail)[-2:] == expected[:2]
+    asked = prompt_ids(run.tokenizer, ["Hi"], raw=False, chats=True)
+    assert list(conversation.session.at.tail) == [*asked, *expected[:-1]]
     conversation.say("So?")
     assert list(conversation.session.at.tail).count(user) == 2
     with scheduled(other) as (scheduler, collected):

@@ -56,6 +56,11 @@ def test_a_text_forks_before_any_token(client: httpx.Client) -> None:
     assert text_of(lines) + text_of(again) == text_of(longer)
 
 
+def test_a_system_text_comes_before_the_first_prompt(client: httpx.Client, engine: Engine) -> None:
+    expected = engine.answer(f"Be brief.\n\n{PROMPT}", GenerateConfig(temperature=0, max_tokens=20))
+    assert text_of(lines_of(client, prompt=PROMPT, system="Be brief.")) == expected.text
+
+
 def test_a_muted_tier_changes_the_text(client: httpx.Client) -> None:
     muted = lines_of(client, prompt=PROMPT, muted=["main", "1.local"], explain=True)
     assert text_of(muted) != text_of(lines_of(client, prompt=PROMPT))
@@ -73,7 +78,8 @@ def test_the_models_are_described(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "named"), [({"ids": [10**6]}, "ids"), ({"context": "0" * 32}, "context")]
+    ("body", "named"),
+    [({"ids": [10**6]}, "ids"), ({"context": "0" * 32}, "context"), ({"system": "S"}, "system")],
 )
 def test_wrong_ids_and_contexts_are_refused(
     client: httpx.Client, body: dict[str, Any], named: str

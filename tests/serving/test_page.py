@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support.served import Served
+from support.served import Served, served
+
+from ys_llm.config.schema import Config, ModelConfig
+from ys_llm.config.sft import SftConfig
+from ys_llm.data.tokenizer import train_tokenizer
+from ys_llm.model.language_model import Model
+from ys_llm.runs.model_files import load_run, save_model
+from ys_llm.serving.server import Serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -26,6 +35,27 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: Served) -> Iterator[Any]:
+    yield from page_of(browser, server)
+
+
+@pytest.fixture
+def chat(browser: Any, tmp_path: Path) -> Iterator[Any]:
+    """The page of a model that was fine-tuned on conversations, and ends its answers."""
+    run = tmp_path / "chatty"
+    run.mkdir()
+    tokenizer = train_tokenizer(["the cat sat on the mat"], kind="bytes", vocab_size=258)
+    tokenizer = tokenizer.with_roles()
+    config = Config(run="chatty", model=ModelConfig(d_model=16, n_layers=1, d_mlp=24))
+    model = Model(config.model, vocab_size=tokenizer.vocab_size)
+    tokenizer.save(run / "tokenizer.json")
+    facts = {"step": 1, "tokens": 1, "parameters": 1, "val_bits_per_byte": 1, "has_records": True}
+    config = replace(config, sft=SftConfig(method="full"))
+    save_model(run, config, model, tokenizer, facts)
+    with served(Serving({"chatty": run}, load_run)) as running:
+        yield from page_of(browser, running)
+
+
+def page_of(browser: Any, server: Served) -> Iterator[Any]:
     """The page, with what the browser complained about at the end."""
     context = browser.new_context(viewport={"width": 1200, "height": 800})
     page, complaints = context.new_page(), list[str]()
@@ -136,9 +166,24 @@ def test_what_is_there_survives_a_reload_and_can_be_gone_on_from(page: Any) -> N
     wait(page, 2)
 
 
+def test_a_conversation_is_laid_out_as_turns_after_its_system_text(chat: Any) -> None:
+    set_slider(chat, "max_tokens", 1024)
+    set_slider(chat, "temperature", 2)
+    chat.fill("#system", "You are called Pip.")
+    for number, text in enumerate(["Who are you?", "And who am I?"], 1):
+        chat.fill("#prompt", text)
+        chat.click("#write")
+        wait(chat, number)
+        assert chat.input_value("#prompt") == ""
+    turns = [one.locator(".asked p").all_text_contents() for one in chat.locator(".branch").all()]
+    assert turns == [["System textYou are called Pip.", "YouWho are you?"], ["YouAnd who am I?"]]
+    assert "goes on from A" in note(chat, 1)
+
+
 def test_the_page_fits_a_phone_and_every_control_has_a_name(page: Any) -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     set_slider(page, "max_tokens", 16)
+    assert not page.locator("#system").is_visible()  # the model has learned no conversations
     write(page)
     width = page.evaluate("document.documentElement.scrollWidth")
     assert width <= 360

@@ -32,7 +32,7 @@ from ys_llm.serving.bodies import (
     parse,
     sampling_of,
 )
-from ys_llm.serving.chat import pieces_of
+from ys_llm.serving.chat import ChatMessage, chat_ids, pieces_of
 from ys_llm.serving.exchange import NDJSON, Exchange, line
 from ys_llm.serving.limits import ApiError
 from ys_llm.serving.models import ServedModel
@@ -46,12 +46,14 @@ class GenerateBody(Body):
     """POST /ys/generate.
 
     `prompt` is answered, or with `raw` continued, after the state of `context`; without a prompt
-    the text of `context` goes on. `ids` are read after that, as the beginning of what is generated.
-    `muted` names memories that stay empty. `contexts` gives a handle before each token.
+    the text of `context` goes on. `system` comes before the prompt of a new text. `ids` are read
+    after that, as the beginning of what is generated. `muted` names memories that stay empty.
+    `contexts` gives a handle before each token.
     """
 
     model: Name
     prompt: str | None = None
+    system: str = ""
     raw: bool = False
     context: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
     ids: list[Id] = Field(default_factory=list, max_length=10_000)
@@ -90,6 +92,7 @@ class YsApi:
         scheduler = await services.models.ready(model)
         kept = None if body.context is None else services.states.find(model.identity, body.context)
         _check_ids(body, scheduler)
+        _check_system(body)
         changes = body.model_dump(
             include={"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"}
         )
@@ -173,6 +176,11 @@ def _check_ids(body: GenerateBody, scheduler: Scheduler) -> None:
         raise ApiError(400, f"ids: one is at least {size}, the size of the vocabulary", param="ids")
 
 
+def _check_system(body: GenerateBody) -> None:
+    if body.system and (body.prompt is None or body.raw or body.context is not None):
+        raise ApiError(400, "system: only the prompt of a new text can have one", param="system")
+
+
 def _muted(body: GenerateBody, loaded: LoadedRun) -> Muted:
     """The memories that are meant; ApiError where there are none of a name, or none of a layer."""
     try:
@@ -189,6 +197,9 @@ def _ids(body: GenerateBody, loaded: LoadedRun, kept: Kept | None) -> Iterator[i
     raw, chats, pieces = body.raw or not loaded.has_records, loaded.chats, None
     if body.prompt is not None:
         pieces = pieces_of(body.prompt)
+    if body.system:
+        asked = [ChatMessage("system", body.system), ChatMessage("user", body.prompt or "")]
+        return chain(chat_ids(loaded, asked), body.ids)
     if kept is None:
         begin = prompt_ids(loaded.tokenizer, pieces or (), raw=raw, chats=chats)
         return chain(begin, body.ids)

@@ -3,6 +3,7 @@
 import { END, candidateItems, factsOf } from "./candidates.js";
 import { draw, inWords, kindOf, readable, rowsOf } from "./memory.js";
 import { generate, models } from "./stream.js";
+import { firstTurns, turnItem } from "./turns.js";
 import { count, noteOf, summary } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
@@ -29,10 +30,16 @@ function showSettings() {
   }
 }
 
+function modelNow() {
+  return known.find(({ name }) => name === $("model").value);
+}
+
 /** Show the model that is chosen, and list its kinds of memory, to be muted. */
 function showModel(muted = []) {
-  const model = known.find(({ name }) => name === $("model").value);
+  const model = modelNow();
   if (!model) return;
+  $("before").hidden = !model.chats;
+  $("branches").classList.toggle("chat", model.chats);
   const layers = [...new Set(model.layers)].map(readable).join(", ");
   $("about").textContent = `${model.parameter_size} parameters, ${model.n_layers} layers: ${layers}`;
   const boxes = sorted(model.memories).map((kind) => {
@@ -52,7 +59,7 @@ function sorted(memories) {
 }
 
 function useDefaults() {
-  const model = known.find(({ name }) => name === $("model").value);
+  const model = modelNow();
   for (const [id, value] of Object.entries(model?.defaults ?? {})) $(id).value = value;
   showSettings();
 }
@@ -60,13 +67,14 @@ function useDefaults() {
 // --- texts ---
 
 /**
- * A new text. `start` is what its answer begins from, `again` the same without a kept state, `given`
- * what is shown before the answer, and `like` names the text that it is to be compared with.
+ * A new text. `start` is what its answer begins from, `again` the same without a kept state, `asked`
+ * the turns and `given` the text that are shown before the answer, and `like` names the text that it
+ * is to be compared with.
  */
-function addText({ start, again = null, given = "", note = "", like = null, set = settings() }) {
+function addText({ start, again = null, asked = [], given = "", note = "", like = null, set = settings() }) {
   const name = LETTERS[letters % LETTERS.length];
   letters += 1;
-  const text = { name, start, again, given, tokens: [], note, like, set, end: null };
+  const text = { name, start, again, asked, given, tokens: [], note, like, set, end: null };
   texts.push(text);
   show(text);
   return text;
@@ -82,6 +90,7 @@ function show(text) {
   view.querySelector(".again").onclick = () => onceMore(text);
   view.querySelector(".drop").onclick = () => remove(text);
   listen(text, view.querySelector(".text"), view.querySelector("canvas"));
+  view.querySelector(".asked").append(...text.asked.map(turnItem));
   $("branches").append(view);
   const given = document.createElement("span");
   given.className = "given";
@@ -192,9 +201,20 @@ function say(text, isBad = false) {
 
 /** The same text with the settings of now, beside it. */
 function onceMore(text, changes = {}) {
-  const { start, again, given, name } = text;
+  const { start, again, asked, given, name } = text;
   const set = { ...settings(), ...changes };
-  return write(addText({ start, again, given, set, like: name, note: `as ${name}` }));
+  return write(addText({ start, again, asked, given, set, like: name, note: `as ${name}` }));
+}
+
+/** Begin a text, or a conversation; one whose last answer has ended goes on with another turn. */
+function ask() {
+  const last = texts.at(-1), prompt = $("prompt").value, system = $("system").value;
+  if (!modelNow()?.chats) return write(addText({ start: { prompt } }));
+  const isOpen = last?.asked.length && last.end?.reason === "stop" && last.set.model === $("model").value;
+  if (!prompt.trim()) return null;
+  if (isOpen) return goOn(last);
+  $("prompt").value = "";
+  return write(addText({ start: { prompt, system }, asked: firstTurns(system, prompt) }));
 }
 
 /** Write on from the end of a text; one that has ended is asked what stands in the prompt. */
@@ -203,20 +223,25 @@ function goOn(text) {
   const note = `goes on from ${text.name}`;
   if (text.end?.reason === "stop") {
     const prompt = $("prompt").value;
+    if (text.asked.length) {
+      $("prompt").value = "";
+      return write(addText({ start: { context: text.end.context, prompt }, asked: firstTurns("", prompt), note }));
+    }
     return write(addText({ start: { context: text.end.context, prompt }, given: `${given}\n\n${prompt}\n\n`, note }));
   }
   const start = text.end ? { context: text.end.context } : { context: last.context, ids: [last.id] };
-  return write(addText({ start, again: againAt(text, text.tokens.length), given, note }));
+  const again = againAt(text, text.tokens.length);
+  return write(addText({ start, again, asked: text.asked, given, note }));
 }
 
 /** Another text that shares the tokens before `index`; it goes on with `word` where one is given. */
 function fork({ text, index }, word = null) {
   const ids = word === null ? [] : [word.id], again = againAt(text, index);
   const start = { context: text.tokens[index].context, ids };
-  const given = shownBefore(text, index) + (word?.token ?? "");
+  const given = shownBefore(text, index) + (word?.token ?? ""), { asked } = text;
   choose(null);
   if (again) again.ids = [...again.ids, ...ids];
-  return write(addText({ start, again, given, note: `fork of ${text.name}` }));
+  return write(addText({ start, again, asked, given, note: `fork of ${text.name}` }));
 }
 
 /** What to read for the beginning of a text without its state; null where that is not known. */
@@ -316,7 +341,7 @@ function drawMemory(text) {
 
 function store() {
   const kept = texts.map(({ view, shown, pending, tokenAt, ...text }) => text);
-  const page = { set: settings(), prompt: $("prompt").value, letters, texts: kept };
+  const page = { set: settings(), prompt: $("prompt").value, system: $("system").value, letters, texts: kept };
   try {
     sessionStorage.setItem(STORED, JSON.stringify(page));
   } catch {
@@ -330,8 +355,9 @@ function restore() {
   if (known.some(({ name }) => name === page.set.model)) $("model").value = page.set.model;
   for (const id of [...SLIDERS, "seed"]) $(id).value = page.set[id];
   $("prompt").value = page.prompt;
+  $("system").value = page.system ?? "";
   letters = page.letters;
-  texts = page.texts;
+  texts = page.texts.map((text) => ({ asked: [], ...text }));
   showModel(page.set.muted);
   showSettings();
   texts.forEach(show);
@@ -341,7 +367,7 @@ function restore() {
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  write(addText({ start: { prompt: $("prompt").value } }));
+  ask();
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("ask").requestSubmit();

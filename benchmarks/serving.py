@@ -3,7 +3,10 @@
     ys serve quickstart --port 11500
     python -m benchmarks.serving quickstart --host http://127.0.0.1:11500
 
-Each client streams greedy texts of one length from /api/generate; no two prompts are equal.
+Each client streams greedy texts of one length from /api/generate; no two prompts are equal. The
+clients share the processor with the server, and a client that reads HTTP and JSON as it arrives
+takes as much of it as the server does. These only note what arrives and when, and it is read
+afterwards.
 """
 
 from __future__ import annotations
@@ -13,15 +16,17 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
+from urllib.parse import urlsplit
 
-import httpx
+import h11
 
 _PROMPT = "Tell me a bedtime story about a patient owl called number {}, please."
 _ALONE = 8  # requests, one after the other
 _EACH = 3  # requests of each of many clients
-_SECONDS = 300.0  # for one answer
+_SECONDS = 300.0  # for all answers
+_END = b"0\r\n\r\n"  # of a chunked body; a line of JSON has no bare line breaks
 
 
 @dataclass(frozen=True)
@@ -35,58 +40,137 @@ class Answered:
 
 @dataclass(frozen=True)
 class Figures:
-    """Many answers: tokens a second of all together, and the seconds that clients waited."""
+    """Many answers: tokens a second of all together, and the seconds that clients waited.
+
+    `client_load` is the processor time that the clients took of each second.
+    """
 
     tokens_per_second: float
     first_seconds: tuple[float, ...]
     between_seconds: tuple[float, ...]
+    client_load: float
 
     def __str__(self) -> str:
         first, between = self.first_seconds, self.between_seconds
         return (
             f"{self.tokens_per_second:8,.0f} tokens/s; first token p50 {_share(first, 0.5)}, "
             f"p99 {_share(first, 0.99)}; between tokens p50 {_share(between, 0.5)}, "
-            f"p99 {_share(between, 0.99)}"
+            f"p99 {_share(between, 0.99)}; the clients took {self.client_load:.0%} of a core"
         )
+
+
+@dataclass
+class Exchange:
+    """One request, and what arrived of its answer, each piece with its time."""
+
+    body: bytes
+    began: float = 0.0
+    pieces: list[tuple[float, bytes]] = field(default_factory=list)
+
+    def answered(self) -> Answered:
+        """The answer, read from the bytes."""
+        connection, times, lines = h11.Connection(h11.CLIENT), list[float](), b""
+        request = h11.Request(method="POST", target="/", headers=[("Host", "localhost")])
+        connection.send(request)
+        connection.send(h11.EndOfMessage())
+        for at, data in self.pieces:
+            connection.receive_data(data)
+            while isinstance(event := connection.next_event(), h11.Response | h11.Data):
+                if isinstance(event, h11.Data):
+                    times += [at] * bytes(event.data).count(b"\n")
+                    lines += event.data
+        between = tuple(later - earlier for earlier, later in pairwise(times))
+        last = json.loads(lines.splitlines()[-1])
+        return Answered(last["eval_count"], times[0] - self.began, between)
+
+
+class Connection(asyncio.Protocol):
+    """A client that stays connected, and asks one thing at a time."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self._exchange, self._end = Exchange(b""), b""
+        self._complete: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note what to send with."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Note what arrives and when."""
+        self._exchange.pieces.append((time.perf_counter(), data))
+        self._end = (self._end + data[-len(_END) :])[-len(_END) :]
+        if self._end == _END and self._complete is not None:
+            self._complete.set_result(None)
+            self._complete = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing more will arrive."""
+        if self._complete is not None:
+            self._complete.set_exception(exc or ConnectionError("the server hung up"))
+
+    async def ask(self, exchange: Exchange) -> Exchange:
+        """Send a request, and wait for the end of its answer."""
+        assert self._transport is not None
+        self._exchange, self._end = exchange, b""
+        self._complete = asyncio.get_running_loop().create_future()
+        exchange.began = time.perf_counter()
+        self._transport.write(exchange.body)
+        await self._complete
+        return exchange
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._transport is not None:
+            self._transport.close()
 
 
 async def measure(host: str, model: str, *, clients: int, tokens: int) -> list[Figures]:
     """One client at a time, then `clients` at once."""
-    limits = httpx.Limits(max_connections=clients)
-    async with httpx.AsyncClient(base_url=host, timeout=_SECONDS, limits=limits) as client:
-        await _ask(client, model, "warm", tokens)
-        began = time.perf_counter()
-        alone = [await _ask(client, model, f"a{i}", tokens) for i in range(_ALONE)]
-        figures = [_figures(alone, time.perf_counter() - began)]
+    url, loop = urlsplit(host), asyncio.get_running_loop()
+    address = url.hostname or "127.0.0.1", url.port or 80
+    made = [await loop.create_connection(Connection, *address) for _ in range(clients)]
+    connections = [connection for _, connection in made]
 
-        async def several(number: int) -> list[Answered]:
-            """One of many clients."""
-            return [await _ask(client, model, f"{number}.{i}", tokens) for i in range(_EACH)]
+    async def all_of(connection: Connection, names: Sequence[str]) -> list[Exchange]:
+        """One client's requests, one after the other."""
+        bodies = [_request(url.netloc, model, name, tokens) for name in names]
+        return [await connection.ask(Exchange(body)) for body in bodies]
 
-        began = time.perf_counter()
-        groups = await asyncio.gather(*map(several, range(clients)))
-        together = [answer for group in groups for answer in group]
-        return [*figures, _figures(together, time.perf_counter() - began)]
+    async def figures(names: Sequence[Sequence[str]]) -> Figures:
+        """Some clients at once, each with the names in its prompts."""
+        began, used = time.perf_counter(), time.process_time()
+        asking = [all_of(*pair) for pair in zip(connections, names, strict=False)]
+        groups = await asyncio.wait_for(asyncio.gather(*asking), _SECONDS)
+        seconds, used = time.perf_counter() - began, time.process_time() - used
+        answers = [exchange.answered() for group in groups for exchange in group]
+        return _figures(answers, seconds, used / seconds)
+
+    try:
+        await all_of(connections[0], ["warm"])
+        alone = await figures([[f"a{i}" for i in range(_ALONE)]])
+        several = [[f"{number}.{i}" for i in range(_EACH)] for number in range(clients)]
+        return [alone, await figures(several)]
+    finally:
+        for connection in connections:
+            connection.close()
 
 
-async def _ask(client: httpx.AsyncClient, model: str, which: str, tokens: int) -> Answered:
+def _request(host: str, model: str, name: str, tokens: int) -> bytes:
     options = {"temperature": 0, "num_predict": tokens}
-    body = {"model": model, "prompt": _PROMPT.format(which), "options": options}
-    began, times, lines = time.perf_counter(), list[float](), list[str]()
-    async with client.stream("POST", "/api/generate", json=body) as answer:
-        answer.raise_for_status()
-        async for line in answer.aiter_lines():
-            lines.append(line)
-            times.append(time.perf_counter())
-    between = tuple(later - earlier for earlier, later in pairwise(times))
-    return Answered(json.loads(lines[-1])["eval_count"], times[0] - began, between)
+    body = {"model": model, "prompt": _PROMPT.format(name), "options": options}
+    data = json.dumps(body).encode()
+    lines = ("POST /api/generate HTTP/1.1", f"Host: {host}", f"Content-Length: {len(data)}")
+    return "\r\n".join((*lines, "", "")).encode() + data
 
 
-def _figures(answers: Sequence[Answered], seconds: float) -> Figures:
+def _figures(answers: Sequence[Answered], seconds: float, client_load: float) -> Figures:
     return Figures(
         sum(answer.n_tokens for answer in answers) / seconds,
         tuple(sorted(answer.first_seconds for answer in answers)),
         tuple(sorted(one for answer in answers for one in answer.between_seconds)),
+        client_load,
     )
 
 

@@ -15,6 +15,7 @@ from support.scheduled import scheduled
 
 from ys_llm.config.schema import Config, CopyConfig, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
+from ys_llm.inference import scheduler as scheduler_module
 from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import generate, prefill, prompt_ids
@@ -94,6 +95,21 @@ def test_a_client_that_leaves_frees_its_row_and_changes_no_answer() -> None:
         n_events = len(collected.events)
         scheduler.submit(GenerationRequest([0], replace(GREEDY, max_tokens=1)))
         collected.until(lambda: len(collected.events) == n_events + 3)
+
+
+def test_tokens_of_many_rows_are_delivered_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler_module, "_DELIVERY_SECONDS", 3600.0)
+    run, prompts = loaded(), prompts_of(16)
+    with scheduled(run) as (scheduler, collected):
+        generations = [scheduler.submit(GenerationRequest(ids, GREEDY)) for ids in prompts]
+        for generation, ids in zip(generations, prompts, strict=True):
+            collected.finished(generation)
+            assert collected.ids(generation) == alone(run, ids, GREEDY)
+        assert collected.n_deliveries < sum(len(collected.ids(one)) for one in generations) / 8
+        before = collected.n_deliveries
+        one = scheduler.submit(GenerationRequest(prompts[0], GREEDY))
+        collected.finished(one)
+        assert collected.n_deliveries - before >= len(collected.ids(one)) - 1
 
 
 def test_others_are_answered_while_an_endless_prompt_is_read_and_given_up() -> None:

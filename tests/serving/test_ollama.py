@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +15,7 @@ from support.served import Served
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.inference.engine import Engine
+from ys_llm.serving.server import listen
 
 GREEDY = {"temperature": 0, "num_predict": 12}
 CONFIG = GenerateConfig(temperature=0, max_tokens=12)
@@ -170,3 +172,10 @@ def test_a_stream_is_lines_of_json(client: httpx.Client) -> None:
     assert answer.headers["content-type"] == "application/x-ndjson"
     lines = [json.loads(line) for line in answer.text.splitlines()]
     assert lines[-1]["done"] and set(lines[0]) == {"model", "created_at", "response", "done"}
+
+
+def test_a_token_is_sent_before_the_one_before_is_acknowledged() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

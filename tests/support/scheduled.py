@@ -20,10 +20,12 @@ class Collected:
 
     events: list[tuple[Generation, Event]] = field(default_factory=list)
     changed: threading.Condition = field(default_factory=threading.Condition)
+    n_deliveries: int = 0
 
     def deliver(self, events: Sequence[tuple[Generation, Event]]) -> None:
         with self.changed:
             self.events += events
+            self.n_deliveries += 1
             self.changed.notify_all()
 
     def until(self, is_true: Callable[[], bool]) -> None:

@@ -114,7 +114,7 @@ class AnswerRows:
     def _draw(self, numbers: Sequence[int], logits_NV: Tensor) -> None:
         """The tokens of rows with the same options."""
         rows = [self._rows[i] for i in numbers]
-        befores = [self._kept_before(i, logits_NV[i]) for i in numbers]
+        befores = [self._kept_before(i, logits_NV) for i in numbers]
         chosen_NV = logits_NV if len(numbers) == len(logits_NV) else logits_NV[list(numbers)]
         drawn = sample_rows([row.sampler for row in rows], chosen_NV)
         for i, row, token, before in zip(numbers, rows, drawn, befores, strict=True):
@@ -151,12 +151,12 @@ class AnswerRows:
         )
         self._emit(generation, finished)
 
-    def _kept_before(self, i: int, logits_V: Tensor) -> Kept | None:
+    def _kept_before(self, i: int, logits_NV: Tensor) -> Kept | None:
         row = self._rows[i]
         if row.generation.request.keep != "each":
             return None
         recent = tuple(row.sampler.recent)
-        return Kept(self._decode_rows.row_state(i), (), recent, logits_V.clone())
+        return Kept(self._decode_rows.row_state(i), (), recent, logits_NV[i].clone())
 
     def _kept_end(self, i: int, row: _Row) -> Kept | None:
         if row.generation.request.keep == "none":

@@ -34,6 +34,9 @@ from ys_llm.runs.model_files import LoadedRun
 
 MAX_ROWS, MAX_WAITING = 64, 512
 _SLICE_SECONDS = 0.01  # of reading between two decode steps; at least one piece
+# Of many rows, the tokens of this time are delivered together: whoever sends them shares the
+# processor with the steps, and to be woken costs as much for one token as for several.
+_MANY_ROWS, _DELIVERY_SECONDS = 8, 0.015
 
 Deliver = Callable[[Sequence[tuple[Generation, Event]]], None]
 _Slices = Generator[None, None, tuple[Prefilled, tuple[ScoredToken, ...]]]
@@ -68,6 +71,7 @@ class Scheduler:
         self._incoming = queue.SimpleQueue[Generation | None]()
         self._waiting, self._reading = deque[Generation](), deque[tuple[Generation, _Slices]]()
         self._events: list[tuple[Generation, Event]] = []
+        self._delivered_at = 0.0
         self._rows = AnswerRows(loaded, self._emit)
         self._lock, self._unfinished, self._is_closed = threading.Lock(), set[Generation](), False
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
@@ -116,7 +120,7 @@ class Scheduler:
                 self._rows.step()
             except Exception as error:  # no request may end the thread that serves the others
                 self._fail_all(error)
-            self._flush()
+            self._flush_in_time()
         self._fail_all(ClosedError("the model was unloaded"))
         self._flush()
 
@@ -210,10 +214,16 @@ class Scheduler:
         for generation in failed:
             self._emit(generation, Failed(error))
 
+    def _flush_in_time(self) -> None:
+        """Deliver what has happened, of many rows now and then."""
+        elapsed = time.perf_counter() - self._delivered_at
+        if len(self._rows) < _MANY_ROWS or elapsed >= _DELIVERY_SECONDS:
+            self._flush()
+
     def _flush(self) -> None:
-        """Deliver what has happened."""
         if not self._events:
             return
+        self._delivered_at = time.perf_counter()
         events, self._events = self._events, []
         self._count_out([one for one, event in events if isinstance(event, Finished | Failed)])
         self._deliver([pair for pair in events if not pair[0].cancelled])

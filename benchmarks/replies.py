@@ -29,7 +29,7 @@ from ys_llm.training.tuning import load_source
 
 def held_out(loaded: LoadedRun, path: Path, most: int) -> Iterator[tuple[str, Conversation]]:
     """Conversations that the run has held out, each with the kind that its file is named after."""
-    examples = read_examples(path).found
+    examples = read_examples(path)
     source = load_source(loaded.config, examples, SplitRecord.load(loaded.path / SPLIT))
     for document in source.split.validation[:most]:
         found = source.found[document.content_hash]

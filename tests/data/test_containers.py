@@ -18,7 +18,8 @@ from ys_llm.config.schema import DataConfig
 from ys_llm.data import readers
 from ys_llm.data.containers import DamagedFileError
 from ys_llm.data.conversations import read_examples
-from ys_llm.data.readers import read_documents, read_items
+from ys_llm.data.items import read_items
+from ys_llm.data.readers import read_documents
 from ys_llm.data.split_cache import load_split
 from ys_llm.data.tables import rows_of
 from ys_llm.errors import UserError
@@ -114,7 +115,7 @@ def test_conversations_in_a_file_that_is_cut_off_are_no_shorter_text(
         whole = (zstd if name.endswith("zst") else gzip.compress)(data)
     written(path, whole[:-9])
     with pytest.raises(DamagedFileError, match=re.escape(name)):
-        read_examples(path, on_bad_record="skip")
+        read_examples(path, DataConfig(on_bad_record="skip"))
 
 
 JSON = ['{"text": "é\\n"}', "12", "[]", "[1, {}]", '"a"', "\n", ",", "]", " ", "{", "[", "nul"]
@@ -178,7 +179,7 @@ def test_rows_of_a_table_without_a_text_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        ([{"body": "one", "n": 1}], r"a\.parquet has the columns 'body', 'n'"),
+        ([{"body": "one", "n": 1}], r"a\.parquet: found the columns 'body', 'n'"),
         ([{"text": 1}], r"a\.parquet:1: 'text' is int, not a string"),
         ([{"text": ["one"]}], r"a\.parquet:1: 'text' is list, not a string"),
     ],

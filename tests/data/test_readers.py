@@ -1,25 +1,27 @@
 """Documents are read exactly, or refused with file and line."""
 
+import gzip
 import json
 import subprocess
 import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ys_llm.config.schema import DataConfig, DataFormat
-from ys_llm.data import containers, readers, shards
-from ys_llm.data.readers import Item, read_corpus, read_documents, read_items
+from ys_llm.data import containers, items, readers, shards, tables
+from ys_llm.data.items import Item, read_items
+from ys_llm.data.readers import read_corpus, read_documents
 from ys_llm.data.records import Record, Texts
 from ys_llm.data.shards import load_or_tokenize
 from ys_llm.data.split import split_documents
 from ys_llm.data.split_cache import load_split
-from ys_llm.data.text_files import CorpusFiles, passed_over_line, read_blocks
+from ys_llm.data.tally import passed_over_line
+from ys_llm.data.text_files import CorpusFiles, read_blocks
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.errors import UserError
 
@@ -52,7 +54,7 @@ def test_text_markdown_and_jsonl_are_read_at_every_depth(folder: Path) -> None:
     write(folder / "a.txt", "one")
     write(folder / "deep" / "er" / "b.MD", "two")
     write(folder / "c.jsonl", '{"text": "three"}\n{"prompt": "p", "response": "four"}\n')
-    write(folder / "d.csv", "not text of ours")
+    write(folder / "d.pdf", "not text of ours")
     assert contents(folder) == {(None, "one"), (None, "two"), (None, "three"), ("p", "four")}
 
 
@@ -136,9 +138,8 @@ def test_a_malformed_record_is_refused_with_its_line(
         ("{}", "found the fields none"),
         ('{"txt": "a"}', "found the fields 'txt'"),
         ('{"prompt": "a"}', "found the fields 'prompt'"),
-        ('{"text": "a", "prompt": "b"}', "found the fields 'text', 'prompt'"),
         ('{"text": 5}', "'text' is int, not a string"),
-        ('{"prompt": "a", "response": null}', "'response' is NoneType, not a string"),
+        ('{"prompt": "a", "response": null}', "'response' is null, not a string"),
         ('{"text": "\\ud83d"}', "'text' holds half of a character (a lone surrogate)"),
         ('{"text": "a"', "not JSON (Expecting ',' delimiter: line 1 column 13 (char 12))"),
     ],
@@ -224,13 +225,14 @@ def test_what_is_read_does_not_depend_on_where_blocks_end(pieces: list[str], nam
 
     def outcome(blocks: list[str]) -> object:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(readers, "read_blocks", lambda path, errors="strict": iter(blocks))
+            for module in (readers, items, tables):
+                patch.setattr(module, "read_blocks", lambda path, errors="strict": iter(blocks))
             patch.setattr(readers, "find_files", lambda path, command: CorpusFiles([path]))
-            items = list(read_items(Path(name)))
+            found = list(read_items(Path(name)))
             try:
-                return items, read_documents(Path(name))
+                return found, read_documents(Path(name))
             except UserError as error:
-                return items, str(error)
+                return found, str(error)
 
     assert outcome([text]) == outcome(list(text))
 
@@ -267,25 +269,28 @@ def test_a_folder_of_records_takes_no_plain_text(folder: Path) -> None:
     assert len(read_documents(folder)) == 2
 
 
-def test_jsonl_is_read_as_jsonl_under_every_format(folder: Path) -> None:
+def test_records_are_read_as_such_whatever_the_format_of_plain_files_is(folder: Path) -> None:
     write(folder / "a.jsonl", '{"text": "one"}\n{"prompt": "p", "response": "two <start>"}\n')
-    formats: tuple[DataFormat, ...] = get_args(DataFormat)
+    formats: tuple[DataFormat, ...] = ("auto", "text", "records")
     found = {
         frozenset((d.prompt, d.text) for d in read_documents(folder, data_format=data_format))
         for data_format in formats
     }
     assert found == {frozenset({(None, "one"), ("p", "two <start>")})}
+    both = write(folder / "a.jsonl", '{"text": "one", "prompt": "p", "response": "two"}\n')
+    assert [one.text for one in read_documents(both, data_format="text")] == ["one"]
+    assert [one.text for one in read_documents(both)] == ["two"]
 
 
 def test_files_of_other_kinds_are_counted_by_their_endings(folder: Path) -> None:
-    for name in ("a.txt", "b.pdf", "c.json", "d.csv", "e.jsonl.xz", "f.PDF", "Makefile"):
+    for name in ("a.txt", "b.pdf", "c.docx", "d.html", "e.jsonl.xz", "f.PDF", "Makefile"):
         write(folder / name, "some text")
     for name in (".hidden.pdf", "README.md", "MANIFEST.jsonl", ".git/x.bin"):
         write(folder / name, "not counted")
     corpus = read_corpus(folder)
     assert [document.text for document in corpus.documents] == ["some text"]
-    assert passed_over_line(corpus.passed_over) == (
-        "6 files: 2 .pdf, 1 .csv, 1 .json, 1 .jsonl.xz, 1 without an ending"
+    assert passed_over_line(corpus.tally.passed_over) == (
+        "6 files: 2 .pdf, 1 .docx, 1 .html, 1 .jsonl.xz, 1 without an ending"
     )
 
 
@@ -308,10 +313,10 @@ def test_a_path_without_text_is_refused_with_what_to_type(folder: Path) -> None:
         refusal(missing).problem == f"{missing} does not exist; expected a file or folder of text"
     )
     assert refusal(folder).problem == (
-        f"{folder} holds no text: no .txt, .md, .jsonl file that is not empty"
+        f"{folder} holds no text: no .txt, .md, .jsonl, .json, .csv, .tsv file that is not empty"
     )
-    other = write(folder / "a.csv", "x")
-    assert refusal(other).problem == f"{other} is none of .txt, .md, .jsonl"
+    other = write(folder / "a.dat", "x")
+    assert refusal(other).problem == f"{other} is none of .txt, .md, .jsonl, .json, .csv, .tsv"
     assert all("ys train --data PATH" in refusal(path).fix for path in (missing, folder, other))
     (folder / "dangling.txt").symlink_to(missing)
     assert refusal(folder).problem == f"{folder / 'dangling.txt'} is a link to nothing"
@@ -338,8 +343,16 @@ def test_a_large_corpus_reads_the_same_from_its_temporary_file(
     write(folder / "b.md", "Why?<start>日本語 🙂<end>\n<start>no prompt<end>")
     write(folder / "c.jsonl", '{"text": "three"}\n{"prompt": "p", "response": "four"}\n')
     write(folder / "d.txt", "größer, 日本語\n" * 20_000)
-    scratch = tmp_path / "cache"
-    in_memory, large = read_corpus(folder), read_corpus(folder, scratch=scratch)
+    write(folder / "e.json", json.dumps([{"text": "größer " * 20_000}, {"text": " "}]))
+    write(folder / "f.csv.gz", gzip.compress("instruction,output\nWhy?,日本語\n".encode()))
+    write(folder / "g.tsv", "prompt\tresponse\n\tno prompt either\nq\t\n")
+    write(folder / "h.jsonl", '{"messages": []}\n{"text": "one more"}\n')
+    scratch, skip = tmp_path / "cache", DataConfig(on_bad_record="skip")
+    in_memory, large = read_corpus(folder, skip), read_corpus(folder, skip, scratch=scratch)
+    assert in_memory.spool is None and large.spool is not None
+    assert in_memory.tally == large.tally
+    assert large.tally.notes()["formats"] == "5 text, 4 prompt, 1 alpaca, 1 empty"
+    assert large.tally.bad_records.count == 2
     for one, other in zip(in_memory.documents, large.documents, strict=True):
         assert (one.text, one.prompt, one.source) == (other.text, other.prompt, other.source)
         assert (one.id, one.content_hash, one.n_bytes) == (

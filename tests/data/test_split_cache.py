@@ -98,7 +98,7 @@ CHANGES: dict[str, Change] = {
     "a file in another folder": lambda f: (f / "0.md").rename(f / "a: 7" / "0.md"),
     "one more text": lambda f: (f / "new.txt").write_text("new"),
     "one text less": lambda f: (f / "0.md").unlink(),
-    "a file of another kind": lambda f: (f / "c.csv").write_text("1,2"),
+    "a file of another kind": lambda f: (f / "c.log").write_text("1,2"),
 }
 
 

@@ -33,20 +33,20 @@ class DataConfig:
 
     path: str = setting(
         "training_data",
-        "file or folder of .txt, .md and .jsonl, read recursively; or its address (s3://...)",
+        "file or folder of text or records, read recursively; or its address (s3://...)",
         pattern=r"[^\0]+",
         pattern_help="the path of a file or folder",
     )
     format: DataFormat = field(
         default="auto",
         metadata={
-            "help": ".txt and .md: text = plain, records = with <start> and <end>; others: forms "
-            "of conversations to fine-tune on; auto = by what is found"
+            "help": ".txt and .md: text = plain, records = with <start> and <end>; others: what "
+            "records are read as; auto = by what is found"
         },
     )
     on_bad_record: Literal["stop", "skip"] = field(
         default="stop",
-        metadata={"help": "a conversation that fits no form: an error, or left out and listed"},
+        metadata={"help": "a record that fits no form: an error, or left out and listed"},
     )
     on_bad_shard: Literal["stop", "skip"] = field(
         default="stop",

@@ -12,17 +12,18 @@ but for preferences, which hold before all. What does not fit is a ValueError th
 """
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, get_args
 
 from ys_llm.data.chat import ROLES, Conversation, PreferencePair, Role, Turn
+from ys_llm.data.records import Record
 
 RecordForm = Literal["preferences", "messages", "conversations", "alpaca", "prompt", "text"]
-Parsed = Conversation | PreferencePair | str
+Parsed = Conversation | PreferencePair | Record | str
 FORMS: tuple[RecordForm, ...] = get_args(RecordForm)
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _PARAGRAPH = "\n\n"
 _SHOWN_FIELDS = 5
 _NEEDED: Mapping[RecordForm, tuple[tuple[str, ...], ...]] = {
@@ -35,6 +36,7 @@ _NEEDED: Mapping[RecordForm, tuple[tuple[str, ...], ...]] = {
 }
 _ALSO_READ = ("system", "input")
 FIELDS = frozenset(_ALSO_READ).union(*chain.from_iterable(_NEEDED.values()))
+_SHAPES = [(form, frozenset(names)) for form in FORMS for names in _NEEDED[form]]
 # As ShareGPT, OpenAI and others name who speaks.
 _ROLES: Mapping[str, Role] = {
     **{role: role for role in ROLES},
@@ -49,12 +51,10 @@ _ROLES: Mapping[str, Role] = {
 }
 
 
-def form_of(fields: Container[str]) -> RecordForm | None:
+def form_of(fields: Iterable[str]) -> RecordForm | None:
     """Return the form that a record has the fields of; None for a record of none."""
-    for form in FORMS:
-        if any(all(name in fields for name in names) for names in _NEEDED[form]):
-            return form
-    return None
+    found = FIELDS.intersection(fields)
+    return next((form for form, names in _SHAPES if names <= found), None)
 
 
 def parse_record(fields: Any, form: RecordForm | None = None) -> tuple[RecordForm, Parsed]:
@@ -64,8 +64,8 @@ def parse_record(fields: Any, form: RecordForm | None = None) -> tuple[RecordFor
     found = form or form_of(fields)
     if found is None:
         raise ValueError(f"found the fields {names_of(list(fields))}")
-    if not any(all(name in fields for name in names) for names in _NEEDED[found]):
-        needed = " and ".join(map(repr, _NEEDED[found][0]))
+    if form and not any(fields.keys() >= set(names) for names in _NEEDED[form]):
+        needed = " and ".join(map(repr, _NEEDED[form][0]))
         raise ValueError(f"found the fields {names_of(list(fields))}, not {needed}")
     return found, _PARSERS[found](fields)
 
@@ -96,13 +96,24 @@ def _alpaca(fields: Mapping[str, Any]) -> Conversation:
     return _single(fields, prompt, _text(fields["output"], "'output'"))
 
 
-def _prompt(fields: Mapping[str, Any]) -> Conversation:
-    reply = "completion" if "completion" in fields else "response"
-    if isinstance(fields["prompt"], list) or isinstance(fields[reply], list):  # as TRL has it
-        ends = (_side(fields["prompt"], "prompt"), _side(fields[reply], reply, "assistant"))
-        return _conversation((*ends[0], *ends[1]))
-    texts = (_text(fields[name], repr(name)) for name in ("prompt", reply))
-    return _single(fields, *texts)
+def _prompt(fields: Mapping[str, Any]) -> Conversation | Record:
+    """A prompt and its response, both of which may be lists of messages, as TRL has it."""
+    name = "completion" if "completion" in fields else "response"
+    if not isinstance(fields["prompt"], list) and not isinstance(fields[name], list):
+        prompt, response = (_text(fields[field], repr(field)) for field in ("prompt", name))
+        if fields.get("system"):
+            return _single(fields, prompt, response)
+        return _record(Record(prompt, response))
+    turns = (*_side(fields["prompt"], "prompt"), *_side(fields[name], name, "assistant"))
+    if [turn.role for turn in turns] == ["user", "assistant"]:
+        return Record(*(turn.text for turn in turns))
+    return _conversation(turns)
+
+
+def _record(record: Record) -> Record:
+    if not record.response.strip():
+        raise ValueError("the turn of the assistant is empty")
+    return record
 
 
 def _single(fields: Mapping[str, Any], prompt: str, reply: str) -> Conversation:
@@ -198,7 +209,7 @@ def _conversation(turns: tuple[Turn, ...]) -> Conversation:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {_kind(value)}, not a string")
-    if _LONE_SURROGATE.search(value):
+    if LONE_SURROGATE.search(value):
         raise ValueError(f"{name} holds half of a character (a lone surrogate)")
     return value
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ys_llm.data import manifest
-from ys_llm.data.readers import read_items
+from ys_llm.data.items import read_items
 from ys_llm.data.records import Document, Record
 from ys_llm.errors import UserError, command_line
 

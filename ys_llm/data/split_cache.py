@@ -38,16 +38,15 @@ from ys_llm.data.records import Document
 from ys_llm.data.remote import is_remote
 from ys_llm.data.split import Split, SplitRecord, split_documents
 from ys_llm.data.split_table import split_table
-from ys_llm.data.text_files import find_files, passed_over_line
+from ys_llm.data.text_files import find_files
 from ys_llm.errors import UserError
 from ys_llm.system.files import make_subfolder, write_atomically
 
 NAME = "split.bin"
 
-_FORMAT_VERSION = 2
+_FORMAT_VERSION = 3
 _DIGEST_BYTES = 16
 _READ_BYTES = 1 << 20
-_SHOWN_SKIPPED = 20
 _ROWS_AT_ONCE = 1 << 16
 # A file that was written less than this before it was read could be written again within the same
 # tick of the file system's clock: 2 s on FAT, a second on network drives.
@@ -99,13 +98,7 @@ def _keep(folder: Path, snapshot: "_Snapshot", record: SplitRecord, split: Split
 def _read_split(
     config: DataConfig, record: SplitRecord | None, command: str, scratch: Path | None
 ) -> Split:
-    corpus = read_corpus(
-        _root(config),
-        data_format=config.format,
-        command=command,
-        scratch=scratch,
-        on_bad_shard=config.on_bad_shard,
-    )
+    corpus = read_corpus(_root(config), config, command=command, scratch=scratch)
     fraction = config.validation_fraction
     if isinstance(corpus.documents, DocumentTable) and corpus.spool:
         split = split_table(
@@ -113,12 +106,7 @@ def _read_split(
         )
     else:
         split = split_documents(corpus.documents, validation_fraction=fraction, record=record)
-    if corpus.skipped:
-        more = len(corpus.skipped) - _SHOWN_SKIPPED
-        listed = "; ".join(corpus.skipped[:_SHOWN_SKIPPED])
-        split.notes["skipped"] = listed + (f"; and {more:,} more files" if more > 0 else "")
-    if corpus.passed_over:
-        split.notes["passed over"] = passed_over_line(corpus.passed_over)
+    split.notes.update(corpus.tally.notes())
     return split
 
 

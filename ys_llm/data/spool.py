@@ -93,8 +93,8 @@ class Spool:
         self._buffered += len(data)
         self._add_row(document, span)
 
-    def add_text(self, blocks: Iterable[str], source: str) -> None:
-        """Take up a plain document that comes in blocks; one that is all white space is left out.
+    def add_text(self, blocks: Iterable[str], source: str) -> bool:
+        """Take up a plain document that comes in blocks; False for one that is all white space.
 
         A text that fits into a bucket becomes a document like any other.
         """
@@ -103,11 +103,12 @@ class Spool:
             head.append(block)
             size += len(block)
             if size >= _APART_BYTES:
-                self._add_long("".join(head), rest, source)
-                return
+                return self._add_long("".join(head), rest, source)
         text = "".join(head)
-        if text and not text.isspace():
-            self.add(Document(text, source=source))
+        if not text or text.isspace():
+            return False
+        self.add(Document(text, source=source))
+        return True
 
     @property
     def sources(self) -> Sequence[str]:
@@ -162,17 +163,18 @@ class Spool:
         """Return where in the file a text is that went through a bucket."""
         return self._texts[bucket].place(offset)
 
-    def _add_long(self, head: str, rest: Iterator[str], source: str) -> None:
+    def _add_long(self, head: str, rest: Iterator[str], source: str) -> bool:
         begin, n_chars, is_blank = self._size, 0, True
         for block in chain((head,), rest):
             self._append(block.encode())
             n_chars += len(block)
             is_blank = is_blank and (not block or block.isspace())
         if is_blank:
-            return
+            return False
         span, known = (begin, self._size - begin), {"n_chars": n_chars}
         document = SpooledDocument(self, source, prompt=None, text=span, known=known)
         self._add_row(document, (begin, -1, 1))
+        return True
 
     def _add_row(self, document: Document, span: tuple[int, int, int]) -> None:
         name, line = _parted(document.source)
@@ -267,15 +269,17 @@ class InMemory:
         """Take up a document."""
         self._documents.append(document)
 
-    def add_text(self, blocks: Iterable[str], source: str) -> None:
-        """Take up a plain document that comes in blocks, unless it is all white space."""
+    def add_text(self, blocks: Iterable[str], source: str) -> bool:
+        """Take up a plain document that comes in blocks; False for one that is all white space."""
         text = "".join(blocks)
-        if text and not text.isspace():
-            self.add(Document(text, source=source))
+        if not text or text.isspace():
+            return False
+        self.add(Document(text, source=source))
+        return True
 
     def drop(self, source: str) -> None:
         """Leave out what came from a file."""
-        self._documents = [d for d in self._documents if _parted(d.source)[0] != source]
+        self._documents = [d for d in self._documents if file_of(d.source) != source]
 
     def documents(self) -> list[Document]:
         """Return all documents, sorted by content and then by source."""
@@ -354,6 +358,11 @@ class SpooledDocument(Document):
     @property
     def _is_canonical(self) -> bool:
         return False  # not worth reading the text for
+
+
+def file_of(source: str) -> str:
+    """Return the file of a source, which may name a line of it."""
+    return _parted(source)[0]
 
 
 def _parted(source: str) -> tuple[str, int]:

@@ -7,32 +7,45 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ys_llm.data.containers import TABLE, column_names, read_rows, text_suffix
 from ys_llm.data.formats import FIELDS, form_of, names_of
-from ys_llm.data.text_files import read_blocks, split_at
+from ys_llm.data.text_files import RECORD_SUFFIXES, read_blocks, split_at
 
-RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _LONGEST_CELL = 1 << 30  # characters
 _DECODER_BLANKS = " \t\r\n"
 _NEAR_THE_END = 16  # characters: of a word or an escape that may go on in the next block
 
 
+def _without_repeats(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """Build the object; of a field given twice, the JSON reader would silently drop the first."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        name = next(name for name, _ in pairs if counts[name] > 1)
+        raise ValueError(f"the field {name[:40]!r} is given twice")
+    return fields
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)
+
+
 class Row(NamedTuple):
     """A record with the line where it begins; `problem` says why there are no fields.
 
-    `is_empty`: a row of a table that lacks a value which it needs.
+    `empty` is a row of a table that lacks a value which it needs, and `object` one object that is
+    all of a `.json` and has no form: no record, but settings or a report.
     """
 
     line: int
     fields: Any
     problem: str = ""
-    is_empty: bool = False
+    kind: Literal["record", "empty", "object"] = "record"
 
 
 def holds_records(path: Path) -> bool:
@@ -71,7 +84,7 @@ def rows_of(blocks: Iterable[str], suffix: str) -> Iterator[Row]:
 def load_json(text: str) -> Any:
     """Parse JSON; raise ValueError with the problem, also for a field that is given twice."""
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise ValueError("brackets nested too deep to read") from error
     except ValueError as error:
@@ -87,7 +100,7 @@ def _rows_of_parquet(path: Path) -> Iterator[Row]:
         return
     for number, row in read_rows(path, known):
         given = {name: value for name, value in row.items() if value is not None}
-        yield Row(number, given, is_empty=form_of(given) is None)
+        yield Row(number, given, kind="empty" if form_of(given) is None else "record")
 
 
 def _lines_of_json(blocks: Iterable[str]) -> Iterator[Row]:
@@ -113,7 +126,6 @@ class _Buffer:
 
     def __init__(self, blocks: Iterable[str]) -> None:
         self._blocks = iter(blocks)
-        self._decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
         self._text, self._at = "", 0
         self.line = 1
 
@@ -139,7 +151,7 @@ class _Buffer:
         """Read a value and go past it. Raises _BrokenError."""
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
             except RecursionError as error:
                 raise _BrokenError("brackets nested too deep to read", self.line) from error
             except json.JSONDecodeError as error:
@@ -176,8 +188,13 @@ class _Buffer:
 
 def _values(buffer: _Buffer) -> Iterator[Row]:
     """Yield the elements of an array, or values that follow each other without one."""
-    if buffer.skip_blanks() == "[":
+    first = buffer.skip_blanks()
+    if first == "[":
         yield from _array(buffer)
+    elif first:
+        line, value = buffer.line, buffer.value()
+        is_all = not buffer.skip_blanks() and isinstance(value, dict) and form_of(value) is None
+        yield Row(line, value, kind="object" if is_all else "record")
     while buffer.skip_blanks():
         yield Row(buffer.line, buffer.value())
 
@@ -199,6 +216,9 @@ def _table(blocks: Iterable[str], delimiter: str) -> Iterator[Row]:
     with _long_cells():
         reader = csv.reader(_lines(blocks), delimiter=delimiter, strict=True)
         names = next(reader, [])
+        if names and form_of(names) is None:
+            yield Row(1, None, f"found the columns {names_of(names)}")
+            return
         repeated = [name for name, count in Counter(names).items() if count > 1]
         if repeated:
             raise ValueError(f"the column {repeated[0][:40]!r} is there twice")
@@ -229,14 +249,3 @@ def _long_cells() -> Iterator[None]:
         yield
     finally:
         csv.field_size_limit(before)
-
-
-def _without_repeats(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
-    """Build the object; of a field given twice, the JSON reader would silently drop the first."""
-    every = list(pairs)
-    fields = dict(every)
-    if len(fields) < len(every):
-        counts = Counter(name for name, _ in every)
-        name = next(name for name, _ in every if counts[name] > 1)
-        raise ValueError(f"the field {name[:40]!r} is given twice")
-    return fields

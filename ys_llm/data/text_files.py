@@ -1,6 +1,6 @@
 """The files of a corpus: which ones are read, and their text, a megabyte at a time.
 
-Only `.txt`, `.md` and `.jsonl` are read, compressed or not, and `.parquet`. In folders,
+Only `.txt`, `.md` and files of records are read, compressed or not, and `.parquet`. In folders,
 `README.md`, `manifest*`, names that begin with a dot and the folders of runs are skipped; all other
 files are counted by their ending, so that a header can list what was skipped.
 """
@@ -9,7 +9,7 @@ import codecs
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -27,11 +27,11 @@ from ys_llm.data.remote import RemoteFile, is_remote, list_files
 from ys_llm.errors import UserError
 from ys_llm.system.lock import is_run
 
-SUFFIXES = (".txt", ".md", ".jsonl")
+RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
 
 _SAMPLE_BYTES = 1 << 16  # from the first bad byte on, to tell the encoding by
 _COMPRESSED = (*COMPRESSIONS, ".bz2", ".xz")
-_SHOWN_ENDINGS = 6
 _MAKE_READABLE = "Make it readable, or move it out of the folder."
 
 
@@ -84,16 +84,6 @@ def _find_remote(url: str, command: str) -> CorpusFiles:
 def is_text(path: Path) -> bool:
     """Return whether a file of this name is read."""
     return text_suffix(path) in SUFFIXES or path.suffix.lower() == TABLE
-
-
-def passed_over_line(passed_over: Mapping[str, int]) -> str:
-    """Describe the files that were not read, by their endings: `3 files: 2 .pdf, 1 .csv`."""
-    ranked = sorted(passed_over, key=lambda ending: (-passed_over[ending], ending))
-    parts = [f"{passed_over[ending]:,} {ending}" for ending in ranked[:_SHOWN_ENDINGS]]
-    rest = sum(passed_over[ending] for ending in ranked[_SHOWN_ENDINGS:])
-    total = sum(passed_over.values())
-    noun = "file" if total == 1 else "files"
-    return f"{total:,} {noun}: {', '.join([*parts, *([f'{rest:,} others'] if rest else [])])}"
 
 
 def read_blocks(path: Path, *, errors: str = "strict") -> Iterator[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ys_llm.data.readers import read_documents
+from ys_llm.data.readers import read_corpus
 from ys_llm.data.records import Document
 from ys_llm.data.split import Split, SplitRecord
 from ys_llm.data.split_cache import load_split
@@ -48,12 +48,9 @@ def documents_of_path(
     """
     if not held_out:
         with tempfile.TemporaryDirectory(prefix="ys-eval-") as scratch:
-            yield read_documents(
-                path,
-                data_format=loaded.config.data.format,
-                command=command_line("eval", loaded.path.name, "PATH"),
-                scratch=Path(scratch),
-            )
+            command = command_line("eval", loaded.path.name, "PATH")
+            config = loaded.config.data
+            yield read_corpus(path, config, command=command, scratch=Path(scratch)).documents
         return
     with _split_of(loaded, path) as split:
         if not split.validation:

@@ -26,6 +26,7 @@ from ys_llm.data.examples import (
     too_long,
 )
 from ys_llm.data.records import Document
+from ys_llm.data.remote import is_remote
 from ys_llm.data.shards import TokenShard, load_or_tokenize
 from ys_llm.data.split import Split, SplitRecord, split_documents
 from ys_llm.data.split_cache import load_split
@@ -59,35 +60,24 @@ class Source:
 
 def read_examples(
     config: Config, base: Path, *, command: str, scratch: Path
-) -> list[Document | Conversation | PreferencePair]:
-    """The examples of `data.path`, and a line about what they are.
+) -> conversations.Examples:
+    """The examples of `data.path`.
 
     For a base that knows the tokens of roles, a record is a conversation of two turns.
     """
-    examples = conversations.read_examples(
-        Path(config.data.path),
-        data_format=config.data.format,
-        on_bad_record=config.data.on_bad_record,
-        command=command,
-        scratch=scratch,
-    )
-    log_line(f"formats      {examples.forms_line()}")
-    if examples.skipped:
-        log_line(f"skipped      {examples.skipped_line()}")
-    has_roles = Tokenizer.load(base / "tokenizer.json").has_roles
-    return [as_conversation(one) if has_roles else one for one in examples.found]
+    root = config.data.path if is_remote(config.data.path) else Path(config.data.path)
+    examples = conversations.read_examples(root, config.data, command=command, scratch=scratch)
+    if Tokenizer.load(base / "tokenizer.json").has_roles:
+        examples.found = [as_conversation(one) for one in examples.found]
+    return examples
 
 
-def load_source(
-    config: Config,
-    examples: Sequence[Document | Conversation | PreferencePair],
-    record: SplitRecord,
-) -> Source:
+def load_source(config: Config, examples: conversations.Examples, record: SplitRecord) -> Source:
     """Split the examples by their content; UserError where they are not of the objective."""
     kind = PreferencePair if config.sft.objective == "preferences" else Conversation
     found: dict[str, Conversation | PreferencePair] = {}
     documents: list[Document] = []
-    for example in examples:
+    for example in examples.found:
         if isinstance(example, Document):
             documents.append(example)
             continue
@@ -106,7 +96,9 @@ def load_source(
             "To learn from them, type --set sft.objective=preferences",
         )
     fraction = config.data.validation_fraction
-    return Source(split_documents(documents, validation_fraction=fraction, record=record), found)
+    split = split_documents(documents, validation_fraction=fraction, record=record)
+    split.notes.update(examples.tally.notes())
+    return Source(split, found)
 
 
 def _document_of(example: Conversation | PreferencePair) -> Document:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ys_llm.data.readers import Item, is_record_file, read_items
+from ys_llm.data.items import Item, is_record_file, read_items
 from ys_llm.data.records import Record, content_hash, utf8_length
 from ys_llm.gendata.curation.curate import NOTES
 from ys_llm.gendata.curation.near_duplicates import NearDuplicates

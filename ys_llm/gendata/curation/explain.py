@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ys_llm.data.readers import Item, is_record_file, read_items
+from ys_llm.data.items import Item, is_record_file, read_items
 from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.gendata.curation.reading import corpus_files

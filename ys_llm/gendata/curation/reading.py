@@ -2,20 +2,26 @@
 
 from pathlib import Path
 
-from ys_llm.data.containers import shown
-from ys_llm.data.text_files import SUFFIXES, find_files
+from ys_llm.data.containers import TABLE, shown, text_suffix
+from ys_llm.data.text_files import find_files
 from ys_llm.errors import UserError, command_line
+
+_SUFFIXES = (".txt", ".md", ".jsonl")  # those that curation writes
 
 
 def corpus_files(root: Path) -> list[Path]:
-    """List the files that training would read, sorted by name, numbers in them by value."""
+    """List the files of text and records, sorted by name, numbers in them by value."""
     files = find_files(root, command=command_line("gen-data", "curate", "PATH", out="DIR")).paths
-    found = [path for path in files if path.is_file()]
+    found = [path for path in files if path.is_file() and _is_curated(path)]
     if not found:
         raise UserError(
-            f"{shown(root)} holds no {', '.join(SUFFIXES)} file", "Name another folder."
+            f"{shown(root)} holds no {', '.join(_SUFFIXES)} file", "Name another folder."
         )
     return sorted(found, key=_by_number)
+
+
+def _is_curated(path: Path) -> bool:
+    return text_suffix(path) in _SUFFIXES or path.suffix.lower() == TABLE
 
 
 def _by_number(path: Path) -> tuple[str, int, str]:

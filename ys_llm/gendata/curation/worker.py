@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ys_llm.data.readers import Item
+from ys_llm.data.items import Item
 from ys_llm.data.records import Record, content_hash
 from ys_llm.gendata.curation.near_duplicates import (
     Shingles,

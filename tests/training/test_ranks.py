@@ -6,19 +6,24 @@ The processes are forked children over gloo, which find each other as under torc
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from support.forked import ForkServer
 from support.harmed_runs import assert_same_end, error_line
-from support.rank_runs import RankRuns
+from support.rank_runs import RankRuns, places
 from support.training_runs import column, last_tensors, rows_of, sentences, write_corpus
 
+from ys_llm.cli.main import main
 from ys_llm.errors import EXIT_TERMINATED, EXIT_USAGE, UserError
 from ys_llm.system.place import Place
 from ys_llm.training.ranks import join
 from ys_llm.training.ranks.group import LeaveQuietly, Ranks
+from ys_llm.training.ranks.start import Start, agree_on_start
 
 LOSS = 2e-6  # of rounding, in nats per token: sums in another order
 LAST_DIGIT = 5e-7  # of a float32 between 4 and 8
@@ -185,6 +190,17 @@ def test_another_machine_makes_the_same_shards_or_is_refused(
             assert "process 1 of 2: corpus holds other training text" in error_line(second)
 
 
+def test_cleaning_is_refused_where_a_restart_would_repeat_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place,) = places(2, machines=2)[:1]
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        main(["train", "clean", "--run", "mine"])
+    assert "type first: ys train clean --run mine" in capsys.readouterr().err
+
+
 class _Told(Ranks):
     """Processes that give these numbers."""
 
@@ -202,8 +218,27 @@ def test_other_code_is_refused_by_all_and_said_by_one(rank: int) -> None:
         assert "process 2 of 3 runs other code" in str(caught.value)
 
 
+def test_processes_agree_on_their_start_whatever_their_launchers_have_counted() -> None:
+    """One died, and only the launcher on its machine counts that; its old token is still there."""
+    hub, patience = dist.HashStore(), timedelta(seconds=20)  # type: ignore[attr-defined]
+
+    def begin(*counted: int) -> list[Start]:
+        every = [Place(r, 3, 0, 1, r, n, "localhost", 1, True) for r, n in enumerate(counted)]
+        with ThreadPoolExecutor() as threads:
+            first = threads.submit(agree_on_start, hub, every[0], patience)
+            others = list(threads.map(lambda p: agree_on_start(hub, p, patience), every[1:]))
+            return [first.result(), *others]
+
+    before, after = begin(0, 0, 0), begin(0, 1, 0)
+    assert len(set(before)) == len(set(after)) == 1
+    assert (before[0].restarts, after[0].restarts) == (0, 1)
+    assert before[0].name != after[0].name
+    with pytest.raises(UserError, match="process 1 of 3 has waited"):
+        agree_on_start(hub, Place(1, 3, 0, 1, 1, 0, "localhost", 1, True), timedelta(seconds=0.1))
+
+
 @pytest.mark.parametrize(("size", "count"), [(2, 7), (3, 8), (4, 4), (5, 3)])
 def test_every_row_is_read_by_one_process(size: int, count: int) -> None:
-    places = [Place(r, size, r, size, 0, 0, "localhost", 1, False) for r in range(size)]
-    rows = [row for place in places for row in range(count)[Ranks(place).rows(count)]]
+    every = [Place(r, size, r, size, 0, 0, "localhost", 1, False) for r in range(size)]
+    rows = [row for place in every for row in range(count)[Ranks(place).rows(count)]]
     assert rows == list(range(count))

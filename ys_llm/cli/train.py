@@ -118,6 +118,11 @@ def run(arguments: Arguments) -> int:
         else _resolve_new(arguments)
     )
     scope, place = _SCOPES[arguments.words], place_of_process()
+    if scope and place is not None and place.local_size < place.size:
+        raise UsageError(
+            f"`{arguments.words}` is for one process, a restart would clean again; type first: "
+            + command_line("train", *arguments.action, **arguments.flags())
+        )
     if place is not None and (place.rank or place.restarts):
         scope = None  # process 0 cleans, once
     if scope and not _clean(resolved, scope, arguments):
@@ -138,11 +143,10 @@ def _train(resolved: Resolved, arguments: Arguments, place: Place | None) -> int
     from ys_llm.training.ranks.group import LeaveQuietly
 
     keep_freed_memory()
-    is_first_start = place is None or not place.restarts
-    resume_step = arguments.resume_step if is_first_start else None
+    step = arguments.resume_step
     try:
         elastic = _elastic(arguments)
-        train(resolved, runs_dir=RUNS_DIR, resume_step=resume_step, place=place, elastic=elastic)
+        train(resolved, runs_dir=RUNS_DIR, resume_step=step, place=place, elastic=elastic)
     except LeaveQuietly as left:
         return left.exit_code
     return 0

@@ -106,7 +106,8 @@ def train(
         locked(folder) if ranks.is_first else nullcontext() as lock,
         process_settings(config.train, ranks.local_size),
     ):
-        return _train(resolved, folder, lock, resume_step, ranks, elastic)
+        step = None if ranks.restarts else resume_step  # started again, the run goes on
+        return _train(resolved, folder, lock, step, ranks, elastic)
 
 
 def _train(

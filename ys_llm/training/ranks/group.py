@@ -63,6 +63,11 @@ class Ranks:
         """How many of them share this machine."""
         return 1 if self.place is None else self.place.local_size
 
+    @property
+    def restarts(self) -> int:
+        """How often all of them were started before, because one had died."""
+        return 0 if self.place is None else self.place.restarts
+
     def rows(self, count: int) -> slice:
         """This process' share of `count` rows; empty where there are too few."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)

@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ys_llm.system.place import Place
 from ys_llm.training.compute import select_device
 from ys_llm.training.metrics import log_line, silenced
 from ys_llm.training.ranks.group import ALONE, LeaveQuietly, Ranks
+from ys_llm.training.ranks.start import agree_on_start
 
 PREPARING = timedelta(days=2)  # the others wait as long for the first process to read the text
 ANSWER = timedelta(minutes=30)  # in which a process that others wait for must come
@@ -42,15 +44,14 @@ def joined(place: Place | None, config: TrainConfig) -> Iterator[Ranks]:
     if place is None:
         yield ALONE
         return
-    store = _connected(place, config)
-    ranks = Ranks(place, store)
+    ranks = _connected(place, config)
     try:
         with silenced(not ranks.is_first):
-            if place.restarts:
-                log_line(f"restarted    {place.size} processes, restart {place.restarts}")
+            if ranks.restarts:
+                log_line(f"restarted    {place.size} processes, restart {ranks.restarts}")
             _check_code(ranks)
             if not ranks.is_first:
-                _wait_for_first(store)
+                _wait_for_first(ranks.store)
             yield ranks
         _part()
     except LeaveQuietly:
@@ -74,8 +75,8 @@ def call_others(ranks: Ranks) -> None:
         ranks.store.set(_PREPARED, "1")
 
 
-def _connected(place: Place, config: TrainConfig) -> Any:
-    """The store, once the group of processes is made."""
+def _connected(place: Place, config: TrainConfig) -> Ranks:
+    """The processes, once they have found each other; UserError where one cannot be reached."""
     if not dist.is_available() or not dist.is_gloo_available():
         raise UserError(
             "this build of torch cannot connect processes: it has no gloo",
@@ -84,6 +85,19 @@ def _connected(place: Place, config: TrainConfig) -> Any:
     device = select_device(config)
     if device.type == "cuda":
         _take_gpu(place)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        return _grouped(place, backend)
+    except RuntimeError as error:  # those of torch's stores and groups are no others
+        raise UserError(
+            f"process {place.rank} of {place.size} cannot reach the others at {place.address}:"
+            f"{place.port} ({str(error).splitlines()[0]})",
+            "If it is not started again by itself, see that no firewall is between the machines.",
+        ) from error
+
+
+def _grouped(place: Place, backend: str) -> Ranks:
+    """Meet at the store, and make the group under a name that no process of before knows."""
     hub = dist.TCPStore(  # type: ignore[attr-defined]
         place.address,
         place.port,
@@ -91,15 +105,12 @@ def _connected(place: Place, config: TrainConfig) -> Any:
         wait_for_workers=False,
         timeout=ANSWER,
     )
-    # Processes that were started again must not find the addresses of those that have died.
-    store = dist.PrefixStore(  # type: ignore[attr-defined]
-        f"life {place.restarts}", hub
-    )
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    start = agree_on_start(hub, place, ANSWER)
+    store = dist.PrefixStore(start.name, hub)  # type: ignore[attr-defined]
     dist.init_process_group(
         backend, store=store, rank=place.rank, world_size=place.size, timeout=ANSWER
     )
-    return store
+    return Ranks(replace(place, restarts=start.restarts), store)
 
 
 def _take_gpu(place: Place) -> None:

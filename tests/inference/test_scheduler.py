@@ -21,8 +21,9 @@ from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import generate, prefill, prompt_ids
 from ys_llm.inference.generation import Drawn, Failed, GenerationRequest, PromptRead
 from ys_llm.inference.kept import Kept, ids_after
-from ys_llm.inference.memories import memories_called
+from ys_llm.inference.memories import NOTHING_MUTED, memories_called
 from ys_llm.inference.scheduler import QueueFullError
+from ys_llm.inference.session import Session
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 
@@ -250,15 +251,19 @@ def test_what_is_explained_changes_no_token(copies: bool) -> None:
     assert all(share is not None and 0 <= share <= 1 for share in shares[1:]) == copies
 
 
-def test_a_muted_part_is_empty_and_changes_the_text() -> None:
-    run = loaded()
-    muted_names = memories_called(run.model, "main") | memories_called(run.model, "2")
+@pytest.mark.parametrize("names", [("main", "2"), ("copy",), ("copy.keys", "1.global")])
+def test_a_muted_memory_is_muted_from_the_prompt_on_as_in_a_session(names: tuple[str, ...]) -> None:
+    run, ids = loaded(copies=True), [0, 3, 9, 3, 9, *range(20, 60), 3]
+    muted_names = NOTHING_MUTED.union(*(memories_called(run.model, name) for name in names))
+    session = Session(Engine(run))
+    session.muted = muted_names
+    session.read_ids(ids)
+    expected = [token.id for token in session.generate(GREEDY)]
     with scheduled(run) as (scheduler, collected):
-        request = GenerationRequest([0, 3], GREEDY, muted=muted_names, explain=True)
+        request = GenerationRequest(ids, GREEDY, muted=muted_names, explain=True)
         muted = scheduler.submit(request)
-        plain = scheduler.submit(GenerationRequest([0, 3], GREEDY))
+        plain = scheduler.submit(GenerationRequest(ids, GREEDY))
         collected.finished(muted)
         collected.finished(plain)
-        assert collected.ids(plain) == alone(run, [0, 3], GREEDY)
-        assert collected.ids(muted)[0] == collected.ids(plain)[0]
-        assert collected.ids(muted) != collected.ids(plain)
+        assert collected.ids(plain) == alone(run, ids, GREEDY)
+        assert collected.ids(muted) == expected != collected.ids(plain)

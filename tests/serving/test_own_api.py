@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,6 +11,8 @@ import pytest
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.inference.engine import Engine
+from ys_llm.inference.memories import memories_called
+from ys_llm.inference.session import Session
 
 PROMPT = "Who sat on the mat in story 7?"
 
@@ -69,11 +72,24 @@ def test_a_muted_tier_changes_the_text(client: httpx.Client) -> None:
     assert "global_summary" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("name", ["copy", "1.local"])
+def test_a_muted_memory_is_muted_as_in_ys_run(
+    client: httpx.Client, engine: Engine, name: str
+) -> None:
+    session, generate = Session(engine), engine.loaded.config.generate
+    session.muted = memories_called(engine.loaded.model, name)
+    session.read([PROMPT], is_prompt=True)
+    drawn = session.generate(replace(generate, temperature=0, max_tokens=20))
+    ids = [token.id for token in drawn]
+    lines = lines_of(client, prompt=PROMPT, muted=[name])
+    assert [line["id"] for line in lines[1:-1]] == ids
+
+
 def test_the_models_are_described(client: httpx.Client) -> None:
     (first, second) = client.get("/ys/models").json()["models"]
     assert (first["name"], second["name"]) == ("small", "second")
     assert first["answers"] and first["copies"]
-    assert first["memories"] == ["1", "2", "main", "local_summary", "global_summary"]
+    assert first["memories"] == ["1", "2", "main", "local_summary", "global_summary", "copy"]
     assert first["defaults"]["max_tokens"] == 24
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.inference.decode_step import decode_rows
 from ys_llm.inference.decoder import decoder_of
-from ys_llm.inference.explain import Explained, Explainer, parts_of, silence
+from ys_llm.inference.explain import Explained, Explainer, parts_of
 from ys_llm.inference.generate import Prefilled
 from ys_llm.inference.generation import Drawn, Event, Finished, Generation
 from ys_llm.inference.kept import Kept
@@ -43,7 +43,6 @@ class AnswerRows:
     def __init__(self, loaded: LoadedRun, emit: Emit) -> None:
         self._loaded, self._emit = loaded, emit
         self._decode_rows = decode_rows(loaded.model, decoder_of(loaded.model))
-        self._empty = parts_of(loaded.model.init_state(1))
         self._rows: list[_Row] = []
 
     def __len__(self) -> int:
@@ -85,7 +84,7 @@ class AnswerRows:
             return
         for i, row in enumerate(self._rows):
             if muted := row.generation.request.muted:
-                silence(self._decode_rows.parts(i), muted, self._empty)
+                self._decode_rows.empty(i, muted)
             if row.explainer is not None:
                 row.explainer.read(row.last_id)
         logits_NV = self._decode_rows.step([row.last_id for row in self._rows])

@@ -6,6 +6,7 @@ it is told. The ring here keeps the latest tokens: the oldest one is written ove
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -41,6 +42,13 @@ class CopyRing:
         self._used = self._struct.used = max(self._used, self._next + 1)
         self._next = (self._next + 1) % self._slots
         return self._struct
+
+    def empty(self, names: Collection[str]) -> None:
+        """Forget what `names` of a state (`copy.keys`, `copy.tokens`) hold."""
+        if "copy.tokens" in names:
+            self._used = self._next = 0
+        elif "copy.keys" in names:
+            self._keys.zero_()
 
     def state(self) -> CopyState:
         """Keys and tokens of a model's state of one row, the latest last."""

@@ -6,7 +6,7 @@ on the CPU whose mixers all have a compiled step, see `decoder.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import torch
@@ -36,7 +36,13 @@ class DecodeRows(Protocol):
     def parts(self, row: int) -> dict[str, Tensor]:
         """What a row's layers carry, by name (`layers.0.main`): the memory itself, no copies.
 
-        It may be overwritten, inside `torch.inference_mode`, and is valid until rows come or go.
+        It is valid until the next step, and until rows come or go.
+        """
+
+    def empty(self, row: int, names: Collection[str]) -> None:
+        """Make memories of a row what they are before the first token; `flatten` names them.
+
+        Tensors of the copy tier keep no token; where they keep their length, zeros are none.
         """
 
 
@@ -52,6 +58,7 @@ class TorchRows:
         self.state: State | None = None
         self._model = model
         self._device = next(model.parameters()).device
+        self._empty = flatten(model.init_state(1))
 
     def add(self, states: Sequence[State]) -> None:
         """See `DecodeRows`."""
@@ -81,6 +88,17 @@ class TorchRows:
         assert self.state is not None
         layers = flatten({"layers": self.state["layers"]})
         return {name: part[row] for name, part in layers.items()}
+
+    def empty(self, row: int, names: Collection[str]) -> None:
+        """See `DecodeRows`."""
+        tensors = flatten(self.state)
+        with torch.inference_mode():
+            for name in names:
+                part = tensors[name][row]
+                if name.startswith("copy."):
+                    part.zero_()
+                else:
+                    part.copy_(self._empty[name][0])
 
 
 class CompiledRows:
@@ -120,3 +138,7 @@ class CompiledRows:
     def parts(self, row: int) -> dict[str, Tensor]:
         """See `DecodeRows`."""
         return self._decoder.parts(self._sequences[row])
+
+    def empty(self, row: int, names: Collection[str]) -> None:
+        """See `DecodeRows`."""
+        self._decoder.empty(self._sequences[row], names)

@@ -9,7 +9,7 @@ library is compiled; torch decodes every other model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +80,7 @@ class Decoder:
         self._weights = WeightStructs(model, specs, library)
         self._vocab_size, self._names = model.vocab_size, [spec.state for spec in specs]
         self._zeros: list[Any] = model.init_state(1)["layers"]
+        self._empty = flatten({"layers": self._zeros})
         self._copy_tier = model.copy_tier
         lib = library.lib
         self._step = lib.ys_decode_d if self._dtype == torch.float64 else lib.ys_decode_f
@@ -127,6 +128,18 @@ class Decoder:
                 views[f"layers.{layer}.{name}"] = sequence.numbers[begin : begin + size].view(shape)
                 begin += size
         return views
+
+    def empty(self, sequence: SequenceState, names: Collection[str]) -> None:
+        """See `DecodeRows.empty`."""
+        parts, n_layers = self.parts(sequence), sum(zeros.numel() for zeros in self._empty.values())
+        with torch.inference_mode():
+            for name in names:
+                if name in parts:
+                    parts[name].copy_(self._empty[name][0])
+            if "copy.pending" in names:
+                sequence.numbers[n_layers:].zero_()
+        if sequence.ring is not None:
+            sequence.ring.empty(names)
 
     def step(
         self,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ys_llm.inference.copied import Copyable
-from ys_llm.inference.memories import NOTHING_MUTED, Muted, shown_name
+from ys_llm.inference.memories import NOTHING_MUTED, Muted, emptied, shown_name
 from ys_llm.inference.sampling import ScoredToken, log_softmax
 from ys_llm.model.language_model import Model
 from ys_llm.model.modes import inference_mode
-from ys_llm.model.state import State, detach, flatten, map_state
+from ys_llm.model.state import State, detach, flatten
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,6 @@ class Explained:
     memory: Mapping[str, Part]  # by names such as `1.main`
 
 
-def silence(
-    parts: Mapping[str, Tensor], muted: Collection[str], empty: Mapping[str, Tensor]
-) -> None:
-    """Make these parts of a row's state, in place, what they are before the first token."""
-    with torch.inference_mode():
-        for name in muted:
-            parts[name].copy_(empty[name])
-
-
 def parts_of(state: State) -> dict[str, Tensor]:
     """What the layers carry in a state of one row, as `DecodeRows.parts` gives it."""
     layers = flatten({"layers": state["layers"]})
@@ -61,9 +52,8 @@ class Explainer:
     """
 
     def __init__(self, model: Model, state: State, muted: Muted = NOTHING_MUTED) -> None:
-        self._model, self._muted, self._empty = model, muted, parts_of(model.init_state(1))
-        # A copy: the parts that are muted are overwritten.
-        self._state = None if model.copy_tier is None else map_state(state, torch.clone)
+        self._model, self._muted, self._empty = model, muted, flatten(model.init_state(1))
+        self._state = None if model.copy_tier is None else state
         self._copyable: Copyable | None = None  # by the token that was read last
         self._before: dict[str, Tensor] = {}
 
@@ -74,9 +64,9 @@ class Explainer:
             return
         device = next(self._model.parameters()).device
         with inference_mode(self._model):
-            silence(parts_of(self._state), self._muted, self._empty)
             row = torch.tensor([[id]], dtype=torch.int64, device=device)
-            _, state, reading = self._model.read(row, self._state)
+            before = emptied(self._state, self._muted, self._empty)
+            _, state, reading = self._model.read(row, before)
         self._state = detach(state)
         if reading is not None:
             self._copyable = Copyable(tier, reading, int(state["position_B"]))

@@ -137,7 +137,11 @@ def prefill_cached(model: Model, ids: Iterable[int], cache: PrefixCache) -> Pref
 
     Logits and state are the same bits as those of `prefill(model, ids)`.
     """
-    slices = _cached_slices(model, ids, cache)
+    return drained(_cached_slices(model, ids, cache))
+
+
+def drained(slices: Generator[None, None, Prefilled]) -> Prefilled:
+    """What was read, without a pause between two slices."""
     while True:
         try:
             next(slices)

@@ -19,9 +19,9 @@ class GenerationRequest:
     """What to read and how to go on.
 
     `ids` are taken while the prompt is read, so that they may be encoded as late as that. They are
-    read after `after`, or from the beginning. `muted` are memories of the layers that are empty
-    from the first generated token on. `keep` says of which tokens the state is
-    kept: of none, of the last one, or also of each.
+    read after `after`, or from the beginning. `muted` are memories that are empty whatever is read
+    and generated; the tokens of such a prompt have no scores. `keep` says of which tokens the state
+    is kept: of none, of the last one, or also of each.
     """
 
     ids: Iterable[int]

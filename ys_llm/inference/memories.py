@@ -5,20 +5,22 @@ Layers are counted from 1. A name without a layer means all layers, and its begi
 `global` is every layer's global summary. A number alone means all memories of that layer.
 
 A muted memory is emptied before every token: the model reads and writes as if it had never kept
-anything there. That is computed by torch, one token at a time.
+anything there. A text is then read one token at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ys_llm.errors import UserError
-from ys_llm.inference.decode_step import TorchRows
-from ys_llm.inference.generate import prefill
+from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
+from ys_llm.inference.decode_step import DecodeRows, TorchRows
+from ys_llm.inference.generate import Prefilled, prefill
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, unflatten
 
@@ -46,9 +48,8 @@ class Memory:
 class MutedRows:
     """Rows of which some memories are emptied before every token; see `DecodeRows`."""
 
-    def __init__(self, model: Model, muted: Muted) -> None:
-        self._rows, self._muted = TorchRows(model), muted
-        self._empty = flatten(model.init_state(1))
+    def __init__(self, rows: DecodeRows, muted: Muted) -> None:
+        self._rows, self._muted = rows, muted
 
     def add(self, states: Sequence[State]) -> None:
         """See `DecodeRows`."""
@@ -60,8 +61,8 @@ class MutedRows:
 
     def step(self, ids: Sequence[int]) -> Tensor:
         """See `DecodeRows`."""
-        if self._rows.state is not None:
-            self._rows.state = emptied(self._rows.state, self._muted, self._empty)
+        for row in range(len(ids)):
+            self._rows.empty(row, self._muted)
         return self._rows.step(ids)
 
     def row_state(self, row: int) -> State:
@@ -71,6 +72,27 @@ class MutedRows:
     def parts(self, row: int) -> dict[str, Tensor]:
         """See `DecodeRows`."""
         return self._rows.parts(row)
+
+    def empty(self, row: int, names: Collection[str]) -> None:
+        """See `DecodeRows`."""
+        self._rows.empty(row, names)
+
+
+def muted_slices(
+    rows: MutedRows, ids: Iterable[int], state: State
+) -> Generator[None, None, Prefilled]:
+    """Read `ids` (at least one) after `state`, as the only one of `rows`; yields between tokens."""
+    recent, n_tokens = deque[int](maxlen=PENALTY_WINDOW), 0
+    rows.add([state])
+    for id in ids:
+        if n_tokens:
+            yield
+        logits_V = rows.step([id])[0]
+        recent.append(id)
+        n_tokens += 1
+    if not n_tokens:
+        raise ValueError("there is nothing to read")
+    return Prefilled(logits_V.clone(), rows.row_state(0), tuple(recent), n_tokens)
 
 
 def emptied(state: State, names: Collection[str], empty: Mapping[str, Tensor]) -> State:

@@ -19,6 +19,8 @@ from itertools import chain
 
 from ys_llm.inference.answer_rows import AnswerRows
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
+from ys_llm.inference.decode_step import decode_rows
+from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import Prefilled, prefill_slices
 from ys_llm.inference.generation import (
     Event,
@@ -28,6 +30,7 @@ from ys_llm.inference.generation import (
     GenerationRequest,
     PromptRead,
 )
+from ys_llm.inference.memories import MutedRows, muted_slices
 from ys_llm.inference.prefix_cache import PrefixCache
 from ys_llm.inference.sampling import ScoredToken
 from ys_llm.runs.model_files import LoadedRun
@@ -180,15 +183,20 @@ class Scheduler:
         if first is None and after is not None and after.logits_V is not None:
             return Prefilled(after.logits_V, after.state, after.recent, 0), ()
         rest = ids if first is None else chain([first], ids)
-        if after is None and not request.score_prompt:
+        if request.muted:
+            rows = MutedRows(decode_rows(model, decoder_of(model)), request.muted)
+            state = model.init_state(1) if after is None else after.state
+            read = yield from muted_slices(rows, rest, state)
+        elif after is None and not request.score_prompt:
             return (yield from prefill_slices(model, rest, self._cache)), ()
-        read = yield from prefill_slices(
-            model,
-            rest,
-            state=None if after is None else after.state,
-            observe=scored.append if request.score_prompt else None,
-            n_candidates=request.n_candidates,
-        )
+        else:
+            read = yield from prefill_slices(
+                model,
+                rest,
+                state=None if after is None else after.state,
+                observe=scored.append if request.score_prompt else None,
+                n_candidates=request.n_candidates,
+            )
         if after is not None:
             read = replace(read, recent=(*after.recent, *read.recent)[-PENALTY_WINDOW:])
         return read, tuple(scored)

@@ -36,11 +36,12 @@ from ys_llm.inference.generate import (
     Prefilled,
     as_prompt,
     copied_from,
+    drained,
     encode_pieces,
     prefill,
     prefill_cached,
 )
-from ys_llm.inference.memories import NOTHING_MUTED, Memory, MutedRows, measured
+from ys_llm.inference.memories import NOTHING_MUTED, Memory, MutedRows, measured, muted_slices
 from ys_llm.inference.prefix_cache import MEGABYTE, SavedPrefix, pieces_of
 from ys_llm.inference.sampling import Sampler, ScoredToken, log_softmax, score_token
 from ys_llm.model.state import State
@@ -319,13 +320,11 @@ class Session:
     def _read_piece(self, before: Prefilled | None, piece: Sequence[int]) -> Prefilled:
         model = self.engine.loaded.model
         if self.muted:
+            rows = MutedRows(decode_rows(model, self.engine.decoder), self.muted)
             state = model.init_state(1) if before is None else before.state
-            rows = MutedRows(model, self.muted)
-            rows.add([state])
-            logits_V = [rows.step([id])[0] for id in piece][-1]
-            start = before or Prefilled(logits_V, state, (), 0)
-            return _after(start, rows, logits_V, piece)
-        read = prefill(model, piece, None if before is None else before.state)
+            read = drained(muted_slices(rows, piece, state))
+        else:
+            read = prefill(model, piece, None if before is None else before.state)
         if before is None:
             return read
         recent = (*before.recent, *piece)[-PENALTY_WINDOW:]
@@ -335,7 +334,7 @@ class Session:
         model = self.engine.loaded.model
         rows: DecodeRows = decode_rows(model, self.engine.decoder)
         if self.muted:
-            rows = MutedRows(model, self.muted)
+            rows = MutedRows(rows, self.muted)
         rows.add([at.state])
         return rows
 

@@ -47,8 +47,8 @@ class GenerateBody(Body):
 
     `prompt` is answered, or with `raw` continued, after the state of `context`; without a prompt
     the text of `context` goes on. `system` comes before the prompt of a new text. `ids` are read
-    after that, as the beginning of what is generated. `muted` names memories that stay empty.
-    `contexts` gives a handle before each token.
+    after that, as the beginning of what is generated. `muted` names memories that are empty for all
+    that is read and generated. `contexts` gives a handle before each token.
     """
 
     model: Name
@@ -187,10 +187,7 @@ def _muted(body: GenerateBody, loaded: LoadedRun) -> Muted:
         named = [memories_called(loaded.model, name) for name in body.muted]
     except UserError as error:
         raise ApiError(400, f"muted: {error}", param="muted") from None
-    muted = NOTHING_MUTED.union(*named)
-    if any(not name.startswith("layers.") for name in muted):
-        raise ApiError(400, "muted: what the copy tier keeps cannot be muted here", param="muted")
-    return muted
+    return NOTHING_MUTED.union(*named)
 
 
 def _ids(body: GenerateBody, loaded: LoadedRun, kept: Kept | None) -> Iterator[int]:
@@ -226,7 +223,7 @@ def _described(model: ServedModel, loaded: LoadedRun) -> dict[str, Any]:
         "step": loaded.step,
         "layers": described["layers"],
         "n_layers": described["n_layers"],
-        "memories": [name for name in memory_names(loaded.model) if name != "copy"],
+        "memories": memory_names(loaded.model),
         "copies": loaded.model.copy_tier is not None,
         "answers": loaded.has_records,
         "chats": loaded.chats,

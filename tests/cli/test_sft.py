@@ -40,9 +40,25 @@ def test_the_model_is_the_bases_and_the_rest_is_fit_for_fine_tuning(base: Path) 
     assert (config.model.d_model, config.train.seq_len) == (32, 96)
     assert (config.train.optimizer, config.train.minutes) == ("adamw", None)
     assert (config.sft.method, config.sft.epochs, config.sft.replay) == ("full", 3, 0)
-    assert config.train.learning_rate == 1e-3
+    assert config.train.learning_rate == 5e-4
     lora = resolved("--method", "lora", "--objective", "preferences")
     assert lora.train.learning_rate == pytest.approx(1e-3)
+
+
+def test_text_of_the_base_is_replayed_where_it_is_there(base: Path) -> None:
+    older = base.with_name("older")
+    older.mkdir()
+    text = base.parent / "text"
+    overrides = ["run=older", f"data.path={text}"]
+    (older / "config.yaml").write_text(to_yaml(load_config(None, overrides=overrides).config))
+    for file in (".ys-lock", "model.safetensors"):
+        (older / file).touch()
+    assert resolved().sft.replay == 0
+    text.mkdir()
+    assert resolved().sft.replay == 0.5
+    assert resolved("--replay", "0").sft.replay == 0
+    assert resolved("--method", "state").sft.replay == 0
+    assert resolved("--objective", "preferences").sft.replay == 0
 
 
 def test_what_is_typed_or_set_in_the_environment_wins(

@@ -1,5 +1,6 @@
 """Conversations become tokens span by span, so that no text can be read as a control token."""
 
+import random
 from pathlib import Path
 from typing import get_args
 
@@ -8,8 +9,10 @@ import tokenizers
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.sources import ROOT
 
 from ys_llm.config.schema import ModelConfig, TokenizerKind
+from ys_llm.config.sources import load_config
 from ys_llm.data.chat import (
     ROLES,
     PreferencePair,
@@ -118,6 +121,21 @@ def test_a_tokenizer_can_begin_with_sixteen_control_tokens(kind: TokenizerKind) 
     assert tokenizer.with_roles() is tokenizer
     assert tokenizer.decode(tokenizer.encode(TEXTS[0])) == TEXTS[0]
     assert tokenizer.decode(ids) == ""
+
+
+def test_the_tokenizer_of_the_lillm_presets_has_8192_tokens_with_sixteen_controls() -> None:
+    draw = random.Random(3)
+    words = ["".join(draw.choices("abcdefghi é日", k=draw.randint(4, 9))) for _ in range(6_000)]
+    config = load_config(ROOT / "configs/lillm_39m.yaml").config.tokenizer
+    tokenizer = train_tokenizer(
+        [" ".join(words * 2)],
+        kind=config.kind,
+        vocab_size=config.vocab_size,
+        control_tokens=config.control_tokens,
+    )
+    assert (tokenizer.vocab_size, len(tokenizer.controls)) == (8192, 16)
+    text = "Ünknown 語 \x00 🇫🇷 <end> "
+    assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_both_ends_of_a_pair_are_learned_and_nothing_before_them(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ys_llm.cli.common import RUNS_DIR, load, override
-from ys_llm.errors import UsageError
+from ys_llm.errors import UsageError, UserError
 
 if TYPE_CHECKING:
     from ys_llm.config.sources import Override, Resolved
@@ -22,7 +22,7 @@ examples:
   ys sft quickstart chats.jsonl --method lora    adapters alone, a small file beside the base
   ys sft quickstart poems --method state         the initial state alone, some kilobytes
   ys sft mine pairs.jsonl --objective preferences    DPO on chosen and rejected replies
-  ys sft quickstart chats.jsonl --replay 0.1     a tenth of each batch is text of the base
+  ys sft quickstart chats.jsonl --replay 0       nothing but the examples: learns and forgets more
   ys sft quickstart chats.jsonl --minutes 3 --set sft.lora.rank=16
 
 BASE is a run with a model; the new run has its architecture and, for conversations, tokens for the
@@ -58,7 +58,8 @@ _DEFAULTS: Mapping[str, object] = {
     "train.teacher_weight": 0.5,
     "train.teacher_temperature": 1.0,
 }
-_RATES = {"full": 1e-3, "lora": 1e-2, "state": 3e-2}
+_RATES = {"full": 5e-4, "lora": 1e-2, "state": 3e-2}
+_REPLAY = 0.5  # what this and these rates give is measured in docs/fine-tuning.md
 _PREFERENCE_RATE = 0.1  # of the others
 _EPOCHS = 3
 
@@ -91,7 +92,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--objective", choices=("replies", "preferences"), help=objective_help)
     add("--epochs", metavar="N", type=float, help=f"passes over the data (default: {_EPOCHS})")
     add("--minutes", metavar="M", type=float, help="train for this long instead of --epochs")
-    add("--replay", metavar="SHARE", type=float, help="share of the rows that are text of the base")
+    add(
+        "--replay",
+        metavar="SHARE",
+        type=float,
+        help=f"share of the rows that are text of the base (default: {_REPLAY:g})",
+    )
     add("--run", metavar="NAME", help="name of the new run (default: BASE-DATA)")
     set_help = "one setting, its value written as YAML; may be repeated"
     add("--set", metavar="A.B=VALUE", action="append", default=[], help=set_help)
@@ -129,7 +135,7 @@ def resolve(arguments: Arguments) -> Resolved:
     name = arguments.run or f"{base.name}-{slug}"
     init_from = base.name if base.parent == RUNS_DIR else str(base.absolute())
     saved = RUNS_DIR / name / "config.yaml"
-    begins = [] if saved.exists() else _changes(arguments)
+    begins = [] if saved.exists() else _changes(arguments, base)
     resolved = load(
         saved if saved.exists() else base / "config.yaml",
         [
@@ -155,7 +161,7 @@ def _typed(arguments: Arguments) -> list[Override]:
     ]
 
 
-def _changes(arguments: Arguments) -> list[Override]:
+def _changes(arguments: Arguments, base: Path) -> list[Override]:
     """What fine-tuning sets of its own, where neither the environment nor the user sets it."""
     from ys_llm.config.sft import SftConfig
     from ys_llm.config.sources import Override
@@ -165,6 +171,7 @@ def _changes(arguments: Arguments) -> list[Override]:
     method = arguments.method or "full"
     rate = _RATES[method] * (_PREFERENCE_RATE if arguments.objective == "preferences" else 1)
     own = {f"sft.{name}": value for name, value in to_plain(SftConfig()).items()}
+    own["sft.replay"] = _replay(arguments, base)
     changes = {**_DEFAULTS, **own, "train.learning_rate": rate, "sft.method": method}
     if arguments.minutes is None and not _is_set("train.max_steps", arguments.set):
         changes["sft.epochs"] = _EPOCHS
@@ -173,6 +180,19 @@ def _changes(arguments: Arguments) -> list[Override]:
         for name, value in changes.items()
         if not _is_set(name, [])
     ]
+
+
+def _replay(arguments: Arguments, base: Path) -> float:
+    """The share of rows of the base's text, where there is any and it can be mixed in."""
+    from ys_llm.training.tuning import pretrained
+
+    if arguments.method == "state" or arguments.objective == "preferences":
+        return 0.0
+    try:
+        _, config = pretrained(base)
+    except UserError:  # the run that was pretrained is not there
+        return 0.0
+    return _REPLAY if Path(config.data.path).exists() else 0.0
 
 
 def _is_set(name: str, typed: Sequence[str]) -> bool:

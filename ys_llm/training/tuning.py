@@ -8,7 +8,7 @@ learned where not all of it is.
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ys_llm.config.schema import Config
@@ -207,11 +207,11 @@ def base_text(
     The first is None without `sft.replay`. Where the text is not there to measure forgetting on,
     a line says so, and both are None; UserError where it is to be mixed in.
     """
-    root = _pretrained(base)
     try:
+        root, settings = pretrained(base.path)
         with tempfile.TemporaryDirectory(prefix="ys-base-") as scratch:
-            record = SplitRecord.load(root.path / SPLIT)
-            split = load_split(root.config.data, record=record, scratch=Path(scratch))
+            record = SplitRecord.load(root / SPLIT)
+            split = load_split(settings.data, record=record, scratch=Path(scratch))
             sides = {"base": split.training if config.sft.replay else [], "base, held out": []}
             sides["base, held out"] = split.validation
             shards = [
@@ -226,12 +226,11 @@ def base_text(
     return shards[0], shards[1]
 
 
-def _pretrained(base: LoadedRun) -> LoadedRun:
-    """The run that the base, if it was fine-tuned itself, goes back to: only its text is used."""
-    path = base.path
-    while (config := load_config(path / "config.yaml").config).sft.method != "none":
-        path = find_run(path.parent, config.train.init_from)
-    return replace(base, path=path, config=config)
+def pretrained(run: Path) -> tuple[Path, Config]:
+    """The run that this one goes back to, if it was fine-tuned, and its settings."""
+    while (config := load_config(run / "config.yaml").config).sft.method != "none":
+        run = find_run(run.parent, config.train.init_from)
+    return run, config
 
 
 def bits_per_byte_of_base(config: Config, model: Model, held_out: TokenShard | None) -> float:

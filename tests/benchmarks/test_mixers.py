@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import mixers
-from benchmarks.mixers import EVERY, RESULTS, SETTINGS, main, markdown, run_of
+from benchmarks.mixers import EVERY, RESULTS, SETTINGS, main, rewritten, run_of, tables
 from ys_llm.config.shipped import find_config
 from ys_llm.config.sources import load_config
 from ys_llm.evaluation.compare import check_configs
@@ -18,7 +18,7 @@ from ys_llm.training.trial_budget import Budget, with_budget
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-each = pytest.mark.parametrize("row", FOUND["rows"], ids=lambda row: row["name"])
+UNITS = ("tokens", "seconds")
 
 
 @pytest.fixture(autouse=True)
@@ -31,34 +31,40 @@ def test_the_configurations_may_be_compared() -> None:
     check_configs(configs, allowed=["model.copy.window"])
 
 
-def test_all_files_are_compared() -> None:
+def test_every_file_may_be_compared() -> None:
     files = {f"benchmarks/fair/{path.name}" for path in (ROOT / "benchmarks/fair").glob("*")}
     assert files < set(EVERY.values())
-    rows = [row["name"] for row in FOUND["rows"]]
-    assert rows == [name for name in EVERY if name in rows]
 
 
-@each
-def test_a_row_has_the_steps_of_its_budgets(row: dict[str, Any]) -> None:
-    config = load_config(find_config(row["config"]), overrides=SETTINGS).config
-    assert config.run == run_of(row["name"]) == row["tokens"]["run"]
-    budgets = {"tokens": Budget("tokens", FOUND["tokens"])}
-    if row["seconds"]:
-        budgets["seconds"] = Budget("seconds", FOUND["seconds"], tuple(row["step"]["seconds"]))
-    for unit, budget in budgets.items():
-        planned = with_budget(config, budget).train
-        tokens = planned.total_steps * planned.seq_len * planned.batch_size
-        assert row[unit]["tokens"] == tokens
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_row_has_the_steps_of_its_budget_and_the_state_of_its_model(unit: str) -> None:
+    part = FOUND[unit]
+    assert {"three-tier"} <= {row["name"] for row in part["rows"]} <= set(EVERY)
+    for row in part["rows"]:
+        assert row["config"] == EVERY[row["name"]]
+        config = load_config(find_config(row["config"]), overrides=SETTINGS).config
+        assert config.run == run_of(row["name"]) == row["run"]
+        step = FOUND["steps"][row["name"]]["seconds"] if unit == "seconds" else ()
+        planned = with_budget(config, Budget(unit, part["amount"], tuple(step))).train  # type: ignore[arg-type]
+        assert row["tokens"] == planned.total_steps * planned.seq_len * planned.batch_size
+        assert row["state_bytes"] == mixers._state_bytes(row["name"])
+        assert (row["bits_per_byte"]["deviation"] is None) == (len(part["seeds"]) == 1)
+    assert torch.__version__.partition(".")[0] == part["torch"].partition(".")[0]
 
 
-@each
-def test_a_row_has_the_state_of_its_model(row: dict[str, Any]) -> None:
-    assert row["state_bytes"] == mixers._state_bytes(row["name"])
-    assert torch.__version__.partition(".")[0] == FOUND["torch"].partition(".")[0]
-
-
-def test_the_page_shows_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    lines = markdown(FOUND)
-    assert "\n".join(lines) in (ROOT / "docs/mixers.md").read_text(encoding="utf-8")
+def test_the_pages_show_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    found = tables(FOUND)
+    for page, lines in found.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert rewritten(text, lines) == text, "type: python -m benchmarks.mixers --table"
+    assert "\n".join(found["docs/mixers.md"]) in (ROOT / "docs/mixers.md").read_text("utf-8")
     main(["--table"])
-    assert capsys.readouterr().out.splitlines() == lines
+    printed = capsys.readouterr().out
+    assert all("\n".join(lines) in printed for lines in found.values())
+
+
+def test_a_table_takes_the_place_of_its_older_self_alone() -> None:
+    lines = tables(FOUND)["README.md"]
+    older = f"{lines[0]}\n|---|---:|\n| a model of before | 1 |\n"
+    page = f"Before.\n\n| model | other |\n|---|---|\n\n{older}\nAfter.\n"
+    assert rewritten(page, lines) == page.replace(older, "\n".join(lines) + "\n")

@@ -211,6 +211,7 @@ class Stage:
         metadata={"help": "sequences per batch", "minimum": 1, "maximum": _MAX_BATCH}
     )
     steps: int = field(metadata={"help": "optimizer steps", "minimum": 1})
+    blocks: tuple[int, ...] = setting((), "blocks that are trained alone; [] = the whole model")
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class MuonAdamW(torch.optim.Optimizer):
         """One step of both."""
         assert closure is None, "a closure is not called"
         group = self.param_groups[0]
-        for parameters in _by_shape(group["params"]):
+        for parameters in _by_shape(one for one in group["params"] if one.grad is not None):
             self._step(parameters, group)
         self._adamw.step()
 

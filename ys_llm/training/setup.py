@@ -36,6 +36,7 @@ from ys_llm.system.lock import HeldLock
 from ys_llm.training.budget import fit_to_minutes, with_steps
 from ys_llm.training.compute import Compute, previous_compute, select_backends, select_device
 from ys_llm.training.corpus_facts import describe_corpus, sources_of
+from ys_llm.training.frozen import check_blocks
 from ys_llm.training.growth import fitted
 from ys_llm.training.header import header_lines, plan_line
 from ys_llm.training.memory import check_fits, largest_batch_size, release_freed_memory
@@ -178,6 +179,7 @@ def source_of(
 
 def check_model(config: Config) -> None:
     """Reject an invalid model before reading the corpus."""
+    check_blocks(config)
     with torch.device("meta"):
         Model(config.model, vocab_size=1, backends=config.train.backend)
 

@@ -10,6 +10,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ys_llm.data.batches import IGNORE_INDEX, Batch
 from ys_llm.model.state import State, detach, map_state
+from ys_llm.training.frozen import freeze
 from ys_llm.training.metrics import log_line
 from ys_llm.training.objectives import both_batches, distilled, pair_loss
 from ys_llm.training.optimizer import set_learning_rate
@@ -64,6 +65,7 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
     if run.replicas is not None:
         mean_loss = run.replicas.average(run.model, mean_loss)
         further |= {"piece": position.batch_index, "replicas": run.replicas.taking_part}
+    freeze(run.model, position.stage.blocks)
     grad_norm = clip_gradients(run)
     return StepGradients(began, step, position, mean_loss, grad_norm, captured, further)
 

@@ -205,6 +205,16 @@ def test_seeds_take_turns_and_nothing_is_trained_twice(
     assert figures()["verdicts"] == before["verdicts"]
 
 
+def test_the_text_is_prepared_once(compare: Compare, short: Config, trained: list[str]) -> None:
+    _, said = compare([short, replace(short, run="other")], "--seeds", "2")
+    assert len(trained) == 4
+    assert said.count("tokenizer    training") == 1
+    assert {Path("runs", run, "tokenizer.json").read_bytes() for run in trained} == {
+        Path("runs/one/tokenizer.json").read_bytes()
+    }
+    assert len({row["bits_per_byte"] for row in figures()["runs"][:2]}) == 2  # two seeds
+
+
 def test_tuning_finds_a_rate_for_each_and_its_run_is_the_first_seed(
     compare: Compare, short: Config, trained: list[str]
 ) -> None:

@@ -1,7 +1,7 @@
 """A comparison from its first run to its last: rates, seeds by turns, and what they have shown."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from ys_llm.evaluation.verdicts import (
 from ys_llm.runs.folder import list_removals, remove
 from ys_llm.training.metrics import log_line
 from ys_llm.training.rate_search import RateSearch, search_rate
+from ys_llm.training.shared_text import share
 from ys_llm.training.step_times import StepTime, time_steps, timing_note
 from ys_llm.training.trial_budget import Budget
 from ys_llm.training.trials import Trial, check_same_settings, plan_trial, run_trial
@@ -143,17 +144,21 @@ def run_comparison(plan: Plan, runs_dir: Path) -> Iterator[Progress]:
 def _search_rates(plan: Plan, runs_dir: Path) -> dict[str, RateSearch]:
     """Search the learning rate of every entrant with the first seed; by its run's name."""
 
+    finished: list[str] = []
+
     def score(entrant: Entrant, rate: float) -> float:
         """Bits per byte with this rate."""
         trial = plan.trial(entrant, entrant.config.train.seed, rate)
         check_same_settings(runs_dir / trial.run, trial)
         log_line(f"compare      {trial.run}, learning rate {rate:g}")
         try:
-            return _train(plan, trial, runs_dir).bits_per_byte
+            bits = _train(plan, trial, runs_dir, finished).bits_per_byte
         except UserError as error:
             if error.exit_code != EXIT_DIVERGED:
                 raise
             return math.inf
+        finished.append(trial.run)
+        return bits
 
     found: dict[str, RateSearch] = {}
     for one in plan.entrants:
@@ -187,7 +192,7 @@ def _train_or_leave_out(
 ) -> None:
     """The trial's result; an entrant that diverges is left out, while two others are left."""
     try:
-        results[trial.run] = _train(plan, trial, runs_dir)
+        results[trial.run] = _train(plan, trial, runs_dir, results)
     except UserError as error:
         if error.exit_code != EXIT_DIVERGED or len(plan.entrants) - len(diverged) < 3:
             raise
@@ -196,8 +201,12 @@ def _train_or_leave_out(
         log_line(f"compare      {diverged[run]}")
 
 
-def _train(plan: Plan, trial: Trial, runs_dir: Path) -> RunResult:
-    """The result of a trial; where it is stopped, the command that goes on with the comparison."""
+def _train(plan: Plan, trial: Trial, runs_dir: Path, finished: Iterable[str]) -> RunResult:
+    """The result of a trial; where it is stopped, the command that goes on with the comparison.
+
+    What it would prepare as runs that are `finished` have, it takes from them.
+    """
+    share(runs_dir / trial.run, trial.resolved.config, [runs_dir / run for run in finished])
     try:
         return run_trial(trial, runs_dir)
     except UserError as error:

@@ -2,11 +2,13 @@
 
     ys serve quickstart --port 11500
     python -m benchmarks.serving quickstart --host http://127.0.0.1:11500
+    python -m benchmarks.serving quickstart --host http://127.0.0.1:11500 --clients 8 --feed 5000000
 
 Each client streams greedy texts of one length from /api/generate; no two prompts are equal. The
 clients share the processor with the server, and a client that reads HTTP and JSON as it arrives
 takes as much of it as the server does. These only note what arrives and when, and it is read
-afterwards.
+afterwards. With --feed the clients are asking while one more sends a text of so many bytes to be
+read, until that is done or a minute is over.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ _PROMPT = "Tell me a bedtime story about a patient owl called number {}, please.
 _ALONE = 8  # requests, one after the other
 _EACH = 3  # requests of each of many clients
 _SECONDS = 300.0  # for all answers
+_FEED_SECONDS = 60.0
+_FED = "Number {} sat by the river, and nobody knew why. "
 _END = b"0\r\n\r\n"  # of a chunked body; a line of JSON has no bare line breaks
 
 
@@ -107,7 +111,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing more will arrive."""
-        if self._complete is not None:
+        if self._complete is not None and not self._complete.done():
             self._complete.set_exception(exc or ConnectionError("the server hung up"))
 
     async def ask(self, exchange: Exchange) -> Exchange:
@@ -128,14 +132,11 @@ class Connection(asyncio.Protocol):
 
 async def measure(host: str, model: str, *, clients: int, tokens: int) -> list[Figures]:
     """One client at a time, then `clients` at once."""
-    url, loop = urlsplit(host), asyncio.get_running_loop()
-    address = url.hostname or "127.0.0.1", url.port or 80
-    made = [await loop.create_connection(Connection, *address) for _ in range(clients)]
-    connections = [connection for _, connection in made]
+    connections = await _connected(host, clients)
 
     async def all_of(connection: Connection, names: Sequence[str]) -> list[Exchange]:
         """One client's requests, one after the other."""
-        bodies = [_request(url.netloc, model, name, tokens) for name in names]
+        bodies = [_request(model, _PROMPT.format(name), tokens) for name in names]
         return [await connection.ask(Exchange(body)) for body in bodies]
 
     async def figures(names: Sequence[Sequence[str]]) -> Figures:
@@ -157,11 +158,48 @@ async def measure(host: str, model: str, *, clients: int, tokens: int) -> list[F
             connection.close()
 
 
-def _request(host: str, model: str, name: str, tokens: int) -> bytes:
+async def measure_feeding(
+    host: str, model: str, *, clients: int, tokens: int, n_bytes: int
+) -> tuple[Figures, float]:
+    """`clients` at once while one more feeds a text, and the seconds that this went on."""
+    *connections, feeder = await _connected(host, clients + 1)
+    text = "".join(_FED.format(number) for number in range(n_bytes // len(_FED) + 1))[:n_bytes]
+    began, used = time.perf_counter(), time.process_time()
+    feeding = asyncio.ensure_future(feeder.ask(Exchange(_request(model, text, 1, raw=True))))
+    is_over = asyncio.ensure_future(asyncio.wait({feeding}, timeout=_FEED_SECONDS))
+
+    async def until_fed(number: int, connection: Connection) -> list[Exchange]:
+        """One client's requests, one after the other, as long as the other one feeds."""
+        exchanges = list[Exchange]()
+        while not is_over.done():
+            prompt = _PROMPT.format(f"{number}.{len(exchanges)}")
+            body = _request(model, prompt, tokens)
+            exchanges.append(await connection.ask(Exchange(body)))
+        return exchanges
+
+    try:
+        groups = await asyncio.gather(*(until_fed(*pair) for pair in enumerate(connections)))
+        seconds, used = time.perf_counter() - began, time.process_time() - used
+        answers = [exchange.answered() for group in groups for exchange in group]
+        return _figures(answers, seconds, used / seconds), seconds
+    finally:
+        feeding.cancel()
+        for connection in (*connections, feeder):
+            connection.close()
+
+
+async def _connected(host: str, clients: int) -> list[Connection]:
+    url, loop = urlsplit(host), asyncio.get_running_loop()
+    address = url.hostname or "127.0.0.1", url.port or 80
+    made = [await loop.create_connection(Connection, *address) for _ in range(clients)]
+    return [connection for _, connection in made]
+
+
+def _request(model: str, prompt: str, tokens: int, *, raw: bool = False) -> bytes:
     options = {"temperature": 0, "num_predict": tokens}
-    body = {"model": model, "prompt": _PROMPT.format(name), "options": options}
+    body = {"model": model, "prompt": prompt, "raw": raw, "options": options}
     data = json.dumps(body).encode()
-    lines = ("POST /api/generate HTTP/1.1", f"Host: {host}", f"Content-Length: {len(data)}")
+    lines = ("POST /api/generate HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}")
     return "\r\n".join((*lines, "", "")).encode() + data
 
 
@@ -186,10 +224,16 @@ def main() -> None:
     parser.add_argument("--host", default="http://127.0.0.1:11500")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--feed", metavar="BYTES", type=int)
     asked = parser.parse_args()
-    figures = asyncio.run(
-        measure(asked.host, asked.model, clients=asked.clients, tokens=asked.tokens)
-    )
+    sizes = {"clients": asked.clients, "tokens": asked.tokens}
+    if asked.feed:
+        feeding = measure_feeding(asked.host, asked.model, **sizes, n_bytes=asked.feed)
+        others, seconds = asyncio.run(feeding)
+        print(f"{asked.clients:3} clients while another feeds {asked.feed / 1e6:g} MB  {others}")
+        print(f"it was feeding for {seconds:.0f} s")
+        return
+    figures = asyncio.run(measure(asked.host, asked.model, **sizes))
     alone, together = figures
     print(f"one by one      {alone}")
     print(f"{asked.clients:3} at once     {together}")

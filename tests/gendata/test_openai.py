@@ -98,6 +98,27 @@ def test_a_good_answer_is_whole_and_every_option_arrives(server: Server) -> None
     assert {"temperature", "top_p", "presence_penalty", "frequency_penalty"} <= body.keys()
 
 
+def test_an_option_that_the_server_does_not_know_is_sent_once(server: Server) -> None:
+    host = OpenAI(f"openai:127.0.0.1:{server.server_port}")
+    server.script[:] = ["400 unrecognized arguments: top_k, min_p", "400 no repeat_penalty here"]
+    assert host.ask(QUESTION).tries == host.ask(QUESTION).tries == 1
+    first, second, third, fourth = (body.keys() for body in server.bodies)
+    assert {"top_k", "min_p", "repetition_penalty", "repeat_penalty"} <= first
+    assert first - second == {"top_k", "min_p"} and second - third == {"repeat_penalty"}
+    assert third == fourth
+
+
+def test_a_check_says_where_and_of_what_and_a_path_is_corrected_with_its_prefix(
+    server: Server,
+) -> None:
+    address = f"127.0.0.1:{server.server_port}"
+    said = str(OpenAI(f"openai:{address}").check("tiny"))
+    assert f"server  http://{address}, OpenAI's protocol" in said and "model   tiny" in said
+    with pytest.raises(UserError) as raised:
+        OpenAI(f"openai:{address}/v1")
+    assert raised.value.fix.endswith(f"--host openai:http://{address}")
+
+
 def test_a_schema_is_sent(server: Server) -> None:
     ask(server, request=ChatRequest("tiny", "A sum?", format={"type": "object"}))
     ask(server, request=ChatRequest("tiny", "A sum?", format="json"))

@@ -66,6 +66,7 @@ class ServerCheck:
     models: tuple[str, ...] = ()
     sample: ChatAnswer | None = None
     failure: UserError | None = None
+    protocol: str = ""  # where it is not ollama's
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -73,6 +74,9 @@ class ServerCheck:
     def _lines(self) -> Iterator[str]:
         if self.version:
             yield f"server  ollama {self.version} at {self.address}"
+        elif self.protocol and self.sample:
+            yield f"server  {self.address}, {self.protocol}"
+            yield f"model   {self.model}, of which the server reports no digest"
         if self.digest:
             size = f"{self.size_bytes / 1e9:.2f} GB, " if self.size_bytes else ""
             yield f"model   {self.model}, {size}digest {self.digest[:12]}"
@@ -293,8 +297,10 @@ class Ollama:
         )
 
 
-def address_of(host: str) -> str:
+def address_of(host: str, prefix: str = "") -> str:
     """The URL of a host, by ollama's own rules. Raises UserError for an invalid one.
+
+    `prefix` is what stood before the host, for the command in the message.
 
     Without a scheme the port is 11434; `http://NAME` means port 80, `https://NAME` 443.
     """
@@ -315,8 +321,8 @@ def address_of(host: str) -> str:
     if found := _API_PATH.search(parts.path):
         address = f"{scheme or 'http'}://{shown}:{port}{parts.path[: found.start()]}"
         raise UserError(
-            f"{shorten(typed)} is the address of an API, not of a server",
-            f"Leave {found[0]} out: --host {address}",
+            f"{prefix}{shorten(typed)} is the address of an API, not of a server",
+            f"Leave {found[0]} out: --host {prefix}{address}",
             exit_code=EXIT_USAGE,
         )
     return f"{scheme or 'http'}://{shown}:{port}{parts.path.rstrip('/')}"

@@ -4,6 +4,7 @@ One request, one complete answer or one of the same named failures as ollama's, 
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from ys_llm.gendata.backends.failures import (
     BackendDownError,
     EmptyAnswerError,
     ModelMissingError,
+    RefusedError,
     StoppedError,
     TransientError,
     failure_of,
@@ -35,6 +37,13 @@ PREFIX = "openai:"  # before a host
 _DATA = "data:"
 _DONE = "[DONE]"
 _SAME_NAMES = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty")
+_EXTRAS = {  # what OpenAI's own protocol lacks: names of vLLM and of llama.cpp, ollama's option
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+    "repeat_penalty": "repeat_penalty",
+    "repeat_last_n": "repeat_last_n",
+}
 _NEXT_PAUSE = 0.05  # seconds between two checks of `should_stop` while waiting
 
 
@@ -42,6 +51,7 @@ class OpenAI:
     """A server of OpenAI's protocol; `ask` may be called from several threads at once.
 
     `should_stop` is looked at between two parts of an answer and while waiting for another try.
+    An option outside OpenAI's protocol that the server refuses by its name is not sent again.
     """
 
     def __init__(
@@ -58,7 +68,8 @@ class OpenAI:
 
         A transient failure is retried after each of `pauses`. Raises UserError for an invalid host.
         """
-        self.address = address_of(host.removeprefix(PREFIX))
+        self.address = address_of(host.removeprefix(PREFIX), PREFIX)
+        self._refused: frozenset[str] = frozenset()
         self._total_seconds, self._pauses = total_seconds, tuple(pauses)
         self._client = httpx.Client(
             base_url=self.address,
@@ -79,23 +90,39 @@ class OpenAI:
         for tries, pause in enumerate((*self._pauses, None), 1):
             try:
                 with self._failures(request.model):
-                    return replace(self._try(request, should_stop, ends), tries=tries)
+                    return replace(self._try_known(request, should_stop, ends), tries=tries)
             except TransientError as failure:
                 if pause is None or time.monotonic() + pause > ends:
                     raise failure.after(tries) from failure
                 _wait(pause, should_stop)
         raise AssertionError("the last try returns or raises")
 
-    def _try(
+    def _try_known(
         self, request: ChatRequest, should_stop: Callable[[], bool], ends: float
+    ) -> ChatAnswer:
+        """One try, without the options that the server turns out not to know."""
+        while True:
+            body = {
+                name: value for name, value in _body(request).items() if name not in self._refused
+            }
+            try:
+                return self._try(body, should_stop, ends)
+            except RefusedError as failure:
+                names = re.findall(r"\w+", failure.problem)
+                refused = _EXTRAS.keys() & body.keys() & set(names)
+                if not refused:
+                    raise
+                self._refused |= refused
+
+    def _try(
+        self, body: Mapping[str, Any], should_stop: Callable[[], bool], ends: float
     ) -> ChatAnswer:
         if should_stop():
             raise StoppedError("stopped by the caller")
         began, texts, reason, usage = time.monotonic(), list[str](), "", dict[str, Any]()
         server = ""
-        body = _body(request)
         with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-            self._check(response, request.model)
+            self._check(response, body["model"])
             for part in _parts(response.iter_lines()):
                 if should_stop():
                     raise StoppedError("stopped by the caller")
@@ -111,7 +138,7 @@ class OpenAI:
         text = "".join(texts)
         if not text.strip():
             raise EmptyAnswerError(
-                f"{request.model} gave an empty answer (finish_reason {reason!r})",
+                f"{body['model']} gave an empty answer (finish_reason {reason!r})",
                 "Try another seed; for a reasoning model, a larger num_predict.",
             )
         return ChatAnswer(
@@ -150,7 +177,7 @@ class OpenAI:
 
     def check(self, model: str, should_stop: Callable[[], bool] = never) -> ServerCheck:
         """Time one sample of a model; a failure is part of the result."""
-        found = ServerCheck(self.address, model)
+        found = ServerCheck(self.address, model, protocol="OpenAI's protocol")
         try:
             return replace(found, sample=self.ask(sample_request(model), should_stop))
         except UserError as failure:
@@ -178,7 +205,7 @@ def _wait(seconds: float, should_stop: Callable[[], bool]) -> None:
 
 
 def _body(request: ChatRequest) -> dict[str, Any]:
-    """The request in OpenAI's words; options it does not know keep the names that servers take."""
+    """The request in OpenAI's words, and the options it has no words for in those of servers."""
     options = options_sent(request)
     system = [{"role": "system", "content": request.system}] if request.system else []
     body: dict[str, Any] = {
@@ -188,6 +215,7 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "stream_options": {"include_usage": True},
         "max_tokens": options["num_predict"],
         **{name: options[name] for name in _SAME_NAMES},
+        **{name: options[option] for name, option in _EXTRAS.items()},
     }
     if isinstance(request.format, Mapping):
         schema = {"name": "answer", "schema": dict(request.format)}

@@ -134,14 +134,17 @@ class Generator:
                 future = pool.submit(self._attempts, recipe, item, self._tries_before(item))
                 pending.append((recipe, item, future))
                 if len(pending) > _AHEAD * workers:
-                    progress.at_once = self._concurrency.limit
-                    progress.update(self._decide(pending.popleft(), pool))
+                    self._show(self._decide(pending.popleft(), pool), progress)
             while pending:
-                progress.update(self._decide(pending.popleft(), pool))
+                self._show(self._decide(pending.popleft(), pool), progress)
         finally:
             self._over.set()
             pool.shutdown(cancel_futures=True)
         self._check_end()
+
+    def _show(self, entry: JournalEntry, progress: ProgressBar) -> None:
+        progress.at_once = self._concurrency.limit
+        progress.update(entry)
 
     def _add_known(self, other_kinds: Iterable[Mapping[str, Any]]) -> None:
         """Add existing records to the duplicates, so that none is repeated."""

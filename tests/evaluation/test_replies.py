@@ -10,7 +10,7 @@ import torch
 from ys_llm.config.schema import Config, ModelConfig
 from ys_llm.data.chat import Conversation, Turn, render
 from ys_llm.data.tokenizer import train_tokenizer
-from ys_llm.evaluation.replies import MOST_TOKENS, Reply, replies_by_kind, replies_to, shares
+from ys_llm.evaluation.replies import MOST_TOKENS, Reply, replies_to, shares
 from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 
@@ -40,8 +40,9 @@ def test_a_model_that_knows_the_conversation_gives_its_replies() -> None:
     assert [reply.text for reply in replies] == ["yes", "no"]
     assert all(reply.is_exact and reply.has_ended and reply.is_alone for reply in replies)
     other = Conversation((*TURNS[:2], Turn("assistant", "YES")))
-    assert [reply.is_exact for reply in replies_to(loaded, other)] == [False]
-    found = shares(replies_by_kind(loaded, [("a", Conversation(TURNS)), ("b", other)]))
+    wrong = replies_to(loaded, other)
+    assert [reply.is_exact for reply in wrong] == [False]
+    found = shares({"a": replies, "b": wrong})
     assert (found["a"].exact, found["b"].exact) == (1.0, 0.0)
     assert found["all"].replies == 3 and found["all"].exact == pytest.approx(2 / 3)
 

@@ -9,8 +9,7 @@ A reply is greedy, after everything that the conversation has before it, up to `
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ys_llm.config.schema import GenerateConfig
@@ -63,16 +62,6 @@ def shares(found: Mapping[str, Sequence[Reply]]) -> dict[str, Share]:
         for kind, replies in every.items()
         if replies
     }
-
-
-def replies_by_kind(
-    loaded: LoadedRun, conversations: Iterable[tuple[str, Conversation]]
-) -> dict[str, list[Reply]]:
-    """The replies to conversations, each with its kind."""
-    found: dict[str, list[Reply]] = defaultdict(list)
-    for kind, conversation in conversations:
-        found[kind] += replies_to(loaded, conversation)
-    return dict(found)
 
 
 def _reply(loaded: LoadedRun, before: Sequence[Turn], expected: str) -> Reply:

@@ -330,8 +330,8 @@ def test_a_text_that_vanishes_is_named(
     put("texts/a.txt", FOX)
     listed = readers.find_files
 
-    def list_and_remove(root: Path, *, command: str) -> CorpusFiles:
-        files = listed(root, command=command)
+    def list_and_remove(root: Path, **named: Any) -> CorpusFiles:
+        files = listed(root, **named)
         for path in files.paths:
             path.unlink()
         return files

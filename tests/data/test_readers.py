@@ -227,7 +227,7 @@ def test_what_is_read_does_not_depend_on_where_blocks_end(pieces: list[str], nam
         with pytest.MonkeyPatch.context() as patch:
             for module in (readers, items, tables):
                 patch.setattr(module, "read_blocks", lambda path, errors="strict": iter(blocks))
-            patch.setattr(readers, "find_files", lambda path, command: CorpusFiles([path]))
+            patch.setattr(readers, "find_files", lambda path, **_: CorpusFiles([path]))
             found = list(read_items(Path(name)))
             try:
                 return found, read_documents(Path(name))

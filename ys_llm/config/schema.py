@@ -17,6 +17,7 @@ TokenizerKind = Literal["bpe", "bpe_joiner", "words", "chars", "bytes"]
 DataFormat = Literal[
     "auto", "text", "records", "messages", "conversations", "alpaca", "prompt", "preferences"
 ]
+Included = Literal["code", "html"]
 Batching = Literal["shuffled", "contiguous", "documents"]
 LongDocuments = Literal["carry", "cut", "crop"]
 
@@ -54,6 +55,10 @@ class DataConfig:
             "help": "a file of text that is missing, cut off or corrupt: an error, or left out and "
             "listed"
         },
+    )
+    include: tuple[Included, ...] = setting(
+        (),
+        "files to read besides: code = source code as it is; html = the main text of web pages",
     )
     validation_fraction: float = setting(
         0.05, "fraction of documents held out, chosen by content hash", minimum=0.0, below=1.0

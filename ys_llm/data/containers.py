@@ -122,7 +122,7 @@ def _zstd_frame(path: Path) -> Callable[[], _Frame]:
     try:
         import zstandard
     except ImportError as error:
-        raise _needs("zstandard", path) from error
+        raise needs("zstandard", path) from error
     new_frame: Callable[[], _Frame] = zstandard.ZstdDecompressor().decompressobj
     return new_frame
 
@@ -132,7 +132,7 @@ def _table(path: Path) -> Any:
     try:
         from pyarrow import parquet
     except ImportError as error:
-        raise _needs("pyarrow", path) from error
+        raise needs("pyarrow", path) from error
     _refuse_special(shown(path), path.stat().st_mode)
     return parquet.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
 
@@ -151,7 +151,8 @@ def _table_errors(path: Path, n_rows: Callable[[], int] = lambda: 0) -> Iterator
         raise _damaged(path, "is no whole Parquet table", error) from error
 
 
-def _needs(package: str, path: Path) -> UserError:
+def needs(package: str, path: Path) -> UserError:
+    """Return what to say where a file needs a package that is not installed."""
     return UserError(
         f"{shown(path)} needs {package}, which is not installed",
         'Type: pip install "ys_llm[data]"',

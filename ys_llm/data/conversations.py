@@ -58,7 +58,8 @@ def read_examples(
     As `read_corpus`, but all forms are taken. Where there are conversations, a record of a prompt
     and its response is one of two turns; else it is a document.
     """
-    files = find_files(path, command=command)
+    config = config or DataConfig()
+    files = find_files(path, command=command, include=config.include)
     texts = place_for(files, scratch)
     with_turns: list[Conversation | PreferencePair] = []
 
@@ -72,7 +73,7 @@ def read_examples(
         texts.drop(name)
         with_turns[:] = [one for one in with_turns if file_of(one.source) != name]
 
-    reading = Reading(config or DataConfig(), texts, add_record, lambda _: _EXPECTED, drop)
+    reading = Reading(config, texts, add_record, lambda _: _EXPECTED, drop)
     tally = read_files(files, reading, scratch)
     # One by one, the documents of a large text have no text in memory.
     found: list[Example] = [*with_turns, *texts.documents()[:]]

@@ -3,7 +3,8 @@
 `.txt` and `.md` are plain documents or record files, which hold `PROMPT<start>RESPONSE<end>` many
 times. Under `data.format: auto` a file is one of those where its first `<start>` comes before its
 first `<end>`. `.jsonl`, `.json`, `.csv`, `.tsv` and `.parquet` hold records of the forms of
-`formats.py`. All but `.parquet` may be compressed, and a folder may mix them.
+`formats.py`. Source code and web pages are plain documents, where they are asked for. All but
+`.parquet` may be compressed, and a folder may mix them.
 
 Training takes texts, and prompts with their responses; `conversations.py` takes all forms.
 """
@@ -18,13 +19,14 @@ from ys_llm.config.schema import DataConfig, DataFormat
 from ys_llm.data.chat import Conversation
 from ys_llm.data.containers import DamagedFileError, is_compressed, shown, text_suffix
 from ys_llm.data.formats import FORMS, Parsed, RecordForm, parse_record
+from ys_llm.data.html_text import text_of_page
 from ys_llm.data.items import begins_with_record, record_items
 from ys_llm.data.records import END, START, Document, Record
 from ys_llm.data.remote import RemoteFile, name_of, opened, remove_copies
 from ys_llm.data.spool import InMemory, Spool
 from ys_llm.data.tables import Row, holds_records, record_rows
 from ys_llm.data.tally import Tally, passed_over_line
-from ys_llm.data.text_files import SUFFIXES, CorpusFiles, find_files, read_blocks
+from ys_llm.data.text_files import SUFFIXES, CorpusFiles, find_files, included_as, read_blocks
 from ys_llm.errors import UserError, command_line
 
 ADVICE = command_line("train", data="PATH")  # where a path of text is wrong
@@ -79,21 +81,22 @@ def read_corpus(
     """Read a file, or a folder and all folders below it; a path may be an address (`remote.py`).
 
     The documents are sorted by content, so that names of files do not matter; empty texts are left
-    out. Of the configuration, `format`, `on_bad_record` and `on_bad_shard` count. Raises UserError,
-    with file and line, for anything that cannot be read in full, or leaves out a bad record or a
-    damaged file where that is chosen; `command` is what it advises to type where the path itself
-    is wrong.
+    out. Of the configuration, `format`, `include`, `on_bad_record` and `on_bad_shard` count. Raises
+    UserError, with file and line, for anything that cannot be read in full, or leaves out a bad
+    record or a damaged file where that is chosen; `command` is what it advises to type where the
+    path itself is wrong.
 
     Texts of SPOOL_BYTES or more go to a temporary file in the folder `scratch`, if one is given:
     memory then holds no more than a few times the longest record, whatever the number of documents.
     """
-    files = find_files(path, command=command)
+    config = config or DataConfig()
+    files = find_files(path, command=command, include=config.include)
     texts = place_for(files, scratch)
 
     def add_record(form: RecordForm, parsed: Parsed, source: str) -> None:
         texts.add(_document_to_train(form, parsed, source))
 
-    reading = Reading(config or DataConfig(), texts, add_record, _advice, texts.drop)
+    reading = Reading(config, texts, add_record, _advice, texts.drop)
     tally = read_files(files, reading, scratch)
     documents = texts.documents()
     if not documents:
@@ -162,6 +165,11 @@ def _read_file(path: Path, name: str, reading: Reading, *, is_alone: bool) -> Ta
                 tally.forms["empty"] += 1
             else:
                 _take(row, name, reading, tally)
+    elif kind := included_as(path):
+        blocks = read_blocks(path)
+        if kind == "html":
+            blocks = iter([text_of_page("".join(blocks), path)])
+        tally.forms[kind if reading.texts.add_text(blocks, name) else "empty"] += 1
     elif data_format == "records" or (
         data_format != "text" and begins_with_record(read_blocks(path))
     ):

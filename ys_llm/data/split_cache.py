@@ -120,7 +120,10 @@ class _Snapshot:
     @classmethod
     def take(cls, config: DataConfig, command: str) -> "_Snapshot":
         """List the files and look at each, without opening it. Raises UserError as reading does."""
-        now, files = time.time_ns(), find_files(_root(config), command=command)
+        now, files = (
+            time.time_ns(),
+            find_files(_root(config), command=command, include=config.include),
+        )
         key: dict[str, Any] = {
             "version": [_FORMAT_VERSION, ys_llm.__version__],
             "data": asdict(config),

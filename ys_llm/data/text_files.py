@@ -1,6 +1,7 @@
 """The files of a corpus: which ones are read, and their text, a megabyte at a time.
 
-Only `.txt`, `.md` and files of records are read, compressed or not, and `.parquet`. In folders,
+Only `.txt`, `.md` and files of records are read, compressed or not, and `.parquet`; source code and
+web pages where they are asked for. In folders,
 `README.md`, `manifest*`, names that begin with a dot and the folders of runs are skipped; all other
 files are counted by their ending, so that a header can list what was skipped.
 """
@@ -9,10 +10,11 @@ import codecs
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ys_llm.config.schema import Included
 from ys_llm.data.containers import (
     COMPRESSIONS,
     TABLE,
@@ -29,6 +31,16 @@ from ys_llm.system.lock import is_run
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (".txt", ".md", *RECORD_SUFFIXES)
+INCLUDED: Mapping[Included, tuple[str, ...]] = {  # read only where it is asked for
+    "html": (".html", ".htm", ".xhtml"),
+    "code": (
+        *(".asm", ".bash", ".c", ".cc", ".clj", ".cpp", ".cs", ".css", ".cu", ".cuh", ".cxx"),
+        *(".dart", ".el", ".erl", ".ex", ".f90", ".fs", ".go", ".h", ".hpp", ".hs", ".java"),
+        *(".jl", ".js", ".jsx", ".kt", ".lean", ".lisp", ".lua", ".m", ".ml", ".mjs", ".nim"),
+        *(".php", ".pl", ".proto", ".ps1", ".py", ".pyi", ".r", ".rb", ".rs", ".scala", ".scm"),
+        *(".scss", ".sh", ".sql", ".swift", ".tcl", ".tex", ".ts", ".tsx", ".v", ".vhdl", ".zig"),
+    ),
+}
 
 _SAMPLE_BYTES = 1 << 16  # from the first bad byte on, to tell the encoding by
 _COMPRESSED = (*COMPRESSIONS, ".bz2", ".xz")
@@ -49,41 +61,50 @@ class CorpusFiles:
         return [*self.paths, *self.remote]
 
 
-def find_files(root: Path | str, *, command: str) -> CorpusFiles:
+def find_files(root: Path | str, *, command: str, include: Sequence[Included] = ()) -> CorpusFiles:
     """List the text files of a folder and all folders below it; a file is a list of itself.
+
+    Source code and web pages are text where they are included.
 
     Links are followed, and each file is listed once. Raises UserError where `root` does not exist
     or is a file of another kind; `command` is what it then advises to type.
     """
     if is_remote(root):
-        return _find_remote(str(root), command)
+        return _find_remote(str(root), command, include)
     root, name = Path(root), shown(root)
     if not os.path.exists(root):
         found = "is a link to nothing" if root.is_symlink() else "does not exist"
         raise UserError(f"{name} {found}; expected a file or folder of text", f"Type: {command}")
     if root.is_dir():
-        return _walk(root)
-    if not is_text(root):
+        return _walk(root, include)
+    if not is_text(root, include):
         raise _wrong_suffix(root, command)
     return CorpusFiles([root])
 
 
-def _find_remote(url: str, command: str) -> CorpusFiles:
+def _find_remote(url: str, command: str, include: Sequence[Included]) -> CorpusFiles:
     files, root = CorpusFiles(), PurePosixPath(url)
     for file in list_files(url, command=command):
         below, name = PurePosixPath(file.url).parts[len(root.parts) :], Path(file.url).name
         if any(part.startswith(".") for part in below) or (below and _is_about_the_corpus(name)):
             continue
-        if is_text(Path(name)):
+        if is_text(Path(name), include):
             files.remote.append(file)
         else:
             files.passed_over[_ending(Path(name))] += 1
     return files
 
 
-def is_text(path: Path) -> bool:
+def is_text(path: Path, include: Sequence[Included] = ()) -> bool:
     """Return whether a file of this name is read."""
-    return text_suffix(path) in SUFFIXES or path.suffix.lower() == TABLE
+    is_read = text_suffix(path) in SUFFIXES or path.suffix.lower() == TABLE
+    return is_read or included_as(path) in include
+
+
+def included_as(path: Path) -> Included | None:
+    """Return what a file of this name is that is read only where it is asked for."""
+    suffix = text_suffix(path)
+    return next((kind for kind, suffixes in INCLUDED.items() if suffix in suffixes), None)
 
 
 def read_blocks(path: Path, *, errors: str = "strict") -> Iterator[str]:
@@ -180,12 +201,18 @@ def _wrong_suffix(path: Path, command: str) -> UserError:
     if known := file_format(head):
         what, advice = known
         return UserError(f"{shown(path)} is {what}; expected one of {expected}", advice)
+    if kind := included_as(path):
+        what = "source code" if kind == "code" else "a web page"
+        return UserError(
+            f"{shown(path)} is {what}; expected one of {expected}",
+            f"To read it all the same, add --set data.include=[{kind}]",
+        )
     return UserError(
         f"{shown(path)} is none of {expected}", f"Rename it if it is text, then type: {command}"
     )
 
 
-def _walk(root: Path) -> CorpusFiles:
+def _walk(root: Path, include: Sequence[Included]) -> CorpusFiles:
     """List in a fixed order; the target of links is listed once, so that a loop of links ends."""
     files = CorpusFiles()
     seen: set[str] = set()
@@ -198,7 +225,7 @@ def _walk(root: Path) -> CorpusFiles:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(name for name in names if not _is_about_the_corpus(name)):
             path = Path(folder, name)
-            if not is_text(path):
+            if not is_text(path, include):
                 files.passed_over[_ending(path)] += 1
             elif (real := os.path.realpath(path)) not in seen:
                 seen.add(real)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ys_llm.data.encodings import encoding_advice
 from ys_llm.data.readers import read_documents
 from ys_llm.errors import UserError
 
@@ -78,6 +79,52 @@ def test_an_encoding_that_is_certain_is_proposed(
     encodable = TEXTS[language].encode(codec, "ignore").decode(codec)
     path.write_bytes("\n".join([encodable] * n_lines).encode(codec))
     assert proposed(refusal(path)) == iconv
+
+
+SENTENCES: dict[str, list[str]] = {
+    "gbk": ["春天来了，河边的柳树发了芽。", "他说：“明天我们一起去学校吧。”", "老人坐在门口。"],
+    "big5": ["這本書講的是一個小女孩和她的狗。"],
+    "shift_jis": ["春になると、川のそばの木に花が咲いた。", "カメラとノート"],
+    "euc_jp": ["春になると、川のそばの木に花が咲いた。", "カメラとノートを買いました。"],
+    "euc_kr": ["봄이 오자 강가의 나무에 꽃이 피었다."],
+    "cp1251": ["Весной у реки расцвели деревья.", "Мы пойдём завтра.", "Она купила хлеб и молоко."],
+    "koi8_r": ["Весной у реки расцвели деревья."],
+    "cp866": ["Весной у реки расцвели деревья."],
+    "cp1252": [
+        "L’été dernier, nous sommes allés à la mer.",
+        "Das Mädchen hörte die Vögel früh am Morgen.",
+        "¿Dónde está el niño? Mañana vendrá.",
+        "Perché non è venuto? È già partito.",
+        "“Don’t go,” she said — but he had left.",
+        "Flickan såg en älg på vägen.",
+    ],
+    "cp1250": ["Dziewczynka znalazła żółty kwiat.", "Děti šly do školy přes most."],
+    "cp1254": ["Küçük kız ağaçların altında oturdu."],
+    "cp1256": ["في الربيع أزهرت الأشجار بجانب النهر"],
+    "cp850": ["L'été dernier, nous sommes allés à la mer.", "El niño comió después."],
+    "mac_roman": ["Das Mädchen hörte die Vögel früh am Morgen.", "El niño comió después."],
+    "utf_16_le": ["Весной у реки расцвели деревья.", "A spring day", "他们来了"],
+    "utf_16_be": ["春になると、川のそばの木に花が咲いた。", "A spring day"],
+    "utf_16": ["A", "Весной"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", SENTENCES)
+def test_of_a_text_that_is_cut_anywhere_no_wrong_encoding_is_proposed(codec: str) -> None:
+    """A text too short to be sure of gives a list of what it could be, without a command."""
+    for sentence in SENTENCES[codec]:
+        for end in range(1, len(sentence) + 1):
+            text = sentence[:end]
+            data = text.encode(codec)
+            if "\0" not in data.decode("latin1") and data.isascii():
+                continue
+            advice = encoding_advice(data, data, name="a.txt")
+            found = re.search(r"iconv -f (\S+) -t UTF-8 a\.txt", advice)
+            if found:
+                read_as = {"MACINTOSH": "mac_roman"}.get(found[1], found[1])
+                assert data.decode(read_as) == text
+            else:
+                assert advice.startswith("It could be ") and end < len(sentence), advice
 
 
 @pytest.mark.skipif(not shutil.which("iconv"), reason="there is no iconv")

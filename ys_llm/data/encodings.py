@@ -58,7 +58,20 @@ _PUNCTUATION = frozenset("“”‘’„‚«»‹›–—‑…•·°§©®�
 _INSIDE_WORDS = frozenset("’‘‑–—·\xa0")  # punctuation that stands between two letters
 _FEWEST_LETTERS = 4  # of a script other than Latin, to be sure of it
 _FEWEST_RARE_LETTERS = 2  # with accents, to be sure of an encoding that is rare today
+_FEWEST_PLAIN_LETTERS = 3  # beside those with accents
+_OPENING = "„‚"
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+_AFTER_SMALL_OR_SINGLE = re.compile(
+    r"(?<=[a-z])[^\x00-\x7f]|(?<=[A-Z])[^\x00-\x7f](?=[a-z])|(?<=\b[A-Z])[^\x00-\x7f](?!\w)"
+)
+_DASH_AFTER_LETTER = re.compile("(?<=[A-Za-z])[–—]")
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+_SYMBOLS = re.compile("[¢¤¥¦¨¬¯±´¸×÷ˆ˘-˝∙√∞∫≈≠≤≥⌐-◿]")
+_MOST_SYMBOLS = 0.1  # of the characters beyond ASCII
 _MOST_MIXED = 0.2  # borders with Latin letters, for each letter of another script
+
+
+_MULTIBYTE = ("GB18030", "BIG5", "CP932", "EUC-JP", "CP949", "UTF-16LE", "UTF-16BE")
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,11 @@ class _Encoding:
     label: str
     languages: Sequence[_Language]
     codec: str = ""
+
+    @property
+    def is_multibyte(self) -> bool:
+        """Return whether the end of a sample may be part of a character."""
+        return self.name in _MULTIBYTE
 
 
 def _latin(letters: str) -> _Language:
@@ -114,7 +132,7 @@ _CENTRAL = tuple(
 _TURKISH = (_latin("çğıöşüâîİ"),)
 _BALTIC = tuple(map(_latin, ("ąčęėįšųūž", "āčēģīķļņšūž", "äõöüšž")))
 _CYRILLIC = (_Language(frozenset("оеаинтсрвлкмдпуяыьгі"), 0.6),)
-_GREEK = (_Language(frozenset("αοιετσνηυρπκμλωςάόέίή"), 0.6),)
+_GREEK = (_Language(frozenset("αοιετσνηυρπκμλωςάόέίή"), 0.7),)
 _HEBREW = (_Language(frozenset("יוהלאתבמרשנ"), 0.5),)
 _ARABIC = (_Language(frozenset("الينمروتبهسعدف"), 0.5),)
 _THAI = (_Language(frozenset("นรากอเงมยลวดทส่้ี"), 0.5),)
@@ -210,18 +228,31 @@ def encoding_advice(head: bytes, sample: bytes, *, name: str) -> str:
 
 
 def certain_encoding(head: bytes, sample: bytes) -> _Encoding | None:
-    """Return the one encoding that makes readable text of the sample, or None if not just one."""
-    for candidates in (_CANDIDATES, _RARE):
-        texts = {
-            encoding: text
-            for encoding in candidates
-            for text in _decoded(encoding, head if encoding.name.startswith("UTF-16") else sample)
-            if any(_is_written_in(text, language) for language in encoding.languages)
-            and (candidates is _CANDIDATES or _letters(text) >= _FEWEST_RARE_LETTERS)
-        }
-        if texts:  # encodings that agree on every character are one
-            return next(iter(texts)) if len(set(texts.values())) == 1 else None
-    return None
+    """Return the one encoding that makes readable text of the sample, or None if not just one.
+
+    Text too short to be sure of in one encoding is reason enough not to be sure of another.
+    """
+    found = _readable(_CANDIDATES, head, sample) or _readable(_RARE, head, sample)
+    if len(set(found.values())) != 1:  # encodings that agree on every character are one
+        return None
+    encoding, text = next(iter(found.items()))
+    n_letters = _letters(text)
+    if not encoding.languages[0].latin:
+        return encoding if n_letters >= _FEWEST_LETTERS else None
+    if encoding in _RARE:
+        return encoding if n_letters >= _FEWEST_RARE_LETTERS else None
+    is_usual = encoding is _CANDIDATES[0] or n_letters > _FEWEST_RARE_LETTERS
+    return encoding if is_usual or not _readable(_RARE, head, sample) else None
+
+
+def _readable(candidates: Sequence[_Encoding], head: bytes, sample: bytes) -> dict[_Encoding, str]:
+    """Return the text that the sample is in each encoding, where it is readable."""
+    return {
+        encoding: text
+        for encoding in candidates
+        for text in _decoded(encoding, head if encoding.name.startswith("UTF-16") else sample)
+        if any(_is_written_in(text, language) for language in encoding.languages)
+    }
 
 
 def likely_encodings(sample: bytes) -> list[str]:
@@ -275,8 +306,8 @@ def _is_damaged_utf8(data: bytes) -> bool:
 
 
 def _decoded(encoding: _Encoding, sample: bytes) -> Iterator[str]:
-    """Yield the sample in this encoding, cut where its last character may be incomplete."""
-    for cut in range(4):
+    """Yield the sample in this encoding, cut where a last character of several bytes may be."""
+    for cut in range(4 if encoding.is_multibyte else 1):
         try:
             yield sample[: len(sample) - cut].decode(encoding.codec or encoding.name)
         except UnicodeDecodeError:
@@ -295,13 +326,21 @@ def _is_written_in(text: str, language: _Language) -> bool:
 def _share(text: str, language: _Language) -> float:
     """Return the share of letters beyond ASCII that are this language's."""
     letters = [char for char in text if char > "\x7f" and char not in _PUNCTUATION]
-    if not letters:
-        return float(language.latin)
+    if not letters:  # English; of dashes that touch a word, each is a letter in Mac Roman
+        marks = _DASH_AFTER_LETTER.sub("", text)
+        return float(language.latin and not language.letters and not marks.isascii())
     return sum(char in language.letters for char in letters) / len(letters)
 
 
 def _punctuation_is_plausible(text: str) -> bool:
-    """Return whether no quotation mark stands inside a word; `d‚j` is `déj` in a DOS encoding."""
+    """Return whether there are few symbols, and no quotation mark inside a word.
+
+    `d‚j` is `déj` in a DOS encoding.
+    """
+    if len(_SYMBOLS.findall(text)) > _MOST_SYMBOLS * len(_BEYOND_ASCII.findall(text)):
+        return False
+    if _CONTROLS.search(text) or re.search(rf"(?<=[\w'’])[{_OPENING}]", text):
+        return False
     marks = re.finditer(r"(?<=[A-Za-z])[^\x00-\x7f](?=[A-Za-z])", text)
     return not any(m[0] in _PUNCTUATION and m[0] not in _INSIDE_WORDS for m in marks)
 
@@ -310,15 +349,20 @@ def _fits_latin(text: str) -> bool:
     """Return whether letters with accents stand among plain ones, and capitals begin words."""
     accented = _letters(text)
     among = len(re.findall(r"(?:(?<=[A-Za-z])|(?=.[A-Za-z]))[^\x00-\x7f]", text))
-    capital_inside = any(m[0].isupper() for m in re.finditer(r"(?<=[a-z])[^\x00-\x7f]", text))
-    return among >= 0.5 * accented and not capital_inside
+    inside = _AFTER_SMALL_OR_SINGLE.finditer(text)
+    plain = sum(char.isalpha() for char in text if char <= "\x7f")
+    return (
+        plain >= _FEWEST_PLAIN_LETTERS
+        and among >= 0.5 * accented
+        and not any(m[0].isupper() for m in inside)
+    )
 
 
 def _fits_other(text: str) -> bool:
-    """Return whether there are enough letters, in words that mix with no Latin ones."""
+    """Return whether words mix with no Latin ones."""
     letters = _letters(text)
     mixed = len(re.findall(r"[A-Za-z](?=[^\x00-\x7f])|[^\x00-\x7f](?=[A-Za-z])", text))
-    return letters >= _FEWEST_LETTERS and mixed <= _MOST_MIXED * letters
+    return letters > 0 and mixed <= _MOST_MIXED * letters
 
 
 def _letters(text: str) -> int:

@@ -45,16 +45,12 @@ class DataConfig:
             "records are read as; auto = by what is found"
         },
     )
-    on_bad_record: Literal["stop", "skip"] = field(
-        default="stop",
-        metadata={"help": "a record that fits no form: an error, or left out and listed"},
+    on_bad_record: Literal["stop", "skip"] = setting(
+        "stop", "a record that fits no form: an error, or left out and listed"
     )
-    on_bad_shard: Literal["stop", "skip"] = field(
-        default="stop",
-        metadata={
-            "help": "a file of text that is missing, cut off or corrupt: an error, or left out and "
-            "listed"
-        },
+    on_bad_shard: Literal["stop", "skip"] = setting(
+        "stop",
+        "a file of text that is missing, cut off or corrupt: an error, or left out and listed",
     )
     include: tuple[Included, ...] = setting(
         (),

@@ -193,3 +193,21 @@ def test_the_page_fits_a_phone_and_every_control_has_a_name(page: Any) -> None:
         ".map(one => one.outerHTML)"
     )
     assert nameless == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 360])
+def test_axe_finds_no_barrier(page: Any, scheme: str, width: int) -> None:
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python"
+    )
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size({"width": width, "height": 800})
+    set_slider(page, "max_tokens", 16)
+    write(page)
+    page.locator(".text").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.locator("#candidates").wait_for(state="visible")
+    results = axe.Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()

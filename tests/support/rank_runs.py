@@ -44,13 +44,15 @@ class RankRuns:
     folder: Path
     corpus: Path
 
-    def words(self, *changes: str) -> list[str]:
-        every = settings(self.corpus, changes)
-        return ["train", *(word for setting in every for word in ("--set", setting))]
+    def words(self, *changes: str, config: str | None = None) -> list[str]:
+        """`ys train` of the small run with these changes, or of a shipped configuration."""
+        given = ["--config", config] if config else []
+        every = [f"data.path={self.corpus}", *changes] if config else settings(self.corpus, changes)
+        return ["train", *given, *(word for setting in every for word in ("--set", setting))]
 
-    def train(self, name: str, size: int, *changes: str) -> Path:
+    def train(self, name: str, size: int, *changes: str, config: str | None = None) -> Path:
         """Train to the end; the run's folder."""
-        ended = self.end(self.start(size, f"run={name}", *changes))
+        ended = self.end(self.start(size, f"run={name}", *changes, config=config))
         assert [e.code for e in ended] == [0] * size, "\n".join(e.stderr for e in ended)
         return self.folder / "runs" / name
 
@@ -60,10 +62,11 @@ class RankRuns:
         *changes: str,
         faults: Mapping[int, Mapping[str, Any]] | None = None,
         folders: Mapping[int, Path] | None = None,
+        config: str | None = None,
         **how: Any,
     ) -> list[Child]:
         """Start the processes, one alone or several; by rank, what befalls one, and where it is."""
-        words, below = self.words(*changes), {"below": str(self.folder)}
+        words, below = self.words(*changes, config=config), {"below": str(self.folder)}
         children = []
         for rank, place in enumerate(places(size, **how)):
             fault = {**below, **faults[rank]} if faults and rank in faults else {}

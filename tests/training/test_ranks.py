@@ -31,9 +31,9 @@ OFTEN = ("train.checkpoint_interval=2", "train.eval_interval=3")
 STAGES = "[{seq_len: 8, batch_size: 5, steps: 3}, {seq_len: 16, batch_size: 4, steps: 3}]"
 STREAMS = ("data.batching=contiguous", f"train.stages={STAGES}")
 RECIPES = {
-    "windows": ("model.dropout=0.2", "train.grad_accum_steps=2"),
+    "windows": ("model.dropout=0.2",),
     "streams": STREAMS,
-    "documents": ("data.batching=documents", "model.copy.window=8"),
+    "documents": ("data.batching=documents", "model.copy.window=8", "train.grad_accum_steps=2"),
 }
 HARD = (*OFTEN, *STREAMS, "model.dropout=0.2")  # all that a restart must carry over
 

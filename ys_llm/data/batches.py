@@ -7,7 +7,7 @@ of M = len(tokens) - 1 inputs, in which position (i + 1) mod M follows position 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +30,7 @@ class Batch:
     With `carry`, row b continues row b of the previous batch, so the state is carried over.
     `starts_BT` marks the first token (`<end>`) of each document, and of a row that continues
     nothing though the others do. Of a batch that several processes share, each has a part of the
-    rows, and `share` is its share of the targets that count.
+    rows, and `share` is its share of the targets that count, of which all have `counted_by_all`.
     """
 
     inputs_BT: Tensor
@@ -38,19 +38,31 @@ class Batch:
     starts_BT: Tensor
     carry: bool
     share: float = 1.0
+    counted_by_all: int | None = None
+
+    @property
+    def counted(self) -> int:
+        """How many targets count, those of other processes included."""
+        if self.counted_by_all is not None:
+            return self.counted_by_all
+        return int((self.targets_BT != IGNORE_INDEX).sum())
 
     def part(self, rows: slice) -> Batch:
         """Return some rows of this batch."""
         targets_BT = self.targets_BT[rows]
-        counted = int((self.targets_BT != IGNORE_INDEX).sum())
-        share = int((targets_BT != IGNORE_INDEX).sum()) / max(1, counted)
-        return Batch(self.inputs_BT[rows], targets_BT, self.starts_BT[rows], self.carry, share)
+        share = int((targets_BT != IGNORE_INDEX).sum()) / max(1, self.counted)
+        return Batch(
+            self.inputs_BT[rows], targets_BT, self.starts_BT[rows], self.carry, share, self.counted
+        )
 
     def to(self, device: torch.device) -> Batch:
         """Return the same on a device."""
-        inputs_BT, targets_BT = self.inputs_BT.to(device), self.targets_BT.to(device)
-        starts_BT = self.starts_BT.to(device)
-        return Batch(inputs_BT, targets_BT, starts_BT, self.carry, self.share)
+        return replace(
+            self,
+            inputs_BT=self.inputs_BT.to(device),
+            targets_BT=self.targets_BT.to(device),
+            starts_BT=self.starts_BT.to(device),
+        )
 
 
 @dataclass(frozen=True)

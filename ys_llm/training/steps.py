@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ys_llm.data.batches import IGNORE_INDEX, Batch
+from ys_llm.data.batches import Batch
 from ys_llm.model.state import State, detach, map_state
 from ys_llm.training.frozen import freeze
 from ys_llm.training.metrics import log_line
 from ys_llm.training.objectives import both_batches, distilled, pair_loss
 from ys_llm.training.optimizer import set_learning_rate
-from ys_llm.training.ranks.group import ALONE, Ranks
 from ys_llm.training.ranks.parallel import own_masks, summed_at
 from ys_llm.training.ranks.shard import whole
 from ys_llm.training.recovery.diagnosis import capture_inputs
@@ -44,7 +43,7 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
     selected: list[Selected] = []
     own_masks(run.model, run.ranks, position.stage.batch_size)
     batches = [next_batch(run, state, n) for n in range(config.grad_accum_steps)]
-    divisors = divisors_of(batches, run.ranks)
+    divisors = divisors_of(batches)
     for micro_step, (batch, divisor) in enumerate(zip(batches, divisors, strict=True)):
         carried = state.carried if batch.carry else None
         starts_BT = _starts(run, batch)
@@ -70,13 +69,10 @@ def forward_backward(run: Run, state: TrainState) -> StepGradients:
     return StepGradients(began, step, position, mean_loss, grad_norm, captured, further)
 
 
-def divisors_of(batches: list[Batch], ranks: Ranks = ALONE) -> list[float]:
-    """What each mean loss is divided by, so that the sum is the mean of all targets that count.
-
-    Of several processes none knows the targets of the others: there batches count alike.
-    """
-    counted = [int((batch.targets_BT != IGNORE_INDEX).sum()) for batch in batches]
-    if len(set(counted)) == 1 or not ranks.is_alone:  # at no rounding
+def divisors_of(batches: list[Batch]) -> list[float]:
+    """What each mean loss is divided by, so that the sum is the mean of all targets that count."""
+    counted = [batch.counted for batch in batches]
+    if len(set(counted)) == 1:  # at no rounding
         return [len(batches)] * len(batches)
     return [sum(counted) / n if n else math.inf for n in counted]
 

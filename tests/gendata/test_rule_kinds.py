@@ -61,6 +61,7 @@ def test_a_note_goes_with_its_block_or_not_at_all(response: str, left: str | Non
         "SELECT name\nFROM rivers\nWHERE length > 100;",
         "const rivers = [];\nrivers.push(1);\nconsole.log(rivers);",
         "server:\n  port: 80\n  host: here\ndata:",
+        "name: Anna\nitems:\n  - oars\n  - sails\ndata:",
         '{"river": {"name": "Rhine", "towns": ["Bonn", "Basel"]}}',
     ],
 )
@@ -141,6 +142,17 @@ PAIRS = {
 def test_an_answer_in_the_language_of_its_prompt_is_right(language: str) -> None:
     prompt, response = PAIRS[language]
     assert kept(response, prompt)
+    assert outcome(response) == "<language>"
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "Die Flüsse sind lang, und das Wasser ist nicht kalt, aber die Kinder sind auf dem Eis.",
+        "Les rivières sont longues, mais elles ne sont pas froides, et nous avons un bateau.",
+    ],
+)
+def test_an_answer_in_another_language_is_found_in_one_sentence(response: str) -> None:
     assert outcome(response) == "<language>"
 
 

@@ -10,7 +10,7 @@ _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.S)
 _NOT_A_LINE_END = re.compile(r"[^\n]")
 _NO_BRACKET = re.compile(r"^[ \t]*\w{1,3}\)|[:;]-?[()]", re.M)  # "a)" in a list; a smiley
 _CODE_LINE = re.compile(
-    r"""\s*(?:
+    r"""(?:\ {2,}-\ \S+$)|\s*(?:
       [{}()\[\]<#@] | // | /\* | --[ ]
     | (?:def|class|import|const|let|var|public|void|int|char|float)\[ ]
     | from\ \w+\ import | return\b | function\b | (?:if|for|while)\b.*[:{]$

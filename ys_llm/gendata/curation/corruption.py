@@ -44,7 +44,7 @@ _FOREIGN = {
     "French": "le la les des et est un une du que dans qui pour sur pas avec ce il elle au quelle "
     "sont mais nous vous leur ont",
     "German": "der die das und ist nicht ein eine zu den mit von auf für im sich auch es ich wie "
-    "sind aber dem wir ihr bei nach aus wird oder",
+    "sind aber dem wir ihr bei nach aus wird",
     "Italian": "il la che di e un una per non con del della sono gli le nel si anche come più qual",
     "Portuguese": "o a os as de que e em um uma por com para não do da se no na como mais qual é",
     "Dutch": "de het een en van ik niet is dat op te zijn voor met die aan er maar om ook wat",

@@ -80,7 +80,8 @@ _RECAP = re.compile(
 )
 _I_JUDGE = re.compile(
     r"\bi\s+(?:\w+ly\s+)?(?:appreciate|agree with|like|love)\s+(?:how\s+you\b|your\b|the\s+"
-    r"(?:nuanced|emphasis|way\s+you))|\bimpressed\s+(?:by|with)\s+(?:your|the)\b",
+    r"(?:nuanced|emphasis|way\s+you))|\bimpressed\s+(?:by|with)\s+(?:your|the)\b"
+    r"|\bsuggestions?\s+(?:to|for)\s+(?:improv|enhanc)\w+",
     re.I,
 )
 _NO_QUESTION = re.compile(

@@ -31,6 +31,12 @@ def test_the_configurations_may_be_compared() -> None:
     check_configs(configs, allowed=["model.copy.window"])
 
 
+def test_the_published_order_may_be_asked_for() -> None:
+    paths = sorted((ROOT / "benchmarks/order").glob("*.yaml"))
+    assert len(paths) == 6
+    check_configs([load_config(path).config for path in paths], allowed=[])
+
+
 def test_every_file_may_be_compared() -> None:
     files = {f"benchmarks/fair/{path.name}" for path in (ROOT / "benchmarks/fair").glob("*")}
     assert files < set(EVERY.values())

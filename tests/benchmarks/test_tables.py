@@ -57,6 +57,7 @@ def test_every_result_file_is_shown() -> None:
         "replies.json",
         "diloco.json",
         "mixers.json",
+        "abilities.json",
     }
     assert named == {f"{result.name}.json" for result in RESULTS}
     assert RESULTS

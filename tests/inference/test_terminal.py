@@ -96,6 +96,7 @@ def test_every_command_answers_in_one_session(begin: Begin, folder: Path) -> Non
         "/branches": "* main",
         "/mute global": "muted: 1.global_summary, 2.global_summary",
         "/unmute": "muted: nothing",
+        "/adapter": "adapters: none; there are none",
         f"/feed {book}": "48,000 tokens in",
         "/undo": "tokens: the hat",
         "/undo 2 tokens": "tokens: the hat",

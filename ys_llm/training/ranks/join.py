@@ -92,7 +92,8 @@ def _connected(place: Place, config: TrainConfig) -> Ranks:
         raise UserError(
             f"process {place.rank} of {place.size} cannot reach the others at {place.address}:"
             f"{place.port} ({str(error).splitlines()[0]})",
-            "If it is not started again by itself, see that no firewall is between the machines.",
+            "No firewall may be between the machines; GLOO_SOCKET_IFNAME=eth0 names the network, "
+            "which is needed where a machine's own name means 127.0.0.1.",
         ) from error
 
 

@@ -29,9 +29,12 @@ hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile("ys")
 
 
-# What a shell ignores in commands behind `&`; tests send it, also to processes that inherit this.
+# What a shell ignores in commands behind `&`, and what nohup ignores; tests send both, also to
+# processes that inherit this.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Files that take long, the longest first: what begins last must not keep one core busy alone.
 LONG = (

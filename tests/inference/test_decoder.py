@@ -336,7 +336,9 @@ def test_torch_and_the_decoder_generate_the_same_text(shape: str, temperature: f
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags are those of x86-64")
-@pytest.mark.parametrize("flag", ["-march=x86-64", "-march=x86-64-v3"])
+@pytest.mark.parametrize(
+    "flag", [pytest.param("-march=x86-64", marks=pytest.mark.slow), "-march=x86-64-v3"]
+)
 def test_older_processors_compute_the_same(flag: str) -> None:
     if flag.endswith("v3") and "avx2" not in inspect_machine().features:
         pytest.skip("the processor has no AVX2")

@@ -9,12 +9,18 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.harmed_runs import CONFIGURATIONS, HarmedRun, Runs, moment_of, points
 
 KILL_POINTS = 20
 POWER_CUTS = 7  # of each kind: one per part of a training
+
+
+def every_second(count: int) -> list[Any]:
+    """The numbers below `count`, each second one for the slow tests."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n % 2 else []) for n in range(count)]
 
 
 def test_kill_points_cover_every_part_of_a_training(whole_runs: Runs) -> None:
@@ -30,7 +36,7 @@ def test_kill_points_cover_every_part_of_a_training(whole_runs: Runs) -> None:
     assert {"write", "fsync", "replace", "step"} <= hit
 
 
-@pytest.mark.parametrize("number", range(KILL_POINTS))
+@pytest.mark.parametrize("number", every_second(KILL_POINTS))
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_killed_run_ends_as_an_uninterrupted_one(
     harmed: Callable[..., HarmedRun], name: str, number: int
@@ -55,7 +61,7 @@ def test_a_run_killed_repeatedly_ends_as_an_uninterrupted_one(
 
 
 @pytest.mark.parametrize("kind", ["power cut", "unlucky power cut"])
-@pytest.mark.parametrize("number", range(POWER_CUTS))
+@pytest.mark.parametrize("number", every_second(POWER_CUTS))
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_run_after_a_power_cut_ends_as_an_uninterrupted_one(
     harmed: Callable[..., HarmedRun], name: str, number: int, kind: str

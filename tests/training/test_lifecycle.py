@@ -38,7 +38,7 @@ from ys_llm.runs.folder import checkpoints
 from ys_llm.runs.model_files import load_run
 
 SEQUENCES = 200
-IN_THE_ORDINARY_SUITE = 20
+IN_THE_ORDINARY_SUITE = 10
 COMMANDS = 8
 SHORTEST = 3  # steps: the warm-up and one more, so that asking for more changes none of the first
 MOST_OPERATIONS = 260  # file operations of a short training; a fault may come too late to happen

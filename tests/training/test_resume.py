@@ -131,7 +131,7 @@ def interrupted(tmp_path: Path, config: Path, sent: signal.Signals, *, after: in
     ("batching", "sent", "exit_code"),
     [
         ("shuffled", signal.SIGINT, EXIT_INTERRUPTED),
-        ("contiguous", signal.SIGTERM, EXIT_TERMINATED),
+        pytest.param("contiguous", signal.SIGTERM, EXIT_TERMINATED, marks=pytest.mark.slow),
         pytest.param("shuffled", signal.SIGHUP, 128 + signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )

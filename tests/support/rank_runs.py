@@ -53,7 +53,9 @@ class RankRuns:
     def train(self, name: str, size: int, *changes: str, config: str | None = None) -> Path:
         """Train to the end; the run's folder."""
         ended = self.end(self.start(size, f"run={name}", *changes, config=config))
-        assert [e.code for e in ended] == [0] * size, "\n".join(e.stderr for e in ended)
+        assert [e.code for e in ended] == [0] * size, f"{[e.code for e in ended]} " + "\n".join(
+            e.stderr for e in ended
+        )
         return self.folder / "runs" / name
 
     def start(

@@ -16,7 +16,16 @@ from torch import Tensor
 from ys_llm.config.schema import GenerateConfig, ModelConfig, TokenizerKind
 from ys_llm.data.tokenizer import Tokenizer, train_tokenizer
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
-from ys_llm.inference.generate import complete, encode_pieces, generate, prefill, prompt_ids
+from ys_llm.inference.generate import (
+    complete,
+    drained,
+    encode_pieces,
+    generate,
+    prefill,
+    prefill_slices,
+    prompt_ids,
+)
+from ys_llm.inference.prompt_reader import PromptReader
 from ys_llm.inference.sampling import ScoredToken, distribution, draw
 from ys_llm.model.language_model import Model
 
@@ -109,9 +118,11 @@ def test_a_prompt_is_a_record_or_a_plain_beginning(tokenizer: Tokenizer) -> None
 @pytest.mark.parametrize("sizes", [(1,), (7,), (64,), (64, 16, 5)])
 def test_reading_in_pieces_is_reading_at_once(model: Model, sizes: tuple[int, ...]) -> None:
     ids = torch.randint(2, model.vocab_size, (150,)).tolist()
-    whole, cut = [], []
-    at_once = prefill(model, ids, piece_sizes=(150,), observe=whole.append, n_candidates=3)
-    in_pieces = prefill(model, iter(ids), piece_sizes=sizes, observe=cut.append, n_candidates=3)
+    whole, cut = list[ScoredToken](), list[ScoredToken]()
+    at_once, in_pieces = (
+        drained(prefill_slices(PromptReader(model, None, *scoring), iter(ids), piece_sizes=of))
+        for of, scoring in (((150,), (whole.append, 3)), (sizes, (cut.append, 3)))
+    )
     assert in_pieces.n_tokens == at_once.n_tokens == 150
     assert in_pieces.recent == at_once.recent == tuple(ids[-PENALTY_WINDOW:])
     torch.testing.assert_close(in_pieces.logits_V, at_once.logits_V, atol=1e-4, rtol=1e-4)
@@ -131,7 +142,8 @@ def test_the_prompt_is_read_piece_by_piece(model: Model) -> None:
             yield id
 
     ahead: list[int] = []
-    prefill(model, source(), piece_sizes=(10,), observe=lambda _: ahead.append(n_read))
+    reader = PromptReader(model, None, lambda _: ahead.append(n_read))
+    drained(prefill_slices(reader, source(), piece_sizes=(10,)))
     # Token i (the first has no score) is scored with its own piece, before the next is read.
     assert ahead == [10 * (i // 10 + 1) for i in range(1, 100)]
 

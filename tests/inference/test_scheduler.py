@@ -47,7 +47,8 @@ def loaded(copies: bool = False) -> LoadedRun:
 
 
 def alone(run: LoadedRun, prompt: list[int], sampling: GenerateConfig) -> list[int]:
-    read, decoder = prefill(run.model, prompt), decoder_of(run.model)
+    decoder = decoder_of(run.model)
+    read = prefill(run.model, prompt, decoder=decoder)
     end_id = run.tokenizer.end_id
     tokens = generate(run.model, read, sampling=sampling, end_ids=[end_id], decoder=decoder)
     return [token.id for token in tokens]

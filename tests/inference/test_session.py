@@ -127,10 +127,10 @@ def test_an_answer_stopped_early_is_one_of_fewer_tokens() -> None:
 
 
 def test_an_end_is_written_and_not_read() -> None:
-    engine = Engine(loaded_run())
+    run = loaded_run()
     with torch.no_grad():  # every logit the same, so that greedy takes the smallest id: <end>
-        engine.loaded.model.output.weight.zero_()
-    session = Session(engine)
+        run.model.output.weight.zero_()
+    session = Session(Engine(run))
     session.read(["the cat"])
     before = session.at
     ids = [token.id for token in session.generate(replace(SAMPLING, temperature=0.0))]

@@ -68,13 +68,10 @@ def _reply(loaded: LoadedRun, before: Sequence[Turn], expected: str) -> Reply:
     model, tokenizer = loaded.model, loaded.tokenizer
     ids = [*render(before, tokenizer).ids, tokenizer.controls[TOKEN_OF_ROLE["assistant"]]]
     sampling = GenerateConfig(temperature=0.0, max_tokens=MOST_TOKENS)
-    tokens = generate(
-        model,
-        prefill(model, ids),
-        sampling=sampling,
-        end_ids=[tokenizer.end_id],
-        decoder=decoder_of(model),
-    )
+    decoder = decoder_of(model)
+    read = prefill(model, ids, decoder=decoder)
+    end_ids = [tokenizer.end_id]
+    tokens = generate(model, read, sampling=sampling, end_ids=end_ids, decoder=decoder)
     written = [token.id for token in tokens]
     text = tokenizer.decode(written)
     roles = {tokenizer.controls[name] for name in TOKEN_OF_ROLE.values()}

@@ -18,6 +18,7 @@ from ys_llm.inference.generation import Drawn, Event, Finished, Generation
 from ys_llm.inference.kept import Kept
 from ys_llm.inference.sampling import Sampler, ScoredToken, sample_rows
 from ys_llm.inference.stop_text import StopText
+from ys_llm.model.state import State
 from ys_llm.runs.model_files import LoadedRun
 
 Emit = Callable[[Generation, Event], None]
@@ -43,7 +44,7 @@ class AnswerRows:
     def __init__(self, loaded: LoadedRun, emit: Emit) -> None:
         self._loaded, self._emit = loaded, emit
         self._decode_rows = decode_rows(loaded.model, decoder_of(loaded.model))
-        self._rows: list[_Row] = []
+        self._rows, self._joining = list[_Row](), list[State]()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -73,7 +74,7 @@ class AnswerRows:
             explained = row.explainer.explain(parts_of(read.state), read.logits_V, token)
         self._take(row, token, explained, before if request.keep == "each" else None)
         if row.reason is None:
-            self._decode_rows.add([read.state])
+            self._joining.append(read.state)
             self._rows.append(row)
         else:
             self._finish(row, Kept(read.state, (self._pending(row),), recent))
@@ -82,6 +83,7 @@ class AnswerRows:
         """Read the last token of every row and draw the next one."""
         if not self._rows:
             return
+        self._join()
         for i, row in enumerate(self._rows):
             if muted := row.generation.request.muted:
                 self._decode_rows.empty(i, muted)
@@ -102,6 +104,7 @@ class AnswerRows:
             i for i, row in enumerate(self._rows) if row.reason is None and row not in unwanted
         ]
         if len(remaining) < len(self._rows):
+            self._join()
             self._decode_rows.keep(remaining)
             self._rows = [self._rows[i] for i in remaining]
         return [row.generation for row in unwanted]
@@ -109,6 +112,11 @@ class AnswerRows:
     def clear(self) -> list[Generation]:
         """Drop all rows."""
         return self.keep(lambda generation: False)
+
+    def _join(self) -> None:
+        """Add the states of new rows, together, since all rows are moved."""
+        self._decode_rows.add(self._joining)
+        self._joining = []
 
     def _draw(self, numbers: Sequence[int], logits_NV: Tensor) -> None:
         """The tokens of rows with the same options."""

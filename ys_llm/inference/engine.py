@@ -154,7 +154,9 @@ class Engine:
     def read(self, pieces: Iterable[str], *, raw: bool) -> Prefilled:
         """Read a prompt that comes in pieces, in memory that does not grow with its length."""
         model, ids = self.loaded.model, self._ids(pieces, raw=raw)
-        return prefill(model, ids) if self.cache is None else prefill_cached(model, ids, self.cache)
+        if self.cache is None:
+            return prefill(model, ids, decoder=self.decoder)
+        return prefill_cached(model, ids, self.cache, decoder=self.decoder)
 
     def generate(self, prefilled: Prefilled, sampling: GenerateConfig) -> Iterator[ScoredToken]:
         """The tokens of the answer, as they are drawn."""

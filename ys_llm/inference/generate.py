@@ -1,46 +1,39 @@
 """Generation: the prompt is read once, in pieces; then each token takes one decode step.
 
+A long piece is read by the model in one pass. A short one is read by the compiled decoder, token by
+token like an answer: launching torch's operations takes as long as some hundred decode steps of a
+small model, and the short pieces of several prompts can be read together.
+
 Memory does not grow with the length of the prompt where the mixer's state does not, and neither
 does the time per token.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 
-import torch
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.data.chat import TOKEN_OF_ROLE, Role
 from ys_llm.data.tokenizer import StreamDecoder, Tokenizer
-from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
-from ys_llm.inference.copied import Copied, Copyable
+from ys_llm.inference.copied import Copied
 from ys_llm.inference.decode_step import decode_rows
-from ys_llm.inference.decoder import Decoder
+from ys_llm.inference.decoder import Decoder, StepMemory
 from ys_llm.inference.prefix_cache import (
     PIECE_SIZES,
     ROOT,
     PrefixCache,
-    SavedPrefix,
     is_checkpoint,
     keys_of,
     pieces_of,
 )
-from ys_llm.inference.sampling import (
-    Sampler,
-    ScoredToken,
-    log_softmax,
-    sample_rows,
-    score_token,
-)
-from ys_llm.model.copy_tier import Reading
+from ys_llm.inference.prompt_reader import PieceRead, PromptReader, ShortPiece
+from ys_llm.inference.sampling import Sampler, ScoredToken, sample_rows
 from ys_llm.model.language_model import Model
-from ys_llm.model.modes import inference_mode
-from ys_llm.model.state import State, detach, map_state
+from ys_llm.model.state import State
 
 _SPEAKERS: tuple[Role, Role] = ("user", "assistant")
 _LOOKED_UP = 256  # pieces of a prompt that are looked up in the cache at once
@@ -56,6 +49,10 @@ class Prefilled:
     recent: tuple[int, ...]  # the last PENALTY_WINDOW ids
     n_tokens: int
     n_cached: int = 0  # of these tokens: their state was saved, and they were not read again
+
+
+# Reading a prompt: yields between two pieces, or a short piece to be sent back as it was read.
+Slices = Generator[ShortPiece | None, PieceRead | None, Prefilled]
 
 
 @dataclass
@@ -118,66 +115,77 @@ def prefill(
     ids: Iterable[int],
     state: State | None = None,
     *,
-    piece_sizes: Sequence[int] = PIECE_SIZES,
     observe: Callable[[ScoredToken], None] | None = None,
     n_candidates: int = 0,
+    decoder: Decoder | None = None,
 ) -> Prefilled:
     """Read `ids` (at least one) after `state`, piece by piece (`pieces_of`).
 
     `observe` is called with every token but the first, in order, each scored by what came before.
+    `decoder` is the model's compiled decoder, as for `generate`; the same prompt is to be read
+    with or without it whenever the same bits are expected.
     """
-    reader = _PromptReader(model, state, observe, n_candidates)
-    for piece in pieces_of(ids, piece_sizes):
-        reader.read(piece)
-    return reader.prefilled()
+    reader = PromptReader(model, state, observe, n_candidates)
+    return drained(prefill_slices(reader, ids, decoder=decoder), decoder)
 
 
-def prefill_cached(model: Model, ids: Iterable[int], cache: PrefixCache) -> Prefilled:
+def prefill_cached(
+    model: Model, ids: Iterable[int], cache: PrefixCache, *, decoder: Decoder | None = None
+) -> Prefilled:
     """Read a prompt from the longest of its beginnings in `cache`, and save what is read there.
 
-    Logits and state are the same bits as those of `prefill(model, ids)`.
+    Logits and state are the same bits as those of `prefill(model, ids, decoder=decoder)`.
     """
-    return drained(_cached_slices(model, ids, cache))
+    return drained(prefill_slices(PromptReader(model), ids, cache, decoder=decoder), decoder)
 
 
-def drained(slices: Generator[None, None, Prefilled]) -> Prefilled:
+def drained(slices: Slices, decoder: Decoder | None = None) -> Prefilled:
     """What was read, without a pause between two slices."""
+    read: PieceRead | None = None
     while True:
         try:
-            next(slices)
+            piece = slices.send(read)
         except StopIteration as end:
-            read: Prefilled = end.value
-            return read
+            prefilled: Prefilled = end.value
+            return prefilled
+        assert piece is None or decoder is not None
+        read = None if piece is None or decoder is None else _decoded(decoder, piece)
 
 
 def prefill_slices(
-    model: Model,
+    reader: PromptReader,
     ids: Iterable[int],
     cache: PrefixCache | None = None,
     *,
-    state: State | None = None,
-    observe: Callable[[ScoredToken], None] | None = None,
-    n_candidates: int = 0,
-) -> Generator[None, None, Prefilled]:
-    """`prefill`, or `prefill_cached`, that yields between two pieces and returns what it has read.
+    decoder: Decoder | None = None,
+    piece_sizes: Sequence[int] = PIECE_SIZES,
+) -> Slices:
+    """Read a prompt with a new reader, as a generator that returns what it has read.
 
-    Others can be served between two pieces; a cache serves neither a `state` nor `observe`.
+    It yields between two pieces, when others can be served, and what is to be read elsewhere. A
+    `cache` serves whole prompts whose tokens are not scored, in pieces of the usual sizes.
     """
+    pieces = pieces_of(ids, piece_sizes)
     if cache is not None:
-        return (yield from _cached_slices(model, ids, cache))
-    reader = _PromptReader(model, state, observe, n_candidates)
-    for number, piece in enumerate(pieces_of(ids)):
-        if number:
-            yield
-        reader.read(piece)
-    return reader.prefilled()
+        return _cached_slices(reader, pieces, cache, decoder)
+    return _plain_slices(reader, pieces, decoder)
+
+
+def _plain_slices(
+    reader: PromptReader, pieces: Iterable[Sequence[int]], decoder: Decoder | None
+) -> Slices:
+    for piece in pieces:
+        yield from _read(reader, piece, decoder)
+    return _prefilled(reader)
 
 
 def _cached_slices(
-    model: Model, ids: Iterable[int], cache: PrefixCache
-) -> Generator[None, None, Prefilled]:
-    reader, pieces, key = _PromptReader(model), pieces_of(ids), ROOT
-    group = list(islice(pieces, _LOOKED_UP))
+    reader: PromptReader,
+    pieces: Iterator[Sequence[int]],
+    cache: PrefixCache,
+    decoder: Decoder | None,
+) -> Slices:
+    group, key = list(islice(pieces, _LOOKED_UP)), ROOT
     while group:
         following = list(islice(pieces, _LOOKED_UP))
         keys = keys_of(group, key)
@@ -185,87 +193,41 @@ def _cached_slices(
         if saved is not None:
             reader.skip(group[:n_known], saved)
         for number in range(n_known, len(group)):
-            if reader.n_read:
-                yield
-            reader.read(group[number])
+            yield from _read(reader, group[number], decoder)
             whole = not following and number == len(group) - 1
             if whole or is_checkpoint(reader.n_tokens):
                 cache.add(keys[number], reader.saved(whole=whole))
         group, key = following, keys[-1]
-    return reader.prefilled()
+    return _prefilled(reader)
 
 
-class _PromptReader:
-    """A prompt while it is read."""
+def _read(
+    reader: PromptReader, piece: Sequence[int], decoder: Decoder | None
+) -> Generator[ShortPiece | None, PieceRead | None, None]:
+    """Read the next piece here, or have it read by the decode step."""
+    if decoder and decoder.reads_pieces_of(len(piece)) and not reader.is_scoring:
+        read = yield reader.short(piece)
+        assert read is not None
+        reader.take(piece, read)
+        return
+    if reader.n_read:
+        yield None
+    reader.read(piece)
 
-    def __init__(
-        self,
-        model: Model,
-        state: State | None = None,
-        observe: Callable[[ScoredToken], None] | None = None,
-        n_candidates: int = 0,
-    ) -> None:
-        self.n_tokens, self.n_read, self.state = 0, 0, state  # n_read: pieces
-        self.logits_V: Tensor | None = None
-        self._model, self._observe, self._n_candidates = model, observe, n_candidates
-        self._recent, self._n_cached = deque[int](maxlen=PENALTY_WINDOW), 0
-        self._copyable: Copyable | None = None  # by what follows the last token
 
-    def read(self, piece: Sequence[int]) -> None:
-        """Read the next piece."""
-        with inference_mode(self._model):
-            row = _row(self._model, piece)
-            if self._observe is None:
-                logits_BTV, state = self._model(row, self.state, logits="last")
-            else:
-                logits_BTV, state, reading = self._model.read(row, self.state)
-                scored = _scored(piece, logits_BTV[0], self.logits_V, self._n_candidates)
-                for token in self._with_copied([*scored], reading, int(state["position_B"])):
-                    self._observe(token)
-        # In memory as a state from a file is, whose next piece must be rounded alike.
-        self.state, self.logits_V = map_state(detach(state), Tensor.contiguous), logits_BTV[0, -1]
-        self._pass(piece)
-        self.n_read += 1
+def _decoded(decoder: Decoder, piece: ShortPiece) -> PieceRead:
+    """A short piece as it is read alone: with the same bits as beside others."""
+    sequence, memory = decoder.sequence(piece.state), StepMemory()
+    for id in piece.ids:
+        logits_NV = decoder.step([sequence], [id], memory=memory)
+    return PieceRead(logits_NV[0].clone(), decoder.state(sequence))
 
-    def _with_copied(
-        self, scored: list[ScoredToken], reading: Reading | None, n_read: int
-    ) -> list[ScoredToken]:
-        """The tokens of a piece, the first of which the last query of the piece before predicts."""
-        tier = self._model.copy_tier
-        if tier is None or reading is None:
-            return scored
-        before, now = self._copyable, Copyable(tier, reading, n_read)
-        self._copyable = now
-        predicted_by = [(now, query) for query in range(len(scored))]
-        if before is not None:
-            predicted_by.insert(0, (before, -1))
-        return [
-            replace(token, copied=copyable.of(query, token.id, token.logprob))
-            for token, (copyable, query) in zip(scored, predicted_by, strict=False)
-        ]
 
-    def skip(self, pieces: Sequence[Sequence[int]], saved: SavedPrefix) -> None:
-        """Take over what is saved of the next pieces."""
-        self.state, self.logits_V = saved.state, saved.logits_V
-        for piece in pieces:
-            self._pass(piece)
-            self._n_cached += len(piece)
-
-    def saved(self, *, whole: bool) -> SavedPrefix:
-        """What is read so far, to be saved; `whole`: it is all of the prompt."""
-        assert self.state is not None
-        return SavedPrefix(self.state, self.logits_V if whole else None)
-
-    def prefilled(self) -> Prefilled:
-        """What was read."""
-        if self.logits_V is None or self.state is None:
-            raise ValueError("prefill needs at least one id; an empty prompt begins with <end>")
-        recent = tuple(self._recent)
-        return Prefilled(self.logits_V, self.state, recent, self.n_tokens, self._n_cached)
-
-    def _pass(self, piece: Sequence[int]) -> None:
-        self._recent.extend(piece)
-        self.n_tokens += len(piece)
+def _prefilled(reader: PromptReader) -> Prefilled:
+    if reader.logits_V is None or reader.state is None:
+        raise ValueError("prefill needs at least one id; an empty prompt begins with <end>")
+    recent = tuple(reader.recent)
+    return Prefilled(reader.logits_V, reader.state, recent, reader.n_tokens, reader.n_cached)
 
 
 def copied_from(
@@ -282,20 +244,6 @@ def copied_from(
     state = prefill(model, prompt[:-1], before).state if len(prompt) > 1 else before
     prefill(model, [prompt[-1], *answer], state, observe=scored.append)
     return [token.copied for token in scored if token.copied is not None]
-
-
-def _row(model: Model, ids: Sequence[int]) -> Tensor:
-    return torch.tensor([ids], dtype=torch.int64, device=next(model.parameters()).device)
-
-
-def _scored(
-    ids: Sequence[int], logits_TV: Tensor, before_V: Tensor | None, n_candidates: int
-) -> Iterator[ScoredToken]:
-    """The tokens of one piece; `before_V` are the logits after the piece before it, if any."""
-    if before_V is not None:
-        yield score_token(ids[0], log_softmax(before_V), n_candidates)
-    for id, logprobs_V in zip(ids[1:], log_softmax(logits_TV[:-1]), strict=True):
-        yield score_token(id, logprobs_V, n_candidates)
 
 
 def generate(

@@ -11,7 +11,7 @@ anything there. A text is then read one token at a time.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from ys_llm.errors import UserError
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
 from ys_llm.inference.decode_step import DecodeRows, TorchRows
-from ys_llm.inference.generate import Prefilled, prefill
+from ys_llm.inference.generate import Prefilled, Slices, prefill
 from ys_llm.model.language_model import Model
 from ys_llm.model.state import State, flatten, unflatten
 
@@ -78,15 +78,13 @@ class MutedRows:
         self._rows.empty(row, names)
 
 
-def muted_slices(
-    rows: MutedRows, ids: Iterable[int], state: State
-) -> Generator[None, None, Prefilled]:
+def muted_slices(rows: MutedRows, ids: Iterable[int], state: State) -> Slices:
     """Read `ids` (at least one) after `state`, as the only one of `rows`; yields between tokens."""
     recent, n_tokens = deque[int](maxlen=PENALTY_WINDOW), 0
     rows.add([state])
     for id in ids:
         if n_tokens:
-            yield
+            yield None
         logits_V = rows.step([id])[0]
         recent.append(id)
         n_tokens += 1

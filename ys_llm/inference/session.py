@@ -229,7 +229,8 @@ class Session:
         cache = self.engine.cache
         if before.now is None and cache is not None and not self.muted:
             tapped = _noted(ids, tail)
-            now = prefill_cached(self.engine.loaded.model, tapped, cache)
+            model, decoder = self.engine.loaded.model, self.engine.decoder
+            now = prefill_cached(model, tapped, cache, decoder=decoder)
             self.at = Snapshot(now, tuple(tail))
             return ReadCount(now.n_tokens, now.n_cached)
         at: Snapshot = before
@@ -324,7 +325,8 @@ class Session:
             state = model.init_state(1) if before is None else before.state
             read = drained(muted_slices(rows, piece, state))
         else:
-            read = prefill(model, piece, None if before is None else before.state)
+            carried = None if before is None else before.state
+            read = prefill(model, piece, carried, decoder=self.engine.decoder)
         if before is None:
             return read
         recent = (*before.recent, *piece)[-PENALTY_WINDOW:]

@@ -213,8 +213,8 @@ class Scheduler:
             read = yield from muted_slices(rows, rest, state)
         else:
             note = scored.append if request.score_prompt else None
-            state = None if after is None else after.state
-            reader = PromptReader(model, state, note, request.n_candidates)
+            before = None if after is None else after.state
+            reader = PromptReader(model, before, note, request.n_candidates)
             cache = self._cache if after is None and note is None else None
             read = yield from prefill_slices(reader, rest, cache, decoder=self._decoder)
         if after is not None:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +20,14 @@ from ys_llm import __version__
 from ys_llm.cli.main import COMMANDS, main, parse
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.config.sources import load_config, to_mapping
-from ys_llm.errors import EXIT_FAILED, EXIT_NO_MODEL, EXIT_USAGE, command_line
+from ys_llm.errors import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NO_MODEL,
+    EXIT_USAGE,
+    UserError,
+    command_line,
+)
 from ys_llm.runs.folder import locked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -433,6 +441,25 @@ def test_an_interrupted_batch_keeps_the_states_of_what_it_read(
     monkeypatch.setattr("ys_llm.inference.repl.Engine._answer", interrupt)
     assert main(["run", "tiny", "--prompts", str(prompts), "--cache", str(kept)]) == 130
     assert kept.exists()
+
+
+def test_ctrl_c_does_not_hide_the_error_that_was_being_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        try:
+            raise UserError("stopped by SIGINT at step 3, saved", exit_code=EXIT_INTERRUPTED)
+        finally:
+            try:  # as a report does that is written while the error is on its way
+                Path("missing").read_text(encoding="utf-8")
+            except OSError:
+                raise KeyboardInterrupt  # noqa: B904 - so does a signal
+
+    monkeypatch.setattr("ys_llm.cli.doctor.run", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["doctor"]) == EXIT_INTERRUPTED
+    assert capsys.readouterr().err == "ys: stopped by SIGINT at step 3, saved\n"
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_what_rounded_weights_lose_is_told_by_eval(

@@ -82,8 +82,8 @@ def _run(argv: Sequence[str]) -> int:
     except UserError as error:
         return _report(error, namespace)
     except KeyboardInterrupt as interrupt:
-        if isinstance(interrupt.__context__, UserError):  # it already says where we stop
-            return _report(interrupt.__context__, namespace)
+        if (told := _being_handled(interrupt)) is not None:  # it already says where we stop
+            return _report(told, namespace)
         print("ys: stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
     except MemoryError:
@@ -99,6 +99,14 @@ def _run(argv: Sequence[str]) -> int:
         file = f"{error.filename}: " if error.filename else ""
         print(f"ys: {file}{error.strerror or error}", file=sys.stderr)
         return EXIT_FAILED
+
+
+def _being_handled(interrupt: KeyboardInterrupt) -> UserError | None:
+    """The error that was on its way to the user when Ctrl-C came, however deep in its handling."""
+    error: BaseException | None = interrupt.__context__
+    while error is not None and not isinstance(error, UserError):
+        error = error.__context__
+    return error
 
 
 def _report(error: UserError, namespace: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from ys_llm.gendata.programs.grammar import article, counted, expand, sentences,
 from ys_llm.gendata.programs.stories.lore import phrases, scenery, traits
 from ys_llm.gendata.programs.stories.plots import load_plot, plot_names
 from ys_llm.gendata.programs.stories.story import Story, make_story
-from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, CHILDREN, TRAITS
+from ys_llm.gendata.programs.words import ADULTS, ANIMAL_NAMES, ANIMALS, CHILDREN, TRAITS
 from ys_llm.gendata.recipes.items import plan_items
 from ys_llm.gendata.recipes.load import program_recipes
 
@@ -177,17 +177,19 @@ def test_every_plot_is_a_file_that_is_read_strictly() -> None:
         assert len({getattr(plot, asked) for plot in plots}) == len(plots)
     for plot in plots:
         assert plot.theme and plot.gist and plot.outcome
-        assert "{ending}" in plot.script and set(plot.avoid) <= set(TRAITS)
+        ends = ("{closing}", "{afterwards}", "{ending}", "{lasting}")
+        assert sum(plot.script.count(end) for end in ends) == 1 and set(plot.avoid) <= set(TRAITS)
+        assert set(plot.unfit) <= {skill for animal in ANIMALS for skill in animal.skills}
 
 
 def test_every_trait_says_how_it_acts() -> None:
     assert set(traits()) == set(TRAITS)
     for trait in traits().values():
         assert len(trait.manner) >= 4
-        for texts in (trait.habits, trait.stuck, trait.dares, trait.glad, trait.ends):
+        for texts in (trait.habits, trait.stuck, trait.dares, trait.glad, trait.ends, trait.lasting):
             assert len(texts) >= 2
-    assert all("{again}" in text or "{a.full}" in text or "{a.kind}" in text
-               for trait in traits().values() for text in trait.ends)  # fmt: skip
+        for text in (*trait.ends, *trait.lasting):
+            assert "{again}" in text or "{a.full}" in text or "{a.kind}" in text
 
 
 def test_scenes_and_phrases_are_files_too() -> None:

@@ -30,7 +30,8 @@ class Trait:
     stuck: tuple[str, ...] = setting((), "what {a} does when something goes wrong")
     dares: tuple[str, ...] = setting((), "what {a} does just before the deed that matters")
     glad: tuple[str, ...] = setting((), "what {a} does when it has gone well")
-    ends: tuple[str, ...] = setting((), "the last sentence of a story")
+    ends: tuple[str, ...] = setting((), "the last sentence of a story, on its evening")
+    lasting: tuple[str, ...] = setting((), "the last sentence, however much later")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _varied_trait(trait: Trait) -> Trait:
     """A trait whose sentences say the same in other words, too."""
     texts = {
         name: tuple(map(varied, getattr(trait, name)))
-        for name in ("habits", "stuck", "dares", "glad", "ends")
+        for name in ("habits", "stuck", "dares", "glad", "ends", "lasting")
     }
     return replace(trait, **texts)
 

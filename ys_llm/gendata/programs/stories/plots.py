@@ -7,6 +7,7 @@
       {opening} ...
     avoid: [kind]                       # traits of {a} that do not suit the plot
     at_home: true                       # it ends where {a} lives: nobody goes home
+    unfit: [fly]                        # skills of {a} with which it would have no problem
     family: animals                     # or children; both where it is left out
     friend: any adult                   # who {b} is: one of FRIENDS in `stage.py`
     thing: flies                        # {thing} and {noun}: any, or one of this nature
@@ -54,6 +55,7 @@ class Plot:
     outcome: str = setting("", 'continues "In the end, ..."')
     script: str = setting("", "the story, a template")
     avoid: tuple[str, ...] = setting((), "traits of {a} that do not suit the plot")
+    unfit: tuple[str, ...] = setting((), "skills of {a} that do not suit the plot")
     family: Literal["", "animals", "children"] = setting("", "both where it is empty")
     friend: str = setting("any", "who {b} is")
     at_home: bool = setting(False, "whether it ends where {a} lives")

@@ -191,7 +191,8 @@ def _ways(trait: str) -> Mapping[str, str]:
     if trait == "old":
         return ways | {"manner": "[kindly|slowly|with a smile|and nodded]"}
     found = traits()[trait]
-    acts = {"stuck": found.stuck, "dares": found.dares, "glad": found.glad, "end": found.ends}
+    acts = {"stuck": found.stuck, "dares": found.dares, "glad": found.glad}
+    acts |= {"end": found.ends, "lasting": found.lasting}
     ways |= {name: f"[{'|'.join(texts)}]" for name, texts in acts.items()}
     return ways | {"habit": f"[{'|'.join(found.habits)}]", "manner": f"[{'|'.join(found.manner)}]"}
 
@@ -205,9 +206,12 @@ def _of(role: str, template: str) -> str:
 
 
 def set_stage(
-    rng: random.Random, family: Family | Literal[""] = "", avoid: Sequence[str] = ()
+    rng: random.Random,
+    family: Family | Literal[""] = "",
+    avoid: Sequence[str] = (),
+    unfit: Sequence[str] = (),
 ) -> StoryStage:
-    """A stage with a place, weather and a main character {a} with none of these traits."""
+    """A stage with a place, weather and a main character {a} with none of these traits and skills."""
     drawn: Family = family if family else rng.choice(("animals", "children"))
     place = rng.choice(scenery().wild if drawn == "animals" else scenery().town)
     stage = StoryStage(rng, drawn, place)
@@ -225,7 +229,7 @@ def set_stage(
     _fill_numbered(stage, "food", FOODS)
     stage.slots["food"] = stage.slots["food.one"]
     if drawn == "animals":
-        stage.animal("a", avoid)
+        stage.animal("a", avoid, suits=lambda one: not set(one.skills).intersection(unfit))
     else:
         stage.child("a", avoid)
     opening = rng.choice(("tale", "tale", "day", "day", "plain"))
@@ -250,7 +254,7 @@ def stay_at_home(stage: StoryStage) -> None:
     """Let the story end where {a} lives: no sentence of its end goes home."""
     ends = traits()[stage.cast["a"].trait].ends
     stage.slots["a.end"] = f"[{'|'.join(end for end in ends if 'home' not in end)}]"
-    stage.slots |= {"homeward": "{night}", "went home": "{good night}"}
+    stage.slots |= {"homeward": "{sky}", "went home": "{good night}"}
 
 
 def _add_details(stage: StoryStage) -> None:

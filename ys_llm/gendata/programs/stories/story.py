@@ -3,19 +3,9 @@
 import random
 import re
 from dataclasses import dataclass
-from functools import cache
 
 from ys_llm.data.records import Record
-from ys_llm.gendata.programs.grammar import (
-    Alternatives,
-    Sequence,
-    expand,
-    expand_parsed,
-    parse,
-    sentences,
-    slots_in,
-    tidy,
-)
+from ys_llm.gendata.programs.grammar import expand, sentences, tidy
 from ys_llm.gendata.programs.stories.plots import load_plot, plot_names
 from ys_llm.gendata.programs.stories.prepare import prepare
 from ys_llm.gendata.programs.stories.pronouns import pronominalise
@@ -68,7 +58,7 @@ def make_story(rng: random.Random) -> Story:
     """One story; everything in it follows from `rng`."""
     name = rng.choice(plot_names())
     plot = load_plot(name)
-    stage = set_stage(rng, plot.family, plot.avoid)
+    stage = set_stage(rng, plot.family, plot.avoid, plot.unfit)
     if plot.at_home:
         stay_at_home(stage)
     prepare(stage, plot)
@@ -112,47 +102,15 @@ def _tell_well(name: str, script: str, stage: StoryStage) -> str:
     for number in range(MAX_TELLINGS):
         if number and number % TELLINGS_BEFORE_FEWER == 0:
             tell_details(stage, stage.details[1:])
-        text = _tell(script, stage, left_out=number // 2)
+        text = _tell(script, stage)
         if _reads_well(text, stage.cast["a"]):
             return text
     raise AssertionError(f"{name}: no telling reads well, the last one was: {text}")
 
 
-def _tell(script: str, stage: StoryStage, *, left_out: int = 0) -> str:
-    """The story, without so many of the sentences that nothing depends on."""
-    parts = list(parse(script))
-    colours = _colours(script)
-    for place in stage.rng.sample(colours, min(left_out, len(colours))):
-        parts[place] = ""
-    text = tidy(drop_marks(expand_parsed(tuple(parts), stage.slots, stage.rng)))
+def _tell(script: str, stage: StoryStage) -> str:
+    text = tidy(drop_marks(expand(script, stage.slots, stage.rng)))
     return pronominalise(text, stage.cast.values(), stage.rng)
-
-
-@cache
-def _colours(script: str) -> tuple[int, ...]:
-    """The parts of a script inside paragraphs that say nothing of what its plot has decided."""
-    parts = parse(script)
-    return tuple(
-        place
-        for place, part in enumerate(parts)
-        if isinstance(part, Alternatives)
-        and 0 < place < len(parts) - 1
-        and all(parts[near] == " " for near in (place - 1, place + 1))
-        and all(map(_is_whole, part.alternatives))
-        and all(_is_common(name) for name in slots_in(part))
-    )
-
-
-def _is_whole(sentence: Sequence) -> bool:
-    """Whether this is one sentence or more; a choice of words inside a sentence is not."""
-    last = sentence[-1] if sentence else "."
-    return not isinstance(last, str) or last.rstrip().endswith((".", "!", "?", '"'))
-
-
-def _is_common(name: str) -> bool:
-    """Whether a slot tells nothing new: a form of a character that is known already."""
-    role, _, form = name.partition(".")
-    return role in ("a", "b") and form not in ("new", "plain", "full", "end")
 
 
 def _reads_well(text: str, hero: Character) -> bool:

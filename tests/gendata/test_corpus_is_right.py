@@ -186,9 +186,10 @@ def test_every_trait_says_how_it_acts() -> None:
     assert set(traits()) == set(TRAITS)
     for trait in traits().values():
         assert len(trait.manner) >= 4
-        for texts in (trait.habits, trait.stuck, trait.dares, trait.glad, trait.ends, trait.lasting):
+        ends = (trait.ends, trait.lasting)
+        for texts in (trait.habits, trait.stuck, trait.dares, trait.glad, *ends):
             assert len(texts) >= 2
-        for text in (*trait.ends, *trait.lasting):
+        for text in itertools.chain(*ends):
             assert "{again}" in text or "{a.full}" in text or "{a.kind}" in text
 
 

@@ -211,7 +211,7 @@ def set_stage(
     avoid: Sequence[str] = (),
     unfit: Sequence[str] = (),
 ) -> StoryStage:
-    """A stage with a place, weather and a main character {a} with none of these traits and skills."""
+    """A stage with a place, weather and a main character {a} without these traits and skills."""
     drawn: Family = family if family else rng.choice(("animals", "children"))
     place = rng.choice(scenery().wild if drawn == "animals" else scenery().town)
     stage = StoryStage(rng, drawn, place)

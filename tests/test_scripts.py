@@ -51,12 +51,19 @@ def test_a_missing_network_is_a_clear_line_and_leaves_no_stamp(tmp_path):
 
 
 def test_an_environment_is_used_again_only_while_its_stamp_fits(tmp_path):
+    python = tmp_path / "python"  # whose environments are made without pip, in no time
+    python.write_text(
+        f'#!/bin/sh\nadded=; [ "$2" != venv ] || added=--without-pip\n'
+        f'exec "{sys.executable}" "$@" $added\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
     uses = (
         "install_packages() { echo installed; }; "
         "for extra in '' '' test test ''; do ensure_environment \"$extra\"; done; "
         'echo "# x" >> constraints.txt; PYTHON=/nowhere/python; ensure_environment ""'
     )
-    result = run_environment(tmp_path, uses, PYTHON=sys.executable)
+    result = run_environment(tmp_path, uses, PYTHON=str(python))
     assert result.stdout.count("making .venv") == 1
     # The build back end and the project, then what the tests need.
     assert result.stdout.count("installed") == 3

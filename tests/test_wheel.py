@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,9 +98,9 @@ def test_the_wheel_holds_the_package_its_sources_and_the_shipped_files(wheel: Pa
 
 
 def test_every_command_works_in_an_empty_folder(environment: Path, tmp_path: Path) -> None:
-    def ys(*words: str) -> str:
+    def started(program: str, *words: str) -> str:
         done = subprocess.run(
-            [environment / "bin/ys", *words],
+            [environment / program, *words],
             cwd=tmp_path,
             env=outside() | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.DEVNULL,
@@ -106,9 +108,10 @@ def test_every_command_works_in_an_empty_folder(environment: Path, tmp_path: Pat
             text=True,
             timeout=180,
         )
-        assert done.returncode == 0, f"ys {' '.join(words)}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{program} {words}\n{done.stdout}{done.stderr}"
         return done.stdout
 
+    ys = partial(started, "bin/ys")
     assert "spelling" in ys("gen-data", "--list")
     ys("gen-data", "--count", "2")
     assert (tmp_path / "training_data" / "MANIFEST.jsonl").exists()
@@ -117,10 +120,22 @@ def test_every_command_works_in_an_empty_folder(environment: Path, tmp_path: Pat
     (tmp_path / "texts").mkdir()
     for number in range(20):
         (tmp_path / f"texts/{number}.txt").write_text(f"The {number}th fox saw a hen. " * 9)
-    ys("train", "--data", "texts", "--run", "mine", *settings("data.validation_fraction=0.2"))
-    assert ys("run", "mine", "--prompt", "The", "--max-tokens", "4", "--temperature", "0")
-    assert "bits per byte" in ys("eval", "mine", "texts")
-    assert "torch " in ys("doctor")
+    commands = [
+        ["train", "--data", "texts", "--run", "mine", *settings("data.validation_fraction=0.2")],
+        ["run", "mine", "--prompt", "The", "--max-tokens", "4", "--temperature", "0"],
+        ["eval", "mine", "texts"],
+        ["doctor"],
+    ]
+    code = (  # in one process: most of the time of a command goes into importing torch
+        "import json, sys\n"
+        "from ys_llm.cli.main import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    print('@@@', flush=True)\n"
+        "    assert main(words) == 0, words\n"
+    )
+    shown = started("bin/python", "-c", code, json.dumps(commands)).split("@@@\n")
+    _, _, answered, evaluated, examined = shown
+    assert answered and "bits per byte" in evaluated and "torch " in examined
 
 
 def test_the_repository_is_not_used(environment: Path, tmp_path: Path) -> None:

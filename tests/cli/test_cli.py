@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.forked import ForkServer
 
 from ys_llm import __version__
 from ys_llm.cli.main import COMMANDS, main, parse
@@ -552,18 +553,20 @@ def test_clean_asks_at_a_terminal_and_no_means_no(
     assert Path("runs/tiny/model.safetensors").exists()
 
 
-def test_clean_without_a_terminal_removes_nothing_unless_told_to(trained: Path) -> None:
+def test_clean_without_a_terminal_removes_nothing_unless_told_to(
+    trained: Path, forks: ForkServer
+) -> None:
     run = trained / "runs/tiny"
     before = (run / "model.safetensors").stat().st_mtime_ns
     words = ["--run", "tiny", "--set", "train.max_steps=3"]
-    refused = ys("train", "clean", "all", *words, cwd=trained)
-    assert refused.returncode == EXIT_USAGE
+    refused = forks.run("train", "clean", "all", *words, folder=trained)
+    assert refused.code == EXIT_USAGE
     advised = re.search(r"type: (ys train clean all .*--yes)$", refused.stderr, re.M)
     assert advised
     assert "removing" in refused.stderr
     assert (run / "model.safetensors").stat().st_mtime_ns == before
-    result = ys(*shlex.split(advised.group(1))[1:], cwd=trained)
-    assert result.returncode == 0, result.stderr
+    result = forks.run(*shlex.split(advised.group(1))[1:], folder=trained)
+    assert result.code == 0, result.stderr
     assert "removing runs/tiny/tokenizer.json, " in result.stderr
     assert (run / "model.safetensors").stat().st_mtime_ns > before
     assert load_config(run / "config.yaml").config.train.max_steps == 3
@@ -667,10 +670,11 @@ def test_arguments_paths_and_stdin_are_utf8_whatever_the_locale(trained: Path) -
     assert code == 0, error
     assert json.loads(sent)["prompt"] == json.loads(given)["prompt"] == "Привет"
     (trained / "тексты").mkdir()
-    (trained / "тексты" / "один.txt").write_text("Жил-был кот. " * 20, encoding="utf-8")
-    shown, error, code = ys_in_the_c_locale("eval", "tiny", "тексты/один.txt", cwd=trained)
+    (trained / "тексты/один.yaml").write_text("data: {path: Жил-был кот}", encoding="utf-8")
+    words = ("config", "show", "--config", "тексты/один.yaml")
+    shown, error, code = ys_in_the_c_locale(*words, cwd=trained)
     assert code == 0, error
-    assert "тексты/один.txt" in shown.decode()
+    assert "path: Жил-был кот" in shown.decode() and "тексты/один.yaml" in shown.decode()
 
 
 def test_the_environment_reaches_generation(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.prefixes import IDS, ROOMY, by_layers, loaded_run, model_of, same
+from support.prefixes import IDS, LAYERS, ROOMY, by_layers, loaded_run, model_of, same
 
 from ys_llm.config.schema import GenerateConfig
 from ys_llm.inference import generate as generate_module
@@ -33,18 +33,26 @@ def timeless(answer: Answer) -> Answer:
 
 # Equal bits
 
+# What is evicted depends on bytes alone: a state of one size and one that grows show it.
+CACHES = [
+    *(pytest.param(layers, ROOMY, id="+".join(layers)) for layers in LAYERS),
+    *(
+        pytest.param((name,), max_bytes, id=f"{name}-{max_bytes}")
+        for name in ("three_tier", "softmax_attention")
+        for max_bytes in (200_000, 5_000)
+    ),
+]
 shared_and_own = st.tuples(st.integers(0, 600), st.integers(0, 90), st.integers(0, 3))
 
 
-@by_layers
-@pytest.mark.parametrize("max_bytes", [ROOMY, 200_000, 5_000])
+@pytest.mark.parametrize(("layers", "max_bytes"), CACHES)
 def test_logits_and_state_are_those_without_a_cache(
     layers: tuple[str, ...], max_bytes: int
 ) -> None:
     model = model_of(layers)
 
     @given(prompts=st.lists(shared_and_own, min_size=2, max_size=5))
-    @settings(max_examples=8)
+    @settings(max_examples=5)
     def check(prompts: list[tuple[int, int, int]]) -> None:
         cache = PrefixCache(max_bytes)
         for n_shared, n_own, id in prompts:

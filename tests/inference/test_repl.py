@@ -7,7 +7,6 @@ import json
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.forked import ForkServer
 
 from ys_llm.config.schema import Config, GenerateConfig, ModelConfig
 from ys_llm.data.tokenizer import train_tokenizer
@@ -31,7 +31,6 @@ from ys_llm.model.language_model import Model
 from ys_llm.runs.model_files import LoadedRun
 from ys_llm.system import signals
 
-ROOT = Path(__file__).resolve().parents[2]
 TraceFunction = Callable[[FrameType, str, Any], Any]
 SAMPLING = GenerateConfig(temperature=1.0, max_tokens=12, seed=4)
 
@@ -158,15 +157,13 @@ def test_three_quotes_begin_and_end_a_prompt_of_several_lines(
 
 ENDLESS = "the cat"  # its answer ends when it is interrupted
 SESSION = """
-import fcntl, select, signal, sys, termios, threading, time
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
-sys.path.insert(0, sys.argv[1])
-if sys.argv[2] != "with prompt_toolkit":
+import select, signal, sys, threading, time
+if sys.argv[1] != "with prompt_toolkit":
     sys.modules["prompt_toolkit"] = None
-if sys.argv[2] == "without readline":
+if sys.argv[1] == "without readline":
     sys.modules["readline"] = None
 from ys_llm.inference import repl
-if len(sys.argv) > 4:  # Ctrl-C reaches a thread that does not wait for input
+if len(sys.argv) > 3:  # Ctrl-C reaches a thread that does not wait for input
     threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 class Conversation:
@@ -175,7 +172,7 @@ class Conversation:
         pass
     def say(self, text):
         print("answering", ascii(text), flush=True)
-        while text == sys.argv[3]:
+        while text == sys.argv[2]:
             pass
         if text == "wait":  # until something is typed
             select.select([0], [], [])
@@ -188,21 +185,21 @@ print("left", flush=True)
 class Conversation:
     """`run_interactive` at a pseudo-terminal, with answers that repeat the prompt."""
 
-    def __init__(self, how: str, *more: str) -> None:
+    def __init__(self, forks: ForkServer, folder: Path, how: str, *more: str) -> None:
         self.how = how
+        self._ended: int | None = None
         # An editor draws the prompt; before that it asks for pastes to be marked.
         self.sign = "\x1b[?2004h" if how == "with prompt_toolkit" else "> "
         ours, theirs = os.openpty()
         self._terminal, self._shown, self._screen = ours, "", ""
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", SESSION, str(ROOT), how, ENDLESS, *more],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=os.environ | {"TERM": "xterm", "LC_ALL": "C.UTF-8", "PROMPT_TOOLKIT_NO_CPR": "1"},
-            start_new_session=True,
+        self._process = forks.start(
+            *(how, ENDLESS, *more),
+            folder=folder,
+            code=SESSION,
+            terminal=os.ttyname(theirs),
+            environment={"TERM": "xterm", "LC_ALL": "C.UTF-8", "PROMPT_TOOLKIT_NO_CPR": "1"},
         )
-        os.close(theirs)
+        self._theirs = theirs
 
     def type(self, text: str) -> None:
         os.write(self._terminal, text.encode())
@@ -212,8 +209,7 @@ class Conversation:
         ends = time.monotonic() + 60
         while text not in self._shown:
             if not (new := self._read(ends - time.monotonic())):
-                state = "running" if self.process.poll() is None else "ended"
-                pytest.fail(f"{text!r} was not shown ({state}). The screen:\n{self._screen}")
+                pytest.fail(f"{text!r} was not shown. The screen:\n{self._screen}")
             self._shown += new
             self._screen += new
         self._shown = self._shown.split(text, 1)[1]
@@ -228,14 +224,24 @@ class Conversation:
 
     def close(self) -> None:
         """End the session if it still runs."""
-        self.process.kill()
-        self.process.wait()
+        if self._ended is None:
+            self._process.send(signal.SIGKILL)
+        self.wait()
+        os.close(self._theirs)
         os.close(self._terminal)
+
+    def wait(self) -> int:
+        """The exit code of the session, once it has ended."""
+        if self._ended is None:
+            self._ended = self._process.wait().code
+        return self._ended
 
 
 @pytest.fixture(params=["with prompt_toolkit", "with readline", "without readline"])
-def talk(request: pytest.FixtureRequest) -> Iterator[Conversation]:
-    with closing(Conversation(request.param)) as conversation:
+def talk(
+    request: pytest.FixtureRequest, forks: ForkServer, tmp_path: Path
+) -> Iterator[Conversation]:
+    with closing(Conversation(forks, tmp_path, request.param)) as conversation:
         yield conversation
 
 
@@ -261,7 +267,7 @@ def test_a_conversation_at_a_terminal(talk: Conversation) -> None:
         talk.wait_for(talk.sign)
     talk.type("\x04")
     talk.wait_for("left")
-    assert talk.process.wait(60) == 0
+    assert talk.wait() == 0
 
 
 with_an_editor = pytest.mark.parametrize(
@@ -287,9 +293,11 @@ def test_a_prompt_that_arrives_with_ctrl_d_is_answered_before_leaving(talk: Conv
 
 
 @pytest.mark.parametrize("how", ["with readline", "without readline"])
-def test_ctrl_c_that_does_not_interrupt_the_waiting_for_input_is_noticed_soon(how: str) -> None:
+def test_ctrl_c_that_does_not_interrupt_the_waiting_for_input_is_noticed_soon(
+    how: str, forks: ForkServer, tmp_path: Path
+) -> None:
     """As when it comes between the prompt sign and the system call that waits."""
-    with closing(Conversation(how, "unnoticed")) as talk:
+    with closing(Conversation(forks, tmp_path, how, "unnoticed")) as talk:
         talk.wait_for(talk.sign)
         talk.type("\x03")
         talk.wait_for(talk.sign)

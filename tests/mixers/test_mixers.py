@@ -81,6 +81,7 @@ def test_a_token_changes_no_output_before_it(case: Case) -> None:
 
 # Each remainder of the local period, the edges of every period, document starts, and both ends.
 CUTS = (*range(1, 18), *range(31, 35), *range(39, 43), *range(47, 50), *range(61, T))
+CUTS_OF_DOCUMENTS = (1, 4, 5, 6, 15, 16, 17, 33, 39, 40, 41, 42, 48, 62, 63, 64)
 
 
 @every_mixer
@@ -90,7 +91,7 @@ def test_two_passes_with_the_carried_state_equal_one(case: Case, packed: bool) -
     mixer, x_BTD = case.mixer().double(), torch.randn(2, T, D_MODEL, dtype=torch.float64)
     starts_BT = starts_at(DOCUMENT_STARTS, (0, 16, 33)) if packed else None
     expected, last = run(mixer, x_BTD, None, starts_BT)
-    for t in CUTS:
+    for t in CUTS_OF_DOCUMENTS if packed else CUTS:
         starts = None if starts_BT is None else [starts_BT[:, :t], starts_BT[:, t:]]
         output, state = streamed(mixer, [x_BTD[:, :t], x_BTD[:, t:]], starts)
         torch.testing.assert_close(output, expected, **SAME)
@@ -147,7 +148,7 @@ def test_rows_at_different_clocks_know_nothing_of_each_other(case: Case, piece: 
     prompts = [torch.randn(1, n, D_MODEL, dtype=torch.float64) for n in PROMPT_LENGTHS]
     states = [run(mixer, x_BTD)[1] for x_BTD in prompts]
     together, position_B = concat_rows(states), torch.tensor(PROMPT_LENGTHS)
-    for _ in range(24 // piece):
+    for _ in range(18 // piece):
         x_BTD = torch.randn(len(prompts), piece, D_MODEL, dtype=torch.float64)
         output, together = mixer(x_BTD, together, None, position_B)
         for row, position in enumerate(position_B.tolist()):

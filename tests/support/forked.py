@@ -37,13 +37,19 @@ _THREADS = {
 
 @dataclass(frozen=True)
 class Job:
-    """One command; `fault` is what `power_cut.Fault` takes, `spare_bytes` what it may allocate."""
+    """One command; `fault` is what `power_cut.Fault` takes, `spare_bytes` what it may allocate.
+
+    `code` runs in its place and finds the words in sys.argv; `terminal` is then its standard input,
+    output and errors, and the terminal that it is interrupted from.
+    """
 
     words: Sequence[str]
     folder: str
     fault: Mapping[str, Any] = field(default_factory=dict)
     spare_bytes: int = 0  # 0: no limit
     environment: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    terminal: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,7 +239,25 @@ def _command(job: Job) -> int:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if job.fault:
         install(Fault(**job.fault))
+    if job.code:
+        _sit_at(job.terminal)
+        sys.argv = ["-c", *job.words]
+        exec(job.code, {})
+        return 0
     return main(list(job.words))
+
+
+def _sit_at(terminal: str) -> None:
+    """In a session of its own, whose controlling terminal is the first one that it opens."""
+    os.setsid()
+    opened = os.open(terminal, os.O_RDWR)
+    for number in range(3):
+        os.dup2(opened, number)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        open(number, "w", buffering=1, encoding="utf-8", closefd=False)  # noqa: SIM115
+        for number in (1, 2)
+    )
 
 
 def until(condition: Any, *, seconds: float = HANG_SECONDS) -> None:

@@ -138,25 +138,24 @@ def test_peaks_are_extrapolated_linearly_from_the_last_two_sizes() -> None:
     assert MemoryForecast(100, ((1, 400),), 0).peak_bytes(3) == 1000
 
 
-def test_the_child_stops_where_it_has_seen_enough(words: Path, growth: MemoryForecast) -> None:
-    config = small_config(words)
+def test_the_child_stops_where_it_has_seen_enough(growth: MemoryForecast) -> None:
     sizes = [size for size, _ in growth.steps]
     peaks = [peak for _, peak in growth.steps]
     assert sizes == [2**i for i in range(len(sizes))]
     assert peaks == sorted(peaks)
     assert peaks[-1] - peaks[-2] >= ENOUGH_GROWTH > peaks[-2] - peaks[-3]
-    capped = forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32, sizes=(1, 3))
-    assert [size for size, _ in capped.steps] == [1, 2, 3]
 
 
-def test_what_lies_in_the_current_folder_is_not_imported(
+def test_the_child_stops_at_the_largest_size_and_imports_nothing_from_the_current_folder(
     words: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("torch.py", "json.py", "ys_llm.py"):
         (tmp_path / name).write_text("raise SystemExit('imported from the current folder')\n")
     monkeypatch.chdir(tmp_path)
-    config = small_config(words)
-    assert forecast_memory(config, Compute(CPU), vocab_size=258, seq_len=32, sizes=(1, 1)).steps
+    capped = forecast_memory(
+        small_config(words), Compute(CPU), vocab_size=258, seq_len=32, sizes=(1, 3)
+    )
+    assert [size for size, _ in capped.steps] == [1, 2, 3]
 
 
 def test_a_child_that_fails_is_reported_in_one_line(words: Path) -> None:
@@ -231,6 +230,13 @@ def test_on_cuda_a_batch_that_does_not_run_is_halved(
     assert tried == [1000, 500, 250]
 
 
+@pytest.fixture
+def measured_before(growth: MemoryForecast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forecast of the small model is not measured again."""
+    monkeypatch.setattr(memory, "forecast_memory", lambda *_, **__: growth)
+
+
+@pytest.mark.usefixtures("measured_before")
 def test_one_sequence_that_does_not_fit_is_refused_with_both_figures(words: Path) -> None:
     config = small_config(words, "train.batch_size=auto", "train.memory_limit_gb=0.01")
     with pytest.raises(UserError, match=r"needs 0\.\d GB, but only 0\.0 GB may be used") as caught:
@@ -245,9 +251,8 @@ def unknown_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "inspect_machine", lambda: replace(here, free_bytes=None))
 
 
-def test_where_free_memory_is_unknown_auto_asks_for_a_limit(
-    words: Path, unknown_memory: None
-) -> None:
+@pytest.mark.usefixtures("unknown_memory", "measured_before")
+def test_where_free_memory_is_unknown_auto_asks_for_a_limit(words: Path) -> None:
     assert available_bytes(CPU) is None
     check_fits(config_of(words, "train.batch_size=1000000"), vocab_size=258, device=CPU)
     config = small_config(words, "train.batch_size=auto")

@@ -91,7 +91,7 @@ def test_hooks_of_every_module_take_effect(layers: tuple[str, ...], block: str) 
     for hooked in [[name] for name in names] if len(layers) == 1 else [names]:
         called = set[str]()
         handles = [
-            model.get_submodule(name).register_forward_hook(lambda *_, n=name: called.add(n))
+            model.get_submodule(name).register_forward_hook(lambda *_, n=name, to=called: to.add(n))
             for name in hooked
         ]
         torch.testing.assert_close(loss_of(model), before, **SAME)

@@ -26,7 +26,7 @@ import h11
 
 _PROMPT = "Tell me a bedtime story about a patient owl called number {}, please."
 _ALONE = 8  # requests, one after the other
-_EACH = 3  # requests of each of many clients
+_EACH = 3  # requests of each of many clients, unless told
 _SECONDS = 300.0  # for all answers
 _FEED_SECONDS = 60.0
 _FED = "Number {} sat by the river, and nobody knew why. "
@@ -130,7 +130,9 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
 
-async def measure(host: str, model: str, *, clients: int, tokens: int) -> list[Figures]:
+async def measure(
+    host: str, model: str, *, clients: int, tokens: int, each: int = _EACH
+) -> list[Figures]:
     """One client at a time, then `clients` at once."""
     connections = await _connected(host, clients)
 
@@ -151,7 +153,7 @@ async def measure(host: str, model: str, *, clients: int, tokens: int) -> list[F
     try:
         await all_of(connections[0], ["warm"])
         alone = await figures([[f"a{i}" for i in range(_ALONE)]])
-        several = [[f"{number}.{i}" for i in range(_EACH)] for number in range(clients)]
+        several = [[f"{number}.{i}" for i in range(each)] for number in range(clients)]
         return [alone, await figures(several)]
     finally:
         for connection in connections:
@@ -224,6 +226,7 @@ def main() -> None:
     parser.add_argument("--host", default="http://127.0.0.1:11500")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--each", metavar="REQUESTS", type=int, default=_EACH)
     parser.add_argument("--feed", metavar="BYTES", type=int)
     asked = parser.parse_args()
     sizes = {"clients": asked.clients, "tokens": asked.tokens}
@@ -233,7 +236,7 @@ def main() -> None:
         print(f"{asked.clients:3} clients while another feeds {asked.feed / 1e6:g} MB  {others}")
         print(f"it was feeding for {seconds:.0f} s")
         return
-    figures = asyncio.run(measure(asked.host, asked.model, **sizes))
+    figures = asyncio.run(measure(asked.host, asked.model, **sizes, each=asked.each))
     alone, together = figures
     print(f"one by one      {alone}")
     print(f"{asked.clients:3} at once     {together}")

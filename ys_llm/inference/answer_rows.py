@@ -10,8 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from ys_llm.config.schema import GenerateConfig
-from ys_llm.inference.decode_step import decode_rows
-from ys_llm.inference.decoder import decoder_of
+from ys_llm.inference.decode_step import DecodeRows
 from ys_llm.inference.explain import Explained, Explainer, parts_of
 from ys_llm.inference.generate import Prefilled
 from ys_llm.inference.generation import Drawn, Event, Finished, Generation
@@ -41,9 +40,8 @@ class _Row:
 class AnswerRows:
     """Draws the next token of every row, and emits what happens."""
 
-    def __init__(self, loaded: LoadedRun, emit: Emit) -> None:
-        self._loaded, self._emit = loaded, emit
-        self._decode_rows = decode_rows(loaded.model, decoder_of(loaded.model))
+    def __init__(self, loaded: LoadedRun, rows: DecodeRows, emit: Emit) -> None:
+        self._loaded, self._decode_rows, self._emit = loaded, rows, emit
         self._rows, self._joining = list[_Row](), list[State]()
 
     def __len__(self) -> int:

@@ -46,9 +46,9 @@ class DecodeRows(Protocol):
         """
 
 
-def decode_rows(model: Model, decoder: Decoder | None) -> DecodeRows:
-    """An empty batch, decoded by `decoder`, or by torch where there is none."""
-    return TorchRows(model) if decoder is None else CompiledRows(decoder)
+def decode_rows(model: Model, decoder: Decoder | None, *, threads: int | None = None) -> DecodeRows:
+    """An empty batch, decoded by `decoder` on its or on `threads`, or by torch without one."""
+    return TorchRows(model) if decoder is None else CompiledRows(decoder, threads)
 
 
 class TorchRows:
@@ -104,8 +104,8 @@ class TorchRows:
 class CompiledRows:
     """Rows decoded by the compiled decoder, `MAX_SEQUENCES` in one call."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, decoder: Decoder, threads: int | None = None) -> None:
+        self._decoder, self._threads = decoder, threads
         self._sequences: list[SequenceState] = []
         self._memory = list[StepMemory]()
 
@@ -125,7 +125,10 @@ class CompiledRows:
         self._memory += [StepMemory() for _ in begins[len(self._memory) :]]
         parts = [
             self._decoder.step(
-                self._sequences[i : i + MAX_SEQUENCES], ids[i : i + MAX_SEQUENCES], memory=memory
+                self._sequences[i : i + MAX_SEQUENCES],
+                ids[i : i + MAX_SEQUENCES],
+                threads=self._threads,
+                memory=memory,
             )
             for i, memory in zip(begins, self._memory, strict=False)
         ]

@@ -20,7 +20,7 @@ from itertools import chain
 
 from ys_llm.inference.answer_rows import AnswerRows
 from ys_llm.inference.compiled_sampling import PENALTY_WINDOW
-from ys_llm.inference.decode_step import decode_rows
+from ys_llm.inference.decode_step import DecodeRows, decode_rows
 from ys_llm.inference.decoder import decoder_of
 from ys_llm.inference.generate import Prefilled, Slices, prefill_slices
 from ys_llm.inference.generation import (
@@ -42,6 +42,9 @@ MAX_ROWS, MAX_WAITING = 64, 512
 # Of reading prompts between two decode steps, once for short pieces and once for all others; at
 # least one token of each of those, and one of these.
 _SLICE_SECONDS = 0.005
+# Of weights: a step has fewer threads here than it has alone. They wait for each other, and so for
+# all that shares the processor with one of them: the event loop, clients, other programs.
+_BYTES_PER_THREAD = 8 << 20
 # Of many rows, the tokens of this time are delivered together: whoever sends them shares the
 # processor with the steps, and to be woken costs as much for one token as for several.
 _MANY_ROWS, _DELIVERY_SECONDS = 8, 0.015
@@ -79,8 +82,9 @@ class Scheduler:
         self._waiting, self._reading = deque[Generation](), deque[Reading]()
         self._events: list[tuple[Generation, Event]] = []
         self._delivered_at = 0.0
-        self._rows, self._decoder = AnswerRows(loaded, self._emit), decoder_of(loaded.model)
-        self._pieces = PieceRows(decode_rows(loaded.model, self._decoder))
+        self._decoder = decoder_of(loaded.model)
+        self._rows = AnswerRows(loaded, self._decode_rows(), self._emit)
+        self._pieces = PieceRows(self._decode_rows())
         self._lock, self._unfinished, self._is_closed = threading.Lock(), set[Generation](), False
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
@@ -145,6 +149,14 @@ class Scheduler:
             return True
         return False
 
+    def _decode_rows(self) -> DecodeRows:
+        """An empty batch."""
+        model, decoder = self.loaded.model, self._decoder
+        if decoder is None:
+            return decode_rows(model, None)
+        share = int(decoder.bytes_per_token / _BYTES_PER_THREAD)
+        return decode_rows(model, decoder, threads=max(1, min(decoder.threads, share)))
+
     def _leave(self) -> None:
         """Forget the requests whose clients have left."""
         self._count_out(self._rows.keep(lambda one: not one.cancelled))
@@ -208,7 +220,7 @@ class Scheduler:
             return Prefilled(after.logits_V, after.state, after.recent, 0)
         rest = ids if first is None else chain([first], ids)
         if request.muted:
-            rows = MutedRows(decode_rows(model, self._decoder), request.muted)
+            rows = MutedRows(self._decode_rows(), request.muted)
             state = model.init_state(1) if after is None else after.state
             read = yield from muted_slices(rows, rest, state)
         else:

@@ -131,13 +131,13 @@ class OllamaApi:
         whole = Whole()
         async with aclosing(answering.groups()) as groups:
             async for group in groups:
-                lines = []
+                lines, head = [], _head(job)  # one time for tokens that come together
                 for _, event in group:
                     if isinstance(event, PromptRead):
                         whole.read = event
                         await exchange.start_stream(NDJSON)
                     elif isinstance(event, Drawn):
-                        lines.append(self._piece(job, event))
+                        lines.append(self._piece(job, head, event))
                     elif isinstance(event, Finished):
                         whole.finished = event
                         lines.append(line(self._last(job, whole, event.text, [])))
@@ -145,13 +145,13 @@ class OllamaApi:
                     await exchange.send(b"".join(lines))
         await exchange.end_stream()
 
-    def _piece(self, job: _Job, drawn: Drawn) -> bytes:
+    def _piece(self, job: _Job, head: dict[str, Any], drawn: Drawn) -> bytes:
         """A line with a piece of the text; none where a token has no text, as `<end>`."""
         logprobs = _logprobs(job, drawn)
         if not drawn.text and not logprobs:
             return b""
         more = {"logprobs": logprobs} if logprobs else {}
-        return line(_head(job) | job.wrap(drawn.text) | {"done": False} | more)
+        return line(head | job.wrap(drawn.text) | {"done": False} | more)
 
     def _last(
         self, job: _Job, whole: Whole, text: str, logprobs: Sequence[dict[str, Any]]

@@ -6,7 +6,8 @@
 
 Each client streams greedy texts of one length from /api/generate; no two prompts are equal. The
 clients share the processor with the server, and a client that reads HTTP and JSON as it arrives
-takes as much of it as the server does. These only note what arrives and when, and it is read
+takes as much of it as the server does. A server that has answered the same prompts before has them
+saved: start another one for each run. These only note what arrives and when, and it is read
 afterwards. With --feed the clients are asking while one more sends a text of so many bytes to be
 read, until that is done or a minute is over.
 """

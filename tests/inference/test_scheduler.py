@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from support.prefixes import loaded_run
 from support.scheduled import scheduled
 
 from ys_llm.config.schema import Config, CopyConfig, GenerateConfig, ModelConfig
+from ys_llm.csrc import loader
 from ys_llm.data.tokenizer import train_tokenizer
 from ys_llm.inference import scheduler as scheduler_module
-from ys_llm.inference.decoder import decoder_of
+from ys_llm.inference.decoder import Decoder, StepMemory, decoder_of
 from ys_llm.inference.engine import Engine
 from ys_llm.inference.generate import generate, prefill, prompt_ids
 from ys_llm.inference.generation import Drawn, Failed, GenerationRequest, PromptRead
@@ -112,6 +114,28 @@ def test_tokens_of_many_rows_are_delivered_together(monkeypatch: pytest.MonkeyPa
         one = scheduler.submit(GenerationRequest(prompts[0], GREEDY))
         collected.finished(one)
         assert collected.n_deliveries - before >= len(collected.ids(one)) - 1
+
+
+@pytest.mark.parametrize(("mebibytes", "expected"), [(1, 1), (15, 1), (16, 2), (100, 3)])
+def test_a_small_model_is_decoded_on_fewer_threads_than_alone(
+    mebibytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, asked, step = loaded(), set[int | None](), Decoder.step
+    if (decoder := decoder_of(run.model)) is None:
+        pytest.skip(loader.unavailable_reason())
+
+    def noting(*given: Any, threads: int | None = None, memory: StepMemory | None = None) -> Any:
+        asked.add(threads)
+        return step(*given, threads=threads, memory=memory)
+
+    monkeypatch.setattr(Decoder, "step", noting)
+    monkeypatch.setattr(Decoder, "bytes_per_token", property(lambda _: mebibytes << 20))
+    monkeypatch.setattr(decoder, "threads", 3)
+    with scheduled(run) as (scheduler, collected):
+        answered = scheduler.submit(GenerationRequest([0, 7, 9], GREEDY))
+        collected.finished(answered)
+    assert asked == {expected}
+    assert collected.ids(answered) == alone(run, [0, 7, 9], GREEDY)
 
 
 def test_others_are_answered_while_an_endless_prompt_is_read_and_given_up() -> None:

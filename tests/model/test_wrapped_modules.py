@@ -88,8 +88,9 @@ def test_hooks_of_every_module_take_effect(layers: tuple[str, ...], block: str) 
     before = loss_of(model)
     names = [name for name, module in model.named_modules() if is_called(name, module)]
     assert {"embedding", "output", "blocks.0", "blocks.0.mixer"} <= set(names)
+    called = set[str]()
     for hooked in [[name] for name in names] if len(layers) == 1 else [names]:
-        called = set[str]()
+        called.clear()
         handles = [
             model.get_submodule(name).register_forward_hook(lambda *_, n=name, to=called: to.add(n))
             for name in hooked

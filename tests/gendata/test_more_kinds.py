@@ -18,7 +18,7 @@ from ys_llm.gendata.programs.stories import cloze
 from ys_llm.gendata.programs.stories.story import make_story
 from ys_llm.gendata.verifiers.code import answered
 
-COUNT = 800
+COUNT = 500
 NEW = sorted(more_kinds_checker.CHECKS)
 REFUSED = (WrongError, AssertionError, ValueError, KeyError, IndexError, sqlite3.Error)
 FEWEST = {"calendar": 0.75, "maths": 0.9}  # share of records that differ; questions run out

@@ -272,7 +272,7 @@ def test_curating_twice_changes_nothing_more(messy: Path, tmp_path: Path) -> Non
 
 
 def test_two_processes_write_the_same_bytes_as_one(messy: Path, tmp_path: Path) -> None:
-    for number in range(8):
+    for number in range(3):
         write_records(messy / f"more-{number}.md", program_records(20 + number))
     curate_folder(messy, tmp_path / "one", processes=1)
     curate_folder(messy, tmp_path / "two", processes=2)

@@ -53,9 +53,8 @@ CONFIGS = {
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
-    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-    for name in ("ys_llm", "configs", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("ys_llm", "configs", "tests"):  # with what Python has compiled of them
+        shutil.copytree(ROOT / name, folder / name)
     shutil.copy(ROOT / "pyproject.toml", folder)
     shutil.copy(ROOT / "tests/support/matrix_memory.py", folder / "ys_llm/mixers")
     for name, text in CONFIGS.items():

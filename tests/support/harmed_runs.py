@@ -30,12 +30,12 @@ from ys_llm.runs.folder import checkpoints
 
 TIMINGS = {"step_seconds", "seconds", "saving_seconds"}
 OFTEN = (
-    "train.max_steps=8",
+    "train.max_steps=6",
     "train.checkpoint_interval=2",
     "train.eval_interval=3",
     "train.sample_interval=4",
 )
-STAGES = "[{seq_len: 8, batch_size: 4, steps: 3}, {seq_len: 16, batch_size: 4, steps: 5}]"
+STAGES = "[{seq_len: 8, batch_size: 4, steps: 3}, {seq_len: 16, batch_size: 4, steps: 3}]"
 CONFIGURATIONS = {
     "shuffled": OFTEN,
     "contiguous": (*OFTEN, "data.batching=contiguous", f"train.stages={STAGES}"),

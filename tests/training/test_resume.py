@@ -86,9 +86,9 @@ def test_more_steps_continue_as_if_requested_at_once(
         "train.sample_interval=2",
         "train.eval_interval=4",
     )
-    whole = train_run(*common, "train.max_steps=9", runs="whole")
-    train_run(*common, "train.max_steps=5")
-    parts = train_run(*common, "train.max_steps=9")
+    whole = train_run(*common, "train.max_steps=6", runs="whole")
+    train_run(*common, "train.max_steps=3")
+    parts = train_run(*common, "train.max_steps=6")
     assert_same_training(parts.run, whole.run)
     carried = [name for name in last_tensors(parts.run) if "carried" in name]
     assert bool(carried) is (batching in ("contiguous", "documents"))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import time
@@ -38,7 +40,8 @@ from ys_llm.gendata.curation.rule import Edit, all_verdicts
 from ys_llm.gendata.curation.worker import curate_record
 from ys_llm.gendata.programs.registry import MAKERS
 
-CORPUS = Path(__file__).resolve().parents[3] / "shared" / "corpus"
+ROOT = Path(__file__).resolve().parents[2]
+CORPUS = ROOT.parent / "shared" / "corpus"
 LABELS = Path(__file__).parent / "labels" / "curation.jsonl"
 EVERY_RULE = [rule for rules in RULE_SETS.values() for rule in rules]
 FIXES = [rule for rule in STANDARD if rule.kind == "fix"]
@@ -295,6 +298,57 @@ def test_an_earlier_result_is_replaced_and_a_changed_one_is_not(
     assert (out / "clean-1.md").read_text("utf-8").endswith("mine")
 
 
+def compressed(name: str, text: str) -> bytes:
+    if name.endswith(".gz"):
+        return gzip.compress(text.encode())
+    if name.endswith(".zst"):
+        return bytes(pytest.importorskip("zstandard").ZstdCompressor().compress(text.encode()))
+    if not name.endswith(".parquet"):
+        return text.encode()
+    table, buffer = pytest.importorskip("pyarrow").Table, io.BytesIO()
+    rows = [json.loads(line) for line in text.splitlines()]
+    pytest.importorskip("pyarrow.parquet").write_table(table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        ("rivers-1.md.gz", "rivers-1.md"),
+        ("rivers-1.jsonl.gz", "rivers-1.jsonl"),
+        ("rivers-1.JSONL.zst", "rivers-1.jsonl"),
+        ("rivers-1.parquet", "rivers-1.jsonl"),
+        ("texts-1.parquet", "texts-1.jsonl"),
+        ("texts-1.txt.gz", "texts-1.txt"),
+    ],
+)
+def test_what_is_kept_is_readable_under_its_name(tmp_path: Path, name: str, plain: str) -> None:
+    """A compressed file stays one, a table a table; both hold what a plain file would."""
+    river = {
+        "prompt": "Name a river.",
+        "response": "The Danube\u00a0is long.\n\nI hope this helps!",
+    }
+    text = {
+        "rivers-1.md": f"{river['prompt']}<start>{river['response']}<end>\n\n",
+        "rivers-1.jsonl": json.dumps(river) + "\n",
+        "texts-1.jsonl": json.dumps({"text": "A plain text."}) + "\n",
+        "texts-1.txt": "A plain text.",
+    }[plain]
+    found = {}
+    for path in (tmp_path / "plain" / plain, tmp_path / "packed" / name):
+        path.parent.mkdir()
+        path.write_bytes(compressed(path.name, text))
+        out = tmp_path / f"{path.parent.name}-out"
+        report = curate_folder(path.parent, out)
+        assert list(report.kinds) == [plain.partition("-")[0]]
+        first = (out / path.name).read_bytes()
+        curate_folder(path.parent, out)
+        assert (out / path.name).read_bytes() == first
+        found[path.name] = [(one.prompt, one.text) for one in read_documents(out)]
+    assert found[name] == found[plain] != []
+    assert "helps" not in str(found)
+
+
 @pytest.mark.parametrize("where", [".", "..", "inside"])
 def test_a_result_never_lies_inside_its_source(messy: Path, where: str) -> None:
     before = files_in(messy)
@@ -504,27 +558,20 @@ def test_the_legacy_phrases_agree_less() -> None:
 
 
 @pytest.mark.slow
-def test_the_whole_corpus_at_five_megabytes_a_second(tmp_path: Path) -> None:
-    """Processor time, not wall time: the machine may be shared. Two cores work at once."""
+def test_the_whole_corpus_is_curated_in_bounded_memory(tmp_path: Path) -> None:
+    """How fast it is, `python -m benchmarks.curation` tells."""
     if not CORPUS.is_dir():
         pytest.skip("there is no shared corpus beside this repository")
     code = (
-        "import sys; from pathlib import Path; from ys_llm.gendata.curation import curate_folder\n"
+        "import sys; from pathlib import Path; from benchmarks.curation import measure\n"
         "if __name__ == '__main__':\n"
-        "    print(curate_folder(Path(sys.argv[1]), Path(sys.argv[2]), processes=2))\n"
+        "    print(measure(Path(sys.argv[1]), processes=2).peak_bytes)\n"
     )
     (tmp_path / "run.py").write_text(code)
-    command = [sys.executable, str(tmp_path / "run.py"), str(CORPUS), str(tmp_path / "out")]
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    result = subprocess.run(command, check=True, capture_output=True, text=True)
-    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begin
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    megabytes = sum(path.stat().st_size for path in CORPUS.glob("*.md")) / 1e6
-    print(result.stdout)
-    print(f"{megabytes / seconds * 2:.1f} MB/s on two free cores, {megabytes / wall:.1f} now, ")
-    print(f"{after.ru_maxrss / 1e3:.0f} MB at most in one process")
-    assert megabytes / seconds * 2 >= 5
-    assert after.ru_maxrss < 500_000  # KB in the largest of three processes
+    command = [sys.executable, str(tmp_path / "run.py"), str(CORPUS)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert int(result.stdout) < 500_000_000
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Any
 
 from ys_llm.data.items import Item, is_record_file, read_items
 from ys_llm.data.records import Record, content_hash, utf8_length
+from ys_llm.data.text_files import read_blocks
 from ys_llm.gendata.curation.curate import NOTES
 from ys_llm.gendata.curation.near_duplicates import NearDuplicates
 from ys_llm.gendata.curation.reading import corpus_files, kind_of
@@ -90,7 +91,7 @@ def _records(path: Path) -> Iterator[Found]:
         if is_record_file(file):
             yield from ((f"{name}:{item.number}", item) for item in read_items(file))
         else:
-            text = file.read_text(encoding="utf-8", errors="replace")
+            text = "".join(read_blocks(file, errors="replace"))
             yield f"{name}:1", Item(1, None, "", text)
 
 

@@ -3,6 +3,7 @@
 import re
 
 from ys_llm.data.records import Record
+from ys_llm.gendata.curation.feedback import holds_no_request
 from ys_llm.gendata.curation.rule import Rule, RuleResult, answers, with_response
 from ys_llm.gendata.curation.text import FENCE, sentence_starts
 
@@ -34,6 +35,8 @@ _OFFER = re.compile(
     | did\ i\ (?:help|explain)\b
     | what\ are\ your\ thoughts\b
     | (?:which|what)\b[^.!?]{0,80}\b(?:resonates?\ with\ you|would\ you\ like\ me)\b
+    | (?:which|what)\ (?:methods?|tips?|steps?|strateg(?:y|ies)|options?|approach|technique|
+      of\ these)\b[^.!?]{0,60}\byou\b[^.!?]{0,60}\?
     | (?:wow,\ )?you['’]re\ so\ smart!
     | (?:so,\ )?that['’]s\ (?:an?\ )?[^.!?]{0,60}(?:explanation\ of|in\ simple\ terms)\b
     | i(?:['’]d|\ would)\ (?:love|be\ (?:more\ than\ )?(?:happy|glad|delighted))\ to\ (?:hear\ from|
@@ -47,6 +50,16 @@ _OFFER = re.compile(
     )""",
     re.I | re.X,
 )
+_OVER = re.compile(  # in a line that ends with an offer
+    r"[\s*_(]*(?:(?:so|and|well|wow),?\ )?(?:there\ you\ (?:have\ it|go)|"
+    r"that['’]s\ (?:it|all|a\ lot\ about\b[^.!?]{0,60}))[!.]",
+    re.I | re.X,
+)
+_THANKS = re.compile(
+    r"[\s*_]*(?:and\ )?thank(?:s|\ you)\ (?:so\ much\ |again\ )?for\ (?:highlighting|sharing|"
+    r"bringing|pointing|emphasi[sz]ing|raising|providing|reminding|summari[sz]ing)\b",
+    re.I | re.X,
+)
 _RULE_LINE = re.compile(r"[ \t]*(?:-{3,}|\*{3,}|_{3,})")
 _SPEAKER = re.compile(r"[\s*_]*[A-Z][\w.'’]*(?: [A-Z(][\w.'’()]*){0,3}(?:\*\*)?:(?:\*\*)? ")
 
@@ -55,7 +68,8 @@ def _offer(record: Record) -> RuleResult:
     """Cut whole sentences from the end while they address the user."""
     response = record.response
     end = begun = _without_space(response, len(response))
-    while (start := _last_offer(response, end)) < end:
+    thanks = holds_no_request(record.prompt)  # for a text; in a letter they are right
+    while (start := _last_offer(response, end, thanks=thanks)) < end:
         end = _without_rules(response, start)
     if end == begun:
         return None
@@ -64,16 +78,19 @@ def _offer(record: Record) -> RuleResult:
     )
 
 
-def _last_offer(response: str, end: int) -> int:
+def _last_offer(response: str, end: int, *, thanks: bool) -> int:
     """Start of the offer that ends at `end`; `end` itself if the last sentence is not an offer."""
     begin = _line_begin(response, end)
     line = response[begin:end]
     start = sentence_starts(line)[-1]
     sentence = line[start:]
     is_speech = '"' in sentence or "“" in sentence or _SPEAKER.match(line)
-    if is_speech or FENCE in line or not _OFFER.match(sentence):
+    is_offer = _OFFER.match(sentence) or (thanks and _THANKS.match(sentence))
+    if is_speech or FENCE in line or not is_offer:
         return end
-    if start and _OFFER.match(line):  # what stands between two offers speaks of the answer too
+    if start and (
+        _OFFER.match(line) or _OVER.match(line)
+    ):  # what stands between two offers speaks of the answer too
         return begin
     return begin + start
 
@@ -112,11 +129,15 @@ OFFER = Rule(
         "Rivers run to the sea.\n\nHope you enjoyed this!",
         "Rivers run.\n\nHow was that? The poem is short. Let me know if you'd like a longer one.",
         "Rivers run to the sea.\n\nHow was that? Do you have any questions about rivers now?",
+        "Rivers run to the sea.\n\nThat's it! Rivers. I hope this explanation helped you.",
+        "Row with both arms, or paddle.\n\nWhich method do you think will work for you?",
     ),
     negatives=answers(
         'He shut the door. "Let me know if you find the river," he said.',
         "Ask the host: would you like me to bring wine? Then bring it anyway.",
         "Moderator: Do you have any questions for Emma?",
         "I hope you will sleep well by the river.",
+        "We rowed to the other side. That's it! The river was ours.",
+        "Dear Anna,\n\nThe river rises.\n\nThank you for sharing your boat with us.",
     ),
 )

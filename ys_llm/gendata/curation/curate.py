@@ -12,6 +12,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from ys_llm.data.containers import read_bytes
 from ys_llm.data.items import Item, is_record_file, read_items
 from ys_llm.data.records import Record
 from ys_llm.errors import EXIT_USAGE, UserError
@@ -28,6 +29,7 @@ from ys_llm.gendata.curation.worker import (
     batches,
     work,
 )
+from ys_llm.gendata.curation.writing import line_of, packed
 from ys_llm.system.files import Journal, make_folder, replace_folder, sha256_of, write_synced
 
 NOTES = ".curation"  # training skips this name
@@ -149,7 +151,7 @@ def _batches(number: int, file: Path) -> Iterator[RecordBatch]:
 def _plain_item(file: Path) -> Item:
     """A plain text passes unchanged, if it is valid text."""
     try:
-        text = file.read_bytes().decode("utf-8")
+        text = b"".join(read_bytes(file)).decode("utf-8")
     except UnicodeDecodeError as error:
         return Item(1, None, f"byte {error.start} is not UTF-8")
     problem = "holds NUL" if "\0" in text else "" if text.strip() else "holds nothing"
@@ -194,7 +196,7 @@ class Deduplicator:
             return
         kind.kept += 1
         kind.edited += bool(done.curated.edits)
-        self._kept.append(_line(self._name, done))
+        self._kept.append(line_of(Path(self._name), done))
 
     def _repeated(self, done: CheckedRecord, where: str) -> tuple[Verdict | None, str]:
         """Whether an earlier record makes this one redundant, and which."""
@@ -239,7 +241,7 @@ class Deduplicator:
             return
         path = self._folder / self._name
         make_folder(path.parent)
-        data = "".join(self._kept).encode("utf-8")
+        data = packed(path, self._kept)
         write_synced(path, data)
         self.report.files[self._name] = sha256_of(path)
         self.report.bytes_kept += len(data)
@@ -255,17 +257,3 @@ class Deduplicator:
         """Close the journals."""
         self._edits.close()
         self._dropped.close()
-
-
-def _line(name: str, done: CheckedRecord) -> str:
-    """A kept record in the format of this file."""
-    record = done.curated.record
-    jsonl = name.lower().endswith(".jsonl")
-    if record is None:  # plain text, or {"text": ...}
-        return done.item.text + "\n" if jsonl else done.item.text
-    if not jsonl:
-        return record.text()
-    return (
-        json.dumps({"prompt": record.prompt, "response": record.response}, ensure_ascii=False)
-        + "\n"
-    )

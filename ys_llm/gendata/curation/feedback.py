@@ -30,7 +30,7 @@ TEXT = (
     rf"(?:{WHOLE}|message|set|explanation|breakdown|information|advice|tips?|scenario|suggestions?|"
     r"strateg(?:y|ies)|steps|points?|recommendations?|analysis|arguments?|"
     r"discussion|exploration|examples?|description|framework|plan|approach|perspective|insights?|"
-    r"ideas?|question|prompt|topic|request|reminder|guidelines|instructions|content|collection|"
+    r"ideas?|question|prompt|excerpt|topic|request|reminder|guidelines|instructions|content|collection|"
     r"sections?|account|assessment|observations?|conclusion|definition|reflection|thought "
     r"experiment|decision|reasoning|details|writing|emphasis|ways|signs|indicators|job|work)"
 )
@@ -44,7 +44,8 @@ _READER_DID = (
     r"(?:provided|offered|highlighted|covered|outlined|presented|given|emphasi[sz]ed|described|"
     r"discussed|explained|listed|included|touched|captured|addressed|demonstrated|illustrated|"
     r"shown|suggested|explored|raised|shared|mentioned|identified|summari[sz]ed|distilled|broken|"
-    r"weighed|made|written|done|hit|put|created|compiled|started|articulated|taken|asked|posed)"
+    r"weighed|made|written|done|hit|put|created|compiled|started|articulated|taken|asked|posed|"
+    r"copied|pasted|quoted)"
 )
 _ADVERBS = r"(?:(?:\w+ly|already|also|just|really|done|so|indeed)\s+){0,3}"
 _NO_STOP = r"[^.!?\n]"
@@ -67,7 +68,7 @@ _TEXT_SAYS = re.compile(
 )
 _READER = re.compile(
     rf"{_NO_STOP}{{0,60}}?\byou(?:['’]ve|\s+have|['’]re)?\s+{_ADVERBS}(?:{_READER_DID}|highlighting|"
-    rf"referencing)\b{_NO_STOP}{{0,80}}",
+    rf"referencing|presenting|describing|raising)\b{_NO_STOP}{{0,80}}",
     re.I,
 )
 _YOUR_TEXT = re.compile(rf"\byour\s+(?:[\w-]+\s+){{0,3}}?{TEXT}\b", re.I)
@@ -85,6 +86,8 @@ _I_JUDGE = re.compile(
     re.I,
 )
 _NO_QUESTION = re.compile(
+    r"\bthere\s+(?:was|is)\s+no\s+(?:\w+\s+){0,2}question\b|\bi\s+(?:already\s+)?(?:provided|gave)\s+"
+    r"(?:an?|the|my)\s+(?:response|answer)\b|"
     r"\bno\s+need\s+to\s+(?:elaborate|explain|add|expand)\b|\bi\s+(?:don['’]t|do\s+not)\s+(?:see|"
     r"have)\s+(?:an?|any)\s+(?:\w+\s+){0,2}questions?\b|\bi(?:['’]m|\s+am)\s+here\s+to\s+(?:assist|"
     r"help)\b|\bwe(?:['’]re|\s+are|\s+have(?:n['’]t)?)\s+(?:\w+\s+){0,2}(?:on\s+the\s+same\s+page|"
@@ -193,6 +196,9 @@ FEEDBACK = Rule(
         Record(_LAKE, "The passage gives a vivid account. It offers several clear reasons."),
         Record(_LAKE, "A lovely piece! I particularly like how you end with the towns."),
         Record(_LAKE, "It seems like you've written a short summary. I don't see any question."),
+        Record(_LAKE, "You've copied and pasted an excerpt about rivers. Shall I write one?"),
+        Record(_LAKE, "You're presenting a classic argument for rivers!"),
+        Record(_LAKE, "It seems I provided a response earlier. There was no question, so I wait."),
     ),
     negatives=(
         Record(f"Review this text. {_LAKE}", "Your guide is well structured."),

@@ -4,6 +4,7 @@ import re
 
 from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
+from ys_llm.gendata.curation.text import is_quoted
 
 _HEAD = 700  # characters; an opening is never longer
 _COPIED_WORDS = 8  # in a row: two texts on one subject do not share these by chance
@@ -68,6 +69,13 @@ _IN_A_STORY = re.compile(
     re.I,
 )
 
+_VOICE = re.compile(
+    r"""(?<=[\w)’'])(?:,|\ [–-])?\ (?:and|but|so)\ (?:don['’]t\ worry,?\ )?
+    (?:i(?:['’]d|\ would)\ be\ (?:happy|glad)\ to|i['’]m\ (?:happy|glad|here)\ to|i['’]ll|let\ me)
+    \ (?:explain|break|simplify)\b[^\n.!?]{0,80}(?=[.!])""",
+    re.I | re.X,
+)
+_ASKS_TO_EXPLAIN = re.compile(r"\W*(?:please )?(?:explain|describe|what|how|why)\b", re.I)
 _RULE_LINE = re.compile(r"\n[ \t]*(?:-{3,}|\*{3,})[ \t]*\n\s*")
 _NOT_ABLE = (
     r"(?:can['’]?t|can\ ?not|could(?:n['’]t|\ not)|won['’]t|will\ not|am\ (?:not\ able|unable)\ to|"
@@ -112,7 +120,19 @@ def _preamble(record: Record) -> RuleResult:
         at += match.end()
     if not response[at:].strip() and not record.prompt.strip():
         return None  # a paragraph of a text, which goes on
-    return with_response(record, response[at:].lstrip("\n") if at else response, "preamble")
+    left = response[at:].lstrip("\n") if at else response
+    return with_response(record, _without_voice(record.prompt, left), "preamble")
+
+
+def _without_voice(prompt: str, response: str) -> str:
+    """Without the clause in which the first paragraph of an explanation says who explains."""
+    if not _ASKS_TO_EXPLAIN.match(prompt):
+        return response
+    first = response[:_HEAD].partition("\n\n")[0]
+    found = _VOICE.search(first)
+    if not found or is_quoted(first, found.start()):
+        return response
+    return response[: found.start()] + response[found.end() :]
 
 
 def _caveat(response: str) -> int:
@@ -194,8 +214,14 @@ PREAMBLE = Rule(
         "What a great question! Rivers begin in the hills.",
         "I must note that rivers are many. However, I'll take one.\n\n**The Rhine**\n\nLong.",
         'Here is a scene where two students debate the topic "Are rivers old?"\n\nEmma: Yes.',
+    )
+    + answers(
+        "A river is long, but don't worry, I'll break it down for you. It runs.",
+        "Rivers are old, and I'd be happy to explain them in simple terms.\n\nThey run.",
+        prompt="Explain rivers in simple terms.",
     ),
     negatives=answers(
+        "The river rose, but let me explain the night from the start. It rained.",
         "Here is where the river ends, and here we stayed.\n\nIt was cold.",
         "Certainly the river was wide, but the boat was good.",
         "Here lies the king of rivers.\nHe slept.",

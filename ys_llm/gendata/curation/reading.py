@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from ys_llm.data.containers import TABLE, shown, text_suffix
+from ys_llm.data.containers import COMPRESSIONS, TABLE, shown, text_suffix
 from ys_llm.data.text_files import find_files
 from ys_llm.errors import UserError, command_line
 
-_SUFFIXES = (".txt", ".md", ".jsonl")  # those that curation writes
+_SUFFIXES = (".txt", ".md", ".jsonl")  # plain, or compressed
 
 
 def corpus_files(root: Path) -> list[Path]:
@@ -25,13 +25,18 @@ def _is_curated(path: Path) -> bool:
 
 
 def _by_number(path: Path) -> tuple[str, int, str]:
-    head = path.stem.rstrip("0123456789")
-    digits = path.stem[len(head) :]
+    stem = _stem(path)
+    head = stem.rstrip("0123456789")
+    digits = stem[len(head) :]
     return (str(path.parent / head), int(digits[:18] or 0), path.name)
 
 
 def kind_of(name: str) -> str:
-    """Return the kind that a file's name begins with: `stories` of `stories-07.md`."""
-    stem = Path(name).stem
+    """Return the kind that a file's name begins with: `stories` of `stories-07.md.gz`."""
+    stem = _stem(Path(name))
     head = stem.rstrip("0123456789").rstrip("-_. ")
     return head or stem
+
+
+def _stem(path: Path) -> str:
+    return path.with_suffix("").stem if path.suffix.lower() in COMPRESSIONS else path.stem

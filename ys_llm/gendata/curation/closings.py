@@ -14,7 +14,8 @@ _OFFER = re.compile(
     (?:please\ )?(?:
       (?:just\ )?let\ me\ know\b
     | would\ you\ like\ (?:me\b|to\b|any\b|more\b|another\b|help\b)
-    | (?:how|what|which)\b[^.!?]{0,80}\bwould\ you\ like\ (?:me\b|to\b|help\b)
+    | (?:how|what|which)\b[^.!?]{0,80}\bwould\ you\ like\ (?:me\b|to\b|help\b|
+      (?:this|the)\ (?:scene|story|tale|debate|conversation|dialogue)\ to\b)
     | do\ you\ (?:want\ me\ to|need\ (?:any|more|help|me)|have\ (?:any\ )?(?:\w+\ )?(?:questions?|
       concerns?|requests?|suggestions?|feedback|goals?|follow-up|thoughts?|experiences?)\b)
     | feel\ free\ to\ (?:ask|let|modify|adjust|reach|add|elaborate|pick|address|use|suggest|change|
@@ -34,6 +35,7 @@ _OFFER = re.compile(
       (?:make\ sense|help|answer|easy|clear|useful)
     | did\ i\ (?:help|explain)\b
     | what\ are\ your\ thoughts\b
+    | (?:so,?\ )?what\ do\ you\ think\?\s*$
     | (?:which|what)\b[^.!?]{0,80}\b(?:resonates?\ with\ you|would\ you\ like\ me)\b
     | (?:which|what)\ (?:methods?|tips?|steps?|strateg(?:y|ies)|options?|approach|technique|
       of\ these)\b[^.!?]{0,60}\byou\b[^.!?]{0,60}\?
@@ -52,7 +54,7 @@ _OFFER = re.compile(
 )
 _OVER = re.compile(  # in a line that ends with an offer
     r"[\s*_(]*(?:(?:so|and|well|wow),?\ )?(?:there\ you\ (?:have\ it|go)|"
-    r"that['’]s\ (?:it|all|a\ lot\ about\b[^.!?]{0,60}))[!.]",
+    r"that['’]s\ (?:it|all|(?:a\ lot\ about|the\ basic\ idea\ of)\b[^.!?]{0,60}))[!.]",
     re.I | re.X,
 )
 _THANKS = re.compile(
@@ -131,11 +133,14 @@ OFFER = Rule(
         "Rivers run to the sea.\n\nHow was that? Do you have any questions about rivers now?",
         "Rivers run to the sea.\n\nThat's it! Rivers. I hope this explanation helped you.",
         "Row with both arms, or paddle.\n\nWhich method do you think will work for you?",
+        "Rivers run to the sea.\n\nWhat do you think?",
+        "Rivers run.\n\nThat's the basic idea of rivers! They are old. Would you like more?",
     ),
     negatives=answers(
         'He shut the door. "Let me know if you find the river," he said.',
         "Ask the host: would you like me to bring wine? Then bring it anyway.",
         "Moderator: Do you have any questions for Emma?",
+        "The river froze.\n\nWhat do you think of a river that does not run?",
         "I hope you will sleep well by the river.",
         "We rowed to the other side. That's it! The river was ours.",
         "Dear Anna,\n\nThe river rises.\n\nThank you for sharing your boat with us.",

@@ -71,8 +71,14 @@ _IN_A_STORY = re.compile(
 
 _VOICE = re.compile(
     r"""(?<=[\w)’'])(?:,|\ [–-])?\ (?:and|but|so)\ (?:don['’]t\ worry,?\ )?
-    (?:i(?:['’]d|\ would)\ be\ (?:happy|glad)\ to|i['’]m\ (?:happy|glad|here)\ to|i['’]ll|let\ me)
-    \ (?:explain|break|simplify)\b[^\n.!?]{0,80}(?=[.!])""",
+    (?:i(?:['’]d|\ would)\ be\ (?:happy|glad)\ to|i['’]m\ (?:happy|glad|here)\ to|
+      i['’]ll(?:\ try\ to|\ do\ my\ best\ to)?|let\ me(?:\ try\ to)?)
+    \ (?:explain|break|simplify)\b[^\n.!?:]{0,80}(?:(?=[.!])|:(?=\n|$))""",
+    re.I | re.X,
+)
+_SAYS_NOTHING = re.compile(  # what may be left of such a paragraph
+    r"""[\w\ "“”'’-]{1,40}!(?:\s+(?:let\ me|i['’]ll(?:\ try\ to)?)\ (?:explain|break|simplify)\b
+    [^\n.!?:]{0,80}[.!:]|\s+(?:it|that)['’]s\ an?\ \w+\ (?:topic|question|subject)[.!])""",
     re.I | re.X,
 )
 _ASKS_TO_EXPLAIN = re.compile(r"\W*(?:please )?(?:explain|describe|what|how|why)\b", re.I)
@@ -128,11 +134,15 @@ def _without_voice(prompt: str, response: str) -> str:
     """Without the clause in which the first paragraph of an explanation says who explains."""
     if not _ASKS_TO_EXPLAIN.match(prompt):
         return response
-    first = response[:_HEAD].partition("\n\n")[0]
+    first, blank, _ = response[:_HEAD].partition("\n\n")
+    rest = response[len(first) + len(blank) :]
     found = _VOICE.search(first)
-    if not found or is_quoted(first, found.start()):
-        return response
-    return response[: found.start()] + response[found.end() :]
+    if found and not is_quoted(first, found.start()):
+        stop = "." if found[0].endswith(":") else ""
+        first = first[: found.start()] + stop + first[found.end() :]
+    if blank and _SAYS_NOTHING.fullmatch(first):
+        return rest.lstrip("\n")
+    return first + blank + rest
 
 
 def _caveat(response: str) -> int:
@@ -218,6 +228,9 @@ PREAMBLE = Rule(
     + answers(
         "A river is long, but don't worry, I'll break it down for you. It runs.",
         "Rivers are old, and I'd be happy to explain them in simple terms.\n\nThey run.",
+        "Rivers are hard to follow, but I'll try to break them down simply:\n\nThey run.",
+        "Rivers! It's a great topic, and I'd be happy to explain it.\n\nThey run.",
+        "Rivers! Let me break it down for you simply:\n\nThey run.",
         prompt="Explain rivers in simple terms.",
     ),
     negatives=answers(

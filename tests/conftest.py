@@ -38,9 +38,11 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
 
 # Files that take long, the longest first: what begins last must not keep one core busy alone.
 LONG = (
-    *("test_docs.py", "test_kill.py", "test_resume.py", "test_adding_a_mixer.py", "test_cpp.py"),
-    *("test_memory.py", "test_lifecycle.py", "test_ops.py", "test_decoder.py", "test_wheel.py"),
-    *("test_repl.py", "test_doctor.py", "test_mixers.py", "test_forecast.py", "test_cli.py"),
+    *("test_docs.py", "test_kill.py", "test_resume.py", "test_hostile_files.py", "test_cpp.py"),
+    *("test_stop.py", "test_mixers.py", "test_ops.py", "test_memory.py", "test_adding_a_mixer.py"),
+    *("test_decoder.py", "test_lifecycle.py", "test_ranks.py", "test_cli.py", "test_compare.py"),
+    *("test_wheel.py", "test_corpus_is_right.py", "test_prefix_cache.py", "test_copy_tier.py"),
+    *("test_bench.py", "test_doctor.py", "test_forecast.py", "test_damaged_checkpoints.py"),
 )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.forked import ForkServer, until
 from support.training_runs import (
     NEVER,
     ROOT,
@@ -175,14 +176,15 @@ def test_a_run_that_was_killed_and_then_stopped_equals_one_that_never_was(
 
 
 def test_a_run_stopped_before_its_first_evaluation_has_a_model(
-    tmp_path: Path, corpus: Path
+    tmp_path: Path, corpus: Path, forks: ForkServer
 ) -> None:
     never = (f"train.{name}={NEVER}" for name in ("max_steps", "eval_interval", "sample_interval"))
-    config = tmp_path / "mine.yaml"
-    config.write_text(to_yaml(load_config(None, overrides=settings(corpus, (*never,))).config))
-    code, _ = interrupted(tmp_path, config, signal.SIGINT, after=2)
-    assert code == EXIT_INTERRUPTED
+    words = [word for setting in settings(corpus, (*never,)) for word in ("--set", setting)]
+    child = forks.start("train", *words, folder=tmp_path)
     run = tmp_path / "runs" / "mine"
+    until(lambda: (run / "metrics.jsonl").exists() and len(rows_of(run)) >= 2)
+    child.send(signal.SIGINT)
+    assert child.wait().code == EXIT_INTERRUPTED
     assert not [row for row in read_metrics(run / "metrics.jsonl") if "val_loss" in row]
     assert Engine(load_run(run)).answer("the", GenerateConfig(max_tokens=3)).answer_tokens > 0
 

@@ -86,8 +86,8 @@ def test_blocks_that_are_not_run_are_named_in_the_summary(page, block):
 
 
 @every_page
-def test_every_flag_on_a_page_is_in_the_help(page, empty):
-    assert claims.help_problems(PAGES[page], empty) == []
+def test_every_flag_on_a_page_is_in_the_help(page, empty, commands):
+    assert claims.help_problems(PAGES[page], empty, commands=commands) == []
 
 
 def test_the_tables_of_options_show_the_real_defaults():

@@ -202,7 +202,9 @@ def operations(kinds: Path, whole: Whole, tmp_path_factory: pytest.TempPathFacto
     return int((base / "count").read_text())
 
 
-@pytest.mark.parametrize("case", range(KILLS))
+@pytest.mark.parametrize(
+    "case", [pytest.param(n, marks=[pytest.mark.slow] if n >= 8 else []) for n in range(KILLS)]
+)
 def test_a_killed_run_resumes_without_a_trace(
     case: int, kinds: Path, whole: Whole, operations: int, tmp_path: Path
 ) -> None:

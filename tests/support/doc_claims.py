@@ -231,11 +231,11 @@ def mentioned_commands(text: str) -> list[list[str]]:
 
 
 @functools.cache
-def _help(verb: tuple[str, ...], folder: Path) -> tuple[int, str]:
-    return run_shell(shlex.join([*verb, "--help"]), folder, timeout_seconds=60)
+def _help(verb: tuple[str, ...], folder: Path, commands: Path | None) -> tuple[int, str]:
+    return run_shell(shlex.join([*verb, "--help"]), folder, timeout_seconds=60, commands=commands)
 
 
-def help_problems(text: str, folder: Path) -> list[str]:
+def help_problems(text: str, folder: Path, *, commands: Path | None = None) -> list[str]:
     """Flags and commands that a page names and `ys COMMAND --help` does not know."""
     flags: dict[tuple[str, ...], set[str]] = {}
     for command in mentioned_commands(text):
@@ -244,7 +244,7 @@ def help_problems(text: str, folder: Path) -> list[str]:
         flags.setdefault(verb, set()).update(named)
     problems = []
     for verb, named in flags.items():
-        code, shown = _help(verb, folder)
+        code, shown = _help(verb, folder, commands)
         if code:
             problems.append(f"`{shlex.join(verb)} --help` ends with {code}:\n{shown}")
             continue

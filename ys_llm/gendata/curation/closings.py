@@ -33,7 +33,7 @@ _OFFER = re.compile(
     | how(?:['’]s|\ is|\ was|\ does)\ (?:that|this|it)\b[^.!?,]{0,40}\?
     | (?:does|did|was)\ (?:that|this|it)\ (?:all\ |explanation\ |answer\ |example\ )?
       (?:make\ sense|help|answer|easy|clear|useful)
-    | did\ i\ (?:help|explain)\b
+    | did\ i\ (?:help|explain|make)\b
     | what\ are\ your\ thoughts\b
     | (?:so,?\ )?what\ do\ you\ think\?\s*$
     | (?:which|what)\b[^.!?]{0,80}\b(?:resonates?\ with\ you|would\ you\ like\ me)\b
@@ -46,8 +46,8 @@ _OFFER = re.compile(
     | i['’](?:m|ll)\ (?:be\ )?(?:always\ )?(?:happy|glad|here)\ to\ (?:help|assist|answer|provide|
       explain|revise|make|continue)
     | i['’]ll\ (?:stop|pause)\ here\ if\ you
-    | i\ (?:tried|aimed|attempted)\ to\ (?:creat|portray|captur|keep|make|maintain|remain|present|
-      includ|incorporat|show|writ|represent)
+    | i\ (?:tried|aimed|attempted)\ (?:my\ best\ )?to\ (?:creat|portray|captur|keep|make|maintain|
+      remain|present|includ|incorporat|show|writ|represent)
     | (?:this|that)(?:['’]s|\ (?:scene\ )?is)\ just\ [^.!?]{0,160}\b(?:i\ hope|feel\ free)
     )""",
     re.I | re.X,

@@ -16,18 +16,22 @@ _COMMENT = re.compile(
     rf"""[\s*_(]*(?:
       (?:overall,\ |remember,\ |please\ )?(?:this|the\ above)\ (?:short\ |brief\ )?{_WORK}
       \ (?:provides|offers|gives|aims|highlights|showcases|is\ (?:just|meant|intended|only|purely|
-      designed)|serves|covers|captures|illustrates|demonstrates|should\ give|was\ written)\b
+      designed)|serves|covers|captures|illustrates|demonstrates|shows|should\ give|was\ written)\b
     | the\ story\ (?:highlights|showcases|captures)\ (?:the|how)\b
     | remember,\ this\ is\ (?:a|just)\ [^.!?\n]{{0,30}}(?:explanation|overview|example|version)
     | {_SO}(?:that['’]s|that\ is)\ [^.!?\n]{{0,60}}\bin\ (?:simple\ terms|a\ nutshell)
     | {_SO}(?:that['’]s|that\ is)\ (?:the|a)\ (?:very\ )?basics?\ [^.!?\n]{{0,80}}[.!]\Z
     | {_SO}(?:that['’]s|that\ is)\ the\ (?:main|general|rough)\ (?:idea|concept|gist|outline)\b
-    | in\ this\ (?:short\ )?{_WORK},\ [^.!?\n]{{0,100}}\b(?:plays|serves|represents|symboli[sz]es|
-      highlights|is\ (?:used|shown|portrayed|featured))\b
+    | in\ this\ (?:short\ )?{_WORK},\ [^.!?\n]{{0,100}}\b(?:plays?|serves?|represents?|symboli[sz]es?|
+      highlights?|(?:is|are)\ (?:used|shown|portrayed|featured))\b
     | (?:so,\ )?(?:that['’]s|that\ is|this\ is)\ (?:an?|just\ an?)\ (?:very\ )?(?:basic|brief|quick|
       simple|simplified|fictional|short)\ (?:\w+\ )?{_WORK}
     | we\ hope\ (?:this|that|it|you)\b[^.!?\n]{{0,80}}\b(?:help|useful|enjoy|inform|like)
     | the\ provided\ \w+\ should\ serve\ as\b
+    | how(?:['’]s|\ is|\ was)\ (?:that|this)(?:\ {_WORK})?\?
+    | {_SO}(?:was|is|did|does)\ (?:that|this)\ (?:explanation\ [^.!?\n]{{0,60}}\?|make\ sense)
+    | this\ is\ where\ i['’]ll\ (?:stop|pause|end)\b
+    | the\ (?:scene|script)\ ends\ here\b
     | how\ should\ (?:the|this|our)\ story\ (?:go\ on|continue|end)\b
     )""",
     re.I | re.X,
@@ -96,11 +100,18 @@ COMMENT = Rule(
         f"{_PARTS}How should the story go on?",
         f"{_PARTS}And that's the basic idea behind rivers!",
         f"{_PARTS}In this story, the river plays a large part.",
+        f"{_PARTS}This scene shows how two people can meet by a river.",
+        f"{_PARTS}How was this? I tried my best to make the river real.",
+        f"{_PARTS}So, was that explanation cool?",
+        f"{_PARTS}This is where I'll stop for now!",
+        f"{_PARTS}(The scene ends here, but the river would run on.)",
     ),
     negatives=answers(
         "This story offers a view of a river.",
         f"{_PARTS}This river offers fish to all who live beside it.",
         f"{_PARTS}That's the river that I know.",
+        f"{_PARTS}MARY: How's that? I tried my best.",
+        f"{_PARTS}How is this river so old? It runs.",
         f'{_PARTS}"This story is just a river," he said.',
     ),
 )

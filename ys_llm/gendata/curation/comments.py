@@ -16,20 +16,26 @@ _COMMENT = re.compile(
     rf"""[\s*_(]*(?:
       (?:overall,\ |remember,\ |please\ )?(?:this|the\ above)\ (?:short\ |brief\ )?{_WORK}
       \ (?:provides|offers|gives|aims|highlights|showcases|is\ (?:just|meant|intended|only|purely|
-      designed)|serves|covers|captures|illustrates|demonstrates|shows|should\ give|was\ written)\b
+      designed)|serves|covers|captures|illustrates|demonstrates|shows|should\ give|was\ written|
+      (?:can|could|may)\ be\ (?:adjusted|modified|changed|extended|expanded|adapted|continued|
+      customi[sz]ed))\b
     | the\ story\ (?:highlights|showcases|captures)\ (?:the|how)\b
     | remember,\ this\ is\ (?:a|just)\ [^.!?\n]{{0,30}}(?:explanation|overview|example|version)
     | {_SO}(?:that['’]s|that\ is)\ [^.!?\n]{{0,60}}\bin\ (?:simple\ terms|a\ nutshell)
     | {_SO}(?:that['’]s|that\ is)\ (?:the|a)\ (?:very\ )?basics?\ [^.!?\n]{{0,80}}[.!]\Z
     | {_SO}(?:that['’]s|that\ is)\ the\ (?:main|general|rough)\ (?:idea|concept|gist|outline)\b
-    | in\ this\ (?:short\ )?{_WORK},\ [^.!?\n]{{0,100}}\b(?:plays?|serves?|represents?|symboli[sz]es?|
-      highlights?|(?:is|are)\ (?:used|shown|portrayed|featured))\b
+    | in\ this\ (?:short\ )?{_WORK},\ [^.!?\n]{{0,100}}\b(?:plays?|serves?|represents?|
+      symboli[sz]es?|highlights?|(?:is|are)\ (?:used|shown|portrayed|featured))\b
     | (?:so,\ )?(?:that['’]s|that\ is|this\ is)\ (?:an?|just\ an?)\ (?:very\ )?(?:basic|brief|quick|
       simple|simplified|fictional|short)\ (?:\w+\ )?{_WORK}
     | we\ hope\ (?:this|that|it|you)\b[^.!?\n]{{0,80}}\b(?:help|useful|enjoy|inform|like)
     | the\ provided\ \w+\ should\ serve\ as\b
     | how(?:['’]s|\ is|\ was)\ (?:that|this)(?:\ {_WORK})?\?
     | {_SO}(?:was|is|did|does)\ (?:that|this)\ (?:explanation\ [^.!?\n]{{0,60}}\?|make\ sense)
+    | how\ (?:do|did)\ you\ (?:like|find|feel\ about)\ (?:it|this|that)\b
+    | how\ about\ (?:this|that)\?
+    | what\ do\ you\ think\?\ do\ you\ agree\b
+    | this\ is\ (?:just\ )?(?:one|a)\ possible\b
     | this\ is\ where\ i['’]ll\ (?:stop|pause|end)\b
     | the\ (?:scene|script)\ ends\ here\b
     | how\ should\ (?:the|this|our)\ story\ (?:go\ on|continue|end)\b
@@ -104,6 +110,10 @@ COMMENT = Rule(
         f"{_PARTS}How was this? I tried my best to make the river real.",
         f"{_PARTS}So, was that explanation cool?",
         f"{_PARTS}This is where I'll stop for now!",
+        f"{_PARTS}How do you like it?",
+        f"{_PARTS}This is just one possible way the talk could go.",
+        f"{_PARTS}**This scene can be adjusted to fit your preferences!",
+        f"{_PARTS}What do you think? Do you agree with Anna or Ben?",
         f"{_PARTS}(The scene ends here, but the river would run on.)",
     ),
     negatives=answers(

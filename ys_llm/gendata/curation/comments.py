@@ -35,6 +35,7 @@ _COMMENT = re.compile(
     | how\ (?:do|did)\ you\ (?:like|find|feel\ about)\ (?:it|this|that)\b
     | how\ about\ (?:this|that)\?
     | what\ do\ you\ think\?\ do\ you\ agree\b
+    | who\ do\ you\ think\ (?:won|made|had|was|is)\b
     | this\ is\ (?:just\ )?(?:one|a)\ possible\b
     | this\ is\ where\ i['’]ll\ (?:stop|pause|end)\b
     | the\ (?:scene|script)\ ends\ here\b
@@ -111,6 +112,7 @@ COMMENT = Rule(
         f"{_PARTS}So, was that explanation cool?",
         f"{_PARTS}This is where I'll stop for now!",
         f"{_PARTS}How do you like it?",
+        f"{_PARTS}Who do you think made a stronger case?",
         f"{_PARTS}This is just one possible way the talk could go.",
         f"{_PARTS}**This scene can be adjusted to fit your preferences!",
         f"{_PARTS}What do you think? Do you agree with Anna or Ben?",

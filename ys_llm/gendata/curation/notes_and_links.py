@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from ys_llm.data.records import Record
 from ys_llm.gendata.curation.rule import Rule, RuleResult, Verdict, answers, with_response
 from ys_llm.gendata.curation.structure import block_at, whole, without_code
-from ys_llm.gendata.curation.text import is_quoted
+from ys_llm.gendata.curation.text import FENCE, is_quoted
 
 _NOTE_LINE = re.compile(
     r"""[ \t]*(?:[-+*]\ |\d+[.)]\ )?[*_(\[#\ ]*
@@ -38,6 +38,7 @@ _TAG = re.compile(
 )
 _TURN = re.compile(r"^### ?(?:Instruction|Response|Input):|^(?:User|Human):(?= |$)", re.M)
 _DIALOGUE = re.compile(r"\b(?:user|human|dialogue|conversation|script|chat|play)s?\b|###", re.I)
+_GOES_ON = re.compile(r"\s*(?:once|after|then|this|that|these|here)\b", re.I)
 _NO_TEXT = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f\\u2028\\u2029\\ufffe\\uffff]")
 
 
@@ -48,9 +49,15 @@ def _note(record: Record) -> RuleResult:
     prose = without_code(response)
     spans = [whole(response, _extent(response, prose, match)) for match in _note_lines(prose)]
     spans += [match.span() for match in _NOTE_INSIDE.finditer(prose)]
+    spans = [span for span in spans if not _is_spoken_of(response, *span)]
     if not spans:
         return None
     return with_response(record, _without(response, sorted(spans)), "note")
+
+
+def _is_spoken_of(response: str, start: int, end: int) -> bool:
+    """Whether a note has code in it of which the text goes on to speak."""
+    return FENCE in response[start:end] and _GOES_ON.match(response, end) is not None
 
 
 def _note_lines(prose: str) -> Iterator[re.Match[str]]:
@@ -226,6 +233,7 @@ NOTE = Rule(
         "Take note of the river's depth.\n\nNotes rose from the piano.",
         '"Note that down," he said, and looked at the river.',
         "```sql\n-- Note: slow\nSELECT 1;\n```",
+        "It runs.\n\nNote that it is slow:\n\n```sql\nSELECT 1;\n```\n\nOnce you know, go on.",
     ),
 )
 LINK = Rule(

@@ -105,7 +105,7 @@ _REFUSAL = re.compile(
 _CAVEATS = re.compile(_CAVEAT, re.I | re.X)
 _INSTEAD = re.compile(
     r"\b(?:however|nevertheless|but|instead)\b[^\n]*?(?:\bi['’]ll\b|\bi (?:can|will|assume)\b|"
-    r"\bi['’]m assuming\b|\bhere(?:['’]s| is| are)\b|\bif you meant\b)"
+    r"\blet me\b|\bi['’]m assuming\b|\bhere(?:['’]s| is| are)\b|\bif you meant\b)"
     r"|\A\s*assuming you(?:['’]re| are| mean)\b[^\n]*\bhere(?:['’]s| is| are)\b",
     re.I,
 )

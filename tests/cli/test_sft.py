@@ -80,16 +80,30 @@ def test_a_run_that_exists_keeps_its_own_settings(base: Path) -> None:
     assert resolved("--run", "again") == begun
 
 
-def test_one_process_fine_tunes(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit:
-        main(["sft", "base", "chats.jsonl", "--processes", "2"])
-    assert exit.value.code == EXIT_USAGE
-    assert (
-        "error: fine-tuning runs in one process; leave out --processes" in capsys.readouterr().err
-    )
-    assert main(["train", "--run", "base", "--processes", "2"]) == EXIT_USAGE
+def test_what_several_processes_cannot_fine_tune(
+    base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = ["sft", "base", "pairs.jsonl", "--objective", "preferences", "--processes", "2"]
+    assert main(pairs) == EXIT_USAGE
     told = capsys.readouterr().err
-    assert "base is fine-tuned, which 2 processes cannot share. Type: ys sft older" in told
+    assert "sft.objective: preferences, which 2 processes cannot share" in told
+    assert "In one process: ys train --run base-pairs" in told
+    with pytest.raises(SystemExit) as exit:
+        main(["sft", "base", "chats.jsonl", "--processes", "0"])
+    assert exit.value.code == EXIT_USAGE
+
+
+def test_several_processes_are_started_with_what_was_typed(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[object] = []
+    monkeypatch.setattr(
+        "ys_llm.cli.processes.launch", lambda words, **how: started.append((words, how)) or 0
+    )
+    typed = ["sft", "base", "my chats.jsonl", "--method", "lora", "--replay", "0.5"]
+    typed += ["--set", "train.seed=3"]
+    assert main([*typed, "--processes", "2"]) == 0
+    assert started == [(typed, {"processes": 2, "max_restarts": 0})]
 
 
 def test_a_base_is_needed_and_one_length(base: Path, capsys: pytest.CaptureFixture[str]) -> None:

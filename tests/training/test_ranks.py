@@ -81,6 +81,45 @@ def test_a_run_goes_on_under_another_number_of_processes(runs: RankRuns) -> None
     assert max(abs(a - b) for a, b in gaps) <= LOSS
 
 
+RECORDS = "".join(
+    f"Which pet is number {n}?<start>The {'cat ' * (n % 5)}pet.<end>\n" for n in range(30)
+)
+CHAT = '{"messages": [{"role": "user", "content": "%d?"}, {"role": "assistant", "content": "%s"}]}'
+TUNED = (
+    "train.init_from=base",
+    "data.batching=documents",
+    "train.seq_len=48",
+    "train.eval_interval=3",
+)
+METHODS = {
+    "full": ("sft.method=full", "sft.replay=0.5", "data.long_documents=carry"),
+    "lora": ("sft.method=lora", "sft.lora.rank=2", "sft.lora.dropout=0.2"),
+    "state": ("sft.method=state",),
+}
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m == "full" else pytest.mark.slow) for m in METHODS]
+)
+def test_two_processes_fine_tune_as_one(runs: RankRuns, method: str) -> None:
+    """Replies of unequal length: the mean is that of all tokens that are learned."""
+    if not (runs.folder / "runs" / "base").exists():
+        runs.train("base", 1)
+    text, name = RECORDS, "records.txt"
+    if method == "lora":  # with tokens that the base does not have
+        text = "\n".join(CHAT % (n, "yes " * (1 + n % 7)) for n in range(1, 30))
+        name = "chat.jsonl"
+    (runs.folder / name).write_text(text)
+    changes = (*TUNED, *METHODS[method], f"data.path={runs.folder / name}")
+    one, two = (runs.train(f"{method}-{n}", n, *changes) for n in (1, 2))
+    assert_close(two, one)
+    for tuned in (one, two):
+        forgotten = [row.get("base_bits_per_byte") for row in rows_of(tuned)]
+        assert any(forgotten) == (method != "state")
+    if method != "full":
+        runs.train(f"{method}-2", 1, *changes, "train.max_steps=8")  # taken up by one process
+
+
 SHARDED = (*HARD, "train.shard=true", "model.n_layers=2")
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ys_llm.cli.common import RUNS_DIR, load, override
-from ys_llm.errors import UsageError, UserError
+from ys_llm.errors import UsageError, UserError, command_line
+from ys_llm.system.place import place_of_process
 
 if TYPE_CHECKING:
+    from ys_llm.config.schema import Config
     from ys_llm.config.sources import Override, Resolved
 
 EXAMPLES = """\
@@ -62,6 +65,7 @@ _RATES = {"full": 5e-4, "lora": 1e-2, "state": 3e-2}
 _REPLAY = 0.5  # what this and these rates give is measured in docs/fine-tuning.md
 _PREFERENCE_RATE = 0.1  # of the others
 _EPOCHS = 3
+_NOT_PASSED_ON = ("base", "data", "processes", "dry_run")  # to the processes that are started
 
 
 @dataclass(frozen=True)
@@ -102,16 +106,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     set_help = "one setting, its value written as YAML; may be repeated"
     add("--set", metavar="A.B=VALUE", action="append", default=[], help=set_help)
     add("--dry-run", action="store_true", help="show sizes, memory and time; change nothing")
-    add("--processes", type=int, help=argparse.SUPPRESS)  # of `ys train`: refused here
+    processes_help = "start as many on this machine, which share every batch"
+    add("--processes", metavar="N", type=int, help=processes_help)
 
 
 def run(arguments: Arguments) -> int:
     """Fine-tune, resume, or forecast; the exit code."""
     if arguments.epochs is not None and arguments.minutes is not None:
         raise UsageError("--epochs and --minutes are two lengths; leave out one")
-    if arguments.processes not in (None, 1):
-        raise UsageError("fine-tuning runs in one process; leave out --processes")
-    resolved = resolve(arguments)
+    if arguments.processes is not None and arguments.processes < 1:
+        raise UsageError(f"--processes must be at least 1, found {arguments.processes}")
+    resolved, place = resolve(arguments), place_of_process()
     from ys_llm.training.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -120,10 +125,28 @@ def run(arguments: Arguments) -> int:
 
         print(dry_run(resolved, runs_dir=RUNS_DIR))
         return 0
+    if place is None and arguments.processes is not None:
+        return _launch(arguments, resolved.config)
     from ys_llm.training.loop import train
+    from ys_llm.training.ranks.group import LeaveQuietly
 
-    train(resolved, runs_dir=RUNS_DIR)
+    try:
+        train(resolved, runs_dir=RUNS_DIR, place=place)
+    except LeaveQuietly as left:
+        return left.exit_code
     return 0
+
+
+def _launch(arguments: Arguments, config: Config) -> int:
+    """Start --processes on this machine, and wait for them."""
+    from ys_llm.cli.processes import launch
+    from ys_llm.training.tuned_run import check_tuning_is_shareable
+
+    assert arguments.processes is not None, "one process needs no launcher"
+    check_tuning_is_shareable(config, arguments.processes)
+    given = {key: value for key, value in vars(arguments).items() if key not in _NOT_PASSED_ON}
+    words = shlex.split(command_line("sft", arguments.base, arguments.data, **given))[1:]
+    return launch(words, processes=arguments.processes, max_restarts=0)
 
 
 def resolve(arguments: Arguments) -> Resolved:

@@ -168,10 +168,10 @@ def _elastic(arguments: Arguments) -> Elastic | None:
 def _launch(arguments: Arguments, config: Config) -> int:
     """Start --processes on this machine, and wait for them."""
     from ys_llm.cli.processes import launch
-    from ys_llm.training.tuned_run import check_alone
+    from ys_llm.training.tuned_run import check_tuning_is_shareable
 
     assert arguments.processes is not None, "one process needs no launcher"
-    check_alone(config, arguments.processes)
+    check_tuning_is_shareable(config, arguments.processes)
     flags = {**arguments.flags(), "init_from": arguments.init_from}
     words = shlex.split(command_line("train", **flags, resume_step=arguments.resume_step))[1:]
     return launch(words, processes=arguments.processes, max_restarts=arguments.max_restarts)

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils import parametrize
 
-from ys_llm.config.sft import LoraConfig
+from ys_llm.config.sft import LoraConfig, SftConfig
 from ys_llm.errors import EXIT_USAGE, UserError
+from ys_llm.model.language_model import Model
 
 
 class Factors(NamedTuple):
@@ -127,6 +128,16 @@ def learn_new_rows(model: nn.Module, n_rows: int) -> None:
             first = nn.Parameter(weight.detach()[-n_rows:].clone())
             rows = learned.setdefault(id(weight), first)  # a shared matrix has them once
             parametrize.register_parametrization(module, name, NewRows(rows))
+
+
+def add_learned_parts(model: Model, config: SftConfig, n_new: int) -> None:
+    """Give a base what `sft.method` learns beside it, rows for `n_new` tokens included."""
+    if config.method == "lora":
+        add_adapter(model, config.lora)
+        if n_new:
+            learn_new_rows(model, n_new)
+    elif config.method == "state":
+        model.learn_initial_state()
 
 
 def new_rows_of(model: nn.Module) -> dict[str, Tensor]:

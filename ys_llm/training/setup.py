@@ -70,8 +70,8 @@ from ys_llm.training.trainer import (
 from ys_llm.training.tuned_run import (
     base_environment,
     build_tuned,
-    check_alone,
     check_same_base,
+    check_tuning_is_shareable,
 )
 from ys_llm.training.tuning import Source, base_run, load_source, read_examples
 
@@ -240,8 +240,9 @@ def build(
     for label, note in split.notes.items():
         log_line(f"{label:<12} {note}")
     if config.sft.method != "none":
-        check_alone(config, ranks.size)
-        return build_tuned(config, folder, source, cache=cache)
+        check_tuning_is_shareable(config, ranks.size)
+        run, state = build_tuned(config, folder, source, cache=cache)
+        return replace(run, ranks=ranks), state
     device = select_device(config.train)
     tokenizer = _tokenizer(config, folder, split)
     if config.model.size == AUTO:

@@ -81,6 +81,7 @@ class Tuning:
     reference: Mapping[str, Tensor] = field(default_factory=dict)
     held_out_reference: Mapping[str, Tensor] = field(default_factory=dict)
     fingerprint: Fingerprint | None = None  # of the base, where its initial state is learned
+    new_tokens: int = 0  # that the base does not have
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ def build_tuned(
         pairs,
         held_out_pairs,
         fingerprint=fingerprint_of(base) if config.sft.method == "state" else None,
+        new_tokens=tokenizer.vocab_size - base.tokenizer.vocab_size,
     )
     release_freed_memory()
     log_line(f"base         {path}, step {base.step:,}, SHA-256 {tuning.base.sha256[:12]}")
@@ -132,10 +133,11 @@ def evaluate_held_out(run: Run, *, max_tokens: int = 0) -> tuple[Evaluation, dic
     if tuning is not None and tuning.held_out_pairs is not None:
         result, further = _of_pairs(run, tuning.held_out_pairs, tuning)
     elif run.model.initial_state is not None:
-        result = evaluate_apart(run.model, data, seq_len)
+        found = asdict(evaluate_apart(run.model, data, seq_len)) if run.ranks.is_first else {}
+        result = Evaluation(**run.ranks.tell(found))
     else:
         result = evaluate_together(run, data, max_tokens=max_tokens)
-    if tuning is not None and tuning.held_out is not None:
+    if tuning is not None and tuning.held_out is not None:  # which the first process alone has
         bits = bits_per_byte_of_base(config, run.model, tuning.held_out)
         further["base_bits_per_byte"] = bits
     return result, further
@@ -164,12 +166,19 @@ def base_environment(run: Run) -> dict[str, str]:
     return {_BASE: f"{run.tuning.base.run}, SHA-256 {run.tuning.base.sha256}"}
 
 
-def check_alone(config: Config, n_processes: int) -> None:
-    """UserError where several processes would share what is fine-tuned."""
-    if config.sft.method != "none" and n_processes > 1:
+def check_tuning_is_shareable(config: Config, n_processes: int) -> None:
+    """UserError (2) for fine-tuning that several processes cannot share."""
+    if config.sft.method == "none" or n_processes == 1:
+        return
+    problems = {
+        "sft.objective: preferences": config.sft.objective == "preferences",
+        "train.shard": config.train.shard,
+    }
+    if found := [what for what, is_set in problems.items() if is_set]:
         raise UserError(
-            f"{config.run} is fine-tuned, which {n_processes} processes cannot share",
-            f"Type: {command_line('sft', config.train.init_from, config.data.path)}",
+            f"{config.run} is fine-tuned with {' and '.join(found)}, which {n_processes} "
+            "processes cannot share",
+            f"In one process: {command_line('train', run=config.run)}",
             exit_code=EXIT_USAGE,
         )
 

@@ -34,7 +34,7 @@ from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import UserError, command_line
 from ys_llm.evaluation.bits_per_byte import evaluate_tokens
 from ys_llm.model.language_model import Model
-from ys_llm.model.lora import add_adapter, learn_new_rows
+from ys_llm.model.lora import add_learned_parts
 from ys_llm.runs.folder import MODEL, SPLIT, find_run
 from ys_llm.runs.model_files import LoadedRun, load_weights, weights, with_vocabulary
 from ys_llm.training.budget import with_steps
@@ -182,12 +182,7 @@ def tuned_model(config: Config, tokenizer: Tokenizer, base: LoadedRun) -> Model:
     model = Model(config.model, vocab_size=tokenizer.vocab_size, backends=config.train.backend)
     n_new = tokenizer.vocab_size - base.tokenizer.vocab_size
     load_weights(model, weights(with_vocabulary(base, tokenizer)), base.path / MODEL)
-    if config.sft.method == "lora":
-        add_adapter(model, config.sft.lora)
-        if n_new:
-            learn_new_rows(model, n_new)
-    elif config.sft.method == "state":
-        model.learn_initial_state()
+    add_learned_parts(model, config.sft, n_new)
     return model
 
 

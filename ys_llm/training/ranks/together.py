@@ -17,12 +17,18 @@ from ys_llm.data.split import SplitRecord
 from ys_llm.data.tokenizer import Tokenizer
 from ys_llm.errors import EXIT_USAGE, UserError, command_line
 from ys_llm.model.language_model import Model
+from ys_llm.model.lora import add_learned_parts
 from ys_llm.model.state import flatten, to_device, unflatten
 from ys_llm.runs.checkpoint import Checkpoint, optimizer_tensors
 from ys_llm.runs.model_files import weights
 from ys_llm.training.compute import Compute, compile_kernels, select_device
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
+from ys_llm.training.ranks.examples import (
+    described_tuning,
+    received_examples,
+    send_examples,
+)
 from ys_llm.training.ranks.group import Ranks
 from ys_llm.training.ranks.join import call_others
 from ys_llm.training.ranks.parallel import replicated
@@ -31,7 +37,9 @@ from ys_llm.training.ranks.text import described_text, opened_text
 from ys_llm.training.resume import Rollback, TrainProgress
 from ys_llm.training.trainer import (
     Run,
+    TrainingData,
     TrainState,
+    Tuning,
     random_state,
     restore_checkpoint,
     set_random_state,
@@ -54,13 +62,15 @@ def lead(run: Run, record: SplitRecord, *, is_timed: bool, is_new: bool) -> None
         {
             "config": to_mapping(run.config),
             "tokenizer": run.tokenizer.saved,
-            "text": described_text(run.data, record),
+            "text": described_text(run.data, record) if run.tuning is None else None,
+            "tuning": described_tuning(run),
             "dtype": run.compute.dtype,
             "backends": dict(run.compute.backends),
             "is_timed": is_timed,
             "is_new": is_new,
         }
     )
+    send_examples(run)
     ranks.wait()  # until every machine has the text
     log_line(_ranks_line(run))
 
@@ -70,10 +80,11 @@ def follow(ranks: Ranks, runs_dir: Path) -> tuple[Run, Mapping[str, Any]]:
     told: dict[str, Any] = ranks.tell({})
     config, tokenizer = from_mapping(told["config"]), Tokenizer(told["tokenizer"])
     folder = runs_dir / config.run
-    data = opened_text(ranks, config, tokenizer, told["text"], folder / "cache")
+    data, tuning = _text_of(ranks, config, tokenizer, told, folder / "cache")
     device = select_device(config.train)
     torch.manual_seed(config.train.seed)
     model = Model(config.model, vocab_size=tokenizer.vocab_size, backends=config.train.backend)
+    add_learned_parts(model, config.sft, 0 if tuning is None else tuning.new_tokens)
     compute = Compute(device, told["dtype"], told["backends"])
     _use_backends(model.to(device), compute, ranks)
     run = Run(
@@ -84,9 +95,21 @@ def follow(ranks: Ranks, runs_dir: Path) -> tuple[Run, Mapping[str, Any]]:
         model.train(),
         make_optimizer(model, config.train),
         compute,
+        tuning=tuning,
         ranks=ranks,
     )
     return run, told
+
+
+def _text_of(
+    ranks: Ranks, config: Config, tokenizer: Tokenizer, told: Mapping[str, Any], cache: Path
+) -> tuple[TrainingData, Tuning | None]:
+    """What a process that is not the first reads; all wait until every machine has it."""
+    if told["tuning"] is None:
+        return opened_text(ranks, config, tokenizer, told["text"], cache), None
+    data, tuning = received_examples(ranks, told["tuning"])
+    ranks.wait()
+    return data, tuning
 
 
 def begin_together(run: Run, state: TrainState) -> Run:

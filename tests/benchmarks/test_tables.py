@@ -58,6 +58,7 @@ def test_every_result_file_is_shown() -> None:
         "diloco.json",
         "mixers.json",
         "abilities.json",
+        "plan.json",
     }
     assert named == {f"{result.name}.json" for result in RESULTS}
     assert RESULTS

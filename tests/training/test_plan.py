@@ -17,6 +17,7 @@ from ys_llm.config.sources import load_config
 from ys_llm.errors import UserError
 from ys_llm.model.costs import parameter_count
 from ys_llm.model.language_model import Model
+from ys_llm.training.kept_bytes import kept_bytes
 from ys_llm.training.plan import Plan, Workload, plans, with_devices, workload_of
 from ys_llm.training.plan_formulas import Failures, all_reduce_seconds, expected_maximum
 from ys_llm.training.plan_simulator import simulate_slowest, simulate_wall_seconds
@@ -31,6 +32,7 @@ SMALL = Cluster(
     node_gbit=8000.0,
     network_gbit=8.0,
     latency_us=0.0,
+    backend="nccl",
     jitter=0.0,
     mtbf_hours=1e9,
 )
@@ -92,14 +94,34 @@ def test_an_all_reduce_sends_all_but_ones_own_share_twice() -> None:
 
 def test_a_plan_of_ddp_is_compute_and_what_the_network_adds() -> None:
     plan = by_method(WORK, SMALL)["DDP"]
-    compute = 8 * 1000 * 6e6 / 1e9  # 8 rows of each device
-    assert plan.tokens_per_second == pytest.approx(64_000 / compute)  # hidden: 6 ms of all-reduce
+    compute, reduce = 8 * 1000 * 6e6 / 1e9, 6e-3 + 4e6 / 1e12  # 8 rows of each device
+    assert plan.tokens_per_second == pytest.approx(64_000 / (compute + reduce))  # in one bucket
     assert plan.memory_bytes == 16_000_000 + 8 * 10_000_000
     assert plan.wire_bytes == pytest.approx(2 * 3 * 4e6 / 64_000)
-    slow = by_method(WORK, replace(SMALL, network_gbit=8e-4))["DDP"]  # 60 s instead
-    inside = 4e6 / 1e12
-    seconds = compute + 60 + inside - compute * 2 / 3
+    large = replace(WORK, parameters=100_000_000)  # 600 ms, of which a bucket is the last
+    last = 0.6004 * (25 << 20) / 4e8
+    found = by_method(large, SMALL)["DDP"]
+    assert found.tokens_per_second == pytest.approx(64_000 / (compute + last), rel=1e-6)
+    slow = by_method(large, replace(SMALL, network_gbit=0.08))["DDP"]  # 60 s
+    seconds = compute / 3 + 60 + 4e-4
     assert slow.tokens_per_second == pytest.approx(64_000 / seconds)
+
+
+def test_bf16_keeps_a_copy_and_logits_come_in_chunks() -> None:
+    work = replace(WORK, cast_bytes=2, logit_bytes=80_000)
+    found = by_method(work, SMALL)
+    assert found["DDP"].memory_bytes == 18_000_000 + 8 * 10_000_000 + 8 * (1 << 22)
+    assert found["FSDP2"].memory_bytes == 4_000_000 + 8 * 10_000_000 + 8 * (1 << 22) + 1_600_000
+
+
+def test_gloo_sends_more_for_shares_and_hides_nothing() -> None:
+    gloo = replace(SMALL, backend="gloo", network_gbit=0.08)  # 0.6 s an all-reduce
+    found, other = (by_method(WORK, c)["FSDP2"] for c in (gloo, replace(gloo, backend="nccl")))
+    compute, reduce = 48.0, 0.6 + 4e-6
+    assert found.wire_bytes == pytest.approx(2 * 2 * 3 * 4e6 / 64_000)
+    assert found.tokens_per_second == pytest.approx(64_000 / (compute + 2 * reduce))
+    assert other.wire_bytes == pytest.approx(0.75 * found.wire_bytes)
+    assert other.tokens_per_second == pytest.approx(64_000 / compute)
 
 
 def test_a_model_too_large_for_a_device_fits_in_shares() -> None:
@@ -116,7 +138,7 @@ def test_diloco_sends_a_share_of_what_ddp_does() -> None:
     found = by_method(WORK, replace(SMALL, network_gbit=8e-4), inner_steps=50)
     assert found["DDP"].wire_bytes == pytest.approx(50 * found["DiLoCo"].wire_bytes)
     compute = 8 * 1000 * 6e6 / 1e9
-    seconds = 50 * compute + 60.0
+    seconds = 50 * (compute + 4e-6) + 60.0
     assert found["DiLoCo"].tokens_per_second == pytest.approx(50 * 64_000 / seconds)
     assert found["DiLoCo"].memory_bytes == found["DDP"].memory_bytes + 8_000_000
 
@@ -146,7 +168,7 @@ def test_simulated_days_lie_around_the_expected_ones() -> None:
 def test_devices_without_a_row_do_not_work() -> None:
     plan = by_method(replace(WORK, rows=5), SMALL)["DDP"]
     assert plan.devices == 5
-    assert plan.tokens_per_second == pytest.approx(5000 / (1000 * 6e6 / 1e9))
+    assert plan.tokens_per_second == pytest.approx(5000 / (1000 * 6e6 / 1e9), rel=2e-3)
 
 
 def test_a_number_of_devices_is_whole_nodes_or_a_part_of_one() -> None:
@@ -165,6 +187,21 @@ def test_a_workload_is_that_of_the_real_model() -> None:
     assert work.parameters == parameter_count(model)
     assert (work.rows, work.seq_len, work.tokens) == (64, 256, 10 * 64 * 256)
     assert workload_of(config, SMALL, tokens=5).tokens == 5
+    assert (work.cast_bytes, work.logit_bytes) == (2, 8 * config.tokenizer.vocab_size)
+
+
+def test_what_is_kept_is_counted_for_each_mixer() -> None:
+    few = ("model.d_model=32", "model.d_mlp=32", "tokenizer.vocab_size=300", "train.seq_len=64")
+
+    def kept(layers: str, n_layers: int) -> int:
+        changes = [*few, f"model.layers={layers}", f"model.n_layers={n_layers}"]
+        config = load_config(None, overrides=changes).config
+        return kept_bytes(config, "fp32", seq_len=64)
+
+    one, two, four = (kept("[min_gru]", n) for n in (1, 2, 4))
+    assert four - two == pytest.approx(2 * (two - one), abs=2)
+    mean = (two + kept("[rwkv7]", 2)) / 2
+    assert mean != two and kept("[min_gru, rwkv7]", 2) == pytest.approx(mean, abs=2)
 
 
 def test_a_batch_size_that_is_measured_later_is_refused() -> None:

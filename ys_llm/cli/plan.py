@@ -1,4 +1,4 @@
-"""`ys plan`: what a training needs on a cluster, by formulas; nothing is trained or measured."""
+"""`ys plan`: what a training needs on a cluster, by formulas; nothing is trained."""
 
 from __future__ import annotations
 

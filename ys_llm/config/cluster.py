@@ -23,6 +23,9 @@ class Cluster:
     dtype: Literal["bf16", "fp32"] = setting("bf16", "dtype of the matmuls")
     tflops: float = setting(0.2, "peak of a device in that dtype, TFLOP/s", above=0)
     utilization: float = setting(0.4, "share of the peak that a step reaches", above=0, maximum=1)
+    backend: Literal["gloo", "nccl"] = setting(
+        "gloo", "what sends tensors: gloo between CPUs, nccl between GPUs"
+    )
     node_gbit: float = setting(50.0, "a device to others of its node, Gbit/s each way", above=0)
     network_gbit: float = setting(1.0, "a node to other nodes, Gbit/s each way", above=0)
     latency_us: float = setting(50.0, "of a message between nodes, microseconds", minimum=0)

@@ -1,6 +1,6 @@
 """`ys plan`: what a training needs on a cluster: DDP, FSDP2 or DiLoCo between nodes.
 
-Nothing is measured: sizes are those of the model, times are formulas (`plan_formulas.py`). All
+Nothing is timed: sizes are those of the model, times are formulas (`plan_formulas.py`). All
 weights, gradients and moments are fp32. A step reads train.batch_size * train.grad_accum_steps
 rows, divided among the devices; each takes as many rows at once as fit into its memory.
 """
@@ -17,7 +17,9 @@ from ys_llm.config.schema import Config
 from ys_llm.errors import EXIT_USAGE, UserError
 from ys_llm.model.costs import flops_per_token, parameter_count
 from ys_llm.model.language_model import Model
+from ys_llm.ops.cross_entropy import CHUNK_ELEMENTS
 from ys_llm.system.sizes import human_size
+from ys_llm.training.kept_bytes import kept_bytes
 from ys_llm.training.plan_formulas import Failures, all_reduce_seconds, expected_maximum
 from ys_llm.training.plan_simulator import simulate_wall_seconds
 
@@ -26,13 +28,17 @@ _WEIGHT = 4  # bytes
 _TRAINED = 4 * _WEIGHT  # bytes of a parameter with its gradient and AdamW's two moments
 _SAVED = 3 * _WEIGHT  # of them in a checkpoint
 _OUTER = 2 * _WEIGHT  # DiLoCo's: weights before the round, and momentum
-_KEPT_NUMBERS = 17  # of a block, per token and unit of width, for the backward pass
+_CAST = 2  # of the copy that bf16 matmuls work with, until the end of the backward pass
+_BUCKET = 25 << 20  # bytes of gradients that DDP sends at once
 _DAY, _MWH = 86_400.0, 3.6e9
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: `flops` of a token in training, `kept_bytes` of its activations."""
+    """What is trained: `flops` of a token in training, `kept_bytes` of its activations.
+
+    `cast_bytes` are those of a parameter besides fp32, `logit_bytes` of a token's with gradient.
+    """
 
     parameters: int
     flops: int
@@ -41,6 +47,8 @@ class Workload:
     seq_len: int
     rows: int  # of a step
     tokens: int  # in all
+    cast_bytes: int = 0
+    logit_bytes: int = 0
 
     @property
     def weight_bytes(self) -> int:
@@ -76,12 +84,7 @@ class Plan:
 
 
 def workload_of(config: Config, cluster: Cluster, *, tokens: int | None = None) -> Workload:
-    """The work of a configuration; the longest stage stands for all. UserError for `auto` sizes.
-
-    Activations of a block are 17 numbers for each token and unit of width, which is a Llama block's
-    without the scores of its attention (Korthikanti et al. 2022, arXiv 2205.05198: 34 bytes in 16
-    bits), and logits with their gradient are fp32.
-    """
+    """The work of a configuration; the longest stage stands for all. UserError for `auto` sizes."""
     if config.train.batch_size == "auto" and not config.train.stages:
         raise UserError(
             "train.batch_size is auto, which a plan cannot measure",
@@ -91,18 +94,18 @@ def workload_of(config: Config, cluster: Cluster, *, tokens: int | None = None) 
     stage, vocabulary = config.train.plan[-1], config.tokenizer.vocab_size
     with torch.device("meta"):
         model = Model(config.model, vocab_size=vocabulary)
-    number = 2 if cluster.dtype == "bf16" else 4
-    kept = _KEPT_NUMBERS * number * config.model.d_model * config.model.depth
     stages = config.train.plan
     planned = sum(one.steps * one.batch_size * one.seq_len for one in stages)
     return Workload(
         parameter_count(model),
         3 * flops_per_token(model, stage.seq_len, training=True),
-        kept + 2 * _WEIGHT * vocabulary,
+        kept_bytes(config, cluster.dtype, seq_len=stage.seq_len),
         config.model.depth,
         stage.seq_len,
         stage.batch_size * config.train.grad_accum_steps,
         tokens or planned * config.train.grad_accum_steps,
+        _CAST if cluster.dtype == "bf16" else 0,
+        2 * _WEIGHT * vocabulary,
     )
 
 
@@ -148,6 +151,7 @@ def _layout(work: Workload, cluster: Cluster, fixed: float) -> _Layout:
     """As many rows at once as fit beside `fixed` bytes, and no more passes than that needs."""
     ranks = min(cluster.devices, work.rows)
     rows, row_bytes = -(-work.rows // ranks), work.seq_len * work.kept_bytes
+    fixed += min(rows * work.seq_len * work.logit_bytes, 2 * _WEIGHT * CHUNK_ELEMENTS)
     most = min(rows, int((cluster.memory_gb * 1e9 - fixed) // row_bytes))
     if most < 1:
         return _Layout(ranks, rows, 0, int(fixed + row_bytes))
@@ -158,12 +162,15 @@ def _layout(work: Workload, cluster: Cluster, fixed: float) -> _Layout:
 def _ddp(work: Workload, cluster: Cluster) -> Plan:
     """Every device has all weights; gradients are summed while the last backward pass goes on.
 
-    step = compute + max(0, all-reduce - 2/3 compute / passes)
+    step = compute + max(last bucket, all-reduce - 2/3 compute / passes)
+
+    The last bucket is full when the pass is over; a model of fewer bytes has no other.
     """
-    layout = _layout(work, cluster, _TRAINED * work.parameters)
+    layout = _layout(work, cluster, (_TRAINED + work.cast_bytes) * work.parameters)
     compute, reduce = _compute(work, cluster, layout), _all_reduce(work, cluster)
     hidden = 2 / 3 * compute / layout.passes
-    seconds = compute * _slowest(cluster, layout.ranks) + max(0.0, reduce - hidden)
+    last = reduce * min(1.0, _BUCKET / work.weight_bytes)
+    seconds = compute * _slowest(cluster, layout.ranks) + max(last, reduce - hidden)
     return _plan("DDP", layout, work, seconds, _sent(work, cluster))
 
 
@@ -172,12 +179,16 @@ def _fsdp(work: Workload, cluster: Cluster) -> Plan:
 
     Each pass gathers the weights twice and sums the gradients once, which sends 1.5 times what DDP
     does (Rajbhandari et al. 2020, arXiv 1910.02054), hidden behind the compute where it is shorter.
+    gloo sums them whole on every device, which makes it twice as much, and hides nothing.
     """
     whole = 2 * work.weight_bytes / (work.depth + 1)
-    layout = _layout(work, cluster, _TRAINED * work.parameters / cluster.devices + whole)
+    shared = (_TRAINED / cluster.devices + work.cast_bytes) * work.parameters
+    layout = _layout(work, cluster, shared + whole)
     compute = _compute(work, cluster, layout) * _slowest(cluster, layout.ranks)
-    transfers = 1.5 * layout.passes
-    seconds = max(compute, transfers * _all_reduce(work, cluster))
+    is_hidden = cluster.backend == "nccl"
+    transfers = (1.5 if is_hidden else 2.0) * layout.passes
+    reduce = transfers * _all_reduce(work, cluster)
+    seconds = max(compute, reduce) if is_hidden else compute + reduce
     return _plan("FSDP2", layout, work, seconds, transfers * _sent(work, cluster))
 
 

@@ -5,6 +5,7 @@ Outside a pass a parameter is a DTensor, of which each process has its local par
 for them take half as long to import as torch itself, and are imported where a model is sharded.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +26,8 @@ def shard(model: Model, ranks: Ranks, device: torch.device) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    # That an op in place on what a block returns would go wrong: there is none.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     mesh = init_device_mesh(device.type, (ranks.size,))
     further = () if model.cross_decoder is None else model.cross_decoder.blocks
     for block in (*model.blocks, *further):

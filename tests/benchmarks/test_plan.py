@@ -21,8 +21,10 @@ def test_the_page_shows_the_table() -> None:
     assert "\n".join(markdown(RESULTS)) in page
 
 
-def test_every_case_was_measured() -> None:
+def test_every_case_was_measured_in_one_go() -> None:
     assert RESULTS["measured"].keys() == {case.name for case in CASES}
+    assert len({case["commit"] for case in RESULTS["measured"].values()}) == 1
+    assert not any("dirty" in case["commit"] for case in RESULTS["measured"].values())
 
 
 def test_plans_are_near_what_was_measured() -> None:

@@ -6,7 +6,8 @@ python -m benchmarks.mixers --data PATH --time    how long a step of each takes:
 python -m benchmarks.mixers --table               prints both tables of benchmarks/mixers.json
 
 The first two train what is not trained yet, in runs/, and replace their part of
-benchmarks/mixers.json and the tables of the pages that show it. Losses depend on no other work.
+benchmarks/mixers.json and the tables of the pages that show it: equal tokens with one seed, with
+several, or equal seconds. Losses depend on no other work.
 Stopped, they go on when the same command is typed again.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +37,7 @@ from ys_llm.training.step_times import time_steps
 
 RESULTS = ROOT / "benchmarks/mixers.json"
 STATE_TOKENS = 2048
+SEVERAL = "tokens, several seeds"
 _HEAD = 40  # characters of a table that no result changes
 # What is compared, by name: a shipped configuration, or a file of benchmarks/fair/.
 CONTENDERS = {
@@ -112,7 +115,7 @@ def rewritten(text: str, lines: Sequence[str]) -> str:
 
 
 def _read() -> dict[str, Any]:
-    found: dict[str, Any] = {"tokens": None, "seconds": None, "steps": {}}
+    found: dict[str, Any] = {"tokens": None, SEVERAL: None, "seconds": None, "steps": {}}
     if RESULTS.exists():
         found |= json.loads(RESULTS.read_text(encoding="utf-8"))
     return found
@@ -127,10 +130,11 @@ def measured(
         steps = results["steps"] | _timed(names, arguments.data)
         return {**results, "steps": steps}
     unit = "tokens" if arguments.tokens else "seconds"
+    part_name = SEVERAL if arguments.tokens and arguments.seeds > 1 else unit
     amount = arguments.tokens or arguments.seconds
     found = _compared(names, f"{unit}={amount}", arguments.data, arguments.seeds)
     part = {
-        "command": " ".join(["python -m benchmarks.mixers", *words]).replace(
+        "command": f"python -m benchmarks.mixers {shlex.join(words)}".replace(
             arguments.data, "PATH"
         ),
         "torch": torch.__version__,
@@ -139,12 +143,12 @@ def measured(
         "hardware": sorted({run["hardware"] for run in found["runs"]}),
         "commits": sorted({run["commit"] for run in found["runs"]}),
         "rows": [
-            {"name": name, "config": EVERY[name], "state_bytes": _state_bytes(name), **standing}
+            {**standing, "name": name, "config": EVERY[name], "state_bytes": _state_bytes(name)}
             for name, standing in zip(names, found["configurations"], strict=True)
         ],
         "verdicts": found["verdicts"],
     }
-    return {**results, unit: part}
+    return {**results, part_name: part}
 
 
 def _timed(names: Sequence[str], data: str) -> dict[str, Any]:
@@ -194,14 +198,14 @@ def markdown(results: Mapping[str, Any]) -> list[str]:
 
 
 def short_table(results: Mapping[str, Any]) -> list[str]:
-    """README's table: what is learned from equal tokens, at which costs."""
-    tokens, steps = results["tokens"], results["steps"]
-    heads = ["bits per byte", "against three-tier", "tokens/s of training", "bytes of state"]
+    """README's table: what is learned from equal tokens with several seeds, at which costs."""
+    tokens, steps = results[SEVERAL], results["steps"]
+    heads = ["bits per byte", "against three-tier", "names again", "tokens/s of training"]
+    heads.append("bytes of state")
     lines = [f"| model | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
     for row in _by_bits(tokens["rows"]):
-        bits, verdict, _ = _losses(row, tokens)
         _, _, speed, _, state, _ = _costs(row, steps.get(row["name"]))
-        lines.append(f"| {row['name']} | {bits} | {verdict} | {speed} | {state} |")
+        lines.append(f"| {' | '.join([row['name'], *_losses(row, tokens), speed, state])} |")
     return lines
 
 

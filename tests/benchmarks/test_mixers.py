@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import mixers
-from benchmarks.mixers import EVERY, RESULTS, SETTINGS, main, rewritten, run_of, tables
+from benchmarks.mixers import EVERY, RESULTS, SETTINGS, SEVERAL, main, rewritten, run_of, tables
 from ys_llm.config.shipped import find_config
 from ys_llm.config.sources import load_config
 from ys_llm.evaluation.compare import check_configs
@@ -18,7 +18,7 @@ from ys_llm.training.trial_budget import Budget, with_budget
 
 ROOT = Path(__file__).resolve().parents[2]
 FOUND: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-UNITS = ("tokens", "seconds")
+UNITS = {"tokens": "tokens", SEVERAL: "tokens", "seconds": "seconds"}
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +42,10 @@ def test_every_file_may_be_compared() -> None:
     assert files < set(EVERY.values())
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_row_has_the_steps_of_its_budget_and_the_state_of_its_model(unit: str) -> None:
-    part = FOUND[unit]
+@pytest.mark.parametrize("part_name", UNITS)
+def test_a_row_has_the_steps_of_its_budget_and_the_state_of_its_model(part_name: str) -> None:
+    part, unit = FOUND[part_name], UNITS[part_name]
+    assert (len(part["seeds"]) > 1) == (part_name == SEVERAL)
     assert {"three-tier"} <= {row["name"] for row in part["rows"]} <= set(EVERY)
     for row in part["rows"]:
         assert row["config"] == EVERY[row["name"]]

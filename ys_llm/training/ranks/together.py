@@ -22,6 +22,7 @@ from ys_llm.model.state import flatten, to_device, unflatten
 from ys_llm.runs.checkpoint import Checkpoint, optimizer_tensors
 from ys_llm.runs.model_files import weights
 from ys_llm.training.compute import Compute, compile_kernels, select_device
+from ys_llm.training.memory import release_freed_memory
 from ys_llm.training.metrics import log_line
 from ys_llm.training.optimizer import make_optimizer
 from ys_llm.training.ranks.examples import (
@@ -116,14 +117,19 @@ def begin_together(run: Run, state: TrainState) -> Run:
     """The run with what makes its steps common: all have weights and progress of the first."""
     if run.ranks.is_alone:
         return run
-    given = weights(run.model), optimizer_tensors(run.model, run.optimizer)
+    whole: dict[str, Tensor] = {}
+    moments: dict[str, Tensor] = {}
+    if run.ranks.is_first:  # another would keep whole weights beside its parts
+        whole, moments = weights(run.model), optimizer_tensors(run.model, run.optimizer)
     if run.config.train.shard:
         shard(run.model, run.ranks, run.device)
         run = replace(run, optimizer=make_optimizer(run.model, run.config.train))
     else:
         run = replace(run, parallel=replicated(run.model, run.ranks))
     run = replace(run, is_connected=True)
-    _take(run, state, *given)
+    _take(run, state, whole, moments)
+    whole.clear()
+    release_freed_memory()
     return run
 
 

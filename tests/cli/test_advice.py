@@ -27,6 +27,7 @@ WITHOUT_RUN = {"ys_llm/runs/folder.py", "ys_llm/data/readers.py"}
 PASSED_ON = {
     "ys_llm/config/sources.py",
     "ys_llm/cli/train.py",
+    "ys_llm/cli/sft.py",
     "ys_llm/cli/compare.py",
     "ys_llm/training/trials.py",
     "ys_llm/gendata/command.py",
